@@ -1,0 +1,189 @@
+"""What the services may ask of the bus, and how it can fail. Nothing here knows NATS.
+
+BusError
+├─ Full             the stream is at its limit: the publish was refused, nothing is stored
+├─ WrongSequence    compare-and-set lost: somebody else wrote first
+├─ NoStream         no stream takes this subject (not created yet, or its leader is being elected)
+├─ TooLarge         the payload is over the server's limit
+├─ NoResponder      nobody answers this request subject
+├─ Denied           the server forbids it to this user
+└─ Unanswered       no answer in time; the publish may still have been stored: repeat it with the same msg_id
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from llorch_shared.streams import Topology
+
+
+class BusError(Exception):
+    """A bus operation did not do what was asked."""
+
+
+class Full(BusError): ...
+
+
+class WrongSequence(BusError): ...
+
+
+class NoStream(BusError): ...
+
+
+class TooLarge(BusError): ...
+
+
+class NoResponder(BusError): ...
+
+
+class Denied(BusError): ...
+
+
+class Unanswered(BusError): ...
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """`seq` is the stream sequence where the message came from a stream or was republished by one, else 0. `deleted` is
+    true for an expiry or delete marker of a bucket key; its data is empty and its seq is what a new write must expect."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    seq: int = 0
+    reply: str = ""
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    stream: str
+    seq: int
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    messages: int
+    first_seq: int
+    last_seq: int
+
+
+class Delivery(Protocol):
+    """One message of a durable, until it is acknowledged."""
+
+    @property
+    def message(self) -> Message: ...
+
+    @property
+    def redelivered(self) -> bool: ...
+
+    async def ack(self) -> None:
+        """Acknowledge and wait until the server has processed it: only then is its place in a bounded stream free.
+        Raises Unanswered when the server does not confirm (a reset consumer does not)."""
+
+    async def retry_later(self, delay_s: float) -> None: ...
+
+
+class Consumer(Protocol):
+    async def fetch(self, limit: int, wait_s: float) -> Sequence[Delivery]:
+        """Up to `limit` messages; fewer, or none, after `wait_s`. Never raises for an empty stream, a reconnect or a
+        leader change, and never drops what it already holds. Raises NoStream when the durable does not exist."""
+
+    async def reset(self) -> None:
+        """Have everything that is not acknowledged delivered again, now (takeover)."""
+
+    async def close(self) -> None: ...
+
+
+class Subscription(Protocol):
+    async def close(self) -> None: ...
+
+
+Handler = Callable[[Message], None]
+"""Runs in the reader: must not block. Hand over to a queue or an event."""
+
+RawHandler = Callable[[bytes, bytes], None]
+"""(subject, payload) of a subject without headers: the hot path."""
+
+Responder = Callable[[Message], Awaitable[tuple[bytes, Mapping[str, str]]]]
+"""Answers a request with payload and headers."""
+
+
+class Bus(Protocol):
+    name: str
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def problem(self) -> str:
+        """Why this connection is not to be trusted: empty, `disconnected`, or the last permission error."""
+
+    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Called after each reconnect, once the ensured topology stands again."""
+
+    def on_disconnect(self, callback: Callable[[], None]) -> None: ...
+
+    async def ensure(self, topology: Topology) -> None:
+        """Create or update streams and durables; remembered, and ensured again after every reconnect."""
+
+    async def forget(self, topology: Topology) -> None:
+        """Stop ensuring it. Does not delete anything."""
+
+    def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """Fire and forget. Dropped while disconnected."""
+
+    async def flush(self) -> None:
+        """Wait until the server has what was published before."""
+
+    async def store(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        msg_id: str = "",
+        expect_seq: int | None = None,
+        ttl_s: float = 0,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 5.0,
+    ) -> Stored:
+        """Publish into a stream and wait for its ack. `expect_seq` compares the subject's last sequence (0: none yet).
+        Raises Full, WrongSequence, NoStream, TooLarge, Denied, Unanswered."""
+
+    async def store_batch(self, messages: Sequence[tuple[str, bytes]]) -> None:
+        """Store at most 500 messages of one stream that allows atomic batches: all or none."""
+
+    async def request(
+        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout_s: float = 2.0
+    ) -> Message:
+        """Raises NoResponder, Unanswered."""
+
+    async def serve(
+        self, subject: str, responder: Responder, *, queue: str = "", concurrency: int = 64
+    ) -> Subscription:
+        """Answer requests, at most `concurrency` at once; members of one `queue` share them."""
+
+    async def subscribe(self, subject: str, handler: Handler) -> Subscription:
+        """Core subscription; in effect at the server when this returns."""
+
+    async def tail(self, subject: str, handler: RawHandler) -> Subscription:
+        """Core subscription for the hot path: no headers, no per-message objects; in effect when this returns."""
+
+    async def last(self, stream: str, subject: str) -> Message | None:
+        """The newest message of one subject. Expiry and delete markers are returned with `deleted` set."""
+
+    async def snapshot(self, stream: str, subject_filter: str) -> Sequence[Message]:
+        """The newest message of every matching subject, in sequence order, markers included (`deleted`)."""
+
+    async def replay(
+        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000
+    ) -> Sequence[Message]:
+        """Stored messages of a subject or wildcard from a sequence on, in sequence order."""
+
+    async def stream_state(self, stream: str) -> StreamState: ...
+
+    async def consumer(self, stream: str, durable: str) -> Consumer: ...
+
+    async def close(self) -> None:
+        """Send what is buffered, then leave. Safe to call twice."""

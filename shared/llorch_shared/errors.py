@@ -1,0 +1,148 @@
+"""Errors as clients see them: one code table, one envelope, one exception.
+
+    OrchError                    anything a client is told; carries the code, and the status when it is not the usual one
+    └─ Refused                   429: not now, come back in `retry_after_ms`
+
+The table is the source of contracts/errors.md; the mapping to HTTP is done in one place, the gateway's edge.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+
+class ErrorCode(StrEnum):
+    """ErrorKind of REQUIREMENTS 2.5, and the codes of the auth seam."""
+
+    INVALID_PARAMS = "INVALID_PARAMS"
+    DEADLINE_UNMET = "DEADLINE_UNMET"
+    UNTRUSTED_ARTIFACT = "UNTRUSTED_ARTIFACT"
+    MODEL_DEPRECATED = "MODEL_DEPRECATED"
+    ADMISSION_REJECT = "ADMISSION_REJECT"
+    QUEUE_FULL_DROP_LRU = "QUEUE_FULL_DROP_LRU"
+    POOL_UNREADY = "POOL_UNREADY"
+    POOL_UNAVAILABLE = "POOL_UNAVAILABLE"
+    REPLICA_EXHAUSTED = "REPLICA_EXHAUSTED"
+    DECODE_TIMEOUT = "DECODE_TIMEOUT"
+    WORKER_RESET = "WORKER_RESET"
+    INTERNAL = "INTERNAL"
+    MISSING_TOKEN = "MISSING_TOKEN"  # noqa: S105  (the name of an error, not a secret)
+    BAD_TOKEN = "BAD_TOKEN"  # noqa: S105
+    NON_LOOPBACK_WITHOUT_TOKEN = "NON_LOOPBACK_WITHOUT_TOKEN"  # noqa: S105
+
+
+class ErrorFacts(msgspec.Struct, frozen=True):
+    status: int
+    retriable: bool
+    meaning: str
+
+
+ERRORS: Final[dict[ErrorCode, ErrorFacts]] = {
+    ErrorCode.INVALID_PARAMS: ErrorFacts(
+        400, False, "The request cannot be served as written; the message names the field."
+    ),
+    ErrorCode.DEADLINE_UNMET: ErrorFacts(
+        400, False, "deadline_ms is not positive, or cannot be met by the present backlog."
+    ),
+    ErrorCode.UNTRUSTED_ARTIFACT: ErrorFacts(400, False, "A model or engine failed its digest or trust policy."),
+    ErrorCode.MODEL_DEPRECATED: ErrorFacts(403, False, "The model takes no new work."),
+    ErrorCode.ADMISSION_REJECT: ErrorFacts(
+        429, True, "The queue is full, or a limit is reached; policy_label says which."
+    ),
+    ErrorCode.QUEUE_FULL_DROP_LRU: ErrorFacts(429, True, "The task was dropped from a full queue to make room."),
+    ErrorCode.POOL_UNREADY: ErrorFacts(503, True, "The pool exists and is not serving yet, or is draining."),
+    ErrorCode.POOL_UNAVAILABLE: ErrorFacts(503, True, "No part of the system can serve the pool at present."),
+    ErrorCode.REPLICA_EXHAUSTED: ErrorFacts(503, True, "Every replica of the pool has failed."),
+    ErrorCode.DECODE_TIMEOUT: ErrorFacts(500, True, "The engine stopped producing tokens in time."),
+    ErrorCode.WORKER_RESET: ErrorFacts(
+        500, False, "The engine or its node was lost and the stream could not be continued."
+    ),
+    ErrorCode.INTERNAL: ErrorFacts(
+        500, False, "A fault of the system itself; the correlation id finds it in the logs."
+    ),
+    ErrorCode.MISSING_TOKEN: ErrorFacts(401, False, "No bearer token was sent (40101)."),
+    ErrorCode.BAD_TOKEN: ErrorFacts(401, False, "The bearer token is not the configured one (40102)."),
+    ErrorCode.NON_LOOPBACK_WITHOUT_TOKEN: ErrorFacts(
+        403, False, "The gateway refuses to listen beyond loopback without AUTH_TOKEN (40301)."
+    ),
+}
+
+
+class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The error envelope (ORCH-2006): the body of every HTTP error and the data of an SSE `error` event."""
+
+    code: ErrorCode
+    message: str
+    engine: str | None = None
+    retriable: bool = False
+    retry_after_ms: Annotated[int, Meta(ge=0)] | None = None
+    policy_label: str | None = None
+    pool_id: str | None = None
+    hint: str | None = None
+
+
+class OrchError(Exception):
+    """Something a client is told. `status` differs from the code's usual one for 404, 405 and 413 only."""
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        status: int | None = None,
+        engine: str | None = None,
+        pool_id: str | None = None,
+        retriable: bool | None = None,
+        retry_after_ms: int | None = None,
+        policy_label: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        facts = ERRORS[code]
+        self.status = facts.status if status is None else status
+        self.body = ErrorBody(
+            code=code,
+            message=message,
+            engine=engine,
+            retriable=facts.retriable if retriable is None else retriable,
+            retry_after_ms=retry_after_ms,
+            policy_label=policy_label,
+            pool_id=pool_id,
+            hint=hint,
+        )
+
+    @property
+    def code(self) -> ErrorCode:
+        return self.body.code
+
+
+class Refused(OrchError):
+    """The server said no to this admission: 429 with when to come back."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        policy_label: str,
+        retry_after_ms: int,
+        engine: str | None = None,
+        pool_id: str | None = None,
+    ) -> None:
+        super().__init__(
+            ErrorCode.ADMISSION_REJECT,
+            message,
+            engine=engine,
+            pool_id=pool_id,
+            retry_after_ms=retry_after_ms,
+            policy_label=policy_label,
+        )
+
+
+def invalid(message: str, *, status: int = 400, engine: str | None = None, hint: str | None = None) -> OrchError:
+    return OrchError(ErrorCode.INVALID_PARAMS, message, status=status, engine=engine, hint=hint)
+
+
+def not_found(what: str) -> OrchError:
+    return invalid(f"{what} is not known here", status=404)

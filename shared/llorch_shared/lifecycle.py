@@ -1,0 +1,76 @@
+"""A process's life: its loop, the wish to stop, and not outliving the parent that started it."""
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+import uvloop
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class Stop:
+    """The wish to stop. Wishing twice is fine; waiting after the wish returns at once."""
+
+    def __init__(self) -> None:
+        self._event: Final = asyncio.Event()
+        self.reason = ""
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def wish(self, reason: str) -> None:
+        if not self._event.is_set():
+            self.reason = reason
+            self._event.set()
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the wish; false when `timeout_s` passed first."""
+        try:
+            await asyncio.wait_for(self._event.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+
+def run(main: Callable[[Stop], Coroutine[Any, Any, int]]) -> int:
+    """Run `main` on uvloop until it returns; SIGTERM and SIGINT become the wish to stop. Returns its exit code."""
+
+    async def guarded() -> int:
+        stop = Stop()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.wish, signal.Signals(number).name)
+        return await main(stop)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(guarded())
+
+
+def die_with_parent(sent: signal.Signals = signal.SIGKILL) -> None:
+    """Ask the kernel to signal this process when its parent dies, however it dies. Survives exec."""
+    parent = os.getppid()
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, int(sent), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), sent)
+
+
+async def first_of(*waits: Awaitable[Any]) -> None:
+    """Return when the first of `waits` is done, cancelling the others; its exception is raised."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,69 @@
+"""A bucket held in memory: a snapshot plus the server's republished changes, with no consumer to go blind.
+
+Subscribed first, read second; of two versions of a key the higher sequence wins, so the order of arrival does not
+matter. After a reconnect the snapshot is read again. Cost: O(keys) per snapshot, O(1) per change.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from llorch_shared import subjects
+from llorch_shared.bus.port import Bus, Message, Subscription
+
+Changed = Callable[[str, bytes | None], None]
+"""(key, value), value None when the key expired or was deleted. Runs in the bus reader: must not block."""
+
+
+class LiveTable:
+    """`REG` or `SPEC` as a dict of raw values, following the server."""
+
+    def __init__(self, bus: Bus, *, bucket: str, changed: Changed) -> None:
+        self._bus: Final = bus
+        self._stream: Final = f"KV_{bucket}"
+        self._filter: Final = f"$KV.{bucket}.>"
+        self._live: Final = subjects.ALL_REGISTRY_LIVE if bucket == "REG" else subjects.ALL_SPEC_LIVE
+        self._key: Final = subjects.registry_key if bucket == "REG" else subjects.spec_key
+        self._changed: Final = changed
+        self._values: dict[str, bytes] = {}
+        self._seqs: dict[str, int] = {}
+        self._subscription: Subscription | None = None
+
+    @property
+    def values(self) -> Mapping[str, bytes]:
+        return self._values
+
+    def seq(self, key: str) -> int:
+        """Sequence of the newest version seen, markers included; what a compare-and-set must expect. 0 if never seen."""
+        return self._seqs.get(key, 0)
+
+    async def start(self) -> None:
+        self._subscription = await self._bus.subscribe(self._live, self._apply)
+        self._bus.on_reconnect(self.refresh)
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        """Read the whole bucket again; keys that are gone without a marker are reported as deleted."""
+        state = await self._bus.stream_state(self._stream)
+        messages = await self._bus.snapshot(self._stream, self._filter)
+        present = {self._key(message.subject) for message in messages}
+        for key in [key for key in self._values if key not in present and self._seqs[key] <= state.last_seq]:
+            del self._values[key]
+            self._changed(key, None)
+        for message in messages:
+            self._apply(message)
+
+    def _apply(self, message: Message) -> None:
+        key = self._key(message.subject)
+        if message.seq <= self._seqs.get(key, 0):
+            return
+        self._seqs[key] = message.seq
+        if message.deleted:
+            if self._values.pop(key, None) is not None:
+                self._changed(key, None)
+            return
+        self._values[key] = message.data
+        self._changed(key, message.data)
+
+    async def close(self) -> None:
+        if self._subscription is not None:
+            await self._subscription.close()

@@ -1,0 +1,89 @@
+"""Every metric of the system: name, type, labels, as the contract has them (REQUIREMENTS section 4).
+
+Each service takes the ones it feeds from one `Metrics` and exposes them; a name or label made elsewhere is a mistake.
+"""
+
+from typing import Final, Literal
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_V: Final = ("engine", "engine_version", "pool_id")
+_FIRST_TOKEN_MS: Final = (50, 100, 150, 200, 300, 500, 750, 1000, 1500, 2000, 3000)
+_DECODE_MS: Final = (250, 500, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 12000)
+_ADMISSION_MS: Final = (1, 2, 5, 10, 20, 50, 100, 250, 500, 1000, 2500)
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class MetricSpec(msgspec.Struct, frozen=True):
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+METRICS: Final[dict[str, MetricSpec]] = {
+    "tasks_enqueued_total": MetricSpec("counter", "Tasks accepted into a queue", (*_V, "replica_id", "priority")),
+    "tasks_started_total": MetricSpec("counter", "Tasks an engine began", (*_V, "replica_id", "priority")),
+    "tasks_canceled_total": MetricSpec("counter", "Tasks ended by a cancel", (*_V, "replica_id", "reason")),
+    "tasks_rejected_total": MetricSpec("counter", "Tasks refused at admission", ("engine", "reason")),
+    "tokens_in_total": MetricSpec("counter", "Prompt tokens as the engine counted them", (*_V, "replica_id")),
+    "tokens_out_total": MetricSpec("counter", "Generated tokens as the engine counted them", (*_V, "replica_id")),
+    "admission_backpressure_events_total": MetricSpec(
+        "counter", "Admissions refused or dropped by a full queue", ("engine", "policy")
+    ),
+    "catalog_verifications_total": MetricSpec("counter", "Artifact verifications", ("result", "reason", "engine")),
+    "queue_depth": MetricSpec("gauge", "Tasks waiting", (*_V, "priority")),
+    "kv_cache_usage_ratio": MetricSpec("gauge", "Used share of a replica's KV cache", (*_V, "replica_id")),
+    "gpu_utilization": MetricSpec("gauge", "GPU utilisation, percent", (*_V, "replica_id", "device")),
+    "vram_used_bytes": MetricSpec("gauge", "Used GPU memory", (*_V, "replica_id", "device")),
+    "model_state": MetricSpec("gauge", "1 for the state a model is in", ("model_id", "state")),
+    "latency_first_token_ms": MetricSpec("histogram", "Admission to first token", (*_V, "priority"), _FIRST_TOKEN_MS),
+    "latency_decode_ms": MetricSpec("histogram", "First to last token", (*_V, "priority"), _DECODE_MS),
+    "placement_decisions_total": MetricSpec("counter", "Placement decisions", ("outcome", "pinned", "fallback")),
+    "placement_candidates_considered": MetricSpec("gauge", "Replicas looked at by the last decision"),
+    "active_leases": MetricSpec("gauge", "Tasks a pool holds slots for", ("pool_id",)),
+    "pool_ready": MetricSpec("gauge", "1 when a pool has a ready replica", ("pool_id",)),
+    "sse_backpressure_drops_total": MetricSpec("counter", "Metrics frames not sent to slow readers"),
+    "admission_latency_ms": MetricSpec("histogram", "Request read to publish acknowledged", (), _ADMISSION_MS),
+    "sse_streams_open": MetricSpec("gauge", "Open token streams"),
+    "bus_connected": MetricSpec("gauge", "1 while the bus connection stands"),
+    "bus_errors_total": MetricSpec("counter", "Errors the bus connection reported", ("kind",)),
+    "scheduler_active": MetricSpec("gauge", "1 while this scheduler holds the lease"),
+    "replica_restarts_total": MetricSpec("counter", "Engine processes started again", ("pool_id",)),
+    "cancel_latency_ms": MetricSpec("histogram", "Cancel wish to free slot", (), _ADMISSION_MS),
+}
+
+
+class Metrics:
+    """The metrics of one process, all registered at start."""
+
+    def __init__(self) -> None:
+        self.registry: Final = CollectorRegistry()
+        self._made: dict[str, Counter | Gauge | Histogram] = {}
+        for name, spec in METRICS.items():
+            if spec.kind == "counter":
+                self._made[name] = Counter(name.removesuffix("_total"), spec.help, spec.labels, registry=self.registry)
+            elif spec.kind == "gauge":
+                self._made[name] = Gauge(name, spec.help, spec.labels, registry=self.registry)
+            else:
+                self._made[name] = Histogram(name, spec.help, spec.labels, registry=self.registry, buckets=spec.buckets)
+
+    def counter(self, name: str) -> Counter:
+        made = self._made[name]
+        assert isinstance(made, Counter)
+        return made
+
+    def gauge(self, name: str) -> Gauge:
+        made = self._made[name]
+        assert isinstance(made, Gauge)
+        return made
+
+    def histogram(self, name: str) -> Histogram:
+        made = self._made[name]
+        assert isinstance(made, Histogram)
+        return made
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,218 @@
+"""Settings: one frozen Struct, read once, passed down. Precedence: command line, environment, file, default.
+
+The file is TOML with the keys below (`[gateway] addr = …`, `[[pools]] …`); unknown keys are refused. Secrets come from
+the environment or from files, never from argv. Nothing else in the code reads the environment.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import Name
+
+
+class SettingsError(ValueError):
+    """A setting is missing or wrong; the message names the key and what to do."""
+
+
+class Secret:
+    """A value that must not be shown. `reveal()` is called at the one place that needs it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __repr__(self) -> str:
+        return "Secret(***)" if self._value else "Secret(unset)"
+
+
+class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    url: str = "nats://127.0.0.1:4222"
+    """Comma-separated servers."""
+    nkey_seed_file: str = ""
+    creds_file: str = ""
+    user: str = ""
+    replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+    """Copies of every stream: 1 on one server, 3 in a cluster."""
+    token_bytes_max: Annotated[int, Meta(ge=16 * 1024 * 1024)] = 256 * 1024 * 1024
+    """Memory for token streams that can still be resumed, bytes; the oldest go first."""
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    addr: str = "127.0.0.1:8080"
+    auth_optional: bool = False
+    """Loopback peers may omit the token (AUTH-1004)."""
+    trust_proxy_auth: bool = False
+    cancel_on_disconnect: bool = True
+    cancel_grace_ms: Annotated[int, Meta(ge=0)] = 10_000
+    """How long a stream that had a reader waits for one to come back before its task is cancelled."""
+    sse_heartbeat_ms: Annotated[int, Meta(ge=0)] = 15_000
+    """A comment line after this much silence, so that proxies keep the connection; 0 is off."""
+    sse_buffer_bytes: Annotated[int, Meta(ge=16 * 1024)] = 256 * 1024
+    """Unsent bytes per connection before it is served from the token stream at its own pace."""
+    body_bytes_max: Annotated[int, Meta(ge=1024)] = 900 * 1024
+    streams_max: Annotated[int, Meta(ge=1)] = 4096
+    """Open streams per gateway process; one more is refused with 503."""
+    cancel_wait_ms: Annotated[int, Meta(ge=1)] = 5_000
+    """How long a cancel waits for its receipt before it answers 202 instead of 204."""
+    tenant: Name = "default"
+    """Tenant of every caller while there is one token."""
+
+
+class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    lease_ttl_ms: Annotated[int, Meta(ge=1000)] = 2_000
+    attempts_max: Annotated[int, Meta(ge=1)] = 3
+    """Placements of one task before it fails with WORKER_RESET: a task that kills engines must not do so for ever."""
+    metrics_addr: str = "127.0.0.1:0"
+
+
+class PooldSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    node_id: Name = "node-1"
+    engine_port_base: Annotated[int, Meta(ge=0, le=60_000)] = 0
+    """First port for engines on loopback; 0 takes any free port."""
+    backoff_initial_ms: Annotated[int, Meta(ge=1)] = 500
+    backoff_factor: Annotated[float, Meta(ge=1)] = 2.0
+    backoff_max_ms: Annotated[int, Meta(ge=1)] = 30_000
+    stable_after_ms: Annotated[int, Meta(ge=1)] = 60_000
+    """An engine that ran this long is healthy again: its backoff starts anew."""
+    breaker_restarts: Annotated[int, Meta(ge=1)] = 8
+    """Restarts without a stable run in between before the replica stays failed until its spec changes."""
+    start_timeout_ms: Annotated[int, Meta(ge=1)] = 300_000
+    drain_timeout_ms: Annotated[int, Meta(ge=0)] = 30_000
+    frames_kept_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024
+    """Frames of running and just-ended tasks kept to be published again after a bus restart."""
+    metrics_addr: str = "127.0.0.1:0"
+
+
+class ProvisionerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    cache_dir: str = ""
+    """Engines and models; empty means `<state_dir>/cache`."""
+    offline: bool = False
+    metrics_addr: str = "127.0.0.1:0"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything an operator may set."""
+
+    profile: Literal["gpu", "ci"] = "gpu"
+    """`ci` allows engines on the CPU, marked `device: "cpu"` everywhere. Never a fallback (ORCH-1102)."""
+    state_dir: str = ""
+    log_format: Literal["json", "pretty"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    nats: NatsSettings = NatsSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
+    poold: PooldSettings = PooldSettings()
+    provisioner: ProvisionerSettings = ProvisionerSettings()
+    pools: tuple[PoolSpec, ...] = ()
+
+    def state_path(self) -> Path:
+        if self.state_dir:
+            return Path(self.state_dir).expanduser().absolute()
+        return Path.home() / ".local" / "state" / "llama-orch"
+
+    def cache_path(self) -> Path:
+        if self.provisioner.cache_dir:
+            return Path(self.provisioner.cache_dir).expanduser().absolute()
+        return self.state_path() / "cache"
+
+
+ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
+    "LLORCH_PROFILE": ("profile",),
+    "LLORCH_STATE_DIR": ("state_dir",),
+    "LLORCH_LOG_FORMAT": ("log_format",),
+    "LLORCH_LOG_LEVEL": ("log_level",),
+    "NATS_URL": ("nats", "url"),
+    "NATS_NKEY_SEED_FILE": ("nats", "nkey_seed_file"),
+    "NATS_CREDS_FILE": ("nats", "creds_file"),
+    "NATS_USER": ("nats", "user"),
+    "ORCHD_ADDR": ("gateway", "addr"),
+    "BIND_ADDR": ("gateway", "addr"),
+    "AUTH_OPTIONAL": ("gateway", "auth_optional"),
+    "TRUST_PROXY_AUTH": ("gateway", "trust_proxy_auth"),
+    "CANCEL_ON_DISCONNECT": ("gateway", "cancel_on_disconnect"),
+    "ORCHD_SSE_HEARTBEAT_MS": ("gateway", "sse_heartbeat_ms"),
+    "LLORCH_NODE_ID": ("poold", "node_id"),
+    "LLORCH_CACHE_DIR": ("provisioner", "cache_dir"),
+    "LLORCH_OFFLINE": ("provisioner", "offline"),
+    "LLORCH_SCHEDULER_METRICS_ADDR": ("scheduler", "metrics_addr"),
+    "LLORCH_POOLD_METRICS_ADDR": ("poold", "metrics_addr"),
+    "LLORCH_PROVISIONER_METRICS_ADDR": ("provisioner", "metrics_addr"),
+}
+"""Environment names (REQUIREMENTS section 3) and the key each one sets. `LLORCH_CONFIG` names the file."""
+
+SECRET_NAMES: Final = ("AUTH_TOKEN", "NATS_PASSWORD", "LLORCH_API_TOKEN")
+
+
+def load(
+    environment: Mapping[str, str] | None = None,
+    *,
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Merge file, environment and flags. `flags` is nested like the file. Raises SettingsError."""
+    environment = os.environ if environment is None else environment
+    path = file or (Path(environment["LLORCH_CONFIG"]) if environment.get("LLORCH_CONFIG") else None)
+    merged: dict[str, Any] = {}
+    if path is not None:
+        try:
+            merged = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(f"cannot read the config file {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path} is not valid TOML: {error}") from error
+    for name, keys in ENVIRONMENT.items():
+        if value := environment.get(name):
+            _set(merged, keys, value)
+    _merge(merged, flags or {})
+    try:
+        settings = msgspec.convert(merged, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        where = f" in {path}, the environment or the flags" if path else " in the environment or the flags"
+        raise SettingsError(f"bad setting{where}: {error}") from error
+    seen: set[str] = set()
+    for pool in settings.pools:
+        if pool.id in seen:
+            raise SettingsError(f"pool {pool.id!r} is defined twice")
+        seen.add(pool.id)
+    return settings
+
+
+def secret(name: str, environment: Mapping[str, str] | None = None) -> Secret:
+    """A secret from `NAME` or from the file that `NAME_FILE` points to."""
+    if name not in SECRET_NAMES:
+        raise SettingsError(f"{name} is not a known secret")
+    environment = os.environ if environment is None else environment
+    if path := environment.get(f"{name}_FILE"):
+        try:
+            return Secret(Path(path).read_text(encoding="utf-8").strip())
+        except OSError as error:
+            raise SettingsError(f"cannot read {name}_FILE: {error.strerror}") from error
+    return Secret(environment.get(name, ""))
+
+
+def _set(target: dict[str, Any], keys: tuple[str, ...], value: str) -> None:
+    for key in keys[:-1]:
+        target = target.setdefault(key, {})
+    target[keys[-1]] = {"true": True, "false": False}.get(value.lower(), value)
+
+
+def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, Mapping):
+            _merge(target.setdefault(key, {}), value)
+        elif value is not None:
+            target[key] = value

@@ -1,0 +1,191 @@
+"""Streams, buckets and durables as data. The bus ensures them from this raw JSON at start and after every reconnect.
+
+Raw, because the client library drops fields it does not know and an update made through it would reset them. Durations
+are nanoseconds, as the server wants them.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from llorch_shared import subjects
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import Priority
+
+_SECOND: Final = 1_000_000_000
+_MIB: Final = 1024 * 1024
+
+RUN: Final = "RUN"
+PLC: Final = "PLC"
+TOK: Final = "TOK"
+AUD: Final = "AUD"
+REG: Final = "KV_REG"
+SPEC: Final = "KV_SPEC"
+
+PLACEMENTS_PER_REPLICA_MAX: Final = 4096
+REGISTRY_TTL_S: Final = 3
+REGISTRY_RENEW_S: Final = 1.0
+DEDUPE_WINDOW_S: Final = 600
+
+
+class Stream(msgspec.Struct, frozen=True, kw_only=True):
+    """One stream: the server's JSON configuration, with its name taken out for lookup."""
+
+    name: str
+    config: dict[str, Any]
+
+
+class Durable(msgspec.Struct, frozen=True, kw_only=True):
+    """One durable pull consumer."""
+
+    stream: str
+    name: str
+    config: dict[str, Any]
+
+
+class Topology(msgspec.Struct, frozen=True, kw_only=True):
+    streams: tuple[Stream, ...] = ()
+    durables: tuple[Durable, ...] = ()
+
+
+def _stream(name: str, subject_list: list[str], **settings: Any) -> Stream:
+    return Stream(name=name, config={"name": name, "subjects": subject_list, "num_replicas": 1, **settings})
+
+
+def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
+    """The streams that exist in every deployment."""
+    streams = (
+        _stream(
+            RUN,
+            [subjects.ALL_RUNS, "llorch.cxl.*"],
+            retention="limits",
+            storage="file",
+            discard="old",
+            max_msgs_per_subject=1,
+            max_age=72 * 3600 * _SECOND,
+            max_bytes=2048 * _MIB,
+            allow_direct=True,
+            republish={"src": "llorch.run.*", "dest": "llorch.live.run.{{wildcard(1)}}"},
+        ),
+        _stream(
+            PLC,
+            ["llorch.plc.*.*"],
+            retention="workqueue",
+            storage="file",
+            discard="new",
+            max_msgs_per_subject=PLACEMENTS_PER_REPLICA_MAX,
+            discard_new_per_subject=True,
+            duplicate_window=DEDUPE_WINDOW_S * _SECOND,
+            max_bytes=1024 * _MIB,
+            allow_direct=True,
+        ),
+        _stream(
+            TOK,
+            ["llorch.tok.*.*"],
+            retention="limits",
+            storage="memory",
+            discard="old",
+            max_age=2 * 3600 * _SECOND,
+            max_bytes=token_bytes_max,
+            no_ack=True,
+            allow_direct=True,
+        ),
+        _stream(
+            AUD,
+            ["llorch.aud.*.*"],
+            retention="limits",
+            storage="file",
+            discard="old",
+            compression="s2",
+            max_age=30 * 24 * 3600 * _SECOND,
+            max_bytes=4096 * _MIB,
+            deny_delete=True,
+            deny_purge=True,
+            allow_atomic=True,
+            allow_direct=True,
+        ),
+        _bucket("REG", history=1, max_bytes=64 * _MIB, live="llorch.reg.live.>"),
+        _bucket("SPEC", history=16, max_bytes=64 * _MIB, live="llorch.spec.live.>"),
+    )
+    return Topology(streams=tuple(_replicated(stream, replicas) for stream in streams))
+
+
+def _replicated(stream: Stream, replicas: int) -> Stream:
+    return Stream(name=stream.name, config={**stream.config, "num_replicas": replicas})
+
+
+def _bucket(name: str, *, history: int, max_bytes: int, live: str) -> Stream:
+    return _stream(
+        f"KV_{name}",
+        [f"$KV.{name}.>"],
+        retention="limits",
+        storage="file",
+        discard="new",
+        max_msgs_per_subject=history,
+        max_bytes=max_bytes,
+        deny_delete=True,
+        allow_rollup_hdrs=True,
+        allow_direct=True,
+        allow_msg_ttl=True,
+        subject_delete_marker_ttl=_SECOND if name == "REG" else 0,
+        republish={"src": f"$KV.{name}.>", "dest": live},
+    )
+
+
+def admission_stream(pool: str, priority: Priority) -> str:
+    return f"ADM_{pool}_{priority}"
+
+
+def placement_durable(pool: str, replica: str) -> str:
+    return f"{pool}_{replica}"
+
+
+SCHEDULER_DURABLE: Final = "sched"
+
+
+def admission(pool: PoolSpec, *, replicas: int = 1) -> Topology:
+    """The queues of one pool: the server itself refuses what is over capacity."""
+    names = {priority: admission_stream(pool.id, priority) for priority in Priority}
+    return Topology(
+        streams=tuple(
+            _stream(
+                name,
+                [subjects.admission_filter(pool.id, priority)],
+                num_replicas=replicas,
+                retention="workqueue",
+                storage="file",
+                discard="new",
+                max_msgs=pool.queue.capacity,
+                max_msgs_per_subject=pool.queue.capacity,
+                discard_new_per_subject=True,
+                max_bytes=2048 * _MIB,
+                duplicate_window=DEDUPE_WINDOW_S * _SECOND,
+                allow_direct=True,
+            )
+            for priority, name in names.items()
+        ),
+        durables=tuple(
+            _durable(name, SCHEDULER_DURABLE, subjects.admission_filter(pool.id, priority))
+            for priority, name in names.items()
+        ),
+    )
+
+
+def placements(pool: str, replica: str) -> Topology:
+    """The durable from which one replica takes its placements."""
+    return Topology(durables=(_durable(PLC, placement_durable(pool, replica), subjects.placement(pool, replica)),))
+
+
+def _durable(stream: str, name: str, filter_subject: str) -> Durable:
+    return Durable(
+        stream=stream,
+        name=name,
+        config={
+            "durable_name": name,
+            "filter_subject": filter_subject,
+            "ack_policy": "explicit",
+            "ack_wait": 3600 * _SECOND,
+            "max_ack_pending": -1,
+            "max_deliver": -1,
+        },
+    )

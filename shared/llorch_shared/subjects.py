@@ -1,0 +1,373 @@
+"""Every subject of the system, and nothing else.
+
+Who publishes, who consumes and what is promised stands beside each entry in `SUBJECTS`; contracts/asyncapi.yaml is
+written from that table. A subject spelled anywhere else in the code is a mistake.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from llorch_shared.identifiers import token
+
+PREFIX: Final = "llorch"
+
+ADMISSION: Final = "llorch.adm.{pool}.{priority}.{tenant}"
+RUN: Final = "llorch.run.{task}"
+RUN_LIVE: Final = "llorch.live.run.{task}"
+CANCEL: Final = "llorch.cxl.{task}"
+CANCEL_SIGNAL: Final = "llorch.can.{task}"
+PLACEMENT: Final = "llorch.plc.{pool}.{replica}"
+TOKENS: Final = "llorch.tok.{lane}.{task}"
+AUDIT: Final = "llorch.aud.{event}.{task}"
+REGISTRY: Final = "$KV.REG.{key}"
+REGISTRY_LIVE: Final = "llorch.reg.live.{key}"
+SPEC: Final = "$KV.SPEC.{key}"
+SPEC_LIVE: Final = "llorch.spec.live.{key}"
+LOAD: Final = "llorch.load.{pool}"
+LOCATE: Final = "llorch.sch.locate"
+PROVISION_ENGINE: Final = "llorch.prov.{node}.engine.ensure"
+PROVISION_MODEL: Final = "llorch.prov.{node}.model.ensure"
+PROVISION_STATUS: Final = "llorch.prov.{node}.status"
+PROVISION_PROGRESS: Final = "llorch.prov.{node}.progress.{job}"
+API_SUBMIT: Final = "llorch.api.tasks.submit"
+API_CANCEL: Final = "llorch.api.tasks.cancel"
+API_GET: Final = "llorch.api.tasks.get"
+API_CAPABILITIES: Final = "llorch.api.capabilities"
+API_HEALTH: Final = "llorch.api.pools.health"
+
+ALL_ADMISSIONS: Final = "llorch.adm.>"
+ALL_RUNS: Final = "llorch.run.*"
+ALL_RUNS_LIVE: Final = "llorch.live.run.*"
+ALL_CANCEL_SIGNALS: Final = "llorch.can.*"
+ALL_REGISTRY_LIVE: Final = "llorch.reg.live.>"
+ALL_SPEC_LIVE: Final = "llorch.spec.live.>"
+ALL_LOADS: Final = "llorch.load.*"
+
+LANE_HEADER: Final = "Llorch-Lane"
+CORRELATION_HEADER: Final = "X-Correlation-Id"
+
+BUS_LANE: Final = "bus"
+"""Lane of tasks that a bus client published straight to the admission stream without naming one."""
+
+LEASE_KEY: Final = "lease.scheduler"
+RUN_FLOOR_KEY: Final = "floor.run"
+
+
+def admission(pool: str, priority: str, tenant: str) -> str:
+    return f"llorch.adm.{token(pool)}.{token(priority)}.{token(tenant)}"
+
+
+def admission_filter(pool: str, priority: str) -> str:
+    return f"llorch.adm.{token(pool)}.{token(priority)}.*"
+
+
+def run(task: str) -> str:
+    return f"llorch.run.{token(task)}"
+
+
+def cancel(task: str) -> str:
+    return f"llorch.cxl.{token(task)}"
+
+
+def cancel_signal(task: str) -> str:
+    return f"llorch.can.{token(task)}"
+
+
+def placement(pool: str, replica: str) -> str:
+    return f"llorch.plc.{token(pool)}.{token(replica)}"
+
+
+def tokens(lane: str, task: str) -> str:
+    return f"llorch.tok.{token(lane)}.{token(task)}"
+
+
+def tokens_of_lane(lane: str) -> str:
+    return f"llorch.tok.{token(lane)}.*"
+
+
+def tokens_of_task(task: str) -> str:
+    return f"llorch.tok.*.{token(task)}"
+
+
+def audit(event: str, task: str) -> str:
+    return f"llorch.aud.{token(event)}.{token(task)}"
+
+
+def node_key(node: str) -> str:
+    return f"node.{token(node)}"
+
+
+def replica_key(node: str, replica: str) -> str:
+    return f"replica.{token(node)}.{token(replica)}"
+
+
+def pool_key(pool: str) -> str:
+    return f"pool.{token(pool)}"
+
+
+def registry(key: str) -> str:
+    return f"$KV.REG.{key}"
+
+
+def registry_live(key: str) -> str:
+    return f"llorch.reg.live.{key}"
+
+
+def registry_key(subject: str) -> str:
+    """`$KV.REG.x` or `llorch.reg.live.$KV.REG.x` or `llorch.reg.live.x` -> `x`."""
+    return subject.removeprefix("llorch.reg.live.").removeprefix("$KV.REG.")
+
+
+def spec(key: str) -> str:
+    return f"$KV.SPEC.{key}"
+
+
+def spec_key(subject: str) -> str:
+    return subject.removeprefix("llorch.spec.live.").removeprefix("$KV.SPEC.")
+
+
+def load(pool: str) -> str:
+    return f"llorch.load.{token(pool)}"
+
+
+def provision_engine(node: str) -> str:
+    return f"llorch.prov.{token(node)}.engine.ensure"
+
+
+def provision_model(node: str) -> str:
+    return f"llorch.prov.{token(node)}.model.ensure"
+
+
+def provision_status(node: str) -> str:
+    return f"llorch.prov.{token(node)}.status"
+
+
+def provision_progress(node: str, job: str) -> str:
+    return f"llorch.prov.{token(node)}.progress.{token(job)}"
+
+
+def last_token(subject: str) -> str:
+    """The task of a per-task subject."""
+    return subject.rpartition(".")[2]
+
+
+class Delivery(StrEnum):
+    """What is promised to a message once its publish has returned."""
+
+    WORK_QUEUE = "stored; delivered until acknowledged once; refused when full"
+    STORED = "stored; readable until its age or size limit"
+    LATEST = "stored; only the newest per subject; changed by compare-and-set"
+    SIGNAL = "at most once; its truth is kept in a stream"
+    REQUEST = "request and reply; the caller retries"
+
+
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the bus contract."""
+
+    pattern: str
+    title: str
+    publishers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    delivery: Delivery
+    payload: str
+    """Name of the wire type, or a media type for raw frames."""
+    reply: str = ""
+
+
+SUBJECTS: Final[tuple[Subject, ...]] = (
+    Subject(
+        pattern=ADMISSION,
+        title="A task waits in the queue of its pool, priority and tenant; the publish ack is the admission",
+        publishers=("gateway", "bus client"),
+        consumers=("scheduler",),
+        delivery=Delivery.WORK_QUEUE,
+        payload="TaskRequest",
+    ),
+    Subject(
+        pattern=RUN,
+        title="The truth about one task since it was placed: idempotency guard, fence and answer to a task lookup",
+        publishers=("scheduler", "poold"),
+        consumers=("scheduler", "poold", "gateway"),
+        delivery=Delivery.LATEST,
+        payload="RunRecord",
+    ),
+    Subject(
+        pattern=RUN_LIVE,
+        title="Each stored change of a run, republished by the server with its sequence",
+        publishers=("nats-server",),
+        consumers=("scheduler", "poold"),
+        delivery=Delivery.SIGNAL,
+        payload="RunRecord",
+    ),
+    Subject(
+        pattern=CANCEL,
+        title="The durable wish to cancel a task",
+        publishers=("gateway", "bus client"),
+        consumers=("scheduler", "poold"),
+        delivery=Delivery.STORED,
+        payload="CancelRequest",
+    ),
+    Subject(
+        pattern=CANCEL_SIGNAL,
+        title="Wakes whoever holds the task: a cancel wish was stored",
+        publishers=("gateway", "bus client"),
+        consumers=("scheduler", "poold", "gateway"),
+        delivery=Delivery.SIGNAL,
+        payload="CancelRequest",
+    ),
+    Subject(
+        pattern=PLACEMENT,
+        title="A task placed on one replica",
+        publishers=("scheduler",),
+        consumers=("poold",),
+        delivery=Delivery.WORK_QUEUE,
+        payload="Placement",
+    ),
+    Subject(
+        pattern=TOKENS,
+        title="Server-sent event frames of one task, encoded once by the node",
+        publishers=("poold", "scheduler"),
+        consumers=("gateway", "bus client"),
+        delivery=Delivery.STORED,
+        payload="text/event-stream",
+    ),
+    Subject(
+        pattern=AUDIT,
+        title="What happened to a task, for auditors and projections",
+        publishers=("gateway", "scheduler", "poold"),
+        consumers=("auditor",),
+        delivery=Delivery.STORED,
+        payload="AuditRecord",
+    ),
+    Subject(
+        pattern=REGISTRY,
+        title="Nodes, replicas and leases; each key expires unless renewed",
+        publishers=("poold", "scheduler"),
+        consumers=("gateway", "scheduler", "poold"),
+        delivery=Delivery.LATEST,
+        payload="NodeRecord | ReplicaRecord | LeaseRecord | RunFloor",
+    ),
+    Subject(
+        pattern=REGISTRY_LIVE,
+        title="Each stored change and each expiry of a registry key, republished by the server",
+        publishers=("nats-server",),
+        consumers=("gateway", "scheduler", "poold", "orchctl"),
+        delivery=Delivery.SIGNAL,
+        payload="NodeRecord | ReplicaRecord | LeaseRecord | RunFloor",
+    ),
+    Subject(
+        pattern=SPEC,
+        title="Desired state: the pools",
+        publishers=("orchctl",),
+        consumers=("gateway", "scheduler", "poold"),
+        delivery=Delivery.LATEST,
+        payload="PoolSpec",
+    ),
+    Subject(
+        pattern=SPEC_LIVE,
+        title="Each stored change of the desired state, republished by the server",
+        publishers=("nats-server",),
+        consumers=("gateway", "scheduler", "poold"),
+        delivery=Delivery.SIGNAL,
+        payload="PoolSpec",
+    ),
+    Subject(
+        pattern=LOAD,
+        title="Backlog and measured rates of one pool, from which waiting is told",
+        publishers=("scheduler",),
+        consumers=("gateway", "orchctl"),
+        delivery=Delivery.SIGNAL,
+        payload="PoolLoad",
+    ),
+    Subject(
+        pattern=LOCATE,
+        title="Where is this queued task?",
+        publishers=("gateway",),
+        consumers=("scheduler",),
+        delivery=Delivery.REQUEST,
+        payload="TaskRef",
+        reply="Located",
+    ),
+    Subject(
+        pattern=PROVISION_ENGINE,
+        title="Make an engine present on this node",
+        publishers=("poold", "orchctl"),
+        consumers=("provisioner",),
+        delivery=Delivery.REQUEST,
+        payload="EnsureEngine",
+        reply="ProvisionPlan",
+    ),
+    Subject(
+        pattern=PROVISION_MODEL,
+        title="Make a model present on this node",
+        publishers=("poold", "orchctl"),
+        consumers=("provisioner",),
+        delivery=Delivery.REQUEST,
+        payload="EnsureModel",
+        reply="ProvisionPlan",
+    ),
+    Subject(
+        pattern=PROVISION_STATUS,
+        title="What this node's provisioner has and is doing",
+        publishers=("orchctl",),
+        consumers=("provisioner",),
+        delivery=Delivery.REQUEST,
+        payload="TaskRef",
+        reply="ProvisionerStatus",
+    ),
+    Subject(
+        pattern=PROVISION_PROGRESS,
+        title="Steps, bytes and the outcome of one provisioning job, repeated while it lasts",
+        publishers=("provisioner",),
+        consumers=("poold", "orchctl"),
+        delivery=Delivery.SIGNAL,
+        payload="ProvisionEvent",
+    ),
+    Subject(
+        pattern=API_SUBMIT,
+        title="Submit a task; the twin of POST /v1/tasks",
+        publishers=("bus client",),
+        consumers=("gateway",),
+        delivery=Delivery.REQUEST,
+        payload="TaskRequest",
+        reply="TaskAccepted | ErrorBody",
+    ),
+    Subject(
+        pattern=API_CANCEL,
+        title="Cancel a task; the twin of POST /v1/tasks/{id}/cancel",
+        publishers=("bus client",),
+        consumers=("gateway",),
+        delivery=Delivery.REQUEST,
+        payload="TaskRef",
+        reply="TaskView | ErrorBody",
+    ),
+    Subject(
+        pattern=API_GET,
+        title="Look a task up; the twin of GET /v1/tasks/{id}",
+        publishers=("bus client",),
+        consumers=("gateway",),
+        delivery=Delivery.REQUEST,
+        payload="TaskRef",
+        reply="TaskView | ErrorBody",
+    ),
+    Subject(
+        pattern=API_CAPABILITIES,
+        title="What this system can serve; the twin of GET /v1/capabilities",
+        publishers=("bus client",),
+        consumers=("gateway",),
+        delivery=Delivery.REQUEST,
+        payload="Empty",
+        reply="Capabilities",
+    ),
+    Subject(
+        pattern=API_HEALTH,
+        title="Health of one pool; the twin of GET /v1/pools/{id}/health",
+        publishers=("bus client",),
+        consumers=("gateway",),
+        delivery=Delivery.REQUEST,
+        payload="PoolRef",
+        reply="PoolHealth | ErrorBody",
+    ),
+)

@@ -1,0 +1,39 @@
+"""Audit records: what happened, who did it, when. Written off the hot path, kept 30 days, never changed."""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+
+class AuditEvent(StrEnum):
+    ADMITTED = "admitted"
+    PLACED = "placed"
+    RUNNING = "running"
+    REQUEUED = "requeued"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    DROPPED = "dropped"
+
+
+class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    event: AuditEvent
+    task_id: str
+    at_ms: int
+    actor: str
+    """Service and instance, for example `scheduler/7f3a`."""
+    correlation_id: str = ""
+    tenant: str = ""
+    identity: str = ""
+    """`token:<fp6>` or `localhost`, never the token (AUTH-1008)."""
+    channel: str = ""
+    pool_id: str = ""
+    replica_id: str = ""
+    attempt: int = 0
+    run_seq: int = 0
+    detail: dict[str, str | int | float | bool | list[str]] = {}
+
+
+AUDIT_DECODER: Final = msgspec.json.Decoder(AuditRecord)

@@ -1,0 +1,195 @@
+"""Frames of a token stream: server-sent events, encoded once by the node and relayed as bytes.
+
+    event: started\\ndata: {…}\\n\\n                        no id: a reader that has only this resumes from the beginning
+    id: <attempt>-<i>\\nevent: token\\ndata: {"t":…,"i":…}\\n\\n
+    event: metrics\\ndata: {…}\\n\\n                        no id
+    id: <attempt>-<tokens_out>\\nevent: end\\ndata: {…}\\n\\n    (or `error`)
+
+One bus message holds either one `started`, one `metrics`, one `end` or `error`, or one or more `token` events with
+consecutive indices. JSON escapes line breaks, so `\\nid: ` in a message is always the start of an event: the first
+and last index of a message are found by two byte searches, without decoding it.
+"""
+
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+import msgspec
+
+from llorch_shared.errors import ErrorBody
+from llorch_shared.wire.task import Engine
+
+MESSAGE_BYTES_MAX: Final = 512 * 1024
+"""Joined frames stay well under the server's 1 MiB payload limit, which cuts the connection."""
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The engine has taken the task (OC-CTRL-2021)."""
+
+    queue_position: int
+    predicted_start_ms: int
+    engine: Engine | None = None
+    engine_version: str = ""
+    pool_id: str = ""
+    replica_id: str = ""
+    node_id: str = ""
+    device: str = ""
+    """`cpu` in the marked carve-out, else the device mask, for example `cuda:0`."""
+    model_digest: str = ""
+    sampler_profile_version: str = ""
+    seed: int | None = None
+    attempt: int = 1
+    tokens_in: int | None = None
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    t: str
+    i: int
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Additive facts during a stream; dropped first when a reader is slow."""
+
+    queue_depth: int | None = None
+    on_time_probability: float | None = None
+    kv_warmth: bool | None = None
+    kv_migrated: bool | None = None
+    attempt: int | None = None
+    latency_first_token_ms: int | None = None
+    tokens_out: int | None = None
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    tokens_out: int
+    decode_ms: int
+    decode_time_ms: int
+    """Same as decode_ms; both are sent while clients migrate (ORCH-3310)."""
+    finish_reason: str
+    """`stop`, `length` or `cancelled`."""
+    tokens_in: int | None = None
+    latency_first_token_ms: int | None = None
+
+
+_encode = msgspec.json.encode
+
+
+def encode_started(started: Started) -> bytes:
+    return b"event: started\ndata: %b\n\n" % _encode(started)
+
+
+def encode_token(attempt: int, index: int, text: str) -> bytes:
+    return b'id: %d-%d\nevent: token\ndata: {"t":%b,"i":%d}\n\n' % (attempt, index, _encode(text), index)
+
+
+def encode_metrics(metrics: Metrics) -> bytes:
+    return b"event: metrics\ndata: %b\n\n" % _encode(metrics)
+
+
+def encode_end(attempt: int, end: End) -> bytes:
+    return b"id: %d-%d\nevent: end\ndata: %b\n\n" % (attempt, end.tokens_out, _encode(end))
+
+
+def encode_error(attempt: int, tokens_out: int, error: ErrorBody) -> bytes:
+    return b"id: %d-%d\nevent: error\ndata: %b\n\n" % (attempt, tokens_out, _encode(error))
+
+
+class Kind(IntEnum):
+    STARTED = 0
+    TOKENS = 1
+    METRICS = 2
+    END = 3
+    ERROR = 4
+
+
+class Header(NamedTuple):
+    """What a relay needs to know about one message. `first` and `last` are token indices, -1 where there are none; for
+    a terminal event both are the number of tokens of the whole stream."""
+
+    kind: Kind
+    attempt: int
+    first: int
+    last: int
+
+
+class BadFrame(ValueError):
+    """A message on a token subject is not a frame of ours."""
+
+
+def peek(data: bytes) -> Header:
+    """Read the header of one message without decoding its JSON. Cost: two byte searches."""
+    if data.startswith(b"id: "):
+        line_end = data.find(b"\n", 4)
+        attempt, _, first = data[4:line_end].partition(b"-")
+        kind = data[line_end + 8 : line_end + 13]
+        try:
+            if kind == b"token":
+                start = data.rfind(b"\nid: ")
+                if start < 0:
+                    index = int(first)
+                    return Header(Kind.TOKENS, int(attempt), index, index)
+                stop = data.find(b"\n", start + 5)
+                return Header(Kind.TOKENS, int(attempt), int(first), int(data[start + 5 : stop].partition(b"-")[2]))
+            if kind.startswith(b"end\n"):
+                return Header(Kind.END, int(attempt), int(first), int(first))
+            if kind == b"error":
+                return Header(Kind.ERROR, int(attempt), int(first), int(first))
+        except ValueError as error:
+            raise BadFrame(repr(data[:60])) from error
+    elif data.startswith(b"event: started\n"):
+        return Header(Kind.STARTED, 0, -1, -1)
+    elif data.startswith(b"event: metrics\n"):
+        return Header(Kind.METRICS, 0, -1, -1)
+    raise BadFrame(repr(data[:60]))
+
+
+def tokens_after(data: bytes, index: int) -> bytes:
+    """The token events of a message whose index is greater than `index` (the message holds at least one such)."""
+    position = 0
+    while True:
+        dash = data.find(b"-", position)
+        if int(data[dash + 1 : data.find(b"\n", dash)]) > index:
+            return data[position:]
+        position = data.find(b"\nid: ", dash) + 1
+        if position == 0:
+            return b""
+
+
+class Event(NamedTuple):
+    """One server-sent event, for clients and tests; the relay never makes one."""
+
+    id: str
+    event: str
+    data: bytes
+
+
+def split_events(data: bytes) -> list[Event]:
+    events = []
+    for block in data.split(b"\n\n"):
+        fields = {"id": "", "event": "message"}
+        payload: list[bytes] = []
+        for line in block.split(b"\n"):
+            name, _, value = line.partition(b":")
+            value = value.removeprefix(b" ")
+            if name == b"data":
+                payload.append(value)
+            elif name in (b"id", b"event"):
+                fields[name.decode()] = value.decode()
+        if payload:
+            events.append(Event(fields["id"], fields["event"], b"\n".join(payload)))
+    return events
+
+
+class Cursor(NamedTuple):
+    """Last-Event-ID: which token a reader has seen last."""
+
+    attempt: int
+    token: int
+
+
+def parse_cursor(text: str) -> Cursor:
+    """`<attempt>-<i>` or a bare `<i>`. Raises ValueError."""
+    attempt, dash, index = text.strip().rpartition("-")
+    if not (index.isascii() and index.isdigit() and len(index) <= 9):
+        raise ValueError("expected <attempt>-<index> or <index>")
+    if dash and not (attempt.isascii() and attempt.isdigit() and len(attempt) <= 6):
+        raise ValueError("expected <attempt>-<index> or <index>")
+    return Cursor(int(attempt) if dash else 0, int(index))

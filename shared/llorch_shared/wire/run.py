@@ -1,0 +1,107 @@
+"""The run of a task: the record that every state change goes through, and the message that places it on a replica."""
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from llorch_shared.errors import ErrorBody
+from llorch_shared.wire.task import Engine, Name, Priority, TaskId, TaskRequest, TaskState
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """State of one task from placement on. Stored at `run.<task>`, created with expected sequence 0, changed only by
+    compare-and-set on its own sequence. Times are Unix milliseconds."""
+
+    task_id: TaskId
+    state: TaskState
+    attempt: int = 1
+    pool_id: Name
+    replica_id: Name = ""
+    node_id: Name = ""
+    incarnation: str = ""
+    """Which life of the replica runs it: a replica that restarted no longer holds its earlier tasks."""
+    lane: Name
+    correlation_id: str
+    tenant: Name
+    priority: Priority
+    channel: str = "http"
+    """`http` or `nats`: where the task came in."""
+    admitted_ms: int
+    placed_ms: int = 0
+    started_ms: int = 0
+    ended_ms: int = 0
+    queue_position: int = 0
+    """As told at admission."""
+    predicted_start_ms: int = 0
+    """As told at admission, milliseconds from admission."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    decode_ms: int = 0
+    finish_reason: str = ""
+    """`stop`, `length` or `cancelled`; empty until the end and on errors."""
+    error: ErrorBody | None = None
+    request: TaskRequest | None = None
+    """Kept while the task may have to run again; dropped in a final state."""
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """`plc.<pool>.<replica>`: run this, if the run record still stands at `run_seq`."""
+
+    run: RunRecord
+    run_seq: int
+
+
+class CancelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`cxl.<task>` (the durable wish) and `can.<task>` (the wake-up)."""
+
+    task_id: TaskId
+    reason: str = "client"
+    """Label of tasks_canceled_total: `client`, `disconnect`, `operator`."""
+    correlation_id: str = ""
+    requested_ms: int = 0
+
+
+class Located(msgspec.Struct, frozen=True, kw_only=True):
+    """The scheduler's answer about a task that has no run record yet."""
+
+    found: bool
+    pool_id: str = ""
+    lane: str = ""
+    correlation_id: str = ""
+    tenant: str = ""
+    priority: Priority | None = None
+    queue_position: int = 0
+    predicted_start_ms: int = 0
+    admitted_ms: int = 0
+
+
+class TaskView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """GET /v1/tasks/{id}."""
+
+    task_id: TaskId
+    state: TaskState
+    attempt: int = 0
+    pool_id: str | None = None
+    replica_id: str | None = None
+    node_id: str | None = None
+    engine: Engine | None = None
+    priority: Priority | None = None
+    correlation_id: str = ""
+    queue_position: Annotated[int, Meta(ge=0)] | None = None
+    predicted_start_ms: Annotated[int, Meta(ge=0)] | None = None
+    admitted_ms: int = 0
+    placed_ms: int = 0
+    started_ms: int = 0
+    ended_ms: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    decode_ms: int = 0
+    finish_reason: str = ""
+    error: ErrorBody | None = None
+
+
+RUN_DECODER: Final = msgspec.json.Decoder(RunRecord)
+PLACEMENT_DECODER: Final = msgspec.json.Decoder(Placement)
+CANCEL_DECODER: Final = msgspec.json.Decoder(CancelRequest)
+LOCATED_DECODER: Final = msgspec.json.Decoder(Located)

@@ -1,0 +1,85 @@
+"""Desired state: a pool as an operator writes it. The same Struct is read from the config file and kept in the spec
+bucket (REQUIREMENTS section 3). Unknown keys are refused."""
+
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from llorch_shared.wire.task import CTX_MAX, Engine, Name
+
+
+class ProvisioningMode(StrEnum):
+    EXTERNAL = "external"
+    SOURCE = "source"
+    CONTAINER = "container"
+    PACKAGE = "package"
+    BINARY = "binary"
+
+
+class QueueSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    capacity: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
+    """Waiting tasks per priority. Beyond it the server refuses: longer waits outlast the clients' patience."""
+    full_policy: Literal["reject"] = "reject"
+    """What a full queue does: the server refuses the newcomer, exactly."""
+
+
+class TimeoutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    wall_ms: Annotated[int, Meta(ge=1)] = 600_000
+    """Longest time one attempt may hold a slot."""
+    idle_ms: Annotated[int, Meta(ge=1)] = 60_000
+    """Longest silence of the engine during one attempt (a long prefill counts)."""
+
+
+class PackageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    version: str = ""
+    repo: Literal["pip"] = "pip"
+    sha256: tuple[str, ...] = ()
+    """Accepted wheel digests, lower-case hex; given ones are enforced."""
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    cache_dir: str = ""
+    checksum: str = ""
+    """`sha256:<hex>` of the model file; a mismatch is always fatal."""
+
+
+class ProvisioningSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    mode: ProvisioningMode = ProvisioningMode.EXTERNAL
+    allow_package_installs: bool = False
+    allow_binary_downloads: bool = False
+    package: PackageSpec | None = None
+    model: ModelSpec = ModelSpec()
+    command: tuple[str, ...] = ()
+    """external: the engine binary (a path, or a name on PATH). Empty means the engine's usual name."""
+    env: dict[str, str] = {}
+    flags: tuple[str, ...] = ()
+
+
+class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Replicas that serve one model with one engine."""
+
+    id: Name
+    engine: Engine
+    model: Annotated[str, Meta(min_length=1, max_length=512)]
+    """model_ref that tasks name: `file:`, `pypi:package/file-in-wheel`, … """
+    devices: tuple[Annotated[int, Meta(ge=0)], ...] | Literal["cpu", "all"] = "all"
+    """GPU indices of one replica's device mask. `cpu` is refused unless the profile is `ci` (ORCH-1102)."""
+    nodes: tuple[Name, ...] = ()
+    """Nodes that serve it; empty means every node."""
+    replicas: Annotated[int, Meta(ge=0, le=64)] = 1
+    """Replicas per node."""
+    slots: Annotated[int, Meta(ge=1, le=4096)] = 1
+    """Tasks one replica decodes at once."""
+    quant: str | None = None
+    ctx: Annotated[int, Meta(ge=1, le=CTX_MAX)] = 8192
+    preload: bool = True
+    sampler_profile_version: Name = "v1"
+    queue: QueueSpec = QueueSpec()
+    timeouts: TimeoutSpec = TimeoutSpec()
+    provisioning: ProvisioningSpec = ProvisioningSpec()
+
+
+POOL_DECODER: Final = msgspec.json.Decoder(PoolSpec)

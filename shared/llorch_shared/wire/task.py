@@ -1,0 +1,135 @@
+"""A task as its client sees it: the request, the answer to its admission, and its state when looked up."""
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from llorch_shared.identifiers import NAME_PATTERN, UUID_PATTERN
+
+TaskId = Annotated[str, Meta(pattern=UUID_PATTERN, description="UUID; compared in lower case")]
+Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+
+CTX_MAX: Final = 32_768
+MAX_TOKENS_MAX: Final = 50_000
+PROMPT_BYTES_MAX: Final = 768 * 1024
+"""A request travels in one bus message of at most 1 MiB; escaping and headers need the rest."""
+
+
+class Workload(StrEnum):
+    COMPLETION = "completion"
+    EMBEDDING = "embedding"
+    RERANK = "rerank"
+
+
+class Engine(StrEnum):
+    """Engines a task may ask for (ORCH-2008; `openai`, `sglang` and `mock` extend the first four, DESIGN C29)."""
+
+    LLAMACPP = "llamacpp"
+    VLLM = "vllm"
+    TGI = "tgi"
+    TRITON = "triton"
+    OPENAI = "openai"
+    SGLANG = "sglang"
+    MOCK = "mock"
+
+
+class Priority(StrEnum):
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class Determinism(StrEnum):
+    STRICT = "strict"
+    BEST_EFFORT = "best_effort"
+
+
+class KvHint(StrEnum):
+    REUSE = "reuse"
+    COLD = "cold"
+
+
+class OutputMode(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+    EDITS = "edits"
+
+
+class PlacementMode(StrEnum):
+    AUTO = "auto"
+    PIN = "pin"
+    PREFER = "prefer"
+
+
+class PlacementOverrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the client wants the task to run (ORCH-3907)."""
+
+    mode: PlacementMode = PlacementMode.AUTO
+    pin_pool_id: Name | None = None
+    prefer_pools: tuple[Name, ...] = ()
+    avoid_pools: tuple[Name, ...] = ()
+    require_device_mask: str | None = None
+    allow_fallback: bool = True
+
+
+class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One unit of inference (FR-DP-001). The body of POST /v1/tasks and the payload of an admission message."""
+
+    task_id: TaskId
+    session_id: TaskId
+    workload: Workload
+    model_ref: Annotated[str, Meta(min_length=1, max_length=512)]
+    engine: Engine
+    ctx: Annotated[int, Meta(ge=1, le=CTX_MAX, description="context length in tokens")]
+    priority: Priority
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS_MAX)]
+    deadline_ms: Annotated[
+        int, Meta(ge=-(2**53), le=2**53, description="budget from admission to the last token, milliseconds")
+    ]
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 2)] | None = None
+    determinism: Determinism = Determinism.STRICT
+    sampler_profile_version: Name = "v1"
+    prompt: str | None = None
+    inputs: tuple[str, ...] | None = None
+    expected_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS_MAX)] | None = None
+    kv_hint: KvHint | None = None
+    placement: PlacementOverrides | None = None
+    output_mode: OutputMode = OutputMode.TEXT
+
+
+class TaskState(StrEnum):
+    """States of a task; the moves between them stand in `llorch_shared.states`."""
+
+    QUEUED = "queued"
+    PLACED = "placed"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    DROPPED = "dropped"
+
+
+class TaskAccepted(msgspec.Struct, frozen=True, kw_only=True):
+    """The task is in a durable queue (202, OC-CTRL-2050)."""
+
+    task_id: TaskId
+    queue_position: Annotated[int, Meta(ge=0)]
+    """Tasks that will start before this one."""
+    predicted_start_ms: Annotated[int, Meta(ge=0)]
+    """Milliseconds from now until this task is expected to start."""
+    backoff_ms: Annotated[int, Meta(ge=0)] = 0
+    correlation_id: str
+
+
+class TaskRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    task_id: TaskId
+
+
+class Empty(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request without arguments; an empty payload means the same."""
+
+
+REQUEST_DECODER: Final = msgspec.json.Decoder(TaskRequest)
+REF_DECODER: Final = msgspec.json.Decoder(TaskRef)
