@@ -1,0 +1,73 @@
+# One door to everything. `make` alone lists what can be done. Nothing here names a package index: pip uses yours.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PY     := $(BIN)/python
+READY  := $(VENV)/.installed
+UV     ?= uv
+ARGS   ?=
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo up test check contracts bench lock clean
+
+# $(call step,title,command): one line with its time; what the command said only when it failed.
+define step
+@printf '%-42s' '$(1)'; began=$$(date +%s); said=$$(mktemp); \
+if { $(2); } >"$$said" 2>&1; then printf 'ok  %3ds\n' $$(($$(date +%s) - began)); rm -f "$$said"; \
+else printf 'FAILED\n'; cat "$$said"; rm -f "$$said"; exit 1; fi
+endef
+
+help: ## list what can be done
+	@printf 'llama-orch: make TARGET [ARGS="…"]\n\n'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  %-11s%s\n' "$${name## }" "$$what"; done
+
+demo: $(READY) ## the whole system on this machine: real engine, real model, three tasks, then stop
+	@$(BIN)/orchctl demo $(ARGS)
+
+up: $(READY) ## start everything in the foreground; Ctrl-C stops it (needs a GPU)
+	@$(BIN)/orchctl up $(ARGS)
+
+test: $(READY) ## all tests that need no Docker, no GPU and no network beyond the package index
+	@$(PY) -m pytest $(ARGS)
+
+check: $(READY) ## ruff, mypy --strict, import rules, contracts equal to the code
+	$(call step,ruff check,$(BIN)/ruff check --quiet .)
+	$(call step,ruff format,$(BIN)/ruff format --quiet --check .)
+	$(call step,mypy --strict,$(BIN)/mypy --strict)
+	$(call step,import rules,PYTHONPATH= $(BIN)/lint-imports --no-cache)
+	$(call step,contracts equal the code,$(PY) -m llorch_shared.contracts --check)
+
+contracts: $(READY) ## write contracts/ from the wire types
+	$(call step,contracts,$(PY) -m llorch_shared.contracts)
+
+bench: $(READY) ## measure admission and relay with the mock engine; JSON and a table
+	@$(PY) tests/bench/run.py $(ARGS)
+
+lock: ## pin every dependency by hash in requirements.lock (needs uv)
+	@command -v $(UV) >/dev/null || { echo 'make lock needs uv: pip install uv, or make lock UV=/path/to/uv' >&2; exit 1; }
+	$(call step,requirements.lock,$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras \
+	  --generate-hashes --no-emit-index-url --no-annotate --no-header $(ARGS) \
+	  pyproject.toml requirements/build.in --output-file requirements.lock)
+
+clean: ## remove the environment, caches and the demo's state
+	@rm -rf $(VENV) .llorch .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment is made from the lock alone and made again when the lock changes.
+$(PY):
+	@found=''; for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python; do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; done; \
+	if [ -z "$$found" ]; then \
+	  echo 'llama-orch needs Python 3.11 or newer and found none (looked for python3, python3.11 … python3.13).' >&2; \
+	  echo 'Install one (Debian, Ubuntu: apt install python3 python3-venv), or: make PYTHON=/path/to/python3' >&2; exit 1; fi; \
+	printf '%-42s' "environment $(VENV) ($$("$$found" -V))"; began=$$(date +%s); rm -rf $(VENV); \
+	if ! said=$$("$$found" -m venv $(VENV) 2>&1); then rm -rf $(VENV); printf 'FAILED\n%s\n' "$$said" >&2; \
+	  echo "Debian, Ubuntu: apt install python3-venv" >&2; exit 1; fi; \
+	printf 'ok  %3ds\n' $$(($$(date +%s) - began))
+
+$(READY): requirements.lock pyproject.toml | $(PY)
+	$(call step,dependencies (pinned by hash),$(PY) -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements.lock)
+	$(call step,llama-orch itself,$(PY) -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .)
+	@touch $@
