@@ -1,0 +1,280 @@
+"""The whole system as real processes on loopback: nats-server, schedulers, gateways, and a node's provisioner and poold.
+
+    async with System(tmp_path, pools=[mock_pool(slots=4)], gateways=2) as system:
+        accepted = await system.client().submit(max_tokens=50)
+        system.kill9("poold-1")
+        await system.restart("poold-1")
+        transcript = await follow(system.clients, accepted.task_id)
+
+Process names: `nats`, `scheduler-N`, `gateway-N`, `provisioner-N`, `poold-N`, counted from 1. Pools are written to the
+spec bucket by the harness, as `orchctl up` does. Logs are files in `<folder>/logs`; their ends are printed when the
+block is left by an exception. Nothing outlives the block, nor the test run.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import msgspec
+import tomli_w
+
+from llorch_shared import streams, subjects
+from llorch_shared.bus.nats import NatsBus
+from llorch_shared.bus.port import Bus
+from llorch_shared.settings import NatsSettings
+from llorch_shared.wire.registry import PoolHealth
+from llorch_shared.wire.spec import PoolSpec
+from support.client import TaskClient
+from support.nats_server import NatsServer, free_port
+from support.processes import ProcessDied, ServiceProcess, children_of, gone
+
+START_DEADLINE_S = 30.0
+POLL_S = 0.05
+
+
+def mock_pool(
+    pool_id: str = "mock",
+    *,
+    replicas: int = 2,
+    slots: int = 4,
+    rate: float = 50.0,
+    capacity: int = 256,
+    env: Mapping[str, str] | None = None,
+    **changes: Any,
+) -> PoolSpec:
+    """A pool of mock engines. `rate` is tokens per second of each stream, 0 for as fast as it can."""
+    fields: dict[str, Any] = {
+        "id": pool_id,
+        "engine": "mock",
+        "model": "mock:words",
+        "devices": "cpu",
+        "replicas": replicas,
+        "slots": slots,
+        "queue": {"capacity": capacity},
+        "provisioning": {"mode": "external", "env": {"LLORCH_MOCK_RATE": str(rate), **(env or {})}},
+    }
+    return msgspec.convert({**fields, **changes}, PoolSpec)
+
+
+class System:
+    """Start, break and watch a whole system. Use as an async context manager."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        pools: Sequence[PoolSpec] = (),
+        gateways: int = 1,
+        schedulers: int = 1,
+        nodes: int = 1,
+        settings: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+        token: str = "",
+        sync_always: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.pools = list(pools) or [mock_pool()]
+        self.token = token
+        self.nats = NatsServer(folder / "nats", sync_always=sync_always)
+        self.config_path = folder / "llorch.toml"
+        self._settings = dict(settings or {})
+        self._environment = {"LLORCH_CONFIG": str(self.config_path), **(environment or {})}
+        if token:
+            self._environment["AUTH_TOKEN"] = token
+        self.addresses: dict[str, str] = {}
+        """host:port of every process: HTTP of a gateway, metrics of the others."""
+        self.processes: dict[str, ServiceProcess] = {}
+        for number in range(1, schedulers + 1):
+            self._add(f"scheduler-{number}", "llorch_scheduler", "LLORCH_SCHEDULER_METRICS_ADDR")
+        for number in range(1, nodes + 1):
+            node = {"LLORCH_NODE_ID": f"node-{number}", "LLORCH_STATE_DIR": str(folder / f"node-{number}")}
+            self._add(f"provisioner-{number}", "llorch_provisioner", "LLORCH_PROVISIONER_METRICS_ADDR", node)
+            self._add(f"poold-{number}", "llorch_poold", "LLORCH_POOLD_METRICS_ADDR", node)
+        for number in range(1, gateways + 1):
+            self._add(f"gateway-{number}", "llorch_gateway", "ORCHD_ADDR")
+        self.gateways = [name for name in self.processes if name.startswith("gateway-")]
+        self.clients: list[TaskClient] = []
+        self.bus: Bus
+        """The harness's own connection, for bus clients in tests."""
+
+    def _add(self, name: str, module: str, address_key: str, extra: Mapping[str, str] | None = None) -> None:
+        self.addresses[name] = f"127.0.0.1:{free_port()}"
+        environment = {**self._environment, **(extra or {}), address_key: self.addresses[name]}
+        self.processes[name] = ServiceProcess(name, [module], folder=self.folder / "logs", environment=environment)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            self.print_tails()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        await self.stop()
+        if kind is not None:
+            self.print_tails()
+
+    async def start(self) -> None:
+        """Start everything and wait until every replica of every pool is ready."""
+        self._write_config()
+        self.nats.start()
+        self.bus = await NatsBus.connect(NatsSettings(url=self.nats.url), name="harness")
+        await self.bus.ensure(streams.base())
+        for pool in self.pools:
+            await self.put_pool(pool)
+        for process in self.processes.values():
+            process.start()
+        self.clients = [TaskClient(self.url(name), token=self.token) for name in self.gateways]
+        for name in self.processes:
+            await self.ready(name)
+        for pool in self.pools:
+            await self.replicas_ready(pool.id, pool.replicas * self._nodes_of(pool))
+
+    async def stop(self) -> None:
+        """End every process. Safe to call twice."""
+        for client in self.clients:
+            await client.http.aclose()
+        self.clients = []
+        engines = [pid for name, process in self.processes.items() if process.running for pid in self.engines_of(name)]
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            if process.starts:
+                await asyncio.to_thread(process.stop)
+        assert await asyncio.to_thread(gone, engines, 10), f"engines outlived their node: {engines}"
+        if hasattr(self, "bus"):
+            await self.bus.close()
+        self.nats.stop()
+
+    def url(self, name: str = "gateway-1") -> str:
+        return f"http://{self.addresses[name]}"
+
+    def client(self, gateway: int = 1) -> TaskClient:
+        return self.clients[gateway - 1]
+
+    def kill9(self, name: str) -> None:
+        """SIGKILL to one process; `nats` is one too. Engines of a killed poold die with it."""
+        if name == "nats":
+            self.nats.kill()
+        else:
+            self.processes[name].kill9()
+
+    async def restart(self, name: str, *, wait_ready: bool = True) -> None:
+        """Start a killed or stopped process again at the same address."""
+        if name == "nats":
+            await asyncio.to_thread(self.nats.start)
+            return
+        self.processes[name].start()
+        if wait_ready:
+            await self.ready(name)
+
+    def kill9_engine(self, node: int = 1, index: int = 0) -> int:
+        """SIGKILL to one engine process of a node; returns its pid."""
+        pid = self.engines_of(f"poold-{node}")[index]
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def engines_of(self, name: str) -> list[int]:
+        """Pids of the engines that a node runs now."""
+        process = self.processes[name]
+        return children_of(process.pid) if name.startswith("poold-") and process.running else []
+
+    async def put_pool(self, pool: PoolSpec) -> None:
+        """Write a pool's desired state, as `orchctl up` does."""
+        await self.bus.store(subjects.spec(subjects.pool_key(pool.id)), msgspec.json.encode(pool))
+
+    async def ready(self, name: str, deadline_s: float = START_DEADLINE_S) -> None:
+        """Wait until a process serves: /readyz of a gateway, /metrics of the others."""
+        path = "/readyz" if name.startswith("gateway-") else "/metrics"
+        process = self.processes[name]
+
+        async def answers() -> bool:
+            process.check_alive()
+            return (await self.http_status(name, path)) == 200
+
+        await self.until(answers, f"{name} to be ready", deadline_s)
+
+    async def http_status(self, name: str, path: str) -> int:
+        """Status of one GET, 0 while nobody listens."""
+        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        try:
+            async with httpx.AsyncClient(base_url=self.url(name), headers=headers, timeout=5) as http:
+                return (await http.get(path)).status_code
+        except httpx.TransportError:
+            return 0
+
+    async def health(self, pool_id: str, gateway: str = "gateway-1") -> PoolHealth | None:
+        """A pool as a gateway sees it; None while it does not answer 200."""
+        client = self.clients[self.gateways.index(gateway)]
+        try:
+            response = await client.http.get(f"/v1/pools/{pool_id}/health")
+        except httpx.TransportError:
+            return None
+        return msgspec.json.decode(response.content, type=PoolHealth) if response.status_code == 200 else None
+
+    async def replicas_ready(self, pool_id: str, count: int, deadline_s: float = START_DEADLINE_S) -> None:
+        """Wait until every gateway that runs sees exactly `count` ready replicas of a pool."""
+
+        async def enough() -> bool:
+            for gateway in self.gateways:
+                if not self.processes[gateway].running:
+                    continue
+                health = await self.health(pool_id, gateway)
+                if health is None or sum(replica.state == "ready" for replica in health.replicas) != count:
+                    return False
+            return True
+
+        await self.until(enough, f"{count} ready replicas of {pool_id}", deadline_s)
+
+    async def metric(self, name: str, metric: str, **labels: str) -> float:
+        """Sum of a metric's samples at one process that carry `labels`; 0 when there is none."""
+        async with httpx.AsyncClient(base_url=self.url(name), timeout=5) as http:
+            headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
+            text = (await http.get("/metrics", headers=headers)).raise_for_status().text
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        total = 0.0
+        for line in text.splitlines():
+            if line.partition("{")[0].partition(" ")[0] == metric and all(pair in line for pair in wanted):
+                total += float(line.rpartition(" ")[2])
+        return total
+
+    async def until(self, question: Callable[[], Any], what: str, deadline_s: float) -> None:
+        """Ask again every 50 ms until the answer is true; fail with `what` at the deadline."""
+        deadline = time.monotonic() + deadline_s
+        while not await question():
+            if time.monotonic() > deadline:
+                raise ProcessDied(f"waited {deadline_s:.0f} s for {what}")
+            await asyncio.sleep(POLL_S)
+
+    def print_tails(self) -> None:
+        for process in self.processes.values():
+            if process.starts:
+                sys.stderr.write(process.tail() + "\n")
+        log = self.nats.folder / "nats.log"
+        if log.exists():
+            sys.stderr.write("--- nats\n" + log.read_text(errors="replace")[-2000:] + "\n")
+
+    def _nodes_of(self, pool: PoolSpec) -> int:
+        nodes = [name.removeprefix("poold-") for name in self.processes if name.startswith("poold-")]
+        return len(pool.nodes or nodes)
+
+    def _write_config(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config: dict[str, Any] = {
+            "profile": "ci",
+            "state_dir": str(self.folder / "state"),
+            "log_level": "info",
+            "nats": {"url": self.nats.url},
+            "gateway": {"auth_optional": True},
+        }
+        for key, value in self._settings.items():
+            config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
+        self.config_path.write_text(tomli_w.dumps(config))
