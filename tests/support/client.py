@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,7 +134,7 @@ class TaskClient:
         response = await self.http.post(f"/v1/tasks/{task_id}/cancel")
         return _checked(response, 202, 204).status_code
 
-    async def events(self, task_id: str, *, after: str = "", header: bool = True) -> AsyncIterator[Event]:
+    async def events(self, task_id: str, *, after: str = "", header: bool = True) -> AsyncGenerator[Event]:
         """Events until the terminal one. Raises StreamCut when the connection ends before it, Refusal."""
         headers = {"last-event-id": after} if after and header else {}
         params = {"after": after} if after and not header else {}

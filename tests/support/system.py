@@ -1,4 +1,4 @@
-"""The whole system as real processes on loopback: nats-server, schedulers, gateways, and a node's provisioner and poold.
+"""The whole system as real processes on loopback: nats-server, schedulers, gateways, a provisioner and poold per node.
 
     async with System(tmp_path, pools=[mock_pool(slots=4)], gateways=2) as system:
         accepted = await system.client().submit(max_tokens=50)

@@ -1,4 +1,4 @@
-"""The whole system as a fixture: one nats-server, scheduler, gateway, provisioner and poold with a pool of mock engines."""
+"""The whole system as a fixture: one of each service, and a pool of mock engines."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
