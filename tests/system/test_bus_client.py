@@ -1,0 +1,102 @@
+"""Bus clients are equals: submit, read, cancel and look up with nothing but NATS."""
+
+import asyncio
+import uuid
+
+import msgspec
+import nats
+import pytest
+
+from llorch_shared.errors import ErrorBody
+from llorch_shared.wire.frames import Event, split_events
+from llorch_shared.wire.registry import Capabilities
+from llorch_shared.wire.run import TaskView
+from llorch_shared.wire.task import TaskAccepted, TaskState
+from support.client import task_request
+from support.system import System
+
+pytestmark = pytest.mark.system
+
+
+async def test_a_plain_publish_is_an_accepted_task(system: System) -> None:
+    task = str(uuid.uuid4())
+    connection = await nats.connect(system.nats.url)
+    try:
+        stream = await connection.subscribe(f"llorch.tok.*.{task}")
+        request = {
+            "task_id": task,
+            "session_id": task,
+            "workload": "completion",
+            "model_ref": "mock:words",
+            "engine": "mock",
+            "ctx": 2048,
+            "priority": "batch",
+            "max_tokens": 10,
+            "deadline_ms": 60000,
+            "prompt": "straight on the bus",
+        }
+        ack = await connection.jetstream().publish("llorch.adm.mock.batch.default", msgspec.json.encode(request))
+        assert ack.stream == "ADM_mock_batch"
+        events: list[Event] = []
+        while not events or events[-1].event not in ("end", "error"):
+            events += split_events((await stream.next_msg(timeout=10)).data)
+        assert [event.event for event in events if event.event != "metrics"] == ["started"] + ["token"] * 10 + ["end"]
+        over_http = await system.client().read(task)
+        assert over_http.indices == list(range(10))
+    finally:
+        await connection.close()
+
+
+async def test_an_invalid_publish_ends_with_a_typed_error_and_blocks_nobody(system: System) -> None:
+    bad = msgspec.to_builtins(task_request())
+    bad["surprise"] = 1
+    subject = "llorch.adm.mock.interactive.default"
+    await system.bus.store(subject, b"not json at all")
+    await system.bus.store(subject, msgspec.json.encode(bad))
+    transcript = await system.client().read(bad["task_id"])
+    assert transcript.error is not None
+    assert transcript.error.code == "INVALID_PARAMS"
+    assert "surprise" in transcript.error.message
+    assert (await system.client().get(bad["task_id"])).state is TaskState.FAILED
+    good = await system.client().submit(max_tokens=2)
+    assert (await system.client().read(good.task_id)).end is not None
+
+    async def drained() -> bool:
+        return (await system.bus.stream_state("ADM_mock_interactive")).messages == 0
+
+    await system.until(drained, "an empty queue", 10)
+
+
+async def test_request_and_reply_are_the_same_functions_as_http(system: System) -> None:
+    request = task_request(max_tokens=500)
+    reply = await system.bus.request("llorch.api.tasks.submit", msgspec.json.encode(request), timeout_s=5)
+    accepted = msgspec.json.decode(reply.data, type=TaskAccepted)
+    assert accepted.task_id == request.task_id
+    ref = msgspec.json.encode({"task_id": request.task_id})
+    view = msgspec.json.decode((await system.bus.request("llorch.api.tasks.get", ref)).data, type=TaskView)
+    assert view.task_id == request.task_id
+    cancelled = await system.bus.request("llorch.api.tasks.cancel", ref, timeout_s=10)
+    assert msgspec.json.decode(cancelled.data, type=TaskView).state is TaskState.CANCELLED
+    capabilities = await system.bus.request("llorch.api.capabilities", b"")
+    engines = msgspec.json.decode(capabilities.data, type=Capabilities).engines
+    assert [engine.engine for engine in engines] == ["mock"]
+    refused = await system.bus.request("llorch.api.tasks.submit", b'{"task_id": 7}')
+    assert msgspec.json.decode(refused.data, type=ErrorBody).code == "INVALID_PARAMS"
+    assert refused.headers["Nats-Service-Error-Code"] == "400"
+
+
+async def test_a_correlation_id_reaches_the_line_about_the_engine(system: System) -> None:
+    mark = f"walk-{uuid.uuid4()}"
+    body = msgspec.json.encode(task_request(max_tokens=2))
+    response = await system.client().http.post(
+        "/v1/tasks", content=body, headers={"content-type": "application/json", "x-correlation-id": mark}
+    )
+    assert response.headers["x-correlation-id"] == mark
+    task = response.json()["task_id"]
+    await system.client().read(task)
+
+    async def told() -> bool:
+        logs = [system.processes[name].log_path for name in ("gateway-1", "scheduler-1", "poold-1")]
+        return all(mark in await asyncio.to_thread(log.read_text) for log in logs)
+
+    await system.until(told, "the correlation id in three logs", 5)

