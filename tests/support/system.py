@@ -100,6 +100,8 @@ class System:
             self._add(f"gateway-{number}", "llorch_gateway", "ORCHD_ADDR")
         self.gateways = [name for name in self.processes if name.startswith("gateway-")]
         self.clients: list[TaskClient] = []
+        self.start_deadline_s = START_DEADLINE_S
+        """How long the first start may take; a real engine has to be fetched."""
         self.bus: Bus
         """The harness's own connection, for bus clients in tests."""
 
@@ -136,7 +138,7 @@ class System:
         for name in self.processes:
             await self.ready(name)
         for pool in self.pools:
-            await self.replicas_ready(pool.id, pool.replicas * self._nodes_of(pool))
+            await self.replicas_ready(pool.id, pool.replicas * self._nodes_of(pool), self.start_deadline_s)
 
     async def stop(self) -> None:
         """End every process. Safe to call twice."""
