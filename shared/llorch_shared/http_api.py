@@ -95,6 +95,7 @@ OPEN_ERRORS: Final[tuple[tuple[int, ErrorCode], ...]] = ((500, ErrorCode.INTERNA
 COMMON_ERRORS: Final[tuple[tuple[int, ErrorCode], ...]] = (
     (401, ErrorCode.MISSING_TOKEN),
     (401, ErrorCode.BAD_TOKEN),
+    (403, ErrorCode.NON_LOOPBACK_WITHOUT_TOKEN),
     *OPEN_ERRORS,
 )
 

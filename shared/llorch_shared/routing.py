@@ -1,0 +1,134 @@
+"""Which pool serves a task: pure, used by the gateway and by whoever else admits.
+
+Filter (engine, model, overrides, context, workload), then look at what is alive, then pick: a preferred pool first, then
+the shortest predicted wait, then the name. Equal inputs give the same pool. A task for a pool that is only starting is
+routed: it waits in the queue. O(pools + replicas).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from llorch_shared.errors import ErrorCode, OrchError, invalid
+from llorch_shared.waiting import predict, queue_position
+from llorch_shared.wire.registry import PoolLoad, ReplicaRecord, ReplicaState
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import PlacementMode, PlacementOverrides, TaskRequest
+
+POOL_RETRY_MS: Final = 1_000
+"""When to ask again for a pool that serves nothing now: engines need seconds to start."""
+
+Replicas = Mapping[str, Sequence[ReplicaRecord]]
+"""Live replica records by pool."""
+
+
+def route(
+    request: TaskRequest, pools: Mapping[str, PoolSpec], replicas: Replicas, loads: Mapping[str, PoolLoad]
+) -> PoolSpec:
+    """The pool that will queue `request`. Raises OrchError: INVALID_PARAMS when no pool could ever serve it,
+    POOL_UNREADY or POOL_UNAVAILABLE when one could and none does now (D14)."""
+    wanted = _permitted(request, _matching(request, pools.values()))
+    fitting = [pool for pool in wanted if request.ctx <= pool.ctx]
+    if not fitting:
+        largest = max(pool.ctx for pool in wanted)
+        raise invalid(f"ctx {request.ctx} is over the {largest} that {request.model_ref} is served with")
+    fitting = _with_mask(request, fitting, replicas)
+    alive = [pool for pool in fitting if _state_of(replicas.get(pool.id, ())) == "alive"]
+    if not alive:
+        raise _nobody(request, fitting, replicas)
+    serving = [pool for pool in alive if _serves(request, replicas[pool.id])]
+    if not serving:
+        raise invalid(f"no replica of {request.model_ref} serves the workload {request.workload}")
+    return min(_preferred(request, serving), key=lambda pool: (_wait_ms(request, pool, loads.get(pool.id)), pool.id))
+
+
+def _matching(request: TaskRequest, pools: Iterable[PoolSpec]) -> list[PoolSpec]:
+    found = [pool for pool in pools if pool.engine is request.engine and pool.model == request.model_ref]
+    if not found:
+        raise invalid(
+            f"no pool serves model {request.model_ref!r} with engine {request.engine}",
+            hint="GET /v1/capabilities lists what is served",
+        )
+    return found
+
+
+def _permitted(request: TaskRequest, pools: list[PoolSpec]) -> list[PoolSpec]:
+    """Apply pin, prefer without fallback, and avoid (ORCH-3903)."""
+    wish = request.placement
+    if wish is None:
+        return pools
+    if wish.mode is PlacementMode.PIN:
+        if wish.pin_pool_id is None:
+            raise invalid("placement.mode is pin and placement.pin_pool_id is missing")
+        pools = [pool for pool in pools if pool.id == wish.pin_pool_id]
+        if not pools:
+            raise invalid(f"pool {wish.pin_pool_id!r} does not serve {request.model_ref!r} with {request.engine}")
+    elif _strictly_prefers(wish):
+        pools = [pool for pool in pools if pool.id in wish.prefer_pools]
+        if not pools:
+            raise invalid("none of placement.prefer_pools serves this model, and allow_fallback is false")
+    pools = [pool for pool in pools if pool.id not in wish.avoid_pools]
+    if not pools:
+        raise invalid("placement.avoid_pools excludes every pool that serves this model")
+    return pools
+
+
+def _strictly_prefers(wish: PlacementOverrides) -> bool:
+    return wish.mode is PlacementMode.PREFER and not wish.allow_fallback
+
+
+def _with_mask(request: TaskRequest, pools: list[PoolSpec], replicas: Replicas) -> list[PoolSpec]:
+    mask = request.placement.require_device_mask if request.placement else None
+    if mask is None:
+        return pools
+    held = [pool for pool in pools if any(replica.device == mask for replica in replicas.get(pool.id, ()))]
+    if not held:
+        raise invalid(f"no replica of {request.model_ref!r} runs on device {mask!r}")
+    return held
+
+
+def _state_of(replicas: Sequence[ReplicaRecord]) -> str:
+    if not replicas:
+        return "absent"
+    if all(replica.state is ReplicaState.FAILED for replica in replicas):
+        return "failed"
+    return "alive"
+
+
+def _nobody(request: TaskRequest, pools: list[PoolSpec], replicas: Replicas) -> OrchError:
+    failed = [pool for pool in pools if _state_of(replicas.get(pool.id, ())) == "failed"]
+    if failed:
+        cause = next((r.last_error for r in replicas[failed[0].id] if r.last_error), "no cause was recorded")
+        return OrchError(
+            ErrorCode.POOL_UNAVAILABLE,
+            f"every replica of pool {failed[0].id} has failed: {cause}",
+            engine=request.engine,
+            pool_id=failed[0].id,
+            retry_after_ms=POOL_RETRY_MS,
+        )
+    return OrchError(
+        ErrorCode.POOL_UNREADY,
+        f"no replica of pool {pools[0].id} is registered",
+        engine=request.engine,
+        pool_id=pools[0].id,
+        retry_after_ms=POOL_RETRY_MS,
+        hint="a node that serves this pool must be up; `orchctl status` shows nodes and replicas",
+    )
+
+
+def _serves(request: TaskRequest, replicas: Sequence[ReplicaRecord]) -> bool:
+    return any(request.workload in replica.workloads for replica in replicas)
+
+
+def _preferred(request: TaskRequest, pools: list[PoolSpec]) -> list[PoolSpec]:
+    wish = request.placement
+    if wish is None or wish.mode is not PlacementMode.PREFER:
+        return pools
+    return [pool for pool in pools if pool.id in wish.prefer_pools] or pools
+
+
+def _wait_ms(request: TaskRequest, pool: PoolSpec, load: PoolLoad | None) -> tuple[int, int]:
+    """Predicted wait of a newcomer; a pool that nobody has reported on yet comes last."""
+    if load is None:
+        return (1, 0)
+    newcomer = load.queue_seq.get(request.priority, 0) + 1
+    return (0, predict(load, queue_position(load, request.priority, newcomer)))
