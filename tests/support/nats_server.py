@@ -29,7 +29,7 @@ class NatsServer:
             sync_always=sync_always,
             extra=extra,
             memory_bytes=256 * 1024 * 1024,
-            file_bytes=2 * 1024 * 1024 * 1024,
+            file_bytes=64 * 1024 * 1024 * 1024,
         )
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -1,0 +1,293 @@
+"""The port on nats-server. What is asked here is split up: `nats_link` moves bytes, `nats_streams` speaks JetStream,
+`nats_consumer` pulls. This module joins them, and keeps the ensured topology standing across reconnects.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+from llorch_shared.bus.nats_consumer import NatsConsumer
+from llorch_shared.bus.nats_link import Answer, Link, LinkSubscription, header_block
+from llorch_shared.bus.nats_parser import Sink, parse_header
+from llorch_shared.bus.nats_streams import API_TIMEOUT_S, Streams, is_marker
+from llorch_shared.bus.port import (
+    BusError,
+    Handler,
+    Message,
+    NoResponder,
+    NoStream,
+    RawHandler,
+    Responder,
+    Stored,
+    StreamState,
+    Subscription,
+    Unanswered,
+)
+from llorch_shared.metrics import Metrics
+from llorch_shared.settings import NatsSettings, Secret
+from llorch_shared.streams import Topology
+
+log = logging.getLogger(__name__)
+
+ENSURE_WAIT_S: Final = 10.0
+"""How long the first `ensure` waits for a JetStream that is still starting."""
+RETRY_FIRST_S: Final = 0.05
+RETRY_MAX_S: Final = 1.0
+SERVE_BACKLOG: Final = 16
+"""Requests waiting per running one; more are not answered, and the caller's timeout tells it so."""
+
+
+async def connect(
+    settings: NatsSettings,
+    *,
+    name: str,
+    password: Secret | None = None,
+    metrics: Metrics | None = None,
+    on_closed: Callable[[], None] | None = None,
+    inbox_prefix: str = "",
+) -> "NatsBus":
+    """Connect, for as long as it takes: a line every few seconds says what is in the way; cancel to stop trying.
+
+    `name` is `service` or `service/instance`; the inbox is `_INBOX_<service>` unless given, so that permissions can
+    keep one service from reading another's answers. `on_closed` is told when the connection has ended for good.
+    """
+    link = Link(name, metrics=metrics)
+    bus = NatsBus(link)
+    if on_closed is not None:
+        link.closed = on_closed
+    await link.connect(
+        settings, password=password, inbox_prefix=inbox_prefix or f"_INBOX_{name.partition('/')[0].replace('.', '_')}"
+    )
+    return bus
+
+
+class NatsBus:
+    """`Bus` on nats-server. Made by `connect`."""
+
+    def __init__(self, link: Link) -> None:
+        self.name: Final = link.name
+        self._link: Final = link
+        self._streams: Final = Streams(link)
+        self._ensured: list[Topology] = []
+        self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
+        self._on_disconnect: list[Callable[[], None]] = []
+        self._restored: Final = asyncio.Event()
+        self._restoring: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        link.up = self._up
+        link.down = self._down
+
+    @property
+    def connected(self) -> bool:
+        return self._link.connected
+
+    @property
+    def problem(self) -> str:
+        if not self._link.connected:
+            return "disconnected"
+        if denied := self._link.denied:
+            return next(reversed(denied.values()))  # type: ignore[call-overload, no-any-return]
+        return "" if self._restored.is_set() else "restoring streams"
+
+    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
+        self._on_reconnect.append(callback)
+
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        self._on_disconnect.append(callback)
+
+    def _up(self) -> None:
+        if self._link.generation == 1:
+            self._restored.set()
+            return
+        self._stop_restoring()
+        self._restoring = asyncio.create_task(self._restore(), name=f"{self.name}: restore")
+
+    def _down(self) -> None:
+        self._restored.clear()
+        self._stop_restoring()
+        for callback in self._on_disconnect:
+            try:
+                callback()
+            except Exception:
+                log.exception("a disconnect callback failed")
+
+    def _stop_restoring(self) -> None:
+        if self._restoring is not None:
+            self._restoring.cancel()
+            self._restoring = None
+
+    async def _restore(self) -> None:
+        """After a reconnect: streams first (a memory stream of one server is gone with its configuration), then
+        everybody who wants to read again. Cancelled by the next disconnect, repeated by the next reconnect."""
+        await self._until_done(self._ensure_all, "ensuring streams")
+        self._restored.set()
+        for callback in tuple(self._on_reconnect):
+            await self._until_done(callback, "a reconnect callback")
+
+    async def _ensure_all(self) -> None:
+        for topology in tuple(self._ensured):
+            await self._streams.ensure(topology)
+
+    async def _until_done(self, step: Callable[[], Awaitable[None]], what: str) -> None:
+        """Repeat while the bus itself is the reason; a mistake of the step is logged once."""
+        delay = RETRY_FIRST_S
+        while True:
+            try:
+                await step()
+                return
+            except BusError as error:
+                log.warning("%s: %s failed, again in %.2f s: %s", self.name, what, delay, error)
+            except Exception:
+                log.exception("%s: %s failed", self.name, what)
+                return
+            await asyncio.sleep(delay)
+            delay = min(RETRY_MAX_S, delay * 2)
+
+    async def wait_restored(self, timeout_s: float) -> bool:
+        """Wait until the connection and the ensured topology stand."""
+        if not self._restored.is_set():
+            try:
+                await asyncio.wait_for(self._restored.wait(), timeout_s)
+            except TimeoutError:
+                return False
+        return True
+
+    async def ensure(self, topology: Topology) -> None:
+        deadline = asyncio.get_running_loop().time() + ENSURE_WAIT_S
+        delay = RETRY_FIRST_S
+        while True:
+            try:
+                await self._streams.ensure(topology)
+                break
+            except (NoStream, Unanswered):
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+            await asyncio.sleep(delay)
+            delay = min(RETRY_MAX_S, delay * 2)
+        if topology not in self._ensured:
+            self._ensured.append(topology)
+
+    async def forget(self, topology: Topology) -> None:
+        if topology in self._ensured:
+            self._ensured.remove(topology)
+
+    def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
+        self._link.publish(subject, data, header_block(headers) if headers else b"")
+
+    async def flush(self) -> None:
+        await self._link.flush()
+
+    async def store(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        msg_id: str = "",
+        expect_seq: int | None = None,
+        ttl_s: float = 0,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 5.0,
+    ) -> Stored:
+        sent = dict(headers) if headers else {}
+        if msg_id:
+            sent["Nats-Msg-Id"] = msg_id
+        if expect_seq is not None:
+            sent["Nats-Expected-Last-Subject-Sequence"] = str(expect_seq)
+        if ttl_s:
+            sent["Nats-TTL"] = f"{round(ttl_s * 1000)}ms"
+        return await self._streams.store(subject, data, sent, timeout_s)
+
+    async def store_batch(self, messages: Sequence[tuple[str, bytes]]) -> None:
+        await self._streams.store_batch(messages, API_TIMEOUT_S)
+
+    async def request(
+        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout_s: float = 2.0
+    ) -> Message:
+        block = header_block(headers) if headers else b""
+        answer: Answer = await self._link.ask(subject, data, block, timeout_s=timeout_s)
+        if answer.status == 503:
+            raise NoResponder(f"nobody answers {subject}")
+        return Message(subject=answer.subject.decode(), data=answer.data, headers=answer.headers)
+
+    async def serve(
+        self, subject: str, responder: Responder, *, queue: str = "", concurrency: int = 64
+    ) -> Subscription:
+        free = asyncio.Semaphore(concurrency)
+        waiting = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal waiting
+            try:
+                async with free:
+                    data, headers = await responder(message)
+                if message.reply:
+                    self._link.publish(message.reply, data, header_block(headers) if headers else b"")
+            except Exception:
+                log.exception("answering a request on %s failed", subject)
+            finally:
+                waiting -= 1
+
+        def accept(message: Message) -> None:
+            nonlocal waiting
+            if waiting >= concurrency * SERVE_BACKLOG:
+                log.warning("%s: too many requests on %s, one not answered", self.name, subject)
+                return
+            waiting += 1
+            task = asyncio.create_task(answer(message), name=f"answer {subject}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        return await self._link.subscribe(subject, queue, sink=_message_sink(accept))
+
+    async def subscribe(self, subject: str, handler: Handler) -> Subscription:
+        return await self._link.subscribe(subject, sink=_message_sink(handler))
+
+    async def tail(self, subject: str, handler: RawHandler) -> LinkSubscription:
+        return await self._link.subscribe(subject, raw=handler)
+
+    async def last(self, stream: str, subject: str) -> Message | None:
+        return await self._streams.last(stream, subject)
+
+    async def snapshot(self, stream: str, subject_filter: str) -> Sequence[Message]:
+        return await self._streams.snapshot(stream, subject_filter)
+
+    async def replay(
+        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000
+    ) -> Sequence[Message]:
+        return await self._streams.replay(stream, subject_filter, from_seq, limit)
+
+    async def stream_state(self, stream: str) -> StreamState:
+        return await self._streams.state(stream)
+
+    async def consumer(self, stream: str, durable: str) -> NatsConsumer:
+        consumer = NatsConsumer(self._link, self._streams, self, stream, durable)
+        await consumer.open()
+        return consumer
+
+    async def close(self) -> None:
+        self._stop_restoring()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await self._link.close()
+
+
+def _message_sink(handler: Handler) -> Sink:
+    def sink(subject: bytes, reply: bytes, data: bytes, header: bytes) -> None:
+        if not header:
+            handler(Message(subject=subject.decode(), data=data, reply=reply.decode()))
+            return
+        _, _, headers = parse_header(header)
+        seq = headers.get("Nats-Sequence", "0")
+        handler(
+            Message(
+                subject=subject.decode(),
+                data=data,
+                headers=headers,
+                seq=int(seq) if seq.isdigit() else 0,
+                reply=reply.decode(),
+                deleted=is_marker(headers),
+            )
+        )
+
+    return sink

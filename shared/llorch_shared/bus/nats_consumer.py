@@ -1,0 +1,198 @@
+"""Takes messages of a durable: an own pull loop, because the library's loses what it holds when it raises.
+
+One pull request is out at a time, for at most `PULL_S`. What arrives is held until `fetch` hands it over; a pull whose
+connection broke is asked again at once after the reconnect.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from llorch_shared.bus.nats_link import Link, LinkSubscription
+from llorch_shared.bus.nats_parser import parse_header
+from llorch_shared.bus.nats_streams import Streams, is_marker
+from llorch_shared.bus.port import Delivery, Message, NoStream, Unanswered
+
+log = logging.getLogger(__name__)
+
+PULL_S: Final = 2.0
+"""A pull that got lost without a word costs at most this, plus the grace."""
+PULL_GRACE_S: Final = 1.0
+PULL_MESSAGES_MAX: Final = 2000
+ACK_TIMEOUT_S: Final = 5.0
+_RETRY_S: Final = 0.1
+
+_NO_RESPONDERS: Final = 503
+
+
+class _Gate(Protocol):
+    async def wait_restored(self, timeout_s: float) -> bool: ...
+
+
+def _ack_fields(reply: bytes) -> tuple[int, int]:
+    """(deliveries, stream sequence) of `$JS.ACK.[domain.account.]stream.consumer.deliveries.seq.…`"""
+    fields = reply.split(b".")
+    at = 4 if len(fields) < 11 else 6
+    return int(fields[at]), int(fields[at + 1])
+
+
+class NatsDelivery:
+    """Acks are not fenced: the server takes one from whoever sends it, so an ack proves nothing about ownership."""
+
+    __slots__ = ("_deliveries", "_link", "message")
+
+    def __init__(self, link: Link, message: Message, deliveries: int) -> None:
+        self._link: Final = link
+        self.message: Final = message
+        self._deliveries: Final = deliveries
+
+    @property
+    def redelivered(self) -> bool:
+        """False again after a reset: the server forgets its counts."""
+        return self._deliveries > 1
+
+    async def ack(self) -> None:
+        await self._confirmed(b"+ACK")
+
+    async def retry_later(self, delay_s: float) -> None:
+        await self._confirmed(b'-NAK {"delay": %d}' % int(delay_s * 1e9))
+
+    async def _confirmed(self, word: bytes) -> None:
+        """Sent once more when the connection broke meanwhile: a second ack of the same message changes nothing."""
+        generation = self._link.generation
+        try:
+            await self._link.ask(self.message.reply, word, timeout_s=ACK_TIMEOUT_S)
+        except Unanswered:
+            if self._link.generation == generation and self._link.connected:
+                raise
+            await self._link.ask(self.message.reply, word, timeout_s=ACK_TIMEOUT_S)
+
+
+class NatsConsumer:
+    def __init__(self, link: Link, streams: Streams, gate: _Gate, stream: str, durable: str) -> None:
+        self._link: Final = link
+        self._streams: Final = streams
+        self._gate: Final = gate
+        self._stream: Final = stream
+        self._durable: Final = durable
+        self._inbox = ""
+        self._subscription: LinkSubscription | None = None
+        self._held: deque[NatsDelivery] = deque()
+        self._arrived: Final = asyncio.Event()
+        self._pull = 0
+        self._asked = 0
+        """Messages the pull that is out may still bring."""
+        self._pull_ends = 0.0
+        self._generation = 0
+        self._missing = False
+        self._loop: Final = asyncio.get_running_loop()
+
+    async def open(self) -> None:
+        """Raises NoStream when the durable does not exist."""
+        await self._streams.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
+        self._inbox = self._link.new_inbox()
+        self._subscription = await self._link.subscribe(f"{self._inbox}.*", sink=self._on_message)
+
+    async def fetch(self, limit: int, wait_s: float) -> Sequence[Delivery]:
+        """As soon as there is anything: does not wait for a full batch."""
+        deadline = self._loop.time() + wait_s
+        while not self._held:
+            left = deadline - self._loop.time()
+            if left <= 0 and self._pull and not self._asked:
+                break
+            self._arrived.clear()
+            if not await self._gate.wait_restored(max(left, 0.001)):
+                break
+            if self._missing:
+                await self._check_exists(left)
+            if not self._is_out():
+                self._request(limit, max(left, 0))
+            wait = min(max(left, 0), PULL_S) + (PULL_GRACE_S if left <= 0 else 0)
+            try:
+                await asyncio.wait_for(self._arrived.wait(), max(wait, 0.001))
+            except TimeoutError:
+                if self._loop.time() >= deadline:
+                    break
+        return [self._held.popleft() for _ in range(min(limit, len(self._held)))]
+
+    def _is_out(self) -> bool:
+        return self._asked > 0 and self._generation == self._link.generation and self._loop.time() < self._pull_ends
+
+    def _request(self, limit: int, left: float) -> None:
+        expires = min(left, PULL_S)
+        batch = max(1, min(limit, PULL_MESSAGES_MAX))
+        body: dict[str, object] = {"batch": batch}
+        if expires < 0.001:
+            body["no_wait"] = True
+        else:
+            body["expires"] = int(expires * 1e9)
+        self._pull += 1
+        self._asked = batch
+        self._generation = self._link.generation
+        self._pull_ends = self._loop.time() + expires + PULL_GRACE_S
+        sent = self._link.publish(
+            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._durable}",
+            msgspec.json.encode(body),
+            reply=f"{self._inbox}.{self._pull}",
+        )
+        if not sent:
+            self._asked = 0
+
+    def _on_message(self, subject: bytes, reply: bytes, data: bytes, header: bytes) -> None:
+        status, words, headers = parse_header(header) if header else (0, "", {})
+        if status:
+            self._on_status(subject, status, words)
+            return
+        deliveries, seq = _ack_fields(reply)
+        message = Message(
+            subject=subject.decode(),
+            data=data,
+            headers=headers,
+            seq=seq,
+            reply=reply.decode(),
+            deleted=bool(headers) and is_marker(headers),
+        )
+        self._held.append(NatsDelivery(self._link, message, deliveries))
+        self._asked = max(0, self._asked - 1)
+        self._arrived.set()
+
+    def _on_status(self, subject: bytes, status: int, words: str) -> None:
+        """The end of a pull, whatever the reason; one that is not the newest says nothing new."""
+        if subject.rpartition(b".")[2] != b"%d" % self._pull or status == 100:
+            return
+        self._asked = 0
+        if status == _NO_RESPONDERS or "Consumer Deleted" in words or "Consumer not found" in words:
+            self._missing = True
+        elif status not in (404, 408, 409):
+            log.warning("pull of %s.%s: %s %s", self._stream, self._durable, status, words)
+        self._arrived.set()
+
+    async def _check_exists(self, left: float) -> None:
+        """Nobody answered a pull: either the durable is gone, or JetStream is not there for a moment."""
+        try:
+            await self._streams.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
+        except NoStream as error:
+            if "not found" in str(error):
+                raise NoStream(f"{self._stream} has no durable {self._durable}") from error
+            await asyncio.sleep(min(_RETRY_S, max(left, 0)))
+            return
+        except Unanswered:
+            return
+        self._missing = False
+
+    async def reset(self) -> None:
+        await self._streams.api(f"CONSUMER.RESET.{self._stream}.{self._durable}")
+        self._held.clear()
+        self._asked = 0
+
+    async def close(self) -> None:
+        """What is held and was not handed over goes back to the server at once."""
+        if self._subscription is not None:
+            await self._subscription.close()
+            self._subscription = None
+        while self._held:
+            self._link.publish(self._held.popleft().message.reply, b"-NAK")
