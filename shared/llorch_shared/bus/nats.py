@@ -86,8 +86,8 @@ class NatsBus:
     def problem(self) -> str:
         if not self._link.connected:
             return "disconnected"
-        if denied := self._link.denied:
-            return next(reversed(denied.values()))  # type: ignore[call-overload, no-any-return]
+        if denied := self._link.last_denied:
+            return denied
         return "" if self._restored.is_set() else "restoring streams"
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:

@@ -19,8 +19,9 @@ from llorch_shared.bus.port import Delivery, Message, NoStream, Unanswered
 
 log = logging.getLogger(__name__)
 
-PULL_S: Final = 2.0
-"""A pull that got lost without a word costs at most this, plus the grace."""
+PULL_S: Final = 1.0
+"""Longest pull. Shorter than the scheduler's lease: a stopped process has none out when its successor resets the
+durable, so no message goes to the dead. A pull that got lost without a word costs at most this and the grace."""
 PULL_GRACE_S: Final = 1.0
 PULL_MESSAGES_MAX: Final = 2000
 ACK_TIMEOUT_S: Final = 5.0
@@ -93,37 +94,50 @@ class NatsConsumer:
 
     async def open(self) -> None:
         """Raises NoStream when the durable does not exist."""
-        await self._streams.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
-        self._inbox = self._link.new_inbox()
-        self._subscription = await self._link.subscribe(f"{self._inbox}.*", sink=self._on_message)
+        if await self._streams.found(f"CONSUMER.INFO.{self._stream}.{self._durable}") is None:
+            raise NoStream(f"{self._stream} has no durable {self._durable}")
+        await self._open_inbox()
+
+    async def _open_inbox(self) -> None:
+        """A new inbox; what is still on its way to the old one is not for us any more, nor is the pull that is out."""
+        inbox = self._link.new_inbox()
+        subscription = await self._link.subscribe(f"{inbox}.*", sink=self._on_message)
+        if self._subscription is not None:
+            await self._subscription.close()
+        self._inbox, self._subscription = inbox, subscription
+        self._held.clear()
+        self._asked = 0
 
     async def fetch(self, limit: int, wait_s: float) -> Sequence[Delivery]:
         """As soon as there is anything: does not wait for a full batch."""
         deadline = self._loop.time() + wait_s
+        if wait_s <= 0 and not self._held and await self._gate.wait_restored(PULL_GRACE_S):
+            self._request(limit, 0)
+            await self._wait(PULL_GRACE_S)
         while not self._held:
             left = deadline - self._loop.time()
-            if left <= 0 and self._pull and not self._asked:
-                break
-            self._arrived.clear()
-            if not await self._gate.wait_restored(max(left, 0.001)):
+            if left <= 0 or not await self._gate.wait_restored(left):
                 break
             if self._missing:
                 await self._check_exists(left)
             if not self._is_out():
-                self._request(limit, max(left, 0))
-            wait = min(max(left, 0), PULL_S) + (PULL_GRACE_S if left <= 0 else 0)
-            try:
-                await asyncio.wait_for(self._arrived.wait(), max(wait, 0.001))
-            except TimeoutError:
-                if self._loop.time() >= deadline:
-                    break
+                self._request(limit, left)
+            await self._wait(min(left, self._pull_ends - self._loop.time()))
         return [self._held.popleft() for _ in range(min(limit, len(self._held)))]
+
+    async def _wait(self, timeout_s: float) -> None:
+        """Until a message arrived, the pull ended, or the connection came back."""
+        self._arrived.clear()
+        try:
+            await asyncio.wait_for(self._arrived.wait(), timeout_s)
+        except TimeoutError:
+            return
 
     def _is_out(self) -> bool:
         return self._asked > 0 and self._generation == self._link.generation and self._loop.time() < self._pull_ends
 
     def _request(self, limit: int, left: float) -> None:
-        expires = min(left, PULL_S)
+        expires = min(max(left, 0), PULL_S)
         batch = max(1, min(limit, PULL_MESSAGES_MAX))
         body: dict[str, object] = {"batch": batch}
         if expires < 0.001:
@@ -174,20 +188,17 @@ class NatsConsumer:
     async def _check_exists(self, left: float) -> None:
         """Nobody answered a pull: either the durable is gone, or JetStream is not there for a moment."""
         try:
-            await self._streams.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
-        except NoStream as error:
-            if "not found" in str(error):
-                raise NoStream(f"{self._stream} has no durable {self._durable}") from error
-            await asyncio.sleep(min(_RETRY_S, max(left, 0)))
+            found = await self._streams.found(f"CONSUMER.INFO.{self._stream}.{self._durable}")
+        except (NoStream, Unanswered):
+            await asyncio.sleep(min(_RETRY_S, left))
             return
-        except Unanswered:
-            return
+        if found is None:
+            raise NoStream(f"{self._stream} has no durable {self._durable}")
         self._missing = False
 
     async def reset(self) -> None:
+        await self._open_inbox()
         await self._streams.api(f"CONSUMER.RESET.{self._stream}.{self._durable}")
-        self._held.clear()
-        self._asked = 0
 
     async def close(self) -> None:
         """What is held and was not handed over goes back to the server at once."""

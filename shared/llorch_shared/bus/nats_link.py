@@ -12,7 +12,7 @@ import re
 import secrets
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import nats.errors
@@ -113,10 +113,10 @@ class Link:
         self._inbox = ""
         self._inbox_size = 0
         self._denied: dict[str, str] = {}
+        self._last_denied = ""
         self._flushes: set[asyncio.Future[Any]] = set()
         self._closing = False
         self._quiet_until = 0.0
-        self._error: str = ""
         self.up: Callable[[], None] = lambda: None
         self.down: Callable[[], None] = lambda: None
         self.closed: Callable[[], None] = lambda: None
@@ -150,9 +150,10 @@ class Link:
         self._inbox_size = len(self._inbox)
         self._subscribe(f"{self._inbox}*", "", sink=self._answered)
         self._stood()
-        await self.flush()
-
-    # state
+        while True:
+            with contextlib.suppress(Unanswered):
+                await self.flush()
+                return
 
     @property
     def connected(self) -> bool:
@@ -160,12 +161,17 @@ class Link:
 
     @property
     def denied(self) -> Mapping[str, str]:
-        """Subject to the server's words, for what this user may not do on this connection."""
+        """Subject (lower case) to the server's words, for what this user may not do on this connection."""
         return self._denied
+
+    @property
+    def last_denied(self) -> str:
+        return self._last_denied
 
     def _stood(self) -> None:
         self.generation += 1
         self._denied.clear()
+        self._last_denied = ""
         self._quiet_until = 0.0
         self._standing.set()
         if self._metrics is not None:
@@ -205,6 +211,7 @@ class Link:
         self._count("permission")
         found = _VIOLATION.search(text)
         subject = found[2] if found else text
+        self._last_denied = text
         if subject not in self._denied and len(self._denied) < DENIED_MAX:
             self._denied[subject] = text
             log.error("%s: the server forbids: %s", self.name, text, extra={"action": "bus.denied"})
@@ -238,8 +245,6 @@ class Link:
                 await asyncio.wait_for(self._standing.wait(), timeout_s)
             except TimeoutError:
                 raise Unanswered("not connected to the bus") from None
-
-    # writing
 
     def publish(self, subject: str, data: bytes, header: bytes = b"", reply: str = "") -> bool:
         """Write one message. False when it was dropped: not connected, or the server does not read."""
@@ -290,8 +295,6 @@ class Link:
             handle.cancel()
             self._flushes.discard(waiter)
 
-    # asking
-
     def _token(self) -> bytes:
         self._next += 1
         return b"%d" % self._next
@@ -339,8 +342,6 @@ class Link:
         elif (collecting := self._collecting.get(token)) is not None:
             status = parse_header(header) if header else (0, "", {})
             collecting[0].put_nowait(Answer(subject, data, *status))
-
-    # subscriptions
 
     def _subscribe(self, subject: str, queue: str, *, sink: Sink | None = None, raw: RawSink | None = None) -> int:
         if not subject or _BAD_SUBJECT.search(subject) or _BAD_SUBJECT.search(queue):
@@ -429,6 +430,3 @@ class Collected:
 def _expire(future: "asyncio.Future[Any]", words: str) -> None:
     if not future.done():
         future.set_exception(Unanswered(words))
-
-
-Callback = Callable[[], Awaitable[None]]

@@ -39,6 +39,17 @@ def parse_header(block: bytes) -> tuple[int, str, dict[str, str]]:
     return (int(code) if code.isdigit() else 0), description, headers
 
 
+def _arguments(parts: list[bytes], with_header: bool) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+    """(subject, sid, reply, header size, total size) of a message line. ValueError: too many words or too few."""
+    if with_header and len(parts) == 4:
+        return parts[0], parts[1], b"", parts[2], parts[3]
+    if with_header:
+        subject, sid, reply, header_size, size = parts
+        return subject, sid, reply, header_size, size
+    subject, sid, reply, size = parts
+    return subject, sid, reply, b"0", size
+
+
 class FastParser(Parser):
     """Replaces the client's parser. `raw` and `sinks` map a subscription id (as bytes) to its handler."""
 
@@ -90,41 +101,28 @@ class FastParser(Parser):
         raw, sinks, find = self.raw, self.sinks, data.find
         wanted = 0
         while at < end:
-            header_size = b""
             if data.startswith(b"MSG ", at):
-                line_end = find(b"\r\n", at)
-                if line_end < 0:
-                    wanted = self._line_wanted(end - at)
-                    break
-                parts = data[at + 4 : line_end].split()
-                if len(parts) == 3:
-                    subject, sid, size = parts
-                    reply = b""
-                elif len(parts) == 4:
-                    subject, sid, reply, size = parts
-                else:
-                    raise ProtocolError("nats: malformed MSG")
+                words = at + 4
             elif data.startswith(b"HMSG ", at):
-                line_end = find(b"\r\n", at)
-                if line_end < 0:
-                    wanted = self._line_wanted(end - at)
-                    break
-                parts = data[at + 5 : line_end].split()
-                if len(parts) == 4:
-                    subject, sid, header_size, size = parts
-                    reply = b""
-                elif len(parts) == 5:
-                    subject, sid, reply, header_size, size = parts
-                else:
-                    raise ProtocolError("nats: malformed HMSG")
+                words = at + 5
             else:
                 break
-            start = line_end + 2
+            line_end = find(b"\r\n", at)
+            if line_end < 0:
+                wanted = self._line_wanted(end - at)
+                break
+            parts = data[words:line_end].split()
+            start = split = line_end + 2
             try:
+                if words == at + 4 and len(parts) == 3:
+                    subject, sid, size = parts
+                    reply = b""
+                else:
+                    subject, sid, reply, header_size, size = _arguments(parts, words == at + 5)
+                    split = start + int(header_size)
                 stop = start + int(size)
-                split = start + int(header_size) if header_size else start
             except ValueError as error:
-                raise ProtocolError("nats: malformed size") from error
+                raise ProtocolError("nats: malformed message line") from error
             if stop + 2 > end:
                 wanted = stop + 2 - at
                 break

@@ -127,8 +127,6 @@ class Streams:
             raise ApiError(str(known), refusal.err_code) if type(known) is BusError else known
         return reply
 
-    # topology
-
     async def ensure(self, topology: Topology) -> None:
         """Create what is missing, change what differs. Several processes may do so at once."""
         for stream in topology.streams:
@@ -138,7 +136,7 @@ class Streams:
 
     async def _ensure_stream(self, stream: Stream) -> None:
         for attempt in range(_ENSURE_ATTEMPTS):
-            found = await self._found(f"STREAM.INFO.{stream.name}")
+            found = await self.found(f"STREAM.INFO.{stream.name}")
             try:
                 if found is None:
                     await self.api(f"STREAM.CREATE.{stream.name}", stream.config)
@@ -152,7 +150,7 @@ class Streams:
                 await asyncio.sleep(0.05 * (attempt + 1))
 
     async def _ensure_durable(self, durable: Durable) -> None:
-        found = await self._found(f"CONSUMER.INFO.{durable.stream}.{durable.name}")
+        found = await self.found(f"CONSUMER.INFO.{durable.stream}.{durable.name}")
         if found is None or not _agrees(found, durable.config):
             config = {**(found or {}), **durable.config}
             await self.api(
@@ -160,7 +158,7 @@ class Streams:
                 {"stream_name": durable.stream, "config": config},
             )
 
-    async def _found(self, call: str) -> dict[str, Any] | None:
+    async def found(self, call: str) -> dict[str, Any] | None:
         """Configuration in an INFO answer, None where there is no such thing. Raises NoStream without JetStream."""
         answer = await self._link.ask(f"$JS.API.{call}", b"", timeout_s=API_TIMEOUT_S)
         if answer.status == _NO_RESPONDERS:
@@ -177,8 +175,6 @@ class Streams:
     async def state(self, stream: str) -> StreamState:
         state = (await self.api(f"STREAM.INFO.{stream}"))["state"]
         return StreamState(messages=state["messages"], first_seq=state["first_seq"], last_seq=state["last_seq"])
-
-    # storing
 
     async def store(self, subject: str, data: bytes, headers: Mapping[str, str], timeout_s: float) -> Stored:
         block = header_block(headers) if headers else b""
@@ -207,8 +203,6 @@ class Streams:
             )
         headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(last), "Nats-Batch-Commit": "1"}
         await self.store(*messages[-1], headers, timeout_s)
-
-    # reading
 
     async def last(self, stream: str, subject: str) -> Message | None:
         answer = await self._link.ask(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout_s=API_TIMEOUT_S)

@@ -44,8 +44,8 @@ class Unanswered(BusError): ...
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """`seq` is the stream sequence where the message came from a stream or was republished by one, else 0. `deleted` is
-    true for an expiry or delete marker of a bucket key; its data is empty and its seq is what a new write must expect."""
+    """`seq` is the stream sequence where the message came from a stream or was republished by one, else 0. `deleted`
+    marks the expiry or deletion of a bucket key: data is empty, and seq is what a new write must expect."""
 
     subject: str
     data: bytes
