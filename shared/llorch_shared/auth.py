@@ -64,7 +64,7 @@ class AuthPolicy:
 
 def bearer(authorization: str | None) -> str | None:
     """The token of an Authorization header; None when there is none of this scheme."""
-    if authorization is None or not authorization[: len(_SCHEME)].lower() == _SCHEME:
+    if authorization is None or authorization[: len(_SCHEME)].lower() != _SCHEME:
         return None
     return authorization[len(_SCHEME) :].strip() or None
 

@@ -1,6 +1,6 @@
 """Which pool serves a task: pure, used by the gateway and by whoever else admits.
 
-Filter (engine, model, overrides, context, workload), then look at what is alive, then pick: a preferred pool first, then
+Filter (engine, model, overrides, context, workload), look at what is alive, then pick: a preferred pool first, then
 the shortest predicted wait, then the name. Equal inputs give the same pool. A task for a pool that is only starting is
 routed: it waits in the queue. O(pools + replicas).
 """

@@ -1,0 +1,270 @@
+"""One reader of one token stream: frames in from wherever they come, bytes out in order, each index once.
+
+Frames reach a reader twice and out of step: live from the bus, and from the stored stream when it joins late, lost
+some, or was too slow. This state machine puts them together. It knows no bus, no socket and no clock; its owner asks
+`take()` for bytes to send and `wants_replay` for whether the stored stream must be read.
+
+    LIVE ──gap, overflow, lost()──▶ BEHIND ──begin_replay()──▶ REPLAYING ──end_replay()──▶ LIVE (or BEHIND again)
+
+Never: an index twice or out of order, a second `started`, anything after the terminal event, a token after a cancel.
+"""
+
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import Final
+
+from llorch_shared.wire.frames import Cursor, Header, Kind, peek, tokens_after
+
+_TOKEN_PREFIX: Final = b"id: "
+_METRICS_PREFIX: Final = b"event: metrics\n"
+_CANCELLED: Final = b'"finish_reason":"cancelled"'
+_TERMINAL: Final = (Kind.END, Kind.ERROR)
+_METRICS_REMEMBERED: Final = 32
+
+
+class Mode(IntEnum):
+    LIVE = 0
+    BEHIND = 1
+    """Live frames are ignored: the stored stream has them and will be read from `next_index` on."""
+    REPLAYING = 2
+    """Live frames are kept until the stored ones have been taken in."""
+
+
+def was_cancelled(terminal: bytes) -> bool:
+    """Whether an `end` frame says that the task was cancelled."""
+    return _CANCELLED in terminal
+
+
+class Reader:
+    """`buffer_bytes` bounds what is kept for a reader that does not keep up; beyond it metrics frames go first, then
+    the reader is served from the stored stream. Cost of a live frame in step: O(1), nothing decoded."""
+
+    __slots__ = (
+        "_attempt",
+        "_buffer_bytes",
+        "_held",
+        "_held_bytes",
+        "_held_overflowed",
+        "_holding",
+        "_metrics_seen",
+        "_out",
+        "_out_bytes",
+        "_refused",
+        "_silenced",
+        "_started",
+        "done",
+        "metrics_dropped",
+        "mode",
+        "next_index",
+    )
+
+    def __init__(self, cursor: Cursor | None, *, buffer_bytes: int, in_step: bool) -> None:
+        """`in_step`: every frame since the stream's beginning will come live, so there is nothing to read first."""
+        self.next_index = 0 if cursor is None else cursor.token + 1
+        self._attempt = 0
+        self._started = cursor is not None
+        self._buffer_bytes: Final = buffer_bytes
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._held: list[tuple[Header, bytes]] = []
+        self._held_bytes = 0
+        self._held_overflowed = False
+        self._holding = False
+        self._silenced = False
+        self._refused = False
+        """Whether tokens before a frame were found missing since the last replay began."""
+        self._metrics_seen: dict[int, None] = {}
+        self.mode = Mode.LIVE if in_step else Mode.BEHIND
+        self.done = False
+        self.metrics_dropped = 0
+
+    # What comes in
+
+    def live(self, header: Header, data: bytes) -> None:
+        """A frame as the bus delivers it."""
+        if self.done:
+            return
+        if self.mode is Mode.LIVE:
+            if not self._accept(header, data):
+                self.mode = Mode.BEHIND
+            elif self._out_bytes > self._buffer_bytes:
+                self._relieve()
+            return
+        if header.kind is Kind.END and was_cancelled(data):
+            self._accept(header, data)
+            return
+        if header.kind in _TERMINAL:
+            self._holding = False
+        if self.mode is Mode.REPLAYING:
+            if self._held_bytes + len(data) > self._buffer_bytes:
+                self._held_overflowed = True
+            else:
+                self._held.append((header, data))
+                self._held_bytes += len(data)
+
+    def lost(self) -> None:
+        """Live frames may have been missed, for example while the bus was away."""
+        if self.mode is Mode.LIVE:
+            self.mode = Mode.BEHIND
+        self._held_overflowed = True
+
+    @property
+    def wants_replay(self) -> bool:
+        """True once what is in hand has been taken and the stored stream must be read to go on."""
+        return self.mode is Mode.BEHIND and not self._out and not self.done
+
+    def begin_replay(self) -> None:
+        self.mode = Mode.REPLAYING
+        self._refused = False
+        self._held.clear()
+        self._held_bytes = 0
+        self._held_overflowed = False
+
+    def replayed(self, data: bytes) -> bool:
+        """A stored frame, in stream order. False: it follows a hole in the stored stream and must be given again in
+        the next replay, from its place on."""
+        if self.done:
+            return True
+        taken = self._accept(peek(data), data, not self._refused)
+        if not taken:
+            self._refused = True
+        return taken
+
+    def end_replay(self) -> bool:
+        """All stored frames were given. Returns whether the reader is in step now; otherwise replay again, later."""
+        if self.done:
+            return True
+        held, self._held = self._held, []
+        self._held_bytes = 0
+        in_step = not (self._held_overflowed or self._refused)
+        for header, data in held:
+            if self.done:
+                break
+            if not self._accept(header, data):
+                in_step = False
+                break
+        self.mode = Mode.LIVE if in_step or self.done else Mode.BEHIND
+        return in_step or self.done
+
+    def abort_replay(self) -> None:
+        """The stored stream could not be read now."""
+        if not self.done:
+            self.mode = Mode.BEHIND
+            self._held.clear()
+            self._held_bytes = 0
+
+    def finish(self, terminal: bytes) -> None:
+        """End the stream with this event whatever is missing: the task's record is final, or the frames are gone."""
+        if not self.done:
+            self._holding = False
+            self._end(terminal)
+
+    # Cancel: no token after the receipt (DESIGN section 4)
+
+    def hold(self) -> None:
+        """A cancel is under way: nothing leaves until the terminal event tells how it ended."""
+        if not self.done:
+            self._holding = True
+
+    def release(self) -> None:
+        self._holding = False
+
+    def silence(self) -> None:
+        """The task is cancelled: no token may leave any more, only the terminal event."""
+        self._silenced = True
+        self._drop_tokens()
+
+    # What goes out
+
+    def take(self) -> bytes:
+        """Everything that may be sent now, in one piece; empty when there is nothing."""
+        out = self._out
+        if not out or self._holding:
+            return b""
+        data = out[0] if len(out) == 1 else b"".join(out)
+        self._out = []
+        self._out_bytes = 0
+        return data
+
+    @property
+    def has_output(self) -> bool:
+        return bool(self._out) and not self._holding
+
+    # The rules
+
+    def _accept(self, header: Header, data: bytes, proven: bool = False) -> bool:
+        """Emit what is new of a frame. False: something before it is missing, and it was not taken. `proven`: it comes
+        from the stored stream, where nothing before it was missing."""
+        kind = header.kind
+        if kind is Kind.TOKENS:
+            if header.attempt < self._attempt or header.last < self.next_index:
+                return True
+            if header.first != self.next_index:
+                if header.first > self.next_index:
+                    return False
+                data = tokens_after(data, self.next_index - 1)
+            elif not (self._started or proven):
+                return False
+            self._started = True
+            self._attempt = header.attempt
+            self.next_index = header.last + 1
+            if not self._silenced:
+                self._emit(data)
+            return True
+        if kind is Kind.METRICS:
+            self._metrics(data)
+            return True
+        if kind is Kind.STARTED:
+            if not self._started:
+                self._started = True
+                self._emit(data)
+            return True
+        return self._terminal(header, data, proven)
+
+    def _terminal(self, header: Header, data: bytes, proven: bool) -> bool:
+        if header.attempt < self._attempt:
+            return True
+        cancelled = header.kind is Kind.END and was_cancelled(data)
+        if cancelled:
+            self.silence()
+        elif not proven and (header.last > self.next_index or (header.kind is Kind.END and not self._started)):
+            return False
+        self._holding = False
+        self._end(data)
+        return True
+
+    def _end(self, data: bytes) -> None:
+        self._emit(data)
+        self.done = True
+        self.mode = Mode.LIVE
+        self._held.clear()
+        self._held_bytes = 0
+
+    def _metrics(self, data: bytes) -> None:
+        """Metrics have no index: those that may come twice are told apart by their bytes."""
+        mark = hash(data)
+        if mark in self._metrics_seen:
+            return
+        if len(self._metrics_seen) >= _METRICS_REMEMBERED:
+            del self._metrics_seen[next(iter(self._metrics_seen))]
+        self._metrics_seen[mark] = None
+        self._emit(data)
+
+    def _emit(self, data: bytes) -> None:
+        self._out.append(data)
+        self._out_bytes += len(data)
+
+    def _relieve(self) -> None:
+        """Over the bound: metrics go first; if that is not enough, follow the stored stream from here on."""
+        kept = [frame for frame in self._out if not frame.startswith(_METRICS_PREFIX)]
+        self.metrics_dropped += len(self._out) - len(kept)
+        self._keep(kept)
+        if self._out_bytes > self._buffer_bytes and not self.done:
+            self.mode = Mode.BEHIND
+
+    def _drop_tokens(self) -> None:
+        self._keep([frame for frame in self._out if not frame.startswith(_TOKEN_PREFIX)])
+
+    def _keep(self, frames: Iterable[bytes]) -> None:
+        self._out = list(frames)
+        self._out_bytes = sum(map(len, self._out))

@@ -1,0 +1,304 @@
+"""A reader of a token stream: whatever order frames arrive in, the client sees each index once, in order."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llorch_gateway.core.reader import Mode, Reader
+from llorch_shared.errors import ErrorBody, ErrorCode
+from llorch_shared.wire import frames
+from llorch_shared.wire.frames import Cursor, Event, peek, split_events
+
+BUFFER = 64 * 1024
+STARTED = frames.encode_started(frames.Started(queue_position=0, predicted_start_ms=0))
+
+
+def token(index: int, attempt: int = 1) -> bytes:
+    return frames.encode_token(attempt, index, f" w{index}")
+
+
+def tokens(first: int, last: int, attempt: int = 1) -> bytes:
+    return b"".join(token(index, attempt) for index in range(first, last + 1))
+
+
+def metrics(number: int) -> bytes:
+    return frames.encode_metrics(frames.Metrics(queue_depth=number))
+
+
+def end(count: int, attempt: int = 1, reason: str = "stop") -> bytes:
+    return frames.encode_end(attempt, frames.End(tokens_out=count, decode_ms=1, decode_time_ms=1, finish_reason=reason))
+
+
+def give(reader: Reader, *sent: bytes) -> None:
+    for data in sent:
+        reader.live(peek(data), data)
+
+
+def replay(reader: Reader, *stored: bytes) -> bool:
+    reader.begin_replay()
+    for data in stored:
+        reader.replayed(data)
+    return reader.end_replay()
+
+
+def seen(reader: Reader) -> list[str]:
+    return [brief(event) for event in split_events(reader.take())]
+
+
+def brief(event: Event) -> str:
+    return f"{event.event} {event.id}".strip()
+
+
+def fresh(cursor: Cursor | None = None, *, in_step: bool = True, buffer_bytes: int = BUFFER) -> Reader:
+    return Reader(cursor, buffer_bytes=buffer_bytes, in_step=in_step)
+
+
+def test_live_frames_are_sent_joined_and_unchanged() -> None:
+    reader = fresh()
+    give(reader, STARTED, tokens(0, 2), metrics(1), token(3), end(4))
+    assert reader.take() == STARTED + tokens(0, 2) + metrics(1) + token(3) + end(4)
+    assert reader.done
+    assert reader.take() == b""
+
+
+def test_a_frame_that_comes_twice_is_sent_once() -> None:
+    reader = fresh()
+    give(reader, STARTED, STARTED, token(0), token(0), tokens(0, 2), token(2))
+    assert seen(reader) == ["started", "token 1-0", "token 1-1", "token 1-2"]
+
+
+def test_a_gap_makes_the_reader_read_the_stored_stream_and_lose_nothing() -> None:
+    reader = fresh()
+    give(reader, STARTED, token(0), token(3))
+    assert seen(reader) == ["started", "token 1-0"]
+    assert reader.wants_replay
+    reader.begin_replay()
+    give(reader, token(4))
+    for data in (STARTED, token(0), token(1), token(2), token(3)):
+        assert reader.replayed(data)
+    assert reader.end_replay()
+    assert reader.mode is Mode.LIVE
+    assert seen(reader) == ["token 1-1", "token 1-2", "token 1-3", "token 1-4"]
+
+
+def test_a_missing_start_is_looked_for_once() -> None:
+    reader = fresh()
+    give(reader, token(0))
+    assert reader.wants_replay
+    assert replay(reader, STARTED, token(0))
+    assert seen(reader) == ["started", "token 1-0"]
+
+
+def test_tokens_missing_before_the_end_are_looked_for() -> None:
+    reader = fresh()
+    give(reader, STARTED, token(0), end(3))
+    assert not reader.done
+    assert seen(reader) == ["started", "token 1-0"]
+    assert replay(reader, STARTED, token(0), token(1), token(2), end(3))
+    assert seen(reader) == ["token 1-1", "token 1-2", "end 1-3"]
+
+
+def test_an_end_that_counts_more_than_was_ever_sent_still_ends_the_stream() -> None:
+    reader = fresh()
+    give(reader, STARTED, token(0), end(3))
+    reader.take()
+    assert replay(reader, STARTED, token(0), end(3))
+    assert seen(reader) == ["end 1-3"]
+
+
+def test_a_hole_in_the_stored_stream_does_not_end_it_short() -> None:
+    reader = fresh(in_step=False)
+    reader.begin_replay()
+    assert reader.replayed(STARTED)
+    assert not reader.replayed(token(2))
+    assert not reader.replayed(end(3))
+    assert not reader.end_replay()
+    assert reader.take() == STARTED
+    assert reader.wants_replay
+    assert replay(reader, token(0), token(1), token(2), end(3))
+    assert seen(reader) == ["token 1-0", "token 1-1", "token 1-2", "end 1-3"]
+
+
+def test_a_reader_that_resumes_gets_only_what_follows_its_cursor() -> None:
+    reader = fresh(Cursor(1, 1), in_step=False)
+    assert reader.wants_replay
+    assert replay(reader, STARTED, tokens(0, 3), end(4))
+    assert seen(reader) == ["token 1-2", "token 1-3", "end 1-4"]
+
+
+def test_frames_of_an_older_attempt_are_dropped_once_a_newer_was_seen() -> None:
+    reader = fresh()
+    give(reader, STARTED, token(0, 1), metrics(2), token(1, 2), token(2, 1), token(1, 1), token(2, 2), end(3, 1))
+    assert not reader.done
+    give(reader, end(3, 2))
+    assert seen(reader) == ["started", "token 1-0", "metrics", "token 2-1", "token 2-2", "end 2-3"]
+
+
+def test_a_slow_reader_loses_metrics_first_and_then_follows_the_stored_stream() -> None:
+    reader = fresh(buffer_bytes=len(STARTED) + len(tokens(0, 2)))
+    give(reader, STARTED, metrics(1), metrics(2), tokens(0, 1), token(2))
+    assert reader.metrics_dropped == 2
+    assert reader.mode is Mode.LIVE
+    give(reader, token(3), token(4))
+    assert reader.mode is Mode.BEHIND
+    sent = seen(reader)
+    assert replay(reader, STARTED, metrics(1), metrics(2), tokens(0, 1), token(2), token(3), token(4), token(5))
+    sent += seen(reader)
+    assert [line for line in sent if line.startswith("token")] == [f"token 1-{i}" for i in range(6)]
+
+
+def test_too_many_live_frames_during_a_replay_make_another_one() -> None:
+    reader = fresh(in_step=False, buffer_bytes=100)
+    reader.begin_replay()
+    for index in range(10):
+        give(reader, token(index))
+    assert not reader.end_replay()
+    assert replay(reader, STARTED, *[token(index) for index in range(10)])
+    assert seen(reader) == ["started", *[f"token 1-{i}" for i in range(10)]]
+
+
+def test_no_token_leaves_after_a_cancel() -> None:
+    reader = fresh()
+    give(reader, STARTED, token(0))
+    reader.take()
+    give(reader, token(1))
+    reader.hold()
+    give(reader, token(2), token(3))
+    assert reader.take() == b""
+    give(reader, end(4, reason="cancelled"))
+    assert seen(reader) == ["end 1-4"]
+
+
+def test_a_cancel_that_came_too_late_costs_no_token() -> None:
+    reader = fresh()
+    give(reader, STARTED, token(0))
+    reader.hold()
+    give(reader, token(1), end(2))
+    assert seen(reader) == ["started", "token 1-0", "token 1-1", "end 1-2"]
+
+
+def test_a_reader_behind_is_released_by_the_end_it_does_not_take() -> None:
+    reader = fresh(buffer_bytes=60)
+    reader.hold()
+    give(reader, STARTED, token(0), token(1), end(2))
+    assert not reader.done
+    assert seen(reader) == ["started", "token 1-0"] or not reader.has_output
+    assert replay(reader, STARTED, token(0), token(1), end(2))
+    assert seen(reader)[-1] == "end 1-2"
+
+
+def test_a_late_reader_of_a_cancelled_task_gets_its_end_and_no_token() -> None:
+    reader = fresh(in_step=False)
+    reader.silence()
+    assert replay(reader, STARTED, tokens(0, 5), end(6, reason="cancelled"))
+    assert seen(reader) == ["started", "end 1-6"]
+
+
+def test_a_record_in_a_final_state_ends_a_stream_whose_end_was_lost() -> None:
+    reader = fresh()
+    give(reader, STARTED, token(0))
+    reader.hold()
+    reader.finish(frames.encode_error(1, 1, ErrorBody(code=ErrorCode.WORKER_RESET, message="lost")))
+    assert seen(reader) == ["started", "token 1-0", "error 1-1"]
+    give(reader, token(1))
+    assert reader.take() == b""
+
+
+def test_nothing_follows_the_end() -> None:
+    reader = fresh()
+    give(reader, STARTED, token(0), end(1), token(1), end(1), metrics(3))
+    assert seen(reader) == ["started", "token 1-0", "end 1-1"]
+
+
+@dataclass
+class Script:
+    """What a node published for one task, in order, and where the live path lost or doubled it."""
+
+    stored: list[bytes]
+    total: int
+    fates: list[int] = field(default_factory=list)
+
+
+@st.composite
+def scripts(draw: st.DrawFn) -> Script:
+    total = draw(st.integers(0, 12))
+    switch = draw(st.integers(0, total))
+    stored = [STARTED]
+    index, attempt, switched = 0, 1, False
+    while index < total:
+        if index >= switch and not switched and draw(st.booleans()):
+            switched, attempt = True, 2
+            stored.append(metrics(100 + index))
+            if draw(st.booleans()) and index > 0:
+                stored.append(token(draw(st.integers(0, index - 1)), 1))
+        size = draw(st.integers(1, min(3, total - index)))
+        stored.append(tokens(index, index + size - 1, attempt))
+        index += size
+        if draw(st.booleans()):
+            stored.append(metrics(index))
+    stored.append(end(total, attempt))
+    fates = draw(st.lists(st.integers(0, 5), min_size=len(stored), max_size=len(stored)))
+    return Script(stored, total, fates)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    script=scripts(),
+    in_step=st.booleans(),
+    cursor=st.integers(-1, 12),
+    joined=st.integers(0, 6),
+    buffer_bytes=st.sampled_from([64, 200, BUFFER]),
+    taking=st.lists(st.booleans(), min_size=40, max_size=40),
+    chunk=st.integers(1, 4),
+)
+def test_every_index_once_in_order_one_start_at_most_one_end_last(
+    script: Script,
+    in_step: bool,
+    cursor: int,
+    joined: int,
+    buffer_bytes: int,
+    taking: list[bool],
+    chunk: int,
+) -> None:
+    resumed = Cursor(1, cursor) if 0 <= cursor < script.total else None
+    starts_in_step = in_step and resumed is None
+    reader = fresh(resumed, in_step=starts_in_step, buffer_bytes=buffer_bytes)
+    first = 0 if starts_in_step else min(joined, len(script.stored))
+    sent = b""
+    position = first
+    replay_at: int | None = None
+    steps = iter(taking * 8)
+    while position < len(script.stored) or not reader.done:
+        if next(steps) or position >= len(script.stored):
+            sent += reader.take()
+            if replay_at is not None:
+                for data in script.stored[replay_at : min(replay_at + chunk, position)]:
+                    reader.replayed(data)
+                replay_at += chunk
+                if replay_at >= position:
+                    reader.end_replay()
+                    replay_at = None
+            elif reader.wants_replay:
+                reader.begin_replay()
+                replay_at = 0
+            elif position >= len(script.stored) and not reader.done:
+                reader.lost()
+        if position < len(script.stored):
+            data, fate = script.stored[position], script.fates[position]
+            position += 1
+            if fate != 0:
+                give(reader, data)
+            if fate == 1:
+                give(reader, data)
+    sent += reader.take()
+    events = split_events(sent)
+    indices = [int(event.id.partition("-")[2]) for event in events if event.event == "token"]
+    assert indices == list(range(0 if resumed is None else resumed.token + 1, script.total))
+    names = [event.event for event in events]
+    assert names.count("started") <= 1
+    assert names.count("end") == 1
+    assert names[-1] == "end"
+    if resumed is None:
+        assert names[0] in ("started", "metrics")
+        assert names.count("started") == 1
