@@ -1,15 +1,18 @@
-"""Identifiers that become a subject token: what is allowed in one, checked where it enters the system."""
+"""Identifiers that become a subject token: what is allowed in one, checked where it enters the system.
+
+`$(?!\\n)`: Python's `$` also matches before a final line break, and a line break in a subject ends the protocol line.
+"""
 
 import re
 from typing import Final
 
-UUID_PATTERN: Final = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
+UUID_PATTERN: Final = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$(?!\n)"
 """Any RFC 9562 UUID. Compared and stored in lower case."""
 
-NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)"
 """Pools, replicas, nodes, tenants, lanes: one subject token, also safe in stream and file names."""
 
-CORRELATION_PATTERN: Final = r"^[A-Za-z0-9._:@/+=-]{1,128}$"
+CORRELATION_PATTERN: Final = r"^[A-Za-z0-9._:@/+=-]{1,128}$(?!\n)"
 """X-Correlation-Id: printable, no spaces, bounded, so it can travel in headers and log lines unescaped."""
 
 _UUID: Final = re.compile(UUID_PATTERN)

@@ -1,0 +1,65 @@
+"""The error table for people and the metrics list for the lint (REQUIREMENTS 2.5 and section 4)."""
+
+from typing import Any, Final
+
+from llorch_shared.errors import ERRORS
+from llorch_shared.http_api import STATUS_HEADERS
+from llorch_shared.metrics import METRICS
+
+CARDINALITY: Final[dict[str, int]] = {
+    "engine": 8,
+    "engine_version": 64,
+    "pool_id": 256,
+    "replica_id": 1024,
+    "priority": 8,
+    "reason": 16,
+    "result": 4,
+    "state": 8,
+    "model_id": 1024,
+    "outcome": 4,
+    "pinned": 2,
+    "fallback": 2,
+    "policy": 4,
+    "device": 64,
+    "kind": 16,
+}
+"""Distinct values a label may take. `engine` is 8, not 4: the enum has seven (DESIGN C29); `policy`, `device` and
+`kind` have no number in the requirements."""
+
+_ERRORS_HEAD: Final = """\
+# Errors
+
+<!-- Written by `make contracts` from the code; do not edit. -->
+
+Every HTTP error has the body of `schemas/ErrorBody.json`; so does the data of an `error` event. Once a stream has begun
+its status stays 200 and an error is its last event. `X-Correlation-Id` is on every answer.
+
+| Code | HTTP | Retriable | When |
+|---|---|---|---|
+"""
+
+_ERRORS_TAIL: Final = """
+`INVALID_PARAMS` also answers 404 (unknown task, pool or path), 405 (method), 413 (body too large) and 415 (not JSON).
+
+| HTTP | Headers |
+|---|---|
+"""
+
+
+def errors_table() -> str:
+    rows = [
+        f"| `{code}` | {facts.status} | {'yes' if facts.retriable else 'no'} | {facts.meaning} |"
+        for code, facts in ERRORS.items()
+    ]
+    headers = [f"| {status} | {', '.join(f'`{name}`' for name in names)} |" for status, names in STATUS_HEADERS.items()]
+    return _ERRORS_HEAD + "\n".join(rows) + "\n" + _ERRORS_TAIL + "\n".join(headers) + "\n"
+
+
+def metrics_lint() -> dict[str, Any]:
+    """`required_metrics` and `label_cardinality_budget`, the keys of ci/metrics.lint.json."""
+    return {
+        "required_metrics": [
+            {"name": name, "type": spec.kind, "labels": list(spec.labels)} for name, spec in METRICS.items()
+        ],
+        "label_cardinality_budget": CARDINALITY,
+    }
