@@ -25,7 +25,7 @@ import msgspec
 import tomli_w
 
 from llorch_shared import streams, subjects
-from llorch_shared.bus.nats import NatsBus
+from llorch_shared.bus import nats as nats_bus
 from llorch_shared.bus.port import Bus
 from llorch_shared.settings import NatsSettings
 from llorch_shared.wire.registry import PoolHealth
@@ -128,7 +128,7 @@ class System:
         """Start everything and wait until every replica of every pool is ready."""
         self._write_config()
         self.nats.start()
-        self.bus = await NatsBus.connect(NatsSettings(url=self.nats.url), name="harness")
+        self.bus = await nats_bus.connect(NatsSettings(url=self.nats.url), name="harness")
         await self.bus.ensure(streams.base())
         for pool in self.pools:
             await self.put_pool(pool)
