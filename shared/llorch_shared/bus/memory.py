@@ -1,0 +1,389 @@
+"""The bus in memory: `MemoryServer` is the server, `MemoryBus` a connection to it. For tests of services without a
+network, held to the NATS side by one test suite.
+
+`MemoryServer(clock)` may have a test's own clock; then `server.tick()` makes what is due happen. `server.kill()` and
+`server.start()` stand for a restart of the server, `bus.break_connection()` for the loss of one connection.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import count
+from typing import Final
+
+from llorch_shared.bus.memory_server import Interest, MemoryServer
+from llorch_shared.bus.memory_streams import MemoryDurable, MemoryStream, matches
+from llorch_shared.bus.port import (
+    BusError,
+    Delivery,
+    Denied,
+    Handler,
+    Message,
+    NoResponder,
+    NoStream,
+    RawHandler,
+    Responder,
+    Stored,
+    StreamState,
+    Subscription,
+    TooLarge,
+    Unanswered,
+)
+from llorch_shared.streams import Topology
+
+__all__ = ["MemoryBus", "MemoryServer"]
+
+log = logging.getLogger(__name__)
+
+PAYLOAD_BYTES_MAX: Final = 1024 * 1024
+BATCH_MESSAGES_MAX: Final = 500
+_UNCONFIRMED_ACK_S: Final = 0.05
+_INBOX: Final = "_INBOX.memory."
+
+
+class MemoryDelivery:
+    __slots__ = ("_bus", "_deliveries", "_durable", "message")
+
+    def __init__(self, bus: "MemoryBus", durable: MemoryDurable, message: Message, deliveries: int) -> None:
+        self._bus: Final = bus
+        self._durable: Final = durable
+        self.message: Final = message
+        self._deliveries: Final = deliveries
+
+    @property
+    def redelivered(self) -> bool:
+        return self._deliveries > 1
+
+    async def ack(self) -> None:
+        await self._bus.wait_connected(_UNCONFIRMED_ACK_S)
+        if not self._durable.ack(self.message.seq):
+            await asyncio.sleep(_UNCONFIRMED_ACK_S)
+            raise Unanswered("the ack was not confirmed")
+        self._bus.server.wake()
+
+    async def retry_later(self, delay_s: float) -> None:
+        await self._bus.wait_connected(_UNCONFIRMED_ACK_S)
+        self._durable.put_back(self.message.seq, self._bus.server.now() + delay_s)
+        self._bus.server.wake()
+
+
+class MemoryConsumer:
+    def __init__(self, bus: "MemoryBus", stream: str, durable: str) -> None:
+        self._bus: Final = bus
+        self._stream: Final = stream
+        self._durable: Final = durable
+
+    async def fetch(self, limit: int, wait_s: float) -> Sequence[Delivery]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        server = self._bus.server
+        await asyncio.sleep(0)
+        while True:
+            if self._bus.connected:
+                durable = server.durable(self._stream, self._durable)
+                if taken := durable.take(limit, server.now()):
+                    server.wake()
+                    return [MemoryDelivery(self._bus, durable, message, times) for message, times in taken]
+            left = deadline - loop.time()
+            if left <= 0:
+                return []
+            try:
+                await asyncio.wait_for(server.changed().wait(), left)
+            except TimeoutError:
+                return []
+
+    async def reset(self) -> None:
+        await self._bus.wait_connected(_UNCONFIRMED_ACK_S)
+        self._bus.server.durable(self._stream, self._durable).reset()
+        self._bus.server.wake()
+
+    async def close(self) -> None:
+        return
+
+
+class MemoryBus:
+    """`Bus` on a `MemoryServer`. `denied` are subject patterns that this user may not publish to."""
+
+    def __init__(self, server: MemoryServer, *, name: str = "test", denied: Sequence[str] = ()) -> None:
+        self.name: Final = name
+        self.server: Final = server
+        self._denied_patterns: Final = tuple(denied)
+        self._denied = ""
+        self._standing: Final = asyncio.Event()
+        self._standing.set()
+        self._restored = True
+        self._ensured: list[Topology] = []
+        self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
+        self._on_disconnect: list[Callable[[], None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._inboxes: Final = count(1)
+        self._closed = False
+        server.buses.append(self)
+
+    @property
+    def connected(self) -> bool:
+        return self._standing.is_set()
+
+    @property
+    def problem(self) -> str:
+        if not self.connected:
+            return "disconnected"
+        return self._denied or ("" if self._restored else "restoring streams")
+
+    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
+        self._on_reconnect.append(callback)
+
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        self._on_disconnect.append(callback)
+
+    def break_connection(self) -> None:
+        """This connection alone is lost; `restore_connection` brings it back."""
+        if not self._standing.is_set():
+            return
+        self._standing.clear()
+        self._restored = False
+        for callback in self._on_disconnect:
+            callback()
+
+    def restore_connection(self) -> None:
+        if self._closed or self._standing.is_set() or not self.server.running:
+            return
+        self._standing.set()
+        self._denied = ""
+        self._spawn(self._restore())
+        self.server.wake()
+
+    async def _restore(self) -> None:
+        for topology in tuple(self._ensured):
+            self.server.ensure(topology)
+        self._restored = True
+        self.server.wake()
+        for callback in tuple(self._on_reconnect):
+            while self.connected:
+                try:
+                    await callback()
+                    break
+                except BusError as error:
+                    log.warning("%s: a reconnect callback failed, again: %s", self.name, error)
+                    await asyncio.sleep(0.01)
+                except Exception:
+                    log.exception("%s: a reconnect callback failed", self.name)
+                    break
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def wait_connected(self, timeout_s: float) -> None:
+        if self._closed:
+            raise Unanswered("the bus connection was closed")
+        try:
+            await asyncio.wait_for(self._standing.wait(), timeout_s)
+        except TimeoutError:
+            raise Unanswered("not connected to the bus") from None
+        await asyncio.sleep(0)
+
+    def _check(self, subject: str, data: bytes) -> None:
+        if not subject or any(character <= " " for character in subject):
+            raise ValueError(f"{subject!r} is not a subject")
+        if len(data) > PAYLOAD_BYTES_MAX:
+            raise TooLarge(f"{len(data)} bytes on {subject}: the server takes {PAYLOAD_BYTES_MAX}")
+
+    def _forbidden(self, subject: str) -> bool:
+        if any(matches(pattern, subject) for pattern in self._denied_patterns):
+            self._denied = f'permissions violation for publish to "{subject}"'
+            return True
+        return False
+
+    async def ensure(self, topology: Topology) -> None:
+        await self.wait_connected(10)
+        self.server.ensure(topology)
+        if topology not in self._ensured:
+            self._ensured.append(topology)
+
+    async def forget(self, topology: Topology) -> None:
+        if topology in self._ensured:
+            self._ensured.remove(topology)
+
+    def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
+        self._check(subject, data)
+        _check_headers(headers)
+        if not self.connected or self._forbidden(subject):
+            return
+        self.server.route(Message(subject=subject, data=data, headers=dict(headers or {})))
+        if (stream := self.server.stream_for(subject)) is not None:
+            try:
+                _, message = stream.store(subject, data, dict(headers or {}), self.server.now())
+            except BusError as error:
+                log.debug("not stored: %s", error)
+                return
+            if message is not None:
+                self.server.stored(stream, message)
+
+    async def flush(self) -> None:
+        await self.wait_connected(10)
+        await asyncio.sleep(0)
+
+    async def store(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        msg_id: str = "",
+        expect_seq: int | None = None,
+        ttl_s: float = 0,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 5.0,
+    ) -> Stored:
+        self._check(subject, data)
+        _check_headers(headers)
+        await self.wait_connected(timeout_s)
+        if self._forbidden(subject):
+            raise Denied(self._denied)
+        sent = {**(headers or {}), **({"Nats-Msg-Id": msg_id} if msg_id else {})}
+        heard = self.server.route(Message(subject=subject, data=data, headers=sent))
+        if (stream := self.server.stream_for(subject)) is None:
+            if heard:
+                raise Unanswered(f"no answer on {subject}")
+            raise NoStream(f"no stream takes {subject}")
+        ack, message = stream.store(
+            subject, data, sent, self.server.now(), msg_id=msg_id, expect_seq=expect_seq, ttl_s=ttl_s
+        )
+        if message is not None:
+            self.server.stored(stream, message)
+        if stream.config.get("no_ack") or self.server.answers_lost > 0:
+            self.server.answers_lost = max(0, self.server.answers_lost - 1)
+            raise Unanswered(f"no answer on {subject}")
+        return ack
+
+    async def store_batch(self, messages: Sequence[tuple[str, bytes]]) -> None:
+        if not messages:
+            return
+        if len(messages) > BATCH_MESSAGES_MAX:
+            raise ValueError(f"{len(messages)} messages in one batch; at most {BATCH_MESSAGES_MAX}")
+        await self.wait_connected(5)
+        stream = self.server.stream_for(messages[0][0])
+        if stream is None:
+            raise NoStream(f"no stream takes {messages[0][0]}")
+        if not stream.config.get("allow_atomic"):
+            raise BusError("atomic publish is disabled (10174)")
+        for number, (subject, data) in enumerate(messages):
+            if not stream.takes(subject):
+                raise BusError(f"{subject} is not of the stream {stream.name}")
+            self._check(subject, data)
+            stream.check(subject, data, None, more=number)
+        for subject, data in messages:
+            _, message = stream.store(subject, data, {}, self.server.now())
+            if message is not None:
+                self.server.stored(stream, message)
+        if self.server.answers_lost > 0:
+            self.server.answers_lost -= 1
+            raise Unanswered("no answer to the batch")
+
+    async def request(
+        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout_s: float = 2.0
+    ) -> Message:
+        self._check(subject, data)
+        await self.wait_connected(timeout_s)
+        inbox = f"{_INBOX}{self.name}.{next(self._inboxes)}"
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+        def arrived(message: Message) -> None:
+            if not answer.done():
+                answer.set_result(message)
+
+        listening = Interest(self.server, self, inbox, arrived, "")
+        self.server.interests.append(listening)
+        try:
+            if not self.server.route(Message(subject=subject, data=data, headers=dict(headers or {}), reply=inbox)):
+                raise NoResponder(f"nobody answers {subject}")
+            return await asyncio.wait_for(answer, timeout_s)
+        except TimeoutError:
+            raise Unanswered(f"no answer on {subject} in {timeout_s:.1f} s") from None
+        finally:
+            await listening.close()
+
+    async def serve(
+        self, subject: str, responder: Responder, *, queue: str = "", concurrency: int = 64
+    ) -> Subscription:
+        free = asyncio.Semaphore(concurrency)
+
+        async def answer(message: Message) -> None:
+            try:
+                async with free:
+                    data, headers = await responder(message)
+                if message.reply and self.connected:
+                    self.server.route(Message(subject=message.reply, data=data, headers=dict(headers)))
+            except Exception:
+                log.exception("answering a request on %s failed", subject)
+
+        return self._listen(subject, lambda message: self._spawn(answer(message)), queue)
+
+    def _listen(self, subject: str, handler: Handler, queue: str = "") -> Interest:
+        self._check(subject, b"")
+        interest = Interest(self.server, self, subject, handler, queue)
+        self.server.interests.append(interest)
+        return interest
+
+    async def subscribe(self, subject: str, handler: Handler) -> Subscription:
+        await self.wait_connected(10)
+        return self._listen(subject, handler)
+
+    async def tail(self, subject: str, handler: RawHandler) -> Subscription:
+        await self.wait_connected(10)
+        return self._listen(subject, lambda message: handler(message.subject.encode(), message.data))
+
+    async def _readable(self, stream: str) -> MemoryStream:
+        await self.wait_connected(5)
+        found = self.server.named(stream)
+        if not found.config.get("allow_direct"):
+            raise NoStream(f"stream {stream} does not answer")
+        return found
+
+    async def last(self, stream: str, subject: str) -> Message | None:
+        return (await self._readable(stream)).last(subject)
+
+    async def snapshot(self, stream: str, subject_filter: str) -> Sequence[Message]:
+        found = await self._readable(stream)
+        newest = {message.subject: message for message in found.select(subject_filter)}
+        return sorted(newest.values(), key=lambda message: message.seq)
+
+    async def replay(
+        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000
+    ) -> Sequence[Message]:
+        found = await self._readable(stream)
+        messages: list[Message] = []
+        for message in found.select(subject_filter, from_seq):
+            if len(messages) >= limit:
+                break
+            messages.append(message)
+        return messages
+
+    async def stream_state(self, stream: str) -> StreamState:
+        await self.wait_connected(5)
+        return self.server.named(stream).state()
+
+    async def consumer(self, stream: str, durable: str) -> MemoryConsumer:
+        await self.wait_connected(5)
+        self.server.durable(stream, durable)
+        return MemoryConsumer(self, stream, durable)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        await asyncio.sleep(0)
+        self._closed = True
+        self._standing.clear()
+        for task in tuple(self._tasks):
+            task.cancel()
+        for interest in [one for one in self.server.interests if one.bus is self]:
+            await interest.close()
+        if self in self.server.buses:
+            self.server.buses.remove(self)
+
+
+def _check_headers(headers: Mapping[str, str] | None) -> None:
+    for name, value in (headers or {}).items():
+        if any(character in "\r\n" for character in name + value):
+            raise ValueError("a header must not contain a line break")
