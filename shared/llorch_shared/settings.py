@@ -101,6 +101,15 @@ class ProvisionerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     cache_dir: str = ""
     """Engines and models; empty means `<state_dir>/cache`."""
     offline: bool = False
+    """Nothing is fetched; only what the cache holds can be used (ORCH-3206)."""
+    packages_allowed: tuple[str, ...] = ()
+    """Distributions that may be fetched from the package index; empty allows any that a pool names exactly."""
+    jobs_max: Annotated[int, Meta(ge=1, le=64)] = 4
+    """Engines and models made at once; more wait: each needs disk, network and a core."""
+    download_timeout_s: Annotated[float, Meta(gt=0)] = 3_600
+    """Longest time one download may take: big models on slow links, and yet not for ever."""
+    artifact_bytes_max: Annotated[int, Meta(ge=1024)] = 64 * 1024 * 1024 * 1024
+    """Largest wheel or model file accepted, bytes: no index may fill the disk."""
     metrics_addr: str = "127.0.0.1:0"
 
 

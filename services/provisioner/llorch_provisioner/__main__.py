@@ -1,0 +1,22 @@
+"""`python -m llorch_provisioner`: settings, logs, run."""
+
+import os
+import sys
+
+from llorch_provisioner import service
+from llorch_shared import lifecycle, logs, settings
+
+
+def main() -> int:
+    try:
+        chosen = settings.load()
+        password = settings.secret("NATS_PASSWORD")
+    except settings.SettingsError as error:
+        sys.stderr.write(f"provisioner: {error}\n")
+        return 2
+    logs.configure("provisioner", level=chosen.log_level, style=chosen.log_format)
+    return lifecycle.run(lambda stop: service.run(chosen, os.environ, password, stop))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What may be provisioned and how, decided without touching anything."""
