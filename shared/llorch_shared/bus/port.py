@@ -53,6 +53,8 @@ class Message:
     seq: int = 0
     reply: str = ""
     deleted: bool = False
+    stored_ms: int = 0
+    """When the stream stored it, Unix milliseconds; set on messages of a durable where the server tells it, else 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,8 @@ Responder = Callable[[Message], Awaitable[tuple[bytes, Mapping[str, str]]]]
 
 
 class Bus(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def connected(self) -> bool: ...
