@@ -34,11 +34,12 @@ class _Gate(Protocol):
     async def wait_restored(self, timeout_s: float) -> bool: ...
 
 
-def _ack_fields(reply: bytes) -> tuple[int, int]:
-    """(deliveries, stream sequence) of `$JS.ACK.[domain.account.]stream.consumer.deliveries.seq.…`"""
+def _ack_fields(reply: bytes) -> tuple[int, int, int]:
+    """(deliveries, stream sequence, stored at in ms) of
+    `$JS.ACK.[domain.account.]stream.consumer.deliveries.seq.consumer_seq.nanoseconds.…`"""
     fields = reply.split(b".")
     at = 4 if len(fields) < 11 else 6
-    return int(fields[at]), int(fields[at + 1])
+    return int(fields[at]), int(fields[at + 1]), int(fields[at + 3]) // 1_000_000
 
 
 class NatsDelivery:
@@ -161,7 +162,7 @@ class NatsConsumer:
         if status:
             self._on_status(subject, status, words)
             return
-        deliveries, seq = _ack_fields(reply)
+        deliveries, seq, stored_ms = _ack_fields(reply)
         message = Message(
             subject=subject.decode(),
             data=data,
@@ -169,6 +170,7 @@ class NatsConsumer:
             seq=seq,
             reply=reply.decode(),
             deleted=bool(headers) and is_marker(headers),
+            stored_ms=stored_ms,
         )
         self._held.append(NatsDelivery(self._link, message, deliveries))
         self._asked = max(0, self._asked - 1)

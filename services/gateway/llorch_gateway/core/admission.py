@@ -5,70 +5,17 @@ checked by the node, which ends the task with INVALID_PARAMS.
 """
 
 from collections.abc import Mapping
-from typing import Final
 
-from llorch_shared.errors import ErrorCode, OrchError, invalid
+from llorch_shared.guards import check_request
 from llorch_shared.routing import Replicas, route
 from llorch_shared.wire.registry import PoolLoad
 from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import PROMPT_BYTES_MAX, TaskRequest, Workload
-
-BYTES_PER_TOKEN_MAX: Final = 128
-"""The longest tokens of known vocabularies are runs of 128 blanks. A prompt therefore has at least its bytes divided
-by this many tokens: what is refused for its length could not have fit with any of them."""
+from llorch_shared.wire.task import TaskRequest
 
 
 def admit(
     request: TaskRequest, pools: Mapping[str, PoolSpec], replicas: Replicas, loads: Mapping[str, PoolLoad]
 ) -> PoolSpec:
     """The pool whose queue takes `request`. Raises OrchError."""
-    check_content(request)
-    check_budget(request)
-    check_deadline(request)
+    check_request(request)
     return route(request, pools, replicas, loads)
-
-
-def check_content(request: TaskRequest) -> None:
-    """Exactly one of prompt and inputs, and the one its workload needs."""
-    if (request.prompt is None) == (request.inputs is None):
-        raise invalid("give exactly one of prompt and inputs", engine=request.engine)
-    if request.workload is Workload.COMPLETION and request.prompt is None:
-        raise invalid("a completion needs a prompt", engine=request.engine)
-    if request.workload is not Workload.COMPLETION and not request.inputs:
-        raise invalid(f"the workload {request.workload} needs inputs", engine=request.engine)
-    size = content_bytes(request)
-    if size > PROMPT_BYTES_MAX:
-        raise invalid(
-            f"{size} bytes of prompt; at most {PROMPT_BYTES_MAX} are taken", status=413, engine=request.engine
-        )
-
-
-def check_budget(request: TaskRequest) -> None:
-    """Refuse what certainly does not fit its context (ORCH-3014, 3015)."""
-    least = prompt_tokens_min(request)
-    if least + request.max_tokens > request.ctx and request.workload is Workload.COMPLETION:
-        raise invalid(
-            f"a prompt of at least {least} tokens and max_tokens {request.max_tokens} do not fit ctx {request.ctx}",
-            engine=request.engine,
-        )
-    if least > request.ctx:
-        raise invalid(f"inputs of at least {least} tokens do not fit ctx {request.ctx}", engine=request.engine)
-
-
-def check_deadline(request: TaskRequest) -> None:
-    if request.deadline_ms <= 0:
-        raise OrchError(
-            ErrorCode.DEADLINE_UNMET,
-            f"deadline_ms is {request.deadline_ms}; it must be positive",
-            engine=request.engine,
-        )
-
-
-def content_bytes(request: TaskRequest) -> int:
-    texts = (request.prompt,) if request.prompt is not None else request.inputs or ()
-    return sum(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in texts)
-
-
-def prompt_tokens_min(request: TaskRequest) -> int:
-    """A lower bound of the prompt's tokens: never more than any known tokenizer makes of it."""
-    return -(-content_bytes(request) // BYTES_PER_TOKEN_MAX)

@@ -1,0 +1,1 @@
+"""The scheduler: one active process decides which replica runs which queued task."""

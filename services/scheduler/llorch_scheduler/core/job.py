@@ -1,0 +1,135 @@
+"""One task as the scheduler holds it: where it is in our hands, and what its run record says."""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+from llorch_scheduler.core.events import AdmissionRef, TaskArrived
+from llorch_shared.errors import ErrorBody
+from llorch_shared.states import check_move
+from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.task import TaskState
+
+
+class Phase(Enum):
+    """Where a task is in our hands. The task's own state (`TaskState`) is a different thing: it is in the record."""
+
+    QUEUED = auto()
+    """In exactly one queue."""
+    PLACING = auto()
+    """A `Place` is on its way; a slot is held."""
+    PLACED = auto()
+    """Placed and not claimed; a slot is held."""
+    RUNNING = auto()
+    """Claimed by a node; a slot is held."""
+    REQUEUEING = auto()
+    """A `Requeue` is on its way."""
+    ENDING = auto()
+    """An `End` is on its way."""
+
+
+HOLDS_SLOT: Final = frozenset({Phase.PLACING, Phase.PLACED, Phase.RUNNING})
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """`record` is the next run record but for the fields a move sets; `state` is that of the stored one."""
+
+    record: RunRecord
+    state: TaskState
+    phase: Phase
+    order: tuple[int, int]
+    """Place in the line: (0, n) for tasks that come back from a replica, (1, admission sequence) for new ones."""
+    expires_ms: int
+    ref: AdmissionRef | None = None
+    run_seq: int = 0
+    ticket: int = 0
+    floor: int = 0
+    """No record of this task can stand below this sequence; 0 while none can exist."""
+    since_ms: int = 0
+    """When the present phase began."""
+    held_ms: int = 0
+    """When it took its slot."""
+    missing_ms: int = 0
+    """Since when its replica's reports do not list it; 0 when they do."""
+    cancel_reason: str = ""
+    next_record: RunRecord | None = None
+    """The record an `End` or `Requeue` on its way writes, kept to repeat it."""
+    next_reason: str = ""
+
+    @property
+    def task_id(self) -> str:
+        return self.record.task_id
+
+    @property
+    def device_mask(self) -> str:
+        """The device mask the client requires; empty when any will do."""
+        request = self.record.request
+        return (request.placement.require_device_mask or "") if request and request.placement else ""
+
+    def enter(self, phase: Phase, at_ms: int) -> None:
+        self.phase, self.since_ms, self.missing_ms = phase, at_ms, 0
+
+    def moved(self, state: TaskState, **fields: object) -> RunRecord:
+        """The record of this task in another state. Raises IllegalMove if the table does not connect the two."""
+        check_move(self.state, state)
+        return _replace(self.record, state=state, **fields)
+
+
+def arrived(event: TaskArrived, *, position: int, predicted_ms: int) -> Job:
+    """A job for an admission message that nobody has placed yet."""
+    deadline_ms = event.request.deadline_ms if event.request else 0
+    return Job(
+        record=RunRecord(
+            task_id=event.task_id,
+            state=TaskState.QUEUED,
+            pool_id=event.pool_id,
+            lane=event.lane,
+            correlation_id=event.correlation_id,
+            tenant=event.tenant,
+            priority=event.priority,
+            channel=event.channel,
+            admitted_ms=event.admitted_ms,
+            queue_position=position,
+            predicted_start_ms=predicted_ms,
+            request=event.request,
+        ),
+        state=TaskState.QUEUED,
+        phase=Phase.QUEUED,
+        order=(1, event.ref.seq),
+        expires_ms=event.admitted_ms + deadline_ms,
+        ref=event.ref,
+        since_ms=event.at_ms,
+    )
+
+
+def recorded(record: RunRecord, seq: int, *, order: tuple[int, int], at_ms: int) -> Job:
+    """A job for a run record that was found: after a takeover, or written by a scheduler that is no more."""
+    deadline_ms = record.request.deadline_ms if record.request else 2**53
+    return Job(
+        record=record,
+        state=record.state,
+        phase=Phase.QUEUED,
+        order=order,
+        expires_ms=record.admitted_ms + deadline_ms,
+        run_seq=seq,
+        floor=seq,
+        since_ms=at_ms,
+        held_ms=at_ms,
+    )
+
+
+def ended(job: Job, state: TaskState, at_ms: int, error: ErrorBody | None) -> RunRecord:
+    """The final record of a task the scheduler ends itself."""
+    return job.moved(
+        state,
+        ended_ms=at_ms,
+        finish_reason="cancelled" if state is TaskState.CANCELLED else "",
+        error=error,
+        request=None,
+    )
+
+
+def _replace(record: RunRecord, **fields: object) -> RunRecord:
+    values = {name: getattr(record, name) for name in record.__struct_fields__}
+    return RunRecord(**{**values, **fields})
