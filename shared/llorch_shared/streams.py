@@ -144,7 +144,11 @@ SCHEDULER_DURABLE: Final = "sched"
 
 
 def admission(pool: PoolSpec, *, replicas: int = 1) -> Topology:
-    """The queues of one pool: the server itself refuses what is over capacity."""
+    """The queues of one pool: the server itself refuses what is over capacity.
+
+    No limit per tenant here: the server enforces a lowered `max_msgs_per_subject` by deleting messages, while a lowered
+    `max_msgs` keeps what was accepted and only refuses more.
+    """
     names = {priority: admission_stream(pool.id, priority) for priority in Priority}
     return Topology(
         streams=tuple(
@@ -156,8 +160,6 @@ def admission(pool: PoolSpec, *, replicas: int = 1) -> Topology:
                 storage="file",
                 discard="new",
                 max_msgs=pool.queue.capacity,
-                max_msgs_per_subject=pool.queue.capacity,
-                discard_new_per_subject=True,
                 max_bytes=2048 * _MIB,
                 duplicate_window=DEDUPE_WINDOW_S * _SECOND,
                 allow_direct=True,

@@ -132,7 +132,7 @@ class MemoryServer:
             stream = self.streams.setdefault(wanted.name, MemoryStream(wanted.name, {}))
             if stream.config.get("storage", wanted.config.get("storage")) != wanted.config.get("storage"):
                 raise BusError(f"{wanted.name}: the storage of a stream cannot change")
-            stream.config.update(wanted.config)
+            stream.reconfigure(wanted.config)
         for durable in topology.durables:
             known = self.named(durable.stream).durables
             known.setdefault(durable.name, MemoryDurable(self.streams[durable.stream], {})).config.update(

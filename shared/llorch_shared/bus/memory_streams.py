@@ -71,6 +71,12 @@ class MemoryStream:
     expiries: list[tuple[float, int]] = field(default_factory=list)
     """Heap of (when, sequence)."""
 
+    def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """As on the server, a lowered limit per subject deletes; a lowered limit of a stream that refuses keeps."""
+        self.config.update(config)
+        for subject in tuple(self.newest):
+            self._trim_subject(subject)
+
     def takes(self, subject: str) -> bool:
         return any(matches(pattern, subject) for pattern in self.config.get("subjects", ()))
 
@@ -131,13 +137,18 @@ class MemoryStream:
             heapq.heappush(self.expiries, (min(ends), self.last_seq))
         self.newest.setdefault(subject, deque()).append(self.last_seq)
         self.held_bytes += _size(subject, data)
-        per_subject = self.config.get("max_msgs_per_subject", 0)
-        while 0 < per_subject < len(self.newest[subject]):
-            self.remove(self.newest[subject][0])
+        self._trim_subject(subject)
+        if self.config.get("discard") == "new":
+            return message
         limit_msgs, limit_bytes = self.config.get("max_msgs", 0), self.config.get("max_bytes", 0)
         while self.kept and (0 < limit_msgs < len(self.kept) or 0 < limit_bytes < self.held_bytes):
             self.remove(next(iter(self.kept)))
         return message
+
+    def _trim_subject(self, subject: str) -> None:
+        per_subject = self.config.get("max_msgs_per_subject", 0)
+        while 0 < per_subject < len(self.newest[subject]):
+            self.remove(self.newest[subject][0])
 
     def remove(self, seq: int) -> Message | None:
         kept = self.kept.pop(seq, None)

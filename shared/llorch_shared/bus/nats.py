@@ -4,6 +4,7 @@
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
@@ -74,6 +75,7 @@ class NatsBus:
         self._on_disconnect: list[Callable[[], None]] = []
         self._restored: Final = asyncio.Event()
         self._restoring: asyncio.Task[None] | None = None
+        self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()
         link.up = self._up
         link.down = self._down
@@ -122,6 +124,8 @@ class NatsBus:
         everybody who wants to read again. Cancelled by the next disconnect, repeated by the next reconnect."""
         await self._until_done(self._ensure_all, "ensuring streams")
         self._restored.set()
+        for consumer in tuple(self._consumers):
+            consumer.wake()
         for callback in tuple(self._on_reconnect):
             await self._until_done(callback, "a reconnect callback")
 
@@ -263,6 +267,7 @@ class NatsBus:
     async def consumer(self, stream: str, durable: str) -> NatsConsumer:
         consumer = NatsConsumer(self._link, self._streams, self, stream, durable)
         await consumer.open()
+        self._consumers.add(consumer)
         return consumer
 
     async def close(self) -> None:

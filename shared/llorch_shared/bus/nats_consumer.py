@@ -134,6 +134,10 @@ class NatsConsumer:
         except TimeoutError:
             return
 
+    def wake(self) -> None:
+        """The connection came back: a waiting fetch asks again."""
+        self._arrived.set()
+
     def _is_out(self) -> bool:
         return self._asked > 0 and self._generation == self._link.generation and self._loop.time() < self._pull_ends
 

@@ -1,0 +1,101 @@
+"""Audit records on their way to the audit stream, off the path of the task they are about.
+
+Records wait in a bounded queue and are stored in order, in atomic batches. A record is never dropped silently: when
+the queue is full, `record` waits. Delivery is at least once: a batch whose ack got lost is stored again.
+"""
+
+import asyncio
+import logging
+from typing import Final
+
+import msgspec
+
+from llorch_shared import subjects
+from llorch_shared.bus.port import Bus, BusError, TooLarge
+from llorch_shared.wire.audit import AuditRecord
+
+log = logging.getLogger(__name__)
+
+QUEUE_MAX: Final = 10_000
+BATCH_MAX: Final = 500
+BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
+GATHER_S: Final = 0.05
+"""A batch on a file stream costs some milliseconds whatever its size: gather first."""
+RETRY_FIRST_S: Final = 0.1
+RETRY_MAX_S: Final = 5.0
+FAREWELL_S: Final = 5.0
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Audit:
+    """One writer per process. `start` before the first record, `close` after the last."""
+
+    def __init__(self, bus: Bus, *, queue_max: int = QUEUE_MAX, gather_s: float = GATHER_S) -> None:
+        self._bus: Final = bus
+        self._gather_s: Final = gather_s
+        self._queue: Final[asyncio.Queue[tuple[str, bytes]]] = asyncio.Queue(queue_max)
+        self._held: tuple[str, bytes] | None = None
+        self._unstored = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="audit")
+
+    async def record(self, record: AuditRecord) -> None:
+        """Returns when the record is queued; waits while the queue is full."""
+        await self._queue.put((subjects.audit(record.event, record.task_id), _encode(record)))
+        self._unstored += 1
+
+    async def close(self) -> None:
+        """Store what is queued, for at most `FAREWELL_S`; what is left is logged as lost."""
+        if self._task is None:
+            return
+        try:
+            await asyncio.wait_for(self._queue.join(), FAREWELL_S)
+        except TimeoutError:
+            log.error("%d audit records could not be stored before the end", self._unstored)  # noqa: TRY400
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            batch = [self._held or await self._queue.get()]
+            self._held = None
+            if self._queue.qsize() < BATCH_MAX:
+                await asyncio.sleep(self._gather_s)
+            size = len(batch[0][1])
+            while len(batch) < BATCH_MAX and not self._queue.empty():
+                subject, data = self._queue.get_nowait()
+                if size + len(data) > BATCH_BYTES_MAX:
+                    self._held = (subject, data)
+                    break
+                batch.append((subject, data))
+                size += len(data)
+            await self._store(batch)
+            for _ in batch:
+                self._queue.task_done()
+            self._unstored -= len(batch)
+
+    async def _store(self, batch: list[tuple[str, bytes]]) -> None:
+        """The same batch again until it is stored, so that the order stays."""
+        delay = RETRY_FIRST_S
+        while True:
+            try:
+                if len(batch) == 1:
+                    await self._bus.store(*batch[0])
+                else:
+                    await self._bus.store_batch(batch)
+                return
+            except TooLarge as error:
+                if len(batch) == 1:
+                    log.error("an audit record is over the server's limit and not stored: %s %s", batch[0][0], error)  # noqa: TRY400
+                    return
+                for one in batch:
+                    await self._store([one])
+                return
+            except BusError as error:
+                log.warning("%d audit records wait, again in %.1f s: %s", len(batch), delay, error)
+            await asyncio.sleep(delay)
+            delay = min(RETRY_MAX_S, delay * 2)

@@ -1,0 +1,171 @@
+"""Settings: who wins, what is refused and how it is said, and that a secret is never shown."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from llorch_shared import settings
+from llorch_shared.settings import ENVIRONMENT, SECRET_NAMES, Secret, Settings, SettingsError
+
+
+def config(folder: Path, text: str) -> Path:
+    path = folder / "llorch.toml"
+    path.write_text(text)
+    return path
+
+
+def test_without_anything_the_defaults_hold_and_listen_on_loopback() -> None:
+    loaded = settings.load({})
+    assert loaded == Settings()
+    assert loaded.gateway.addr == "127.0.0.1:8080"
+    assert loaded.profile == "gpu"
+
+
+def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path) -> None:
+    path = config(tmp_path, 'log_level = "error"\n[gateway]\naddr = "127.0.0.1:1"\ncancel_grace_ms = 7\n')
+    environment = {"LLORCH_CONFIG": str(path), "ORCHD_ADDR": "127.0.0.1:2"}
+    assert settings.load({"LLORCH_CONFIG": str(path)}).gateway.addr == "127.0.0.1:1"
+    assert settings.load(environment).gateway.addr == "127.0.0.1:2"
+    loaded = settings.load(environment, flags={"gateway": {"addr": "127.0.0.1:3"}})
+    assert loaded.gateway.addr == "127.0.0.1:3"
+    assert (loaded.gateway.cancel_grace_ms, loaded.log_level) == (7, "error")
+
+
+def test_a_flag_that_was_not_given_changes_nothing(tmp_path: Path) -> None:
+    path = config(tmp_path, 'log_level = "error"\n')
+    assert settings.load({}, file=path, flags={"log_level": None, "gateway": {"addr": None}}).log_level == "error"
+
+
+def test_an_empty_environment_value_is_as_good_as_none() -> None:
+    assert settings.load({"ORCHD_ADDR": ""}).gateway.addr == "127.0.0.1:8080"
+
+
+@pytest.mark.parametrize(("name", "keys"), ENVIRONMENT.items())
+def test_every_environment_name_sets_an_existing_key(name: str, keys: tuple[str, ...]) -> None:
+    value: Any = Settings()
+    for key in keys:
+        value = getattr(value, key)
+    kinds = {bool: "true", int: "17", str: "debug" if "LEVEL" in name else "pretty" if "FORMAT" in name else "ci"}
+    loaded: Any = settings.load({name: kinds[type(value)]})
+    for key in keys:
+        loaded = getattr(loaded, key)
+    assert loaded == {"true": True, "17": 17}.get(kinds[type(value)], kinds[type(value)])
+
+
+@pytest.mark.parametrize("word", ["true", "TRUE", "1"])
+def test_a_switch_of_the_environment_is_read_as_people_write_it(word: str) -> None:
+    assert settings.load({"AUTH_OPTIONAL": word}).gateway.auth_optional is True
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[gatway]\n", "gatway"),
+        ("[gateway]\nadr = 'x'\n", "adr"),
+        ("[scheduler]\nlease_ttl_ms = 5\n", "$.scheduler.lease_ttl_ms"),
+        ("[gateway]\ncancel_grace_ms = 'soon'\n", "$.gateway.cancel_grace_ms"),
+        ("profile = 'cpu'\n", "$.profile"),
+        ("[[pools]]\nid = 'p'\nengine = 'mock'\n", "model"),
+        ("[[pools]]\nid = 'P'\nengine = 'mock'\nmodel = 'm'\n", "$.pools[0].id"),
+        ("[[pools]]\nid = 'p'\nengine = 'abacus'\nmodel = 'm'\n", "$.pools[0].engine"),
+        ("[[pools]]\nid = 'p'\nengine = 'mock'\nmodel = 'm'\nqueue = { capacity = 0 }\n", "$.pools[0].queue.capacity"),
+        ("gateway = 3\n", "$.gateway"),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_by_its_name(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(SettingsError, match="bad setting") as caught:
+        settings.load({}, file=config(tmp_path, text))
+    assert named in str(caught.value)
+    assert "llorch.toml" in str(caught.value)
+
+
+def test_a_wrong_value_of_the_environment_is_refused_by_its_key() -> None:
+    with pytest.raises(SettingsError, match=r"\$.gateway.sse_heartbeat_ms"):
+        settings.load({"ORCHD_SSE_HEARTBEAT_MS": "often"})
+
+
+@pytest.mark.parametrize("flags", [{}, {"gateway": {"cancel_grace_ms": 5}}])
+def test_a_section_that_is_not_a_section_is_refused_whoever_else_sets_keys_in_it(
+    tmp_path: Path, flags: dict[str, Any]
+) -> None:
+    with pytest.raises(SettingsError, match="gateway"):
+        settings.load({"ORCHD_ADDR": "127.0.0.1:2"}, file=config(tmp_path, "gateway = 3\n"), flags=flags)
+
+
+def test_two_pools_of_one_name_are_refused(tmp_path: Path) -> None:
+    pool = "[[pools]]\nid = 'p'\nengine = 'mock'\nmodel = 'm'\n"
+    with pytest.raises(SettingsError, match="'p' is defined twice"):
+        settings.load({}, file=config(tmp_path, pool + pool))
+
+
+def test_a_missing_or_broken_file_says_which_one(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"absent\.toml"):
+        settings.load({"LLORCH_CONFIG": str(tmp_path / "absent.toml")})
+    with pytest.raises(SettingsError, match=r"llorch\.toml is not valid TOML"):
+        settings.load({}, file=config(tmp_path, "a = = b"))
+    (tmp_path / "latin.toml").write_bytes(b'log_level = "\xe9"')
+    with pytest.raises(SettingsError, match=r"latin\.toml is not valid TOML"):
+        settings.load({}, file=tmp_path / "latin.toml")
+
+
+def test_a_pool_is_read_with_everything_it_may_say(tmp_path: Path) -> None:
+    text = """
+    [[pools]]
+    id = "small"
+    engine = "llamacpp"
+    model = "file:/models/a.gguf"
+    devices = [0, 1]
+    slots = 4
+    [pools.queue]
+    capacity = 2
+    [pools.provisioning]
+    mode = "package"
+    package = { name = "xllamacpp", version = "1" }
+    """
+    [pool] = settings.load({}, file=config(tmp_path, text)).pools
+    assert (pool.devices, pool.slots, pool.queue.capacity) == ((0, 1), 4, 2)
+    assert pool.provisioning.package is not None
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Settings().profile = "ci"  # type: ignore[misc]
+
+
+def test_a_secret_comes_from_its_name_or_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("from-a-file\n")
+    assert settings.secret("AUTH_TOKEN", {"AUTH_TOKEN": "plain"}).reveal() == "plain"
+    assert settings.secret("AUTH_TOKEN", {"AUTH_TOKEN_FILE": str(path)}).reveal() == "from-a-file"
+    assert not settings.secret("AUTH_TOKEN", {})
+    with pytest.raises(SettingsError, match="AUTH_TOKEN_FILE"):
+        settings.secret("AUTH_TOKEN", {"AUTH_TOKEN_FILE": str(tmp_path / "absent")})
+    with pytest.raises(SettingsError, match="not a known secret"):
+        settings.secret("HOME", {"HOME": "/"})
+
+
+def test_a_secret_is_never_shown(caplog: pytest.LogCaptureFixture) -> None:
+    hidden = Secret("hunter2")
+    with caplog.at_level(logging.INFO):
+        logging.getLogger("t").info("with %s and %r", hidden, {"token": hidden})
+    shown = [str(hidden), repr(hidden), f"{hidden}", repr([hidden]), caplog.text, str(Secret.__slots__)]
+    assert all("hunter2" not in text for text in shown)
+    with pytest.raises(TypeError):
+        msgspec.json.encode(hidden)
+
+
+def test_no_secret_can_be_written_in_the_config_file(tmp_path: Path) -> None:
+    for name in SECRET_NAMES:
+        for key in (name, name.lower()):
+            with pytest.raises(SettingsError):
+                settings.load({}, file=config(tmp_path, f"{key} = 'x'\n"))
+
+
+def test_paths_default_below_the_state_folder(tmp_path: Path) -> None:
+    loaded = settings.load({"LLORCH_STATE_DIR": str(tmp_path)})
+    assert loaded.state_path() == tmp_path
+    assert loaded.cache_path() == tmp_path / "cache"
+    assert settings.load({"LLORCH_CACHE_DIR": str(tmp_path / "c")}).cache_path() == tmp_path / "c"
