@@ -17,13 +17,14 @@ async def connect(settings: NatsSettings, *, within_s: float = CONNECT_WITHIN_S)
     """Raises Problem when nobody answers in time."""
     trying = asyncio.create_task(nats.connect(settings, name="orchctl", password=secret("NATS_PASSWORD")))
     try:
-        return await asyncio.wait_for(trying, within_s)
+        bus = await asyncio.wait_for(trying, within_s)
     except TimeoutError:
         raise Problem(
             f"nobody answers at {settings.url} (the bus)",
             fix="start the system (orchctl up), or point NATS_URL or --config at a running one",
             exit_code=Exit.UNREACHABLE,
         ) from None
+    return bus
 
 
 @asynccontextmanager

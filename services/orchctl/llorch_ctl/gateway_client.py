@@ -7,7 +7,7 @@ becomes a `Problem` with its exit code: 429 and 503 are refusals for now, 400 is
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -163,8 +163,3 @@ def _problem(status: int, data: bytes) -> Problem:
     with contextlib.suppress(msgspec.DecodeError):
         return ApiProblem(status, msgspec.json.decode(data, type=ErrorBody))
     return Problem(f"the gateway answers HTTP {status}", exit_code=_EXITS.get(status, Exit.FAILED))
-
-
-def plain(value: Any) -> Any:
-    """A wire type as JSON-able builtins."""
-    return msgspec.to_builtins(value)

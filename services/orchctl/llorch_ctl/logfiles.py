@@ -97,7 +97,8 @@ def read_line(line: bytes) -> Line | None:
 
 
 class LogView:
-    """Shows lines on the terminal. `raw` passes them on as they are; `quiet` shows warnings and worse only."""
+    """Shows lines on the terminal. `raw` passes them on as they are; `quiet` shows only warnings and worse of
+    the processes."""
 
     def __init__(self, console: Console, *, raw: bool = False, quiet: bool = False) -> None:
         self._console = console
@@ -120,7 +121,7 @@ class LogView:
         if self._raw:
             line = msgspec.json.encode({"level": level, "service": "orchctl", "human": text})
             self._console.file.write(line.decode() + "\n")
-        elif not self._quiet or level in _LEVELS:
+        else:
             self._print("orchctl", level, text)
 
     def _print(self, service: str, level: str, text: str) -> None:

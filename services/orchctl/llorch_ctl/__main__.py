@@ -1,0 +1,21 @@
+"""`orchctl`: the commands, and the one place where a Problem becomes a message and an exit code."""
+
+import sys
+
+from llorch_ctl.cli import app
+from llorch_ctl.exits import Problem
+from llorch_ctl.terminal import report
+from llorch_shared import logs
+
+
+def main() -> None:
+    logs.configure("orchctl", level="error", style="pretty")
+    try:
+        app()
+    except Problem as problem:
+        report(problem, as_json="--json" in sys.argv)
+        sys.exit(problem.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""The command line: one line per command; each lives in its own module under `commands`."""
+
+import typer
+
+from llorch_ctl.commands import config, demo, doctor, engine, status, task, up, version
+from llorch_ctl.exits import MEANINGS
+
+_EPILOG = "Exit codes:\n\n" + "\n\n".join(f"{int(code):>3}  {meaning}" for code, meaning in MEANINGS.items())
+
+app = typer.Typer(
+    name="orchctl",
+    help="Run llama-orch on this machine, and use one that runs.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("up")(up.up)
+app.command("status")(status.status)
+app.add_typer(task.app, name="task")
+app.add_typer(engine.app, name="engine")
+app.command("doctor")(doctor.doctor)
+app.add_typer(config.app, name="config")
+app.command("version")(version.version)

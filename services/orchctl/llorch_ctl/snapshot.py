@@ -1,0 +1,144 @@
+"""The system at one moment, read from the bus and asked of the gateway: what `orchctl status` and `engine` show.
+
+Everything but the gateway's readiness comes from streams and buckets, so it is the same from every machine.
+"""
+
+import asyncio
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from llorch_ctl import pools
+from llorch_shared import streams, subjects
+from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.settings import secret
+from llorch_shared.wire.registry import (
+    LEASE_DECODER,
+    NODE_DECODER,
+    REPLICA_DECODER,
+    NodeRecord,
+    ReplicaRecord,
+    ReplicaState,
+)
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import Engine, Priority
+
+ANSWER_WITHIN_S: Final = 2.0
+
+
+class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    ok: bool
+    where: str
+    detail: str = ""
+
+
+class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
+    pool_id: str
+    engine: Engine
+    model_ref: str
+    replicas_wanted: int
+    """Per node."""
+    replicas_ready: int
+    slots_total: int
+    running: int
+    queued: dict[str, int]
+    capacity: int
+
+
+class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):
+    healthy: bool
+    """Every service serves, and every pool that wants replicas has a ready one."""
+    services: tuple[ServiceStatus, ...]
+    nodes: tuple[NodeRecord, ...]
+    pools: tuple[PoolStatus, ...]
+    replicas: tuple[ReplicaRecord, ...]
+
+
+async def take(bus: Bus, *, nats_url: str, gateway_url: str) -> SystemStatus:
+    """Raises BusError when the streams do not exist, which means that nothing was ever started on this bus."""
+    messages = [m for m in await bus.snapshot(streams.REG, subjects.registry(">")) if not m.deleted]
+    values = {subjects.registry_key(m.subject): m.data for m in messages}
+    nodes = tuple(NODE_DECODER.decode(data) for key, data in values.items() if key.startswith("node."))
+    replicas = tuple(REPLICA_DECODER.decode(data) for key, data in values.items() if key.startswith("replica."))
+    wanted = await pools.stored(bus)
+    pool_rows = [await _pool(bus, pool, replicas) for pool in wanted.values()]
+    services = [
+        ServiceStatus(name="nats-server", ok=True, where=nats_url),
+        await _gateway(gateway_url),
+        _scheduler(values.get(subjects.LEASE_KEY)),
+        *_nodes(nodes),
+        *(await asyncio.gather(*(_provisioner(bus, node.node_id) for node in nodes))),
+    ]
+    return SystemStatus(
+        healthy=all(service.ok for service in services)
+        and all(row.replicas_ready > 0 or row.replicas_wanted == 0 for row in pool_rows),
+        services=tuple(services),
+        nodes=nodes,
+        pools=tuple(pool_rows),
+        replicas=tuple(sorted(replicas, key=lambda replica: replica.replica_id)),
+    )
+
+
+async def _pool(bus: Bus, pool: PoolSpec, replicas: tuple[ReplicaRecord, ...]) -> PoolStatus:
+    own = [replica for replica in replicas if replica.pool_id == pool.id]
+    ready = [replica for replica in own if replica.state is ReplicaState.READY]
+    return PoolStatus(
+        pool_id=pool.id,
+        engine=pool.engine,
+        model_ref=pool.model,
+        replicas_wanted=pool.replicas,
+        replicas_ready=len(ready),
+        slots_total=sum(replica.slots_total for replica in ready),
+        running=sum(len(replica.active) for replica in own),
+        queued={str(priority): await _depth(bus, pool.id, priority) for priority in Priority},
+        capacity=pool.queue.capacity,
+    )
+
+
+async def _depth(bus: Bus, pool_id: str, priority: Priority) -> int:
+    """Tasks stored in one queue; 0 while the scheduler has not created it."""
+    try:
+        return (await bus.stream_state(streams.admission_stream(pool_id, priority))).messages
+    except BusError:
+        return 0
+
+
+async def _gateway(url: str) -> ServiceStatus:
+    headers = {"Authorization": f"Bearer {token.reveal()}"} if (token := secret("LLORCH_API_TOKEN")) else {}
+    limit = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
+    try:
+        async with aiohttp.ClientSession(timeout=limit, headers=headers) as http, http.get(url + "/readyz") as answer:
+            text = (await answer.text())[:200]
+            return ServiceStatus(
+                name="gateway", ok=answer.status == 200, where=url, detail="" if answer.status == 200 else text
+            )
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        return ServiceStatus(name="gateway", ok=False, where=url, detail=f"does not answer: {error or 'in time'}")
+
+
+def _scheduler(lease: bytes | None) -> ServiceStatus:
+    if lease is None:
+        return ServiceStatus(name="scheduler", ok=False, where="", detail="none holds the lease")
+    record = LEASE_DECODER.decode(lease)
+    return ServiceStatus(name="scheduler", ok=True, where=record.holder, detail=f"epoch {record.epoch}")
+
+
+def _nodes(nodes: tuple[NodeRecord, ...]) -> list[ServiceStatus]:
+    if not nodes:
+        return [ServiceStatus(name="poold", ok=False, where="", detail="no node is registered")]
+    return [
+        ServiceStatus(name="poold", ok=True, where=node.node_id, detail=f"{node.version}, profile {node.profile}")
+        for node in nodes
+    ]
+
+
+async def _provisioner(bus: Bus, node: str) -> ServiceStatus:
+    try:
+        await bus.request(subjects.provision_status(node), b"", timeout_s=ANSWER_WITHIN_S)
+    except BusError as error:
+        return ServiceStatus(
+            name="provisioner", ok=False, where=node, detail=f"does not answer: {type(error).__name__}"
+        )
+    return ServiceStatus(name="provisioner", ok=True, where=node)
