@@ -30,6 +30,8 @@ class Stop:
 
     async def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the wish; false when `timeout_s` passed first."""
+        if self._event.is_set():
+            return True
         try:
             await asyncio.wait_for(self._event.wait(), timeout_s)
         except TimeoutError:

@@ -4,6 +4,7 @@
 (ORCH-3300..3311). What could be a secret is masked before it reaches a handler.
 """
 
+import json
 import logging
 import re
 import sys
@@ -13,15 +14,31 @@ from typing import Any, Final
 import msgspec
 
 _RESERVED: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+_SECRET_NAMES: Final = frozenset({"authorization", "x-api-key", "api_key", "token", "auth_token", "password", "secret"})
 _SECRETS: Final = re.compile(
-    r"(?i)(bearer\s+|authorization[\"']?\s*[:=]\s*[\"']?(?:bearer\s+)?|x-api-key[\"']?\s*[:=]\s*[\"']?|(?:token|password|secret|api_key)=|://[^/\s:@]+:)"
-    r"([^\s\"'&,;@]+)"
+    r"(?i)(bearer\s+|authorization[\"']?\s*[:=]\s*[\"']?(?:[a-z]+\s+)?|x-api-key[\"']?\s*[:=]\s*[\"']?"
+    r"|(?:token|password|secret|api_key)(?:=|[\"']\s*:\s*)[\"']?)"
+    r"[^\s\"'&,;]+"
 )
+_URL_PASSWORDS: Final = re.compile(r"(://[^/\s:@]*:)[^\s/@]+(?=@)")
 
 
 def redact(text: str) -> str:
-    """Mask bearer tokens, API keys and passwords in URLs."""
-    return _SECRETS.sub(r"\1***", text)
+    """Mask credentials of headers, API keys, `password=…` and the like, and passwords in URLs."""
+    return _URL_PASSWORDS.sub(r"\1***", _SECRETS.sub(r"\1***", text))
+
+
+def _masked(value: Any, name: str = "") -> Any:
+    """`value` fit for a log line: every text in it redacted, what is no JSON as text."""
+    if isinstance(value, str):
+        return "***" if name.lower() in _SECRET_NAMES else redact(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _masked(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_masked(item) for item in value]
+    return redact(str(value))
 
 
 class JsonLines(logging.Formatter):
@@ -41,10 +58,13 @@ class JsonLines(logging.Formatter):
         }
         for key, value in record.__dict__.items():
             if key not in _RESERVED and value not in (None, ""):
-                line[key] = redact(value) if isinstance(value, str) else value
+                line[key] = _masked(value, key)
         if record.exc_info:
             line["exception"] = redact(self.formatException(record.exc_info))
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        try:
+            return msgspec.json.encode(line).decode()
+        except (UnicodeEncodeError, OverflowError):
+            return json.dumps(line)  # lone surrogates of a file name, or a number beyond 64 bits
 
 
 class Pretty(logging.Formatter):

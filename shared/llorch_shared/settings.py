@@ -91,6 +91,8 @@ class PooldSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     breaker_restarts: Annotated[int, Meta(ge=1)] = 8
     """Restarts without a stable run in between before the replica stays failed until its spec changes."""
     start_timeout_ms: Annotated[int, Meta(ge=1)] = 300_000
+    slot_free_timeout_ms: Annotated[int, Meta(ge=100)] = 10_000
+    """How long an engine may keep a slot after a cancel before it is killed; a prompt batch on a CPU takes a second."""
     drain_timeout_ms: Annotated[int, Meta(ge=0)] = 30_000
     frames_kept_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024
     """Frames of running and just-ended tasks kept to be published again after a bus restart."""
@@ -215,13 +217,20 @@ def secret(name: str, environment: Mapping[str, str] | None = None) -> Secret:
 
 def _set(target: dict[str, Any], keys: tuple[str, ...], value: str) -> None:
     for key in keys[:-1]:
-        target = target.setdefault(key, {})
+        target = _section(target, key)
     target[keys[-1]] = {"true": True, "false": False}.get(value.lower(), value)
 
 
 def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
     for key, value in source.items():
         if isinstance(value, Mapping):
-            _merge(target.setdefault(key, {}), value)
+            _merge(_section(target, key), value)
         elif value is not None:
             target[key] = value
+
+
+def _section(target: dict[str, Any], key: str) -> dict[str, Any]:
+    section = target.setdefault(key, {})
+    if not isinstance(section, dict):
+        raise SettingsError(f"bad setting: {key} is a section with keys of its own, not a value")
+    return section
