@@ -154,6 +154,13 @@ def test_every_operation_is_in_its_document(operation: Operation) -> None:
     assert ("security" in made) is not operation.authenticated
 
 
+def test_an_accepted_task_leads_to_everything_that_can_be_done_with_it() -> None:
+    links = DOCUMENTS[Plane.DATA]["paths"]["/v1/tasks"]["post"]["responses"]["202"]["links"]
+    named = {operation.operation_id for operation in OPERATIONS}
+    assert {link["operationId"] for link in links.values()} <= named
+    assert {"getTask", "streamTask", "cancelTask"} <= {link["operationId"] for link in links.values()}
+
+
 def test_an_admission_that_is_refused_says_when_to_come_back() -> None:
     refused = DOCUMENTS[Plane.DATA]["paths"]["/v1/tasks"]["post"]["responses"]["429"]
     assert refused["headers"].keys() == {"X-Correlation-Id", "Retry-After", "X-Backoff-Ms"}
@@ -207,7 +214,7 @@ def test_every_subject_constant_has_a_row() -> None:
 
 
 def test_every_payload_on_the_bus_is_a_wire_type() -> None:
-    known = set(schemas.wire_types()) | {asyncapi.FRAMES}
+    known = set(schemas.wire_types()) | {asyncapi.FRAMES, "text/plain"}
     for subject in subjects.SUBJECTS:
         names = asyncapi.payload_names(subject.payload)
         names += asyncapi.payload_names(subject.reply) if subject.reply else []

@@ -12,7 +12,7 @@ from llorch_shared.subjects import SUBJECTS, Subject
 Document = dict[str, Any]
 
 FRAMES: Final = "text/event-stream"
-"""Payload name of subjects that carry encoded server-sent events instead of JSON."""
+"""Payload of subjects that carry encoded server-sent events instead of JSON."""
 _FRAME_TYPES: Final = ("Started", "Token", "Metrics", "End", "ErrorBody")
 
 _PARAMETERS: Final = {
@@ -95,7 +95,12 @@ def channel_names() -> dict[str, Subject]:
 
 
 def payload_names(payload: str) -> list[str]:
+    """The wire types, or the one media type, of a row."""
     return payload.split(" | ")
+
+
+def _is_media_type(name: str) -> bool:
+    return "/" in name
 
 
 def _headers(subject: Subject) -> dict[str, str]:
@@ -129,7 +134,8 @@ def _messages(messages: Document, channel: str, payload: str, headers: dict[str,
     """Add a channel's messages; returns their keys. A message with headers belongs to its channel alone."""
     keys = []
     for name in payload_names(payload):
-        key = "TokenFrames" if name == FRAMES else f"{_capital(channel)}{name}" if headers else name
+        own = _is_media_type(name) or bool(headers)
+        key = f"{_capital(channel)}{'Text' if _is_media_type(name) else name}" if own else name
         message: Document = {"name": name, **_payload(name)}
         if headers:
             message["headers"] = {
@@ -153,6 +159,8 @@ def _payload(name: str) -> Document:
             "x-event-data": {kind: f"./schemas/{kind}.json" for kind in _FRAME_TYPES},
             "examples": [{"name": title, "payload": text} for title, text in examples.STREAMS.items()],
         }
+    if _is_media_type(name):
+        return {"contentType": name, "payload": {"type": "string"}}
     made: Document = {"payload": {"$ref": f"./schemas/{name}.json"}}
     if (example := examples.of_type(name)) is not None:
         made["examples"] = [{"payload": example}]

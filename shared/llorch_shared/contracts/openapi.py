@@ -33,6 +33,8 @@ _TITLES: Final = {
     Plane.DATA: "llama-orch data plane: tasks and their token streams",
     Plane.CONTROL: "llama-orch control plane: capabilities, pools, health, metrics",
 }
+_LINKED: Final = {("submitTask", 202): ("getTask", "streamTask", "cancelTask", "deleteTask")}
+"""What a client may do next with the task_id of an answer."""
 _TOO_MANY: Final = 429
 _TOO_MANY_FIELDS: Final = ["code", "message", "retriable", "retry_after_ms", "policy_label"]
 
@@ -93,6 +95,11 @@ def _operation(operation: Operation) -> Schema:
         str(status): _reply(replies.get(status), status, errors.get(status, ()))
         for status in sorted(replies.keys() | errors.keys())
     }
+    for (source, status), targets in _LINKED.items():
+        if source == operation.operation_id:
+            made["responses"][str(status)]["links"] = {
+                target: {"operationId": target, "parameters": {"id": "$response.body#/task_id"}} for target in targets
+            }
     if listed := examples.of_operation(operation.operation_id):
         made["x-examples"] = listed
     return made
