@@ -21,6 +21,8 @@ CANCEL_SIGNAL: Final = "llorch.can.{task}"
 PLACEMENT: Final = "llorch.plc.{pool}.{replica}"
 TOKENS: Final = "llorch.tok.{lane}.{task}"
 AUDIT: Final = "llorch.aud.{event}.{task}"
+READERS: Final = "llorch.rdr.ask.{task}"
+READERS_ANSWER: Final = "llorch.rdr.yes.{lane}.{task}"
 REGISTRY: Final = "$KV.REG.{key}"
 REGISTRY_LIVE: Final = "llorch.reg.live.{key}"
 SPEC: Final = "$KV.SPEC.{key}"
@@ -40,7 +42,9 @@ API_HEALTH: Final = "llorch.api.pools.health"
 ALL_ADMISSIONS: Final = "llorch.adm.>"
 ALL_RUNS: Final = "llorch.run.*"
 ALL_RUNS_LIVE: Final = "llorch.live.run.*"
+ALL_CANCELS: Final = "llorch.cxl.*"
 ALL_CANCEL_SIGNALS: Final = "llorch.can.*"
+ALL_READERS: Final = "llorch.rdr.ask.*"
 ALL_REGISTRY_LIVE: Final = "llorch.reg.live.>"
 ALL_SPEC_LIVE: Final = "llorch.spec.live.>"
 ALL_LOADS: Final = "llorch.load.*"
@@ -89,6 +93,14 @@ def tokens_of_lane(lane: str) -> str:
 
 def tokens_of_task(task: str) -> str:
     return f"llorch.tok.*.{token(task)}"
+
+
+def readers(task: str) -> str:
+    return f"llorch.rdr.ask.{token(task)}"
+
+
+def readers_answer(task: str, lane: str) -> str:
+    return f"llorch.rdr.yes.{token(lane)}.{token(task)}"
 
 
 def audit(event: str, task: str) -> str:
@@ -146,6 +158,10 @@ def provision_status(node: str) -> str:
 
 def provision_progress(node: str, job: str) -> str:
     return f"llorch.prov.{token(node)}.progress.{token(job)}"
+
+
+def provision_progress_of_node(node: str) -> str:
+    return f"llorch.prov.{token(node)}.progress.*"
 
 
 def last_token(subject: str) -> str:
@@ -232,6 +248,22 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         consumers=("gateway", "bus client"),
         delivery=Delivery.STORED,
         payload="text/event-stream",
+    ),
+    Subject(
+        pattern=READERS,
+        title="Does anybody read this task? Asked before one without readers is cancelled; the payload names the asker",
+        publishers=("gateway",),
+        consumers=("gateway",),
+        delivery=Delivery.SIGNAL,
+        payload="text/plain",
+    ),
+    Subject(
+        pattern=READERS_ANSWER,
+        title="Yes, this gateway has a reader of that task",
+        publishers=("gateway",),
+        consumers=("gateway",),
+        delivery=Delivery.SIGNAL,
+        payload="Empty",
     ),
     Subject(
         pattern=AUDIT,

@@ -1,0 +1,24 @@
+"""`python -m llorch_gateway`: settings, logs, run. Exit code 78 means that the configuration must be changed first."""
+
+import sys
+
+from llorch_gateway.service import run
+from llorch_shared import lifecycle, logs, settings
+from llorch_shared.auth import NonLoopbackWithoutToken
+
+CONFIG_EXIT = 78
+
+
+def main() -> int:
+    try:
+        loaded = settings.load()
+        token, password = settings.secret("AUTH_TOKEN"), settings.secret("NATS_PASSWORD")
+        logs.configure("gateway", level=loaded.log_level, style=loaded.log_format)
+        return lifecycle.run(lambda stop: run(loaded, token, stop, bus_password=password))
+    except (settings.SettingsError, NonLoopbackWithoutToken) as error:
+        sys.stderr.write(f"gateway: {error}\n")
+        return CONFIG_EXIT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

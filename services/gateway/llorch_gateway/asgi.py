@@ -1,0 +1,218 @@
+"""The outermost ASGI callable: correlation id, auth, and the two hot routes; everything else goes to Litestar.
+
+Submission and streaming are raw ASGI because a framework costs more per request, and much more per event, than the
+work itself. Whatever is answered here or there carries X-Correlation-Id, and every error the envelope.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+import msgspec
+
+from llorch_gateway.admissions import Admissions
+from llorch_gateway.call import Call, correlation_of
+from llorch_gateway.failures import as_orch_error, unavailable
+from llorch_gateway.http_errors import CORRELATION, JSON_TYPE, Headers, error_reply
+from llorch_gateway.streams import Streams
+from llorch_gateway.tasks import task_id
+from llorch_shared.auth import AuthPolicy, Caller
+from llorch_shared.errors import OrchError, invalid
+from llorch_shared.wire.frames import Cursor, parse_cursor
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+CALL: Final = "llorch.call"
+"""Where the scope carries the Call to Litestar's handlers."""
+OPEN_PATHS: Final = frozenset({"/healthz"})
+SERVED_WHILE_STOPPING: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+TASKS_PATH: Final = "/v1/tasks"
+STREAM_SUFFIX: Final = "/stream"
+DRAINED_BODY_MAX: Final = 32 * 1024 * 1024
+"""An oversized body up to this size is read and thrown away, so that its sender gets to see the 413."""
+_WANTED: Final = frozenset(
+    {
+        b"authorization",
+        b"content-length",
+        b"content-type",
+        b"forwarded",
+        b"last-event-id",
+        b"x-correlation-id",
+        b"x-forwarded-for",
+        b"x-real-ip",
+    }
+)
+STREAM_HEADERS: Final[Headers] = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+@dataclass(slots=True)
+class Front:
+    """`control` is the Litestar application. `stopping` refuses new work while this process goes away."""
+
+    auth: AuthPolicy
+    admissions: Admissions
+    streams: Streams
+    control: App
+    tenant: str
+    body_bytes_max: int
+    stopping: bool = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        headers = {name: value for name, value in scope["headers"] if name in _WANTED}
+        correlation = correlation_of(_text(headers.get(b"x-correlation-id")))
+        path = scope["path"]
+        try:
+            if self.stopping and path not in SERVED_WHILE_STOPPING:
+                raise unavailable("this gateway is stopping; another one, or this one in a moment, takes the request")
+            identity = "" if path in OPEN_PATHS else self.auth.identify(_caller(scope, headers))
+            call = Call(correlation, identity, "http", self.tenant)
+            if path == TASKS_PATH:
+                await self._submit(scope, receive, send, call, headers)
+            elif path.endswith(STREAM_SUFFIX) and path.startswith(TASKS_PATH):
+                await self._stream(scope, receive, send, call, headers)
+            else:
+                scope[CALL] = call
+                await self.control(scope, receive, _correlated(send, correlation))
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            await reply_error(send, as_orch_error(error, correlation), correlation)
+
+    async def _submit(
+        self, scope: Scope, receive: Receive, send: Send, call: Call, headers: dict[bytes, bytes]
+    ) -> None:
+        if scope["method"] != "POST":
+            await _not_allowed(send, call, "POST")
+            return
+        body = await read_body(receive, headers, self.body_bytes_max)
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if kind != b"application/json":
+            raise invalid("send the task as content-type application/json", status=415)
+        accepted = _encode(await self.admissions.submit(body, call))
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 202,
+                "headers": [
+                    JSON_TYPE,
+                    (b"content-length", str(len(accepted)).encode()),
+                    (CORRELATION, call.correlation_id.encode()),
+                ],
+            }
+        )
+        await send({"type": "http.response.body", "body": accepted})
+
+    async def _stream(
+        self, scope: Scope, receive: Receive, send: Send, call: Call, headers: dict[bytes, bytes]
+    ) -> None:
+        task, slash, _ = scope["path"][len(TASKS_PATH) + 1 :].partition("/")
+        if not slash or scope["path"] != f"{TASKS_PATH}/{task}{STREAM_SUFFIX}":
+            raise invalid("there is no such path", status=404)
+        if scope["method"] != "GET":
+            await _not_allowed(send, call, "GET")
+            return
+        cursor = _cursor(headers.get(b"last-event-id"), scope["query_string"])
+        opened = await self.streams.open(task_id(task), cursor)
+        correlation = (CORRELATION, call.correlation_id.encode())
+        if opened is None:
+            await send({"type": "http.response.start", "status": 204, "headers": [correlation]})
+            await send({"type": "http.response.body", "body": b""})
+            return
+
+        async def write(data: bytes) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        async def start() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, correlation]})
+
+        async def gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                continue
+
+        await self.streams.serve(opened, call, start=start, write=write, gone=gone)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
+    """The whole body. Raises OrchError 413 when it is longer than `limit`, 400 when it is cut short."""
+    announced = headers.get(b"content-length", b"0")
+    length = int(announced) if announced.isdigit() else 0
+    parts: list[bytes] = []
+    size = 0
+    while not (length > DRAINED_BODY_MAX or size > DRAINED_BODY_MAX):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise invalid("the request body was cut short")
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= limit:
+            parts.append(part)
+        if not message.get("more_body", False):
+            break
+    if max(size, length) > limit:
+        raise invalid(f"the body is over {limit} bytes", status=413)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def reply_error(send: Send, error: OrchError, correlation_id: str, *, allow: str = "") -> None:
+    """Answer with the envelope; a reply that has begun cannot be answered any more and is left to the server."""
+    status, headers, body = error_reply(error, correlation_id, allow=allow)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _not_allowed(send: Send, call: Call, allow: str) -> None:
+    error = invalid(f"this path takes {allow}", status=405)
+    await reply_error(send, error, call.correlation_id, allow=allow)
+
+
+def _correlated(send: Send, correlation_id: str) -> Send:
+    async def with_header(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != CORRELATION]
+            message["headers"] = [*headers, (CORRELATION, correlation_id.encode())]
+        await send(message)
+
+    return with_header
+
+
+def _caller(scope: Scope, headers: dict[bytes, bytes]) -> Caller:
+    client = scope.get("client")
+    return Caller(
+        peer=client[0] if client else "",
+        authorization=_text(headers.get(b"authorization")),
+        proxied=b"x-forwarded-for" in headers or b"forwarded" in headers or b"x-real-ip" in headers,
+    )
+
+
+def _cursor(last_event_id: bytes | None, query: bytes) -> Cursor | None:
+    """Last-Event-ID wins over `after`; neither means from the beginning. Raises OrchError."""
+    text = _text(last_event_id) or ""
+    if not text and query:
+        text = parse_qs(query.decode("latin-1")).get("after", [""])[0]
+    if not text:
+        return None
+    try:
+        return parse_cursor(text)
+    except ValueError as error:
+        raise invalid(f"Last-Event-ID or after: {error}") from error
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

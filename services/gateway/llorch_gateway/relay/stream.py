@@ -1,0 +1,166 @@
+"""One response: bytes from a seat to a client, until the stream ends, the client leaves or this process stops.
+
+Here is the waiting and the reading of the stored stream; what is sent, and in what order, `core.reader` decides.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from llorch_gateway.core import record as records
+from llorch_gateway.relay.channel import Seat
+from llorch_shared import streams, subjects
+from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.wire.run import RUN_DECODER, RunRecord
+
+log = logging.getLogger(__name__)
+
+REPLAY_CHUNK: Final = 64
+"""Stored messages read at once: bounds what one late reader costs in memory."""
+PACE_FIRST_S: Final = 0.02
+PACE_MAX_S: Final = 1.0
+GONE_AFTER_S: Final = 15.0
+"""How long missing tokens are looked for while the bus stands: a node publishes its frames again within seconds of a
+bus restart (D11). After it the reader is told that they are gone."""
+REPUBLISHED_WITHIN_S: Final = 75.0
+"""A node keeps the frames of an ended task for 60 s: tokens of one that ended earlier will not come back."""
+HEARTBEAT: Final = b":\n\n"
+FAREWELL: Final = b"retry: 500\n\n"
+"""Said when this process stops: come back soon, another gateway goes on where this one ended."""
+
+Send = Callable[[bytes], Awaitable[None]]
+
+
+class Stream:
+    """Pumps one seat. `send` gets every piece of the body but the last, empty one."""
+
+    def __init__(self, seat: Seat, *, bus: Bus, send: Send) -> None:
+        self._seat: Final = seat
+        self._reader: Final = seat.reader
+        self._bus: Final = bus
+        self._send: Final = send
+        self._task: Final = seat.channel.task
+        self._loop: Final = asyncio.get_running_loop()
+        self._pace_s = 0.0
+        self._replay_at = 0.0
+        self._missing_since: float | None = None
+        self._looked_at = -1
+        """Index at which the stored stream was last read in vain although the record is final."""
+        self._looked_since = 0.0
+
+    async def run(self, first: bytes) -> None:
+        """Send `first`, then the stream. Returns when it is over for whatever reason; `seat.closed` says which."""
+        seat, reader, send = self._seat, self._reader, self._send
+        await send(first + reader.take())
+        while not seat.closed:
+            data = reader.take()
+            if data:
+                seat.sent_at = self._loop.time()
+                await send(data)
+            elif reader.done:
+                return
+            elif reader.wants_replay and self._may_replay():
+                await self._replay()
+            elif seat.check_due:
+                seat.check_due = False
+                await self._check_record()
+            elif seat.heartbeat_due:
+                seat.heartbeat_due = False
+                seat.sent_at = self._loop.time()
+                await send(HEARTBEAT)
+            else:
+                await seat.wait()
+        if seat.closed == "stopping":
+            await send(FAREWELL)
+
+    def _may_replay(self) -> bool:
+        return self._bus.connected and self._loop.time() >= self._replay_at
+
+    async def _replay(self) -> None:
+        """Read the stored stream from where this reader knows it, sending as it comes."""
+        reader, seat = self._reader, self._seat
+        before = reader.next_index
+        reader.begin_replay()
+        position, refused_at = seat.replay_from, 0
+        try:
+            while not (reader.done or seat.closed):
+                messages = await self._bus.replay(
+                    streams.TOK, subjects.tokens_of_task(self._task), from_seq=position, limit=REPLAY_CHUNK
+                )
+                for message in messages:
+                    position = message.seq + 1
+                    if not reader.replayed(message.data) and not refused_at:
+                        refused_at = message.seq
+                data = reader.take()
+                if data:
+                    seat.sent_at = self._loop.time()
+                    await self._send(data)
+                if len(messages) < REPLAY_CHUNK:
+                    break
+        except BusError as error:
+            log.info("the stored stream of %s cannot be read now: %s", self._task, error)
+            reader.abort_replay()
+            self._again_later(progress=False)
+            return
+        seat.replay_from = refused_at or position
+        if reader.end_replay():
+            self._pace_s, self._missing_since = 0.0, None
+        else:
+            self._again_later(progress=reader.next_index > before)
+
+    def _again_later(self, *, progress: bool) -> None:
+        """Pace the next replay; give the stream up when its tokens have been missing for too long."""
+        now = self._loop.time()
+        if progress or not self._bus.connected:
+            self._pace_s, self._missing_since = 0.0, None
+        else:
+            self._missing_since = now if self._missing_since is None else self._missing_since
+            if now - self._missing_since > GONE_AFTER_S:
+                self._give_up()
+                return
+        self._pace_s = min(PACE_MAX_S, max(PACE_FIRST_S, 2 * self._pace_s))
+        self._replay_at = now + self._pace_s
+        self._loop.call_later(self._pace_s, self._seat.wake)
+
+    def _give_up(self) -> None:
+        log.warning("token %d of %s is no longer kept anywhere", self._reader.next_index, self._task)
+        self._reader.finish(records.frames_gone())
+
+    async def _check_record(self) -> None:
+        """The stream has been quiet. If the task's record is final, its last frame was missed: end with what the
+        record says, after one more look at the stored stream (D4)."""
+        record = await self._record()
+        if record is None or not records.is_final(record):
+            return
+        reader = self._reader
+        if records.is_cancelled(record):
+            reader.silence()
+            reader.finish(records.terminal_frame(record))
+        elif self._looked_at != reader.next_index:
+            self._looked_at, self._looked_since = reader.next_index, self._loop.time()
+            reader.lost()
+            self._seat.check_due = True
+        elif reader.next_index >= record.tokens_out:
+            reader.finish(records.terminal_frame(record))
+        elif self._loop.time() - self._looked_since > GONE_AFTER_S or _ended_s_ago(record) > REPUBLISHED_WITHIN_S:
+            self._give_up()
+        else:
+            reader.lost()
+
+    async def _record(self) -> RunRecord | None:
+        if not self._bus.connected:
+            return None
+        try:
+            message = await self._bus.last(streams.RUN, subjects.run(self._task))
+        except BusError as error:
+            log.info("the record of %s cannot be read now: %s", self._task, error)
+            return None
+        if message is None or message.deleted:
+            return None
+        return RUN_DECODER.decode(message.data)
+
+
+def _ended_s_ago(record: RunRecord) -> float:
+    return time.time() - record.ended_ms / 1000

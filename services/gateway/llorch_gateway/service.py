@@ -1,0 +1,195 @@
+"""The gateway put together: bus, streams, snapshot, relay, then HTTP last; and taken apart in reverse.
+
+Start order matters: nothing is answered before the lane is subscribed and the registry is read, so the first request
+finds a gateway that can serve it. Stop order too: new requests are refused, open streams end with a word about coming
+back, then the server stops, then the bus.
+"""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from typing import Final
+
+from llorch_gateway.admissions import Admissions
+from llorch_gateway.asgi import Front
+from llorch_gateway.bus_api import BusApi
+from llorch_gateway.call import Call
+from llorch_gateway.control import application
+from llorch_gateway.relay.presence import Presence
+from llorch_gateway.relay.router import Router
+from llorch_gateway.server import HttpServer, split_address
+from llorch_gateway.snapshot import Snapshot
+from llorch_gateway.streams import Streams
+from llorch_gateway.tasks import Tasks
+from llorch_shared import streams
+from llorch_shared.audit import Audit
+from llorch_shared.auth import AuthPolicy, check_bind
+from llorch_shared.bus import nats
+from llorch_shared.bus.port import Bus
+from llorch_shared.errors import OrchError
+from llorch_shared.lifecycle import Stop, first_of
+from llorch_shared.logs import narrate
+from llorch_shared.metrics import Metrics
+from llorch_shared.settings import Secret, Settings
+
+log = logging.getLogger(__name__)
+
+STREAMS_STOP_S: Final = 2.0
+REQUESTS_BESIDE_STREAMS: Final = 2048
+"""Requests at once that are not streams; more wait in the kernel's queue."""
+
+
+class Gateway:
+    """Everything of one process but its bus connection and its signals."""
+
+    def __init__(self, settings: Settings, *, bus: Bus, token: Secret, metrics: Metrics, lane: str = "") -> None:
+        wanted = settings.gateway
+        self._settings: Final = settings
+        self._bus: Final = bus
+        self.metrics: Final = metrics
+        self.snapshot: Final = Snapshot(bus)
+        self.router: Final = Router(
+            bus, buffer_bytes=wanted.sse_buffer_bytes, heartbeat_s=wanted.sse_heartbeat_ms / 1000, lane=lane
+        )
+        self._audit: Final = Audit(bus)
+        admissions = Admissions(
+            bus=bus,
+            router=self.router,
+            snapshot=self.snapshot,
+            audit=self._audit,
+            metrics=metrics,
+            actor=f"gateway/{self.router.lane}",
+        )
+        self.tasks: Final = Tasks(
+            bus=bus,
+            router=self.router,
+            admissions=admissions,
+            metrics=metrics,
+            cancel_wait_s=wanted.cancel_wait_ms / 1000,
+        )
+        self._presence: Final = Presence(
+            bus=bus,
+            router=self.router,
+            cancel=self._cancel_unread,
+            enabled=wanted.cancel_on_disconnect,
+            grace_s=wanted.cancel_grace_ms / 1000,
+        )
+        self._streams: Final = Streams(
+            bus=bus,
+            router=self.router,
+            tasks=self.tasks,
+            presence=self._presence,
+            metrics=metrics,
+            streams_max=wanted.streams_max,
+        )
+        self._bus_api: Final = BusApi(
+            bus=bus, admissions=admissions, tasks=self.tasks, snapshot=self.snapshot, tenant=wanted.tenant
+        )
+        self.front: Final = Front(
+            auth=AuthPolicy(token, auth_optional=wanted.auth_optional, trust_proxy_auth=wanted.trust_proxy_auth),
+            admissions=admissions,
+            streams=self._streams,
+            control=application(tasks=self.tasks, snapshot=self.snapshot, metrics=metrics, not_ready=self.not_ready),
+            tenant=wanted.tenant,
+            body_bytes_max=wanted.body_bytes_max,
+        )
+
+    def not_ready(self) -> tuple[str, ...]:
+        """Why this process cannot admit and relay now; empty when it can."""
+        reasons = []
+        if self.front.stopping:
+            reasons.append("stopping")
+        if not self._bus.connected:
+            reasons.append("the bus is not connected")
+        elif self._bus.problem:
+            reasons.append(f"the bus: {self._bus.problem}")
+        if not self.snapshot.held:
+            reasons.append("the registry has not been read")
+        return tuple(reasons)
+
+    async def start(self) -> None:
+        """Raises BusError."""
+        wanted = self._settings.nats
+        await self._bus.ensure(streams.base(token_bytes_max=wanted.token_bytes_max, replicas=wanted.replicas))
+        self._audit.start()
+        await self.router.start()
+        await self.snapshot.start()
+        await self._presence.start()
+        await self._bus_api.start()
+
+    async def tick(self) -> None:
+        """Keep time until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.router.pulse(), name="router pulse")
+            group.create_task(self._forget_old_loads(), name="old loads")
+
+    async def _forget_old_loads(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            self.snapshot.tick(asyncio.get_running_loop().time())
+
+    async def stop_serving(self) -> None:
+        """Refuse what is new and end what streams."""
+        self.front.stopping = True
+        await self._bus_api.stop()
+        await self._streams.stop(STREAMS_STOP_S)
+
+    async def close(self) -> None:
+        await self._presence.close()
+        await self.router.close()
+        await self.snapshot.close()
+        await self._audit.close()
+
+    async def _cancel_unread(self, task: str, call: Call) -> None:
+        try:
+            await self.tasks.cancel(task, call, reason="disconnect")
+        except OrchError as error:
+            log.info("a task without readers could not be cancelled: %s", error, extra={"task_id": task})
+
+
+async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Secret | None = None) -> int:
+    """Serve until `stop`. Raises NonLoopbackWithoutToken, SettingsError before anything is opened."""
+    host, _ = split_address(settings.gateway.addr)
+    check_bind(host, token)
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        bus = await _connected(settings, metrics, stop, bus_password)
+        if bus is None:
+            return 0
+        stack.push_async_callback(bus.close)
+        gateway = Gateway(settings, bus=bus, token=token, metrics=metrics)
+        await gateway.start()
+        stack.push_async_callback(gateway.close)
+        requests_max = settings.gateway.streams_max + REQUESTS_BESIDE_STREAMS
+        server = HttpServer(gateway.front, settings.gateway.addr, requests_max=requests_max)
+        await server.start()
+        stack.push_async_callback(server.stop)
+        stack.push_async_callback(gateway.stop_serving)
+        narrate(
+            log, f"serves on {server.url}", actor="gateway", action="serve", target=server.url, lane=gateway.router.lane
+        )
+        await first_of(stop.wait(), gateway.tick(), server.wait())
+        narrate(log, f"stops: {stop.reason or 'the server ended'}", actor="gateway", action="stop", target=server.url)
+    return 0 if stop else 1
+
+
+async def _connected(settings: Settings, metrics: Metrics, stop: Stop, password: Secret | None) -> Bus | None:
+    """The bus, however long it takes; None when the wish to stop came first."""
+    connecting = asyncio.create_task(
+        nats.connect(
+            settings.nats,
+            name="gateway",
+            password=password,
+            metrics=metrics,
+            on_closed=lambda: stop.wish("the bus connection closed for good"),
+        ),
+        name="bus connect",
+    )
+    wish = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait((connecting, wish), return_when=asyncio.FIRST_COMPLETED)
+    wish.cancel()
+    if not connecting.done():
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+        return None
+    return connecting.result()

@@ -1,0 +1,92 @@
+"""What this gateway knows without asking: pools wanted, replicas alive, and the scheduler's last load reports."""
+
+import asyncio
+import logging
+from typing import Final
+
+import msgspec
+
+from llorch_shared import subjects
+from llorch_shared.bus.port import Bus, Message, Subscription
+from llorch_shared.live_table import LiveTable
+from llorch_shared.wire.registry import LOAD_DECODER, REPLICA_DECODER, PoolLoad, ReplicaRecord
+from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
+
+log = logging.getLogger(__name__)
+
+LOAD_STALE_S: Final = 5.0
+"""A load report is renewed each second; an older one says nothing about waiting any more."""
+
+
+class Snapshot:
+    """`pools`, `replicas` and `loads` are read by the admission path: they are kept decoded, and change at once."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus: Final = bus
+        self._registry: Final = LiveTable(bus, bucket="REG", changed=self._registry_changed)
+        self._spec: Final = LiveTable(bus, bucket="SPEC", changed=self._spec_changed)
+        self._records: dict[str, ReplicaRecord] = {}
+        self._load_seen: dict[str, float] = {}
+        self._subscription: Subscription | None = None
+        self.pools: dict[str, PoolSpec] = {}
+        self.replicas: dict[str, list[ReplicaRecord]] = {}
+        self.loads: dict[str, PoolLoad] = {}
+        self.held = False
+
+    async def start(self) -> None:
+        """Raises BusError when the buckets cannot be read."""
+        self._subscription = await self._bus.subscribe(subjects.ALL_LOADS, self._load)
+        await self._spec.start()
+        await self._registry.start()
+        self.held = True
+
+    async def close(self) -> None:
+        if self._subscription is not None:
+            await self._subscription.close()
+        await self._spec.close()
+        await self._registry.close()
+
+    def tick(self, now: float) -> None:
+        for pool in [pool for pool, seen in self._load_seen.items() if now - seen > LOAD_STALE_S]:
+            del self._load_seen[pool]
+            self.loads.pop(pool, None)
+
+    def _registry_changed(self, key: str, value: bytes | None) -> None:
+        if not key.startswith("replica."):
+            return
+        before = self._records.pop(key, None)
+        if value is not None:
+            try:
+                self._records[key] = REPLICA_DECODER.decode(value)
+            except msgspec.MsgspecError as error:
+                log.warning("the registry key %s is not a replica record: %s", key, error)
+        after = self._records.get(key)
+        for pool in {record.pool_id for record in (before, after) if record is not None}:
+            self._group(pool)
+
+    def _group(self, pool: str) -> None:
+        found = [record for record in self._records.values() if record.pool_id == pool]
+        if found:
+            self.replicas[pool] = sorted(found, key=lambda record: record.replica_id)
+        else:
+            self.replicas.pop(pool, None)
+
+    def _spec_changed(self, key: str, value: bytes | None) -> None:
+        kind, _, name = key.partition(".")
+        if kind != "pool":
+            return
+        self.pools.pop(name, None)
+        if value is not None:
+            try:
+                self.pools[name] = POOL_DECODER.decode(value)
+            except msgspec.MsgspecError as error:
+                log.warning("the desired state of pool %s cannot be read: %s", name, error)
+
+    def _load(self, message: Message) -> None:
+        try:
+            load = LOAD_DECODER.decode(message.data)
+        except msgspec.MsgspecError as error:
+            log.warning("%s is not a load report: %s", message.subject, error)
+            return
+        self.loads[load.pool_id] = load
+        self._load_seen[load.pool_id] = asyncio.get_running_loop().time()

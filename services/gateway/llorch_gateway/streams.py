@@ -1,0 +1,132 @@
+"""Token streams as a client asks for them: who may have a seat, what it is told first, and what its leaving means."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from llorch_gateway.call import Call
+from llorch_gateway.core import record as records
+from llorch_gateway.failures import unavailable
+from llorch_gateway.relay.channel import Seat
+from llorch_gateway.relay.presence import Presence
+from llorch_gateway.relay.router import Router
+from llorch_gateway.relay.stream import Stream
+from llorch_gateway.tasks import Tasks
+from llorch_shared.bus.port import Bus
+from llorch_shared.logs import narrate
+from llorch_shared.metrics import Metrics
+from llorch_shared.wire.frames import Cursor
+
+log = logging.getLogger(__name__)
+
+FIRST_LINE: Final = b"retry: 1000\n\n"
+"""How long a browser waits before it comes back by itself, milliseconds."""
+
+
+@dataclass(slots=True)
+class Opened:
+    seat: Seat
+    task: str
+
+
+class Streams:
+    """`streams_max` bounds open streams of this process."""
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        router: Router,
+        tasks: Tasks,
+        presence: Presence,
+        metrics: Metrics,
+        streams_max: int,
+    ) -> None:
+        self._bus: Final = bus
+        self._router: Final = router
+        self._tasks: Final = tasks
+        self._presence: Final = presence
+        self._streams_max: Final = streams_max
+        self._open_gauge: Final = metrics.gauge("sse_streams_open")
+        self._drops: Final = metrics.counter("sse_backpressure_drops_total")
+        self._running: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    async def open(self, task: str, cursor: Cursor | None) -> Opened | None:
+        """A seat for a reader; None when its cursor is at the end already. Raises OrchError, BusError."""
+        if len(self._router.seats) >= self._streams_max:
+            raise unavailable(f"this gateway serves {self._streams_max} streams already")
+        if cursor is None and self._router.is_fresh(task):
+            return Opened(await self._router.join(task, None, local=True), task)
+        found = await self._tasks.find(task)
+        record = found.record
+        if record is not None and records.has_all(record, cursor):
+            return None
+        seat = await self._router.join(task, cursor, local=found.local)
+        if record is not None and records.is_final(record):
+            seat.check_due = True
+            if records.is_cancelled(record):
+                seat.reader.silence()
+        return Opened(seat, task)
+
+    async def serve(
+        self,
+        opened: Opened,
+        call: Call,
+        *,
+        start: Callable[[], Awaitable[None]],
+        write: Callable[[bytes], Awaitable[None]],
+        gone: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Pump one seat until its stream ends, `gone` returns, or this process stops."""
+        seat = opened.seat
+        departure = asyncio.ensure_future(gone())
+        departure.add_done_callback(lambda done: seat.close("client"))
+        if self._stopping:
+            seat.close("stopping")
+        current = asyncio.current_task()
+        if current is not None:
+            self._running.add(current)
+        self._open_gauge.inc()
+        self._narrate("opens a stream", "stream-start", opened, call)
+        self._presence.came(opened.task)
+        try:
+            await start()
+            await Stream(seat, bus=self._bus, send=write).run(FIRST_LINE)
+        finally:
+            departure.cancel()
+            if current is not None:
+                self._running.discard(current)
+            self._open_gauge.dec()
+            if seat.reader.metrics_dropped:
+                self._drops.inc(seat.reader.metrics_dropped)
+            await self._router.leave(seat)
+            self._narrate("ends a stream", "stream-end", opened, call)
+            if not seat.reader.done and seat.closed != "stopping":
+                self._presence.left(opened.task, call)
+
+    async def stop(self, within_s: float) -> None:
+        """End every open stream with a word about coming back; cut those whose clients do not take it in time."""
+        self._stopping = True
+        for seat in tuple(self._router.seats):
+            seat.close("stopping")
+        if self._running:
+            _, late = await asyncio.wait(tuple(self._running), timeout=within_s)
+            for task in late:
+                task.cancel()
+
+    def _narrate(self, human: str, action: str, opened: Opened, call: Call) -> None:
+        narrate(
+            log,
+            human,
+            actor="gateway",
+            action=action,
+            target=opened.task,
+            task_id=opened.task,
+            correlation_id=call.correlation_id,
+            identity=call.identity,
+            reason=opened.seat.closed,
+            next_index=opened.seat.reader.next_index,
+        )

@@ -1,0 +1,154 @@
+"""Tasks after admission: where is it, how does it stand, end it. The same for HTTP and bus callers (D8, D9)."""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from llorch_gateway.admissions import Admissions
+from llorch_gateway.call import Call
+from llorch_gateway.core import record as records
+from llorch_gateway.failures import unavailable
+from llorch_gateway.relay.router import Router
+from llorch_shared import streams, subjects
+from llorch_shared.bus.port import Bus, NoResponder, Unanswered
+from llorch_shared.errors import invalid, not_found
+from llorch_shared.identifiers import is_uuid
+from llorch_shared.logs import narrate
+from llorch_shared.metrics import Metrics
+from llorch_shared.wire.run import LOCATED_DECODER, RUN_DECODER, CancelRequest, Located, RunRecord, TaskView
+from llorch_shared.wire.task import TaskRef
+
+log = logging.getLogger(__name__)
+
+LOCATE_TIMEOUT_S: Final = 2.0
+RECORD_POLL_S: Final = 0.2
+"""While a cancel waits, how often the record is read in case its terminal frame gets lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A task that exists: its record once it was placed, else where it is queued."""
+
+    record: RunRecord | None
+    located: Located | None
+    local: bool
+    """Whether its frames come on this process's lane."""
+
+    def view(self, task: str) -> TaskView:
+        if self.record is not None:
+            return records.view_of_run(self.record)
+        assert self.located is not None
+        return records.view_of_queued(task, self.located)
+
+
+def task_id(text: str) -> str:
+    """The canonical id of a path or payload. Raises OrchError."""
+    if not is_uuid(text):
+        raise invalid("the task id must be a UUID")
+    return text.lower()
+
+
+class Tasks:
+    """Lookups and cancels."""
+
+    def __init__(
+        self, *, bus: Bus, router: Router, admissions: Admissions, metrics: Metrics, cancel_wait_s: float
+    ) -> None:
+        self._bus: Final = bus
+        self._router: Final = router
+        self._admissions: Final = admissions
+        self._cancel_wait_s: Final = cancel_wait_s
+        self._latency: Final = metrics.histogram("cancel_latency_ms")
+
+    async def find(self, task: str) -> Found:
+        """Raises OrchError 404 when nobody knows the task, 503 when those who would know do not answer; BusError."""
+        record = await self.record(task)
+        if record is not None:
+            return Found(record, None, record.lane == self._router.lane)
+        located = self._admissions.recent(task)
+        if located is not None:
+            return Found(None, located, local=True)
+        try:
+            answer = await self._bus.request(
+                subjects.LOCATE, msgspec.json.encode(TaskRef(task_id=task)), timeout_s=LOCATE_TIMEOUT_S
+            )
+        except (NoResponder, Unanswered) as error:
+            raise unavailable("no scheduler answers where queued tasks are") from error
+        located = LOCATED_DECODER.decode(answer.data)
+        if located.found:
+            return Found(None, located, located.lane == self._router.lane)
+        record = await self.record(task)
+        if record is None:
+            raise not_found(f"task {task}")
+        return Found(record, None, record.lane == self._router.lane)
+
+    async def record(self, task: str) -> RunRecord | None:
+        """Raises BusError."""
+        message = await self._bus.last(streams.RUN, subjects.run(task))
+        return None if message is None or message.deleted else RUN_DECODER.decode(message.data)
+
+    async def get(self, task: str) -> TaskView:
+        return (await self.find(task)).view(task)
+
+    async def cancel(self, task: str, call: Call, *, reason: str = "client") -> tuple[bool, TaskView]:
+        """Store the wish, wake who holds the task, wait for the receipt. True: the task has ended and its slot is
+        free. False: the wish is kept, the receipt is still out. Raises OrchError, BusError."""
+        found = await self.find(task)
+        if found.record is not None and records.is_final(found.record):
+            return True, found.view(task)
+        began = time.monotonic()
+        watch = await self._router.watch(task, local=found.local)
+        try:
+            wish = msgspec.json.encode(
+                CancelRequest(
+                    task_id=task,
+                    reason=reason,
+                    correlation_id=call.correlation_id,
+                    requested_ms=time.time_ns() // 1_000_000,
+                )
+            )
+            await self._bus.store(subjects.cancel(task), wish)
+            self._router.hold(task)
+            self._bus.publish(subjects.cancel_signal(task), wish)
+            record = await self._receipt(task, watch.ended, began + self._cancel_wait_s)
+        finally:
+            await self._router.unwatch(watch)
+        if record is not None and records.is_cancelled(record):
+            self._router.silence(task)
+        self._tell(task, call, reason, began, ended=record is not None)
+        if record is None:
+            return False, (await self.find(task)).view(task)
+        return True, records.view_of_run(record)
+
+    async def _receipt(self, task: str, ended: asyncio.Future[None], deadline: float) -> RunRecord | None:
+        """The record of the ended task; None when it has not ended in time."""
+        while (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait((ended,), timeout=min(RECORD_POLL_S, left))
+            record = await self.record(task)
+            if record is not None and records.is_final(record):
+                return record
+            if ended.done():
+                await asyncio.sleep(min(RECORD_POLL_S, max(0.0, deadline - time.monotonic())))
+        return None
+
+    def _tell(self, task: str, call: Call, reason: str, began: float, *, ended: bool) -> None:
+        took_ms = (time.monotonic() - began) * 1000
+        if ended:
+            self._latency.observe(took_ms)
+        narrate(
+            log,
+            "cancels a task" if ended else "stores a cancel; its receipt is still out",
+            actor="gateway",
+            action="cancel",
+            target=task,
+            task_id=task,
+            correlation_id=call.correlation_id,
+            identity=call.identity,
+            channel=call.channel,
+            reason=reason,
+            duration_ms=round(took_ms, 1),
+        )
