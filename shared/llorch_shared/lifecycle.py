@@ -53,9 +53,10 @@ def run(main: Callable[[Stop], Coroutine[Any, Any, int]]) -> int:
         return runner.run(guarded())
 
 
-def die_with_parent(sent: signal.Signals = signal.SIGKILL) -> None:
-    """Ask the kernel to signal this process when its parent dies, however it dies. Survives exec."""
-    parent = os.getppid()
+def die_with_parent(sent: signal.Signals = signal.SIGKILL, *, parent: int = 0) -> None:
+    """Ask the kernel to signal this process when its parent dies, however it dies. Survives exec. With the pid of
+    `parent` known, a parent that died before this call is noticed, too."""
+    parent = parent or os.getppid()
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,7 @@
-"""`python -m llorch_shared.with_parent PROGRAM ARG…`: become PROGRAM, and die when the starting process dies."""
+"""`python -m llorch_shared.with_parent [--parent=PID] PROGRAM ARG…`: become PROGRAM; die when the parent dies.
+
+With `--parent` that holds from the very fork on; without it, from when this interpreter has started.
+"""
 
 import os
 import sys
@@ -6,5 +9,9 @@ import sys
 from llorch_shared.lifecycle import die_with_parent
 
 if __name__ == "__main__":
-    die_with_parent()
-    os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606  (argv of our own supervisor, no shell)
+    program = sys.argv[1:]
+    parent = 0
+    if program[0].startswith("--parent="):
+        parent = int(program.pop(0).partition("=")[2])
+    die_with_parent(parent=parent)
+    os.execvp(program[0], program)  # noqa: S606  (argv of our own supervisor, no shell)

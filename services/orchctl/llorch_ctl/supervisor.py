@@ -157,7 +157,7 @@ class _Keeper:
     async def _one_run(self) -> None:
         self.life.started()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "llorch_shared.with_parent", *self.spec.argv),
+            *(sys.executable, "-m", "llorch_shared.with_parent", f"--parent={os.getpid()}", *self.spec.argv),
             env=dict(self.spec.env),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
