@@ -111,7 +111,7 @@ def _parameter(parameter: Parameter) -> Schema:
         "in": parameter.where,
         "required": parameter.required,
         "description": parameter.description,
-        "schema": _schema_of(parameter.type),
+        "schema": {"type": "string"} if parameter is CORRELATION else _schema_of(parameter.type),
     }
 
 
