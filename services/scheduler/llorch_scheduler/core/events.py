@@ -101,7 +101,7 @@ class PoolChanged(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PoolRemoved(msgspec.Struct, frozen=True, kw_only=True):
-    """The pool is no longer wanted. Its tasks stay queued until a deadline or a cancel ends them, or the pool returns."""
+    """The pool is no longer wanted. Its tasks stay queued until a deadline or a cancel ends them, or it returns."""
 
     at_ms: int
     pool_id: str

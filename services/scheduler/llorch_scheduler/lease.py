@@ -1,0 +1,185 @@
+"""Who is the active scheduler: one registry key, taken and renewed by compare-and-set, gone when its TTL passes.
+
+A holder trusts its lease for 0.8 of the TTL after the *start* of its last successful renewal, by its own monotonic
+clock, and then stops by itself (self-fence), so a standby that waits for the key's expiry never overlaps with it.
+Overlap would still be harmless: every decision is fenced by the compare-and-set on the run record.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+import msgspec
+
+from llorch_shared import streams, subjects
+from llorch_shared.bus.port import Bus, BusError, WrongSequence
+from llorch_shared.lifecycle import Stop
+from llorch_shared.live_table import LiveTable
+from llorch_shared.wire.registry import LEASE_DECODER, LeaseRecord
+
+log = logging.getLogger(__name__)
+
+FENCE_SHARE: Final = 0.8
+RENEW_SHARE: Final = 0.25
+EXPIRY_LATE_S: Final = 0.5
+"""The server's expiry is up to 0.25 s late; a key unchanged for the TTL and this is dead, its marker was missed."""
+_POLL_S: Final = 0.1
+_RETRY_S: Final = 0.1
+
+
+class SteppedDown(Exception):
+    """This term is over: whatever was about to be written must not be."""
+
+
+class Term:
+    """One period in office. Ends once, for one reason."""
+
+    def __init__(self, epoch: int, seq: int, fence_at: float) -> None:
+        self.epoch: Final = epoch
+        self.seq = seq
+        self.fence_at = fence_at
+        self.reason = ""
+        self._ended: Final = asyncio.Event()
+
+    @property
+    def active(self) -> bool:
+        return not self._ended.is_set() and time.monotonic() < self.fence_at
+
+    def check(self) -> None:
+        """Raises SteppedDown when this term is over."""
+        if not self.active:
+            raise SteppedDown(self.reason or "the lease was not renewed in time")
+
+    def end(self, reason: str) -> None:
+        if not self._ended.is_set():
+            self.reason = reason
+            self._ended.set()
+
+    async def over(self) -> None:
+        await self._ended.wait()
+
+
+class Lease:
+    """`registry` is the live registry table; its sequence of the key is what the next write must expect."""
+
+    def __init__(self, bus: Bus, registry: LiveTable, *, holder: str, ttl_s: float) -> None:
+        self._bus: Final = bus
+        self._registry: Final = registry
+        self._holder: Final = holder
+        self._ttl_s: Final = ttl_s
+        self._changed: Final = asyncio.Event()
+        self._watched = (-1, 0.0)
+
+    def notice(self) -> None:
+        """The key changed or expired."""
+        self._changed.set()
+
+    async def acquire(self, stop: Stop) -> Term | None:
+        """Wait as standby until the lease is ours; None when asked to stop."""
+        while not stop:
+            self._changed.clear()
+            if self._bus.connected and (term := await self._try()) is not None:
+                return term
+            try:
+                await asyncio.wait_for(self._changed.wait(), _POLL_S)
+            except TimeoutError:
+                continue
+        return None
+
+    async def _try(self) -> Term | None:
+        try:
+            seq = await self._free_seq()
+            if seq is None:
+                return None
+            started = time.monotonic()
+            stored = await self._store(self._holder, epoch=seq + 1, expect_seq=seq)
+        except WrongSequence:
+            return None
+        except BusError as error:
+            log.debug("the lease cannot be taken now: %s", error)
+            return None
+        return Term(epoch=seq + 1, seq=stored, fence_at=started + FENCE_SHARE * self._ttl_s)
+
+    async def _free_seq(self) -> int | None:
+        """The sequence to expect when the lease may be taken, None while somebody has it."""
+        key = subjects.LEASE_KEY
+        seq = self._registry.seq(key)
+        if seq != self._watched[0]:
+            self._watched = (seq, time.monotonic())
+        if (data := self._registry.values.get(key)) is None or _holder(data) in ("", self._holder):
+            if seq:
+                return seq
+        elif time.monotonic() - self._watched[1] < self._ttl_s + EXPIRY_LATE_S:
+            return None
+        message = await self._bus.last(streams.REG, subjects.registry(key))
+        if message is None:
+            return 0
+        free = message.deleted or message.seq == seq or _holder(message.data) in ("", self._holder)
+        return message.seq if free else None
+
+    async def _store(self, holder: str, *, epoch: int, expect_seq: int, timeout_s: float = 1.0) -> int:
+        record = LeaseRecord(holder=holder, epoch=epoch, renewed_ms=time.time_ns() // 1_000_000)
+        stored = await self._bus.store(
+            subjects.registry(subjects.LEASE_KEY),
+            msgspec.json.encode(record),
+            expect_seq=expect_seq,
+            ttl_s=self._ttl_s if holder else 1,
+            timeout_s=timeout_s,
+        )
+        return stored.seq
+
+    async def keep(self, term: Term) -> None:
+        """Renew until the term ends; ends it when the lease is lost."""
+        while term.active:
+            await asyncio.sleep(min(RENEW_SHARE * self._ttl_s, max(0.0, term.fence_at - time.monotonic())))
+            await self._renew(term)
+        term.end("the lease could not be renewed in time")
+
+    async def _renew(self, term: Term) -> None:
+        while term.active:
+            started = time.monotonic()
+            left = max(0.05, term.fence_at - started)
+            try:
+                term.seq = await self._store(
+                    self._holder, epoch=term.epoch, expect_seq=term.seq, timeout_s=min(left, self._ttl_s / 2)
+                )
+            except WrongSequence:
+                if not await self._still_ours(term):
+                    term.end("another scheduler took the lease")
+                    return
+            except BusError as error:
+                log.warning("the lease could not be renewed, trying again: %s", error)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                term.fence_at = started + FENCE_SHARE * self._ttl_s
+                return
+
+    async def _still_ours(self, term: Term) -> bool:
+        """A renewal whose ack got lost moved the sequence; a key that expired, or another holder, is a loss."""
+        try:
+            message = await self._bus.last(streams.REG, subjects.registry(subjects.LEASE_KEY))
+        except BusError:
+            await asyncio.sleep(_RETRY_S)
+            return True
+        if message is None or message.deleted:
+            return False
+        record = LEASE_DECODER.decode(message.data)
+        if record.holder != self._holder or record.epoch != term.epoch:
+            return False
+        term.seq = message.seq
+        return True
+
+    async def release(self, term: Term) -> None:
+        """Leave in order: a standby takes over at once."""
+        try:
+            await self._store("", epoch=term.epoch, expect_seq=term.seq)
+        except BusError as error:
+            log.info("the lease was not given back and will expire: %s", error)
+
+
+def _holder(data: bytes) -> str:
+    try:
+        return LEASE_DECODER.decode(data).holder
+    except msgspec.DecodeError:
+        return ""
