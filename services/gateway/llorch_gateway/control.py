@@ -59,7 +59,7 @@ def _task_routes(tasks: Tasks) -> tuple[ControllerRouterHandler, ...]:
     async def cancel_task(request: _Request) -> _Reply:
         return await _cancel(tasks, request)
 
-    @delete("/v1/tasks/{id:str}", name="deleteTask", status_code=204)
+    @delete("/v1/tasks/{id:str}", name="deleteTask", status_code=200)
     async def delete_task(request: _Request) -> _Reply:
         return await _cancel(tasks, request)
 
