@@ -178,12 +178,14 @@ class MemoryStream:
         return markers
 
     def restart(self, now: float) -> None:
-        """What a server process forgets: ids of messages that are gone, who was delivered what stays."""
+        """What a killed server forgets: the ids of messages that are gone, and deliveries (it may remember these)."""
         self.dedupe = {
             kept.message.headers["Nats-Msg-Id"]: (seq, kept.stored_at)
             for seq, kept in self.kept.items()
             if "Nats-Msg-Id" in kept.message.headers
         }
+        for durable in self.durables.values():
+            durable.reset()
         self.expire(now)
 
     def last(self, subject: str) -> Message | None:

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from llorch_shared.bus.nats_consumer import NatsConsumer
-from llorch_shared.bus.nats_link import Answer, Link, LinkSubscription, header_block
+from llorch_shared.bus.nats_inbox import header_block
+from llorch_shared.bus.nats_link import Link, LinkSubscription
 from llorch_shared.bus.nats_parser import Sink, parse_header
 from llorch_shared.bus.nats_streams import API_TIMEOUT_S, Streams, is_marker
 from llorch_shared.bus.port import (
@@ -53,13 +54,16 @@ async def connect(
     `name` is `service` or `service/instance`; the inbox is `_INBOX_<service>` unless given, so that permissions can
     keep one service from reading another's answers. `on_closed` is told when the connection has ended for good.
     """
-    link = Link(name, metrics=metrics)
+    prefix = inbox_prefix or f"_INBOX_{name.partition('/')[0].replace('.', '_')}"
+    link = Link(name, inbox_prefix=prefix, metrics=metrics)
     bus = NatsBus(link)
     if on_closed is not None:
         link.closed = on_closed
-    await link.connect(
-        settings, password=password, inbox_prefix=inbox_prefix or f"_INBOX_{name.partition('/')[0].replace('.', '_')}"
-    )
+    try:
+        await link.connect(settings, password=password)
+    except BaseException:
+        await link.close()
+        raise
     return bus
 
 
@@ -209,7 +213,7 @@ class NatsBus:
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout_s: float = 2.0
     ) -> Message:
         block = header_block(headers) if headers else b""
-        answer: Answer = await self._link.ask(subject, data, block, timeout_s=timeout_s)
+        answer = await self._link.ask(subject, data, block, timeout_s=timeout_s)
         if answer.status == 503:
             raise NoResponder(f"nobody answers {subject}")
         return Message(subject=answer.subject.decode(), data=answer.data, headers=answer.headers)
@@ -274,6 +278,8 @@ class NatsBus:
         self._stop_restoring()
         for task in tuple(self._tasks):
             task.cancel()
+        for consumer in tuple(self._consumers):
+            await consumer.close()
         await self._link.close()
 
 

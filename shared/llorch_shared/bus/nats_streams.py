@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
-from llorch_shared.bus.nats_link import Answer, Link, header_block
+from llorch_shared.bus.nats_inbox import Answer, header_block
+from llorch_shared.bus.nats_link import Link
 from llorch_shared.bus.port import (
     BusError,
     Full,
@@ -253,13 +254,13 @@ class Streams:
         raise AssertionError("unreachable")
 
     async def _page_once(self, stream: str, body: Mapping[str, Any]) -> tuple[list[Message], int, int] | None:
-        answers = await self._link.collect(
+        answers = await self._link.ask_for_many(
             f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(body), timeout_s=API_TIMEOUT_S
         )
         messages: list[Message] = []
         try:
             while True:
-                answer = await answers.next()
+                answer = await answers.next(API_TIMEOUT_S)
                 if answer.status == _END_OF_BATCH:
                     return messages, int(answer.headers.get(_PENDING, "0")), int(answer.headers.get(_SEQ, "0"))
                 if answer.status == _NOT_FOUND:

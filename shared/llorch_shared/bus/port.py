@@ -82,7 +82,8 @@ class Delivery(Protocol):
 
     async def ack(self) -> None:
         """Acknowledge and wait until the server has processed it: only then is its place in a bounded stream free.
-        Raises Unanswered when the server does not confirm (a reset consumer does not)."""
+        Raises Unanswered when the server does not confirm: after a reset, or when it was killed and has forgotten that
+        it delivered. The message then comes again."""
 
     async def retry_later(self, delay_s: float) -> None: ...
 

@@ -1,0 +1,70 @@
+"""nats-py's client with our parser, without its ways of dying silently, and the options it is used with."""
+
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+import nats.errors
+from nats.aio.client import Client
+
+from llorch_shared.bus.nats_parser import FastParser
+from llorch_shared.settings import NatsSettings, Secret
+
+RECONNECT_WAIT_S: Final = 0.2
+PING_INTERVAL_S: Final = 10
+"""Two unanswered pings mean a new connection: a server that hangs is left after 30 s."""
+CONNECT_TIMEOUT_S: Final = 5
+OUTBOUND_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bytes not yet taken by the socket. Beyond this the server is not reading: signals are dropped, stores refused."""
+
+
+class BusClient(Client):
+    """TLS, authentication, reconnecting and the server pool are the library's."""
+
+    def __init__(self, violated: Callable[[str], None]) -> None:
+        super().__init__()
+        self.parser: Final = FastParser(self)
+        self._ps = self.parser
+        self._violated: Final = violated
+
+    async def _process_pong(self) -> None:
+        """A waiter that gave up has a finished future; setting it would end the library's read loop for good."""
+        if self._pongs:
+            waiter = self._pongs.pop(0)
+            if not waiter.done():
+                waiter.set_result(True)
+        self._pongs_received += 1
+        self._pings_outstanding = 0
+
+    async def _process_err(self, err_msg: str) -> None:
+        """Permission errors are told; any other server error means a new connection, never a closed client."""
+        words = err_msg.strip("'")
+        if "permissions violation" in words:
+            self._violated(words)
+            return
+        error = nats.errors.Error(f"nats: {words}")
+        await self._error_cb(error)
+        await self._process_op_err(error)
+
+
+def client_options(settings: NatsSettings, password: Secret | None, name: str) -> dict[str, Any]:
+    """Never give up: without end, a fifth of a second apart."""
+    options: dict[str, Any] = {
+        "servers": [url.strip() for url in settings.url.split(",") if url.strip()],
+        "name": name,
+        "max_reconnect_attempts": -1,
+        "reconnect_time_wait": RECONNECT_WAIT_S,
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "ping_interval": PING_INTERVAL_S,
+        "pending_size": OUTBOUND_BYTES_MAX,
+    }
+    if settings.url.startswith(("tls://", "wss://")):
+        options["tls"] = ssl.create_default_context()
+    if settings.creds_file:
+        options["user_credentials"] = settings.creds_file
+    elif settings.nkey_seed_file:
+        options["nkeys_seed"] = settings.nkey_seed_file
+    elif settings.user:
+        options["user"] = settings.user
+        options["password"] = password.reveal() if password else ""
+    return options

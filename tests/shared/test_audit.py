@@ -1,0 +1,95 @@
+"""Audit records reach their stream in order, once the bus lets them."""
+
+import asyncio
+
+import pytest
+
+from llorch_shared import streams
+from llorch_shared.audit import Audit
+from llorch_shared.bus.memory import MemoryBus, MemoryServer
+from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent, AuditRecord
+
+TASK = "00000000-0000-4000-8000-000000000001"
+
+
+def record(number: int, **more: str) -> AuditRecord:
+    return AuditRecord(event=AuditEvent.PLACED, task_id=TASK, at_ms=number, actor="test", **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def server() -> MemoryServer:
+    return MemoryServer()
+
+
+@pytest.fixture
+async def bus(server: MemoryServer) -> MemoryBus:
+    bus = MemoryBus(server)
+    await bus.ensure(streams.base())
+    return bus
+
+
+async def stored(bus: MemoryBus) -> list[int]:
+    return [AUDIT_DECODER.decode(m.data).at_ms for m in await bus.replay(streams.AUD, "llorch.aud.>")]
+
+
+async def test_records_are_stored_in_order(bus: MemoryBus) -> None:
+    audit = Audit(bus, gather_s=0)
+    audit.start()
+    for number in range(1234):
+        await audit.record(record(number))
+    await audit.close()
+    assert await stored(bus) == list(range(1234))
+
+
+async def test_records_wait_for_a_bus_that_is_away(server: MemoryServer, bus: MemoryBus) -> None:
+    audit = Audit(bus, gather_s=0)
+    audit.start()
+    bus.break_connection()
+    for number in range(10):
+        await audit.record(record(number))
+    bus.restore_connection()
+    await audit.close()
+    assert await stored(bus) == list(range(10))
+
+
+async def test_a_full_queue_holds_its_writer_back(bus: MemoryBus) -> None:
+    audit = Audit(bus, queue_max=2, gather_s=0)
+    await audit.record(record(0))
+    await audit.record(record(1))
+    waiting = asyncio.create_task(audit.record(record(2)))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    audit.start()
+    await waiting
+    await audit.close()
+    assert await stored(bus) == [0, 1, 2]
+
+
+async def test_a_lost_ack_means_once_more_not_never(server: MemoryServer, bus: MemoryBus) -> None:
+    server.answers_lost = 1
+    audit = Audit(bus, gather_s=0)
+    audit.start()
+    await audit.record(record(0))
+    await audit.record(record(1))
+    await audit.close()
+    assert sorted(set(await stored(bus))) == [0, 1]
+
+
+async def test_one_record_over_the_limit_does_not_hold_up_the_others(
+    bus: MemoryBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    audit = Audit(bus, gather_s=0)
+    for number in range(3):
+        await audit.record(record(number, identity="x" * (2 * 1024 * 1024) if number == 1 else ""))
+    audit.start()
+    await audit.close()
+    assert await stored(bus) == [0, 2]
+    assert "over the server's limit" in caplog.text
+
+
+async def test_closing_twice_or_before_the_start_is_fine(bus: MemoryBus) -> None:
+    audit = Audit(bus)
+    await audit.close()
+    audit.start()
+    await audit.close()
+    await audit.close()
