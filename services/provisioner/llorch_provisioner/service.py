@@ -37,15 +37,15 @@ _NOT_A_REQUEST: Final = "invalid"
 
 
 async def run(settings: Settings, environment: Mapping[str, str], password: Secret, stop: Stop) -> int:
-    """Serve until the wish to stop. Returns the exit code: 0, or 1 when the cache cannot be used."""
+    """Serve until the wish to stop. Returns the exit code: 1 when cache or metrics address cannot be used."""
     actor = f"provisioner/{settings.poold.node_id}"
+    metrics = Metrics()
     try:
+        address = _expose(metrics, settings.provisioner.metrics_addr)
         cache = Cache(settings.cache_path())
     except Failure as failure:
         narrate(log, failure.sentence(), actor=actor, action="provisioner.unusable", level=logging.CRITICAL)
         return 1
-    metrics = Metrics()
-    address = _expose(metrics, settings.provisioner.metrics_addr)
     narrate(
         log,
         f"uses {cache.root}: {len(cache.engines.all())} engines, {len(cache.models.all())} models, "
@@ -131,7 +131,10 @@ def answer(
 
 
 def _expose(metrics: Metrics, address: str) -> str:
-    """Serve the metrics of this process; returns the address in use (port 0 takes any free one)."""
+    """Serve the metrics of this process; returns the address in use (port 0 takes any free one). Raises Failure."""
     host, _, port = address.rpartition(":")
-    server, _ = start_http_server(int(port), addr=host or "127.0.0.1", registry=metrics.registry)
-    return f"{host}:{server.server_port}"
+    try:
+        server, _ = start_http_server(int(port), addr=host or "127.0.0.1", registry=metrics.registry)
+    except (OSError, ValueError) as error:
+        raise Failure(f"cannot serve metrics on {address!r}: {error}", "correct provisioner.metrics_addr") from error
+    return f"{host or '127.0.0.1'}:{server.server_port}"

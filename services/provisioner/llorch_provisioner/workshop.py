@@ -118,6 +118,8 @@ class Workshop:
             return ProvisionPlan(job=name, steps=(), refusal=refusal.sentence())
         job = Job(name, self._node, _target(request), steps, now_ms())
         self._book.add(job)
+        if earlier := self._telling.pop(name, None):
+            earlier.cancel()
         task = asyncio.create_task(self._run(job, request, order, result), name=f"provision {name}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -202,17 +204,23 @@ class Workshop:
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _tell_outcome(self, job: Job) -> None:
+        """Now, and again for who listens a little later; a series under way starts anew."""
         self.tell(job.event(now_ms()))
-        if job.id not in self._telling and not self.stopping:
-            task = asyncio.create_task(self._tell_again(job), name=f"tell again {job.id}")
-            self._telling[job.id] = task
-            task.add_done_callback(lambda _: self._telling.pop(job.id, None))
+        if self.stopping:
+            return
+        if earlier := self._telling.get(job.id):
+            earlier.cancel()
+        task = asyncio.create_task(self._tell_again(job), name=f"tell again {job.id}")
+        self._telling[job.id] = task
+        task.add_done_callback(lambda ended: self._told(job.id, ended))
+
+    def _told(self, job_id: str, ended: asyncio.Task[None]) -> None:
+        if self._telling.get(job_id) is ended:
+            del self._telling[job_id]
 
     async def _tell_again(self, job: Job) -> None:
         for pause in OUTCOME_TOLD_AGAIN_AFTER_S:
             await asyncio.sleep(pause)
-            if self._book[job.id] is not job:
-                return
             self.tell(job.event(now_ms()))
 
 
