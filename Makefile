@@ -36,14 +36,14 @@ check: $(READY) ## ruff, mypy --strict, import rules, contracts equal to the cod
 	$(call step,ruff check,$(BIN)/ruff check --quiet .)
 	$(call step,ruff format,$(BIN)/ruff format --quiet --check .)
 	$(call step,mypy --strict,$(BIN)/mypy --strict)
-	$(call step,import rules,PYTHONPATH= $(BIN)/lint-imports --no-cache)
+	$(call step,import rules,$(BIN)/lint-imports --no-cache)
 	$(call step,contracts equal the code,$(PY) -m llorch_shared.contracts --check)
 
 contracts: $(READY) ## write contracts/ from the wire types
 	$(call step,contracts,$(PY) -m llorch_shared.contracts)
 
 bench: $(READY) ## measure admission and relay with the mock engine; JSON and a table
-	@$(PY) tests/bench/run.py $(ARGS)
+	@PYTHONPATH=tests $(PY) -m bench $(ARGS)
 
 lock: ## pin every dependency by hash in requirements.lock (needs uv)
 	@command -v $(UV) >/dev/null || { echo 'make lock needs uv: pip install uv, or make lock UV=/path/to/uv' >&2; exit 1; }

@@ -5,10 +5,13 @@ from typing import Annotated
 import msgspec
 import typer
 
-from llorch_ctl import config_file
-from llorch_ctl.terminal import ConfigOption, JsonOption, settings_from, write_json
+from llorch_ctl import bus_client, config_file, pools
+from llorch_ctl.exits import Exit
+from llorch_ctl.terminal import OUT, ConfigOption, JsonOption, run, settings_from, write_json
+from llorch_shared import streams
+from llorch_shared.settings import Settings
 
-app = typer.Typer(help="The config file: an example, and what is in effect.", no_args_is_help=True)
+app = typer.Typer(help="The config file: an example, what is in effect, its pools on the bus.", no_args_is_help=True)
 
 
 @app.command("show")
@@ -32,3 +35,24 @@ def example(as_json: JsonOption = False) -> None:
         write_json({"toml": config_file.EXAMPLE})
     else:
         typer.echo(config_file.EXAMPLE, nl=False)
+
+
+@app.command("apply")
+def apply(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Write the config's pools to the bus, where nothing is started by `up`: in containers, on a cluster.
+
+    Pools that the config does not name are removed.
+    """
+    settings = settings_from(config)
+    raise typer.Exit(run(lambda: _apply(settings, as_json=as_json)))
+
+
+async def _apply(settings: Settings, *, as_json: bool) -> int:
+    async with bus_client.connected(settings.nats) as bus:
+        await bus.ensure(streams.base(token_bytes_max=settings.nats.token_bytes_max, replicas=settings.nats.replicas))
+        said = await pools.apply(bus, settings.pools)
+    if as_json:
+        write_json({"changes": said})
+    else:
+        OUT.print("\n".join(said) or "the pools are as the config says")
+    return Exit.OK
