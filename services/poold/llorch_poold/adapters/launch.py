@@ -1,0 +1,94 @@
+"""Command lines of engine processes: which program, which flags, which devices. Nothing is started here.
+
+One command line serves llama-server and the xllamacpp child; an entry that is a Python interpreter gets our launcher
+file. CPU engines share their cores with others, so their OpenMP threads wait passively and their batches are small:
+a cancel is noticed after the current batch.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from llorch_poold.adapters import xllamacpp_child
+from llorch_poold.core.devices import DeviceMask
+from llorch_shared.wire.provision import PreparedEngine, ResolvedModel
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import Engine
+
+CPU_BATCH: Final = 64
+ALL_LAYERS: Final = 999
+HOST: Final = "127.0.0.1"
+
+_INHERITED: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
+"""What an engine gets of our environment: no secret, no setting of ours."""
+
+
+class Unlaunchable(ValueError):
+    """No command line can be made: the pool asks for something this node cannot start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    port: int
+    model_path: str
+    """What /props must answer: proof that the process behind the port is ours."""
+    workdir: str = ""
+
+
+def plan_launch(
+    spec: PoolSpec,
+    *,
+    device: DeviceMask,
+    port: int,
+    engine: PreparedEngine | None,
+    model: ResolvedModel | None,
+    environment: Mapping[str, str],
+) -> Launch:
+    """Raises Unlaunchable."""
+    env = {name: environment[name] for name in _INHERITED if name in environment}
+    if spec.engine is Engine.MOCK:
+        return _mock(spec, port=port, env=env)
+    if spec.engine is not Engine.LLAMACPP:
+        raise Unlaunchable(f"this node has no adapter for engine {spec.engine}")
+    if engine is None or model is None:
+        raise Unlaunchable("engine or model was not prepared")
+    common = ("--host", HOST, "--port", str(port), "--model", model.local_path)
+    context = str(spec.ctx * spec.slots)
+    env |= _device_env(device)
+    python = Path(engine.entry[-1]).name.startswith("python")
+    if python:
+        argv = [*engine.entry, str(Path(xllamacpp_child.__file__).absolute()), *common]
+        argv += ["--ctx-size", context, "--parallel", str(spec.slots)]
+        argv += ["--batch-size", str(CPU_BATCH)] if device.cpu else ["--gpu-layers", str(ALL_LAYERS)]
+    else:
+        argv = [sys.executable, "-m", "llorch_shared.with_parent", *engine.entry, *common]
+        argv += ["-c", context, "--parallel", str(spec.slots), "--no-webui", "--metrics", "--slots"]
+        argv += ["-fit", "off", "-cram", "0"]
+        argv += ["--no-cont-batching"] if spec.slots == 1 else []
+        argv += ["-b", str(CPU_BATCH), "-ub", str(CPU_BATCH), "-ngl", "0"] if device.cpu else ["-ngl", str(ALL_LAYERS)]
+    return Launch(
+        argv=(*argv, *engine.flags),
+        env={**env, **engine.env, **spec.provisioning.env},
+        port=port,
+        model_path=model.local_path,
+        workdir=engine.workdir,
+    )
+
+
+def _device_env(device: DeviceMask) -> dict[str, str]:
+    if device.cpu:
+        return {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(device.uuids)}
+
+
+def _mock(spec: PoolSpec, *, port: int, env: Mapping[str, str]) -> Launch:
+    argv = (
+        *(sys.executable, "-m", "llorch_poold.mock_engine"),
+        *("--host", HOST, "--port", str(port), "--model", spec.model),
+        *("--ctx", str(spec.ctx), "--slots", str(spec.slots), *spec.provisioning.flags),
+    )
+    return Launch(argv=argv, env={**env, **spec.provisioning.env}, port=port, model_path=spec.model)

@@ -1,0 +1,117 @@
+"""What the node asks of an engine, and how an engine can fail. One implementation per engine dialect.
+
+    EngineFailure
+    ├─ RequestRejected     the request cannot be served as written; never tried again
+    ├─ EngineBusy          the engine has no slot or is still loading; the task goes back
+    └─ EngineBroke         reset, garbage, 5xx, or a stream that ends without its last event; the task goes back
+
+Token pieces: the sink gets one text for every token that the engine counted, so a token's index is its number in the
+engine's own count. A token that yields no text of its own (the end-of-sequence token, half of a UTF-8 character, a
+piece of a possible stop word) has the empty text. Joined, the texts are the engine's text; counted, they are
+`tokens_out`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from llorch_shared.wire.task import TaskRequest
+
+
+class EngineFailure(Exception):
+    """A generation did not come to its end."""
+
+
+class RequestRejected(EngineFailure): ...
+
+
+class EngineBusy(EngineFailure): ...
+
+
+class EngineBroke(EngineFailure): ...
+
+
+class Health(NamedTuple):
+    live: bool
+    """It answers."""
+    ready: bool
+    """It takes work."""
+    detail: str = ""
+
+
+class Props(NamedTuple):
+    slots_total: int
+    model_path: str
+    build: str
+
+
+class Scrape(NamedTuple):
+    """`kv_used_ratio` is the used share of the KV cache over all slots, 0 to 1."""
+
+    busy: frozenset[int]
+    kv_used_ratio: float
+    counters: Mapping[str, float]
+
+
+class Finish(NamedTuple):
+    reason: str
+    """`stop` or `length`."""
+    tokens_in: int
+    tokens_out: int
+    tokens_cached: int
+
+
+class TokenSink(Protocol):
+    """Callbacks of one generation, in this order; the last one is `on_finish` or `on_failure`, none after an abort."""
+
+    def on_begin(self) -> None:
+        """The engine has taken the request."""
+
+    def on_prompt(self, tokens_in: int) -> None:
+        """Length of the prompt, as soon as the engine tells; may never come."""
+
+    def on_tokens(self, texts: Sequence[str]) -> None:
+        """One text per token; all tokens of one read."""
+
+    def on_finish(self, finish: Finish) -> None: ...
+
+    def on_failure(self, failure: EngineFailure) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationCall:
+    """One attempt of one task on one slot."""
+
+    request: TaskRequest
+    seed: int
+    slot: int
+    correlation_id: str
+
+
+class Generation(Protocol):
+    def abort(self) -> None:
+        """Close the call; the sink hears nothing any more. That the slot is free must be asked for (`slot_free`)."""
+
+
+class EngineAdapter(Protocol):
+    async def health(self) -> Health: ...
+
+    async def props(self) -> Props:
+        """Raises EngineBroke."""
+
+    async def version(self) -> str:
+        """What the engine says it is; empty when it does not say."""
+
+    async def scrape(self) -> Scrape:
+        """Busy slots, KV use and counters. Raises EngineBroke."""
+
+    async def slot_free(self, slot: int) -> bool:
+        """Whether the engine itself says that this slot is idle. Raises EngineBroke."""
+
+    def submit(self, call: GenerationCall, sink: TokenSink) -> Generation:
+        """Start at once; never blocks, never raises."""
+
+    def pause(self, paused: bool) -> None:
+        """Stop or resume reading what the engine generates."""
+
+    async def close(self) -> None: ...

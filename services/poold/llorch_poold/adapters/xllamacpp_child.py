@@ -1,0 +1,68 @@
+"""llama.cpp's own HTTP server out of the wheel `xllamacpp`, as a child process with a llama-server-like command line.
+
+Runs in the engine's own environment, as a file: it may import the standard library and xllamacpp, nothing of ours. It
+dies with its parent, and stops when standard input closes or SIGTERM comes. Prints its address as one JSON line when
+the model is loaded; a model that does not load ends it with the reason on standard error.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent:
+            sys.exit(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="xllamacpp-child")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--ctx-size", type=int, required=True)
+    parser.add_argument("--parallel", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--gpu-layers", type=int, default=0)
+    options = parser.parse_args()
+    die_with_parent()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+    import xllamacpp  # type: ignore[import-not-found]  # only in the engine's own environment
+
+    params = xllamacpp.CommonParams()
+    params.model.path = options.model
+    params.n_ctx = options.ctx_size
+    params.n_parallel = options.parallel
+    params.cont_batching = options.parallel > 1
+    params.n_gpu_layers = options.gpu_layers
+    params.hostnames = [options.host]
+    params.port = options.port
+    params.endpoint_metrics = True
+    params.endpoint_slots = True
+    params.cache_ram_mib = 0
+    params.fit_params = False
+    params.kv_unified = False
+    params.ui = False
+    if options.batch_size:
+        params.n_batch = params.n_ubatch = options.batch_size
+    if options.threads:
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
+    server = xllamacpp.Server(params)
+    sys.stdout.write(json.dumps({"listening": server.listening_address, "version": xllamacpp.__version__}) + "\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Decisions of the node agent: pure, time and chance passed in."""

@@ -1,0 +1,41 @@
+"""What the audit stream is told about a run record."""
+
+from typing import Final
+
+from llorch_shared.wire.audit import AuditEvent, AuditRecord
+from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.task import TaskState
+
+EVENTS: Final[dict[TaskState, AuditEvent]] = {
+    TaskState.RUNNING: AuditEvent.RUNNING,
+    TaskState.DONE: AuditEvent.DONE,
+    TaskState.FAILED: AuditEvent.FAILED,
+    TaskState.CANCELLED: AuditEvent.CANCELLED,
+}
+"""States that a node stores."""
+
+
+def audit_of(run: RunRecord, seq: int, node_id: str) -> AuditRecord:
+    """The same record gives the same audit, whoever writes it. Raises KeyError for a state no node stores."""
+    event = EVENTS[run.state]
+    detail: dict[str, str | int | float | bool | list[str]] = {}
+    if event is not AuditEvent.RUNNING:
+        detail = {"tokens_in": run.tokens_in, "tokens_out": run.tokens_out, "decode_ms": run.decode_ms}
+        if run.finish_reason:
+            detail["finish_reason"] = run.finish_reason
+        if run.error is not None:
+            detail["error"] = run.error.code
+    return AuditRecord(
+        event=event,
+        task_id=run.task_id,
+        at_ms=run.ended_ms or run.started_ms,
+        actor=f"poold/{node_id}",
+        correlation_id=run.correlation_id,
+        tenant=run.tenant,
+        channel=run.channel,
+        pool_id=run.pool_id,
+        replica_id=run.replica_id,
+        attempt=run.attempt,
+        run_seq=seq,
+        detail=detail,
+    )

@@ -1,0 +1,71 @@
+"""Continue a stream that readers have already seen the beginning of, honestly (D10).
+
+A later attempt generates from the start with the same seed. What was sent before is compared byte for byte and not
+sent again; a difference means that the readers' text and this one do not belong together.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from llorch_shared.wire.frames import BadFrame, Kind, Token, peek, split_events
+
+_TOKEN: Final = msgspec.json.Decoder(Token)
+
+
+class PrefixMismatch(ValueError):
+    """This attempt generates other tokens than the readers already have."""
+
+
+class Sent(msgspec.Struct, frozen=True, kw_only=True):
+    """What the token stream of a task holds from earlier attempts."""
+
+    started: bool
+    tokens: Mapping[int, str]
+
+
+def sent_before(messages: Iterable[bytes]) -> Sent:
+    """Read the backlog of a task's token subject. The first text of an index is what readers kept."""
+    started = False
+    tokens: dict[int, str] = {}
+    for data in messages:
+        try:
+            kind = peek(data).kind
+            if kind is Kind.STARTED:
+                started = True
+            elif kind is Kind.TOKENS:
+                for event in split_events(data):
+                    token = _TOKEN.decode(event.data)
+                    tokens.setdefault(token.i, token.t)
+        except (BadFrame, msgspec.DecodeError):
+            continue
+    return Sent(started=started, tokens=tokens)
+
+
+class PrefixGuard:
+    """Takes every token of this attempt; gives back the ones that must be published."""
+
+    def __init__(self, tokens: Mapping[int, str]) -> None:
+        self._left: Final = dict(tokens)
+
+    @property
+    def passed(self) -> bool:
+        """Everything that was sent before has been compared."""
+        return not self._left
+
+    def take(self, first: int, texts: Sequence[str]) -> list[tuple[int, str]]:
+        """`texts` are tokens `first`, `first + 1`, …. Raises PrefixMismatch."""
+        fresh = []
+        for index, text in enumerate(texts, first):
+            known = self._left.pop(index, None)
+            if known is None:
+                fresh.append((index, text))
+            elif known != text:
+                raise PrefixMismatch(f"token {index} differs from the one already sent")
+        return fresh
+
+    def end(self, count: int) -> None:
+        """The attempt ended after `count` tokens. Raises PrefixMismatch when readers have more."""
+        if any(index >= count for index in self._left):
+            raise PrefixMismatch(f"this attempt ends after {count} tokens, more were already sent")

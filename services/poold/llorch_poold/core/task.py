@@ -1,0 +1,165 @@
+"""One attempt of one task on this node: its phases, and the single outcome that ends it.
+
+    claiming ─▶ calling ─▶ streaming ─▶ releasing ─▶ storing ─▶ ended
+        └─▶ dropped (somebody else has it)    └─▶ dropped (lost: the scheduler places it again)
+
+The first outcome wins and nothing that comes after it changes it: a cancel that comes after the engine's last frame
+is too late, and a last frame that comes after a cancel is not shown. No token is taken once there is an outcome.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from llorch_shared.errors import ERRORS, ErrorBody, ErrorCode
+from llorch_shared.states import check_move
+from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.task import Engine, TaskState
+
+
+class Phase(StrEnum):
+    CLAIMING = "claiming"
+    CALLING = "calling"
+    STREAMING = "streaming"
+    RELEASING = "releasing"
+    STORING = "storing"
+    ENDED = "ended"
+    DROPPED = "dropped"
+
+
+_P = Phase
+
+MOVES: Final[dict[Phase, frozenset[Phase]]] = {
+    _P.CLAIMING: frozenset({_P.CALLING, _P.DROPPED}),
+    _P.CALLING: frozenset({_P.STREAMING, _P.RELEASING, _P.DROPPED}),
+    _P.STREAMING: frozenset({_P.RELEASING, _P.DROPPED}),
+    _P.RELEASING: frozenset({_P.STORING, _P.DROPPED}),
+    _P.STORING: frozenset({_P.ENDED, _P.DROPPED}),
+    _P.ENDED: frozenset(),
+    _P.DROPPED: frozenset(),
+}
+
+
+class IllegalPhase(ValueError):
+    """A task was about to change between two phases that the table does not connect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    reason: str
+    tokens_in: int
+    tokens_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    error: ErrorBody
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """This replica cannot go on with it; nothing is stored, the scheduler decides about another attempt."""
+
+    reason: str
+
+
+Outcome = Finished | Cancelled | Failed | Lost
+
+
+class TaskCore:
+    """Counts and phase of one attempt. Times are Unix milliseconds, except `decode_ms`, a duration."""
+
+    def __init__(self, run: RunRecord, run_seq: int) -> None:
+        self.run = run
+        self.seq = run_seq
+        self.phase = _P.CLAIMING
+        self.outcome: Outcome | None = None
+        self.tokens_in = 0
+        self.tokens_out = 0
+
+    def claimed(self, run: RunRecord, seq: int) -> None:
+        self._move(_P.CALLING)
+        self.run, self.seq = run, seq
+
+    def dropped(self) -> None:
+        """Somebody else has it, or it is lost here."""
+        self._move(_P.DROPPED)
+
+    def begun(self) -> None:
+        self._move(_P.STREAMING)
+
+    def tokens(self, count: int) -> int:
+        """Take `count` more tokens; returns the index of the first."""
+        if self.phase is not _P.STREAMING or self.outcome is not None:
+            raise IllegalPhase(f"tokens in phase {self.phase}")
+        first = self.tokens_out
+        self.tokens_out += count
+        return first
+
+    def conclude(self, outcome: Outcome) -> bool:
+        """The first outcome wins; false for every later one."""
+        if self.outcome is not None or self.phase in (_P.CLAIMING, _P.ENDED, _P.DROPPED):
+            return False
+        self.outcome = outcome
+        self._move(_P.RELEASING)
+        return True
+
+    def released(self) -> None:
+        """The engine's slot is free."""
+        self._move(_P.STORING)
+
+    def ended(self) -> None:
+        self._move(_P.ENDED)
+
+    def final_record(self, *, now_ms: int, decode_ms: int) -> RunRecord:
+        """The run record of the outcome; the request is not kept any longer."""
+        outcome = self.outcome
+        if isinstance(outcome, Finished):
+            state, reason, error = TaskState.DONE, outcome.reason, None
+        elif isinstance(outcome, Cancelled):
+            state, reason, error = TaskState.CANCELLED, "cancelled", None
+        elif isinstance(outcome, Failed):
+            state, reason, error = TaskState.FAILED, "", outcome.error
+        else:
+            raise IllegalPhase(f"no final record for {outcome}")
+        check_move(self.run.state, state)
+        return msgspec.structs.replace(
+            self.run,
+            state=state,
+            ended_ms=now_ms,
+            tokens_in=self.tokens_in,
+            tokens_out=self.tokens_out,
+            decode_ms=decode_ms,
+            finish_reason=reason,
+            error=error,
+            request=None,
+        )
+
+    def _move(self, after: Phase) -> None:
+        if after not in MOVES[self.phase]:
+            raise IllegalPhase(f"a task cannot go from {self.phase} to {after}")
+        self.phase = after
+
+
+def claim_record(run: RunRecord, *, node_id: str, replica_id: str, incarnation: str, now_ms: int) -> RunRecord:
+    """What a node stores to claim a placed task (D3). Raises IllegalMove when it is not placed."""
+    check_move(run.state, TaskState.RUNNING)
+    return msgspec.structs.replace(
+        run,
+        state=TaskState.RUNNING,
+        node_id=node_id,
+        replica_id=replica_id,
+        incarnation=incarnation,
+        started_ms=now_ms,
+    )
+
+
+def error_body(code: ErrorCode, message: str, *, engine: Engine | None, pool_id: str) -> ErrorBody:
+    return ErrorBody(code=code, message=message, engine=engine, retriable=ERRORS[code].retriable, pool_id=pool_id)

@@ -1,0 +1,142 @@
+"""One life of one engine process: from its command line to its end. Made anew for every start.
+
+Readiness has three gates: model and engine are present (the caller brings them), and the process answers as ours: its
+pid is alive and /props names our model, because a port that is taken answers 200 in another engine's name.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from llorch_poold.adapters.launch import HOST, Launch
+from llorch_poold.adapters.llamacpp import LlamaCpp
+from llorch_poold.adapters.port import EngineBroke, EngineFailure, Generation, GenerationCall, Scrape, TokenSink
+from llorch_poold.engine_http import EngineHttp
+from llorch_poold.process import EngineChild, EngineProcesses
+from llorch_poold.self_test import self_test, wait_slot_free
+from llorch_shared.wire.spec import PoolSpec
+
+log = logging.getLogger(__name__)
+
+READY_POLL_S: Final = 0.05
+HEALTH_EVERY_S: Final = 2.0
+HEALTH_MISSES_MAX: Final = 5
+
+
+class EngineLife:
+    """`broke` holds the reason once it is known why this life must end."""
+
+    def __init__(self, child: EngineChild, launch: Launch, processes: EngineProcesses) -> None:
+        self._child: Final = child
+        self._launch: Final = launch
+        self._processes: Final = processes
+        self.adapter: Final = LlamaCpp(EngineHttp(HOST, launch.port))
+        self.slots = 0
+        self.broke = ""
+
+    @classmethod
+    async def start(cls, processes: EngineProcesses, replica_id: str, launch: Launch) -> "EngineLife":
+        """Raises EngineBroke."""
+        try:
+            child = await processes.spawn(replica_id, launch)
+        except OSError as error:
+            raise EngineBroke(f"cannot start {launch.argv[0]}: {error}") from error
+        return cls(child, launch, processes)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._child.alive
+
+    async def until_ready(self, spec: PoolSpec, timeout_s: float, progress: Callable[[str], None]) -> None:
+        """The health gate. Raises EngineBroke."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    if not self._child.alive:
+                        await self._child.wait()
+                        raise EngineBroke(self._child.explain_exit())
+                    health = await self.adapter.health()
+                    if health.ready:
+                        break
+                    progress("the engine is loading the model")
+                    await asyncio.sleep(READY_POLL_S)
+                props = await self.adapter.props()
+        except TimeoutError as error:
+            raise EngineBroke(f"the engine was not ready in {timeout_s:g} s: {self._child.log_tail()}") from error
+        if props.model_path != self._launch.model_path:
+            raise EngineBroke(
+                f"another engine answers on port {self._launch.port}: it serves {props.model_path!r}, "
+                f"not {self._launch.model_path!r}"
+            )
+        if not self._child.alive:
+            raise EngineBroke(self._child.explain_exit())
+        self.slots = min(spec.slots, props.slots_total)
+        if self.slots < 1:
+            raise EngineBroke("the engine offers no slot")
+
+    async def test(self, spec: PoolSpec, *, timeout_s: float, free_timeout_s: float) -> None:
+        """Raises EngineFailure."""
+        try:
+            await self_test(self.adapter, spec, timeout_s=timeout_s, free_timeout_s=free_timeout_s)
+        except EngineFailure:
+            if not self._child.alive:
+                await self._child.wait()
+                raise EngineBroke(self._child.explain_exit()) from None
+            raise
+
+    def submit(self, call: GenerationCall, sink: TokenSink) -> Generation:
+        return self.adapter.submit(call, sink)
+
+    async def free_slot(self, slot: int, timeout_s: float) -> None:
+        """Returns when the slot is free: because the engine says so, or because the engine is no more."""
+        try:
+            while self._child.alive:
+                try:
+                    await wait_slot_free(self.adapter, slot, timeout_s)
+                    return
+                except EngineBroke as error:
+                    if self._child.alive:
+                        self.kill(str(error))
+        finally:
+            if not self._child.alive:
+                await self._child.wait()
+        await self._child.wait()
+
+    def kill(self, reason: str) -> None:
+        self.broke = self.broke or reason
+        self._child.kill()
+
+    async def until_broken(self) -> str:
+        """Watch the process and its health; returns why this life is over."""
+        watch = asyncio.create_task(self._watch_health(), name="engine health")
+        try:
+            await self._child.wait()
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+        return self.broke or self._child.explain_exit()
+
+    async def _watch_health(self) -> None:
+        misses = 0
+        while True:
+            await asyncio.sleep(HEALTH_EVERY_S)
+            self._child.bound_log()
+            health = await self.adapter.health()
+            misses = 0 if health.live else misses + 1
+            if misses >= HEALTH_MISSES_MAX:
+                self.kill(f"the engine does not answer: {health.detail}")
+
+    async def scrape(self) -> Scrape:
+        """Raises EngineBroke."""
+        return await self.adapter.scrape()
+
+    async def end(self) -> None:
+        """Stop the process for sure and forget it. Safe to call twice."""
+        await self.adapter.close()
+        await self._child.stop()
+        self._processes.collected(self._child)

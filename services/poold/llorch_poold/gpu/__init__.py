@@ -1,0 +1,1 @@
+"""What GPUs this host has, and whether they can be used."""

@@ -1,0 +1,35 @@
+"""The question about GPUs. An absent driver, library or card is an answer, never an exception."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from llorch_shared.wire.registry import Gpu
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReport:
+    """`problem` says why there is no usable GPU; empty when there is at least one."""
+
+    gpus: tuple[Gpu, ...] = ()
+    driver: str = ""
+    problem: str = ""
+
+
+class GpuProbe(Protocol):
+    def read(self) -> GpuReport:
+        """The state now. Blocking for milliseconds; never raises."""
+
+    def close(self) -> None: ...
+
+
+class NoGpus:
+    """The probe of a node that must not look for GPUs (profile ci without a driver library)."""
+
+    def __init__(self, problem: str = "GPUs are not looked for in this profile") -> None:
+        self._report = GpuReport(problem=problem)
+
+    def read(self) -> GpuReport:
+        return self._report
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,266 @@
+"""The mock engine: a process that speaks llama-server's HTTP protocol, at a set pace and with faults on demand.
+
+Routes: GET /health /props /slots /metrics, POST /completion /tokenize, and POST /fault (`Fault`). Options come from
+flags, their defaults from `LLORCH_MOCK_*`, so that a pool's provisioning can set them either way. It is a test double
+and a load source; it never pretends to be a model.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
+
+import httptools
+import msgspec
+
+from llorch_poold.mock_generation import (
+    Completion,
+    Fault,
+    FaultKind,
+    Generation,
+    MockEngine,
+    tokens_of,
+)
+from llorch_shared.lifecycle import Stop, die_with_parent, run
+
+VERSION: Final = "mock-stub-v0"
+BODY_BYTES_MAX: Final = 16 * 1024 * 1024
+_COMPLETION: Final = msgspec.json.Decoder(Completion)
+_FAULT: Final = msgspec.json.Decoder(Fault)
+_REASONS: Final = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 500: b"Internal Server Error"}
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    host: str
+    port: int
+    model: str
+    ctx: int
+    slots: int
+    rate: float
+    prefill_ms: int
+    stamp: bool
+
+
+def parse_options(argv: Sequence[str], environment: Mapping[str, str]) -> Options:
+    parser = argparse.ArgumentParser(prog="llorch-mock-engine", description="An engine without a model.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--model", default="mock:words")
+    parser.add_argument("--ctx", type=int, default=8192, help="context of each slot, tokens")
+    parser.add_argument("--slots", type=int, default=int(environment.get("LLORCH_MOCK_SLOTS", "1")))
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=float(environment.get("LLORCH_MOCK_RATE", "50")),
+        help="tokens per second of each stream; 0 is as fast as it can",
+    )
+    parser.add_argument("--prefill-ms", type=int, default=int(environment.get("LLORCH_MOCK_PREFILL_MS", "0")))
+    parser.add_argument("--stamp", action="store_true", default=environment.get("LLORCH_MOCK_STAMP", "") == "1")
+    return msgspec.convert(vars(parser.parse_args(argv)), Options)
+
+
+class Connection(asyncio.Protocol):
+    """One client connection; one request at a time."""
+
+    def __init__(self, engine: MockEngine, options: Options, connections: set["Connection"]) -> None:
+        self._engine: Final = engine
+        self._options: Final = options
+        self._connections: Final = connections
+        self._parser: Final[Any] = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._generation: Generation | None = None
+        self._path = b""
+        self._body: list[bytes] = []
+        self._paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=64 * 1024)
+        self._connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.cut()
+
+    def on_message_begin(self) -> None:
+        self._path = b""
+        self._body = []
+
+    def on_url(self, url: bytes) -> None:
+        self._path += url
+
+    def on_body(self, data: bytes) -> None:
+        self._body.append(data)
+        if sum(map(len, self._body)) > BODY_BYTES_MAX:
+            self.cut()
+
+    def on_message_complete(self) -> None:
+        path = self._path.partition(b"?")[0].decode("ascii", "replace")
+        self._route(self._parser.get_method(), path, b"".join(self._body))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
+        self._transport = None
+        if self._generation is not None:
+            self._generation.reader_left()
+            self._generation = None
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        if self._generation is not None:
+            self._generation.paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._generation is not None:
+            self._generation.resume()
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def cut(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def ended(self) -> None:
+        self._generation = None
+
+    def _route(self, method: bytes, path: str, body: bytes) -> None:
+        match method, path:
+            case b"POST", "/completion":
+                self._complete(body)
+            case b"GET", "/health":
+                self._reply(200, {"status": "ok"})
+            case b"GET", "/props":
+                self._reply(200, self._props())
+            case b"GET", "/slots":
+                self._reply(200, [self._slot(number) for number in range(len(self._engine.slots))])
+            case b"GET", "/metrics":
+                self._send(200, b"text/plain; version=0.0.4", self._metrics())
+            case b"POST", "/tokenize":
+                content = msgspec.json.decode(body, type=dict[str, Any]).get("content", "")
+                self._reply(200, {"tokens": list(range(tokens_of(str(content))))})
+            case b"POST", "/fault":
+                self._set_fault(body)
+            case _:
+                self._error(404, "not_found_error", "File Not Found")
+
+    def _set_fault(self, body: bytes) -> None:
+        try:
+            self._engine.set_fault(_FAULT.decode(body))
+        except msgspec.DecodeError as error:
+            self._error(400, "invalid_request_error", str(error))
+        else:
+            self._reply(200, {"status": "ok"})
+
+    def _complete(self, body: bytes) -> None:
+        fault = self._engine.take_fault()
+        if fault is not None and fault.kind is FaultKind.ERROR:
+            self._error(500, "server_error", "fault injected")
+            return
+        if fault is not None and fault.kind is FaultKind.BUSY:
+            self._error(503, "unavailable_error", "no slot available")
+            return
+        try:
+            request = _COMPLETION.decode(body)
+        except msgspec.ValidationError as error:
+            self._error(400, "invalid_request_error", str(error))
+            return
+        except msgspec.DecodeError as error:
+            self._error(500, "server_error", f"parse error: {error}")
+            return
+        count = tokens_of(request.prompt)
+        if count > self._engine.ctx:
+            self._error(
+                400,
+                "exceed_context_size_error",
+                f"the request exceeds the available context size ({count} tokens)",
+                n_prompt_tokens=count,
+                n_ctx=self._engine.ctx,
+            )
+            return
+        try:
+            generation = self._engine.submit(self, request, fault)
+        except OverflowError:
+            self._error(503, "unavailable_error", "no slot available")
+            return
+        if not generation.over:
+            self._generation = generation
+            generation.paused = self._paused
+
+    def _props(self) -> dict[str, object]:
+        return {
+            "total_slots": len(self._engine.slots),
+            "model_path": self._options.model,
+            "model_alias": "mock",
+            "build_info": VERSION,
+            "default_generation_settings": {"n_ctx": self._engine.ctx},
+        }
+
+    def _slot(self, number: int) -> dict[str, object]:
+        generation = self._engine.slots[number]
+        slot: dict[str, object] = {"id": number, "n_ctx": self._engine.ctx, "is_processing": generation is not None}
+        if generation is not None:
+            slot["n_prompt_tokens"] = slot["n_prompt_tokens_processed"] = generation.prompt_tokens
+            slot["n_prompt_tokens_cache"] = 0
+            slot["next_token"] = [{"n_decoded": generation.sent, "n_remain": generation.total - generation.sent}]
+        return slot
+
+    def _metrics(self) -> bytes:
+        busy = sum(slot is not None for slot in self._engine.slots)
+        return (
+            f"llamacpp:prompt_tokens_total {self._engine.prompt_tokens_total}\n"
+            f"llamacpp:tokens_predicted_total {self._engine.tokens_total}\n"
+            f"llamacpp:requests_processing {busy}\n"
+            f"llamacpp:requests_deferred {len(self._engine.deferred)}\n"
+        ).encode()
+
+    def _error(self, status: int, kind: str, message: str, **fields: int) -> None:
+        self._reply(status, {"error": {"code": status, "message": message, "type": kind, **fields}})
+
+    def _reply(self, status: int, value: object) -> None:
+        self._send(status, b"application/json; charset=utf-8", msgspec.json.encode(value))
+
+    def _send(self, status: int, kind: bytes, body: bytes) -> None:
+        self.write(
+            b"HTTP/1.1 %d %b\r\nServer: llorch-mock\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n%b"
+            % (status, _REASONS.get(status, b"Service Unavailable"), kind, len(body), body)
+        )
+
+
+async def serve(options: Options, stop: Stop) -> int:
+    engine = MockEngine(
+        slots=options.slots,
+        ctx=options.ctx,
+        rate=options.rate,
+        prefill_s=options.prefill_ms / 1000,
+        stamp=options.stamp,
+    )
+    connections: set[Connection] = set()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: Connection(engine, options, connections), options.host, options.port, backlog=1024
+    )
+    port = server.sockets[0].getsockname()[1]
+    sys.stdout.write(f'{{"listening":"http://{options.host}:{port}"}}\n')
+    sys.stdout.flush()
+    await stop.wait()
+    server.close()
+    for connection in list(connections):
+        connection.cut()
+    return 0
+
+
+def main() -> int:
+    die_with_parent()
+    options = parse_options(sys.argv[1:], os.environ)
+    return run(lambda stop: serve(options, stop))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,345 @@
+"""Generations of the mock engine: deterministic words at a set pace, many streams on one timer.
+
+The mock is also the load source of the benchmarks, so it must cost little: frames are made once and kept, a paced
+engine advances all its streams on one wheel of ticks, an unthrottled one writes blocks and stops while a socket is
+full. The text follows from prompt and seed: word 0 is their digest, word k is `w<k>`. With stamps on, each word is the
+monotonic clock in microseconds instead.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from enum import StrEnum
+from typing import Final, Protocol
+
+import msgspec
+
+TICK_S: Final = 0.004
+BLOCK_TOKENS: Final = 48
+DEFERRED_MAX: Final = 1024
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+class FaultKind(StrEnum):
+    NONE = "none"
+    HANG = "hang"
+    """Take the request and say nothing more, from token `after` on."""
+    RESET = "reset"
+    """Cut the connection at token `after`."""
+    GARBAGE = "garbage"
+    """Send something that is no frame at token `after`."""
+    PREFILL = "prefill"
+    """Take `ms` before the first token."""
+    ERROR = "error"
+    """Answer HTTP 500."""
+    BUSY = "busy"
+    """Answer HTTP 503."""
+    REFUSE_CANCEL = "refuse_cancel"
+    """Keep the slot busy although the caller has left."""
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What goes wrong with the next `times` generations (0: with all)."""
+
+    kind: FaultKind
+    after: int = 0
+    ms: int = 0
+    times: int = 0
+
+
+class Completion(msgspec.Struct, kw_only=True):
+    """The fields of POST /completion that the mock obeys."""
+
+    prompt: str
+    n_predict: int = 16
+    seed: int = 0
+    stream: bool = False
+    return_progress: bool = False
+    id_slot: int = -1
+
+
+class Socket(Protocol):
+    """Where a generation writes."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def cut(self) -> None: ...
+
+    def ended(self) -> None: ...
+
+
+def chunk(payload: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(payload), payload)
+
+
+def _frame(index: int, text: str) -> bytes:
+    return b'data: {"index":0,"content":"%b","tokens":[%d],"stop":false,"id_slot":-1,"tokens_predicted":%d}\n\n' % (
+        text.encode(),
+        index,
+        index + 1,
+    )
+
+
+_FRAMES: Final[list[bytes]] = []
+
+
+def frames(first: int, count: int) -> bytes:
+    """Frames of words `first` to `first + count - 1`, first at least 1."""
+    while len(_FRAMES) < first + count:
+        _FRAMES.append(_frame(len(_FRAMES), f" w{len(_FRAMES)}"))
+    return _FRAMES[first] if count == 1 else b"".join(_FRAMES[first : first + count])
+
+
+def stamped_frames(first: int, count: int) -> bytes:
+    text = f" {time.monotonic_ns() // 1000}"
+    return b"".join(_frame(index, text) for index in range(first, first + count))
+
+
+def digest(prompt: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed}\n{prompt}".encode()).hexdigest()[:8]
+
+
+def text_of(prompt: str, seed: int, tokens: int) -> str:
+    """The whole text of one generation, for whoever wants to compare."""
+    return "".join([f" {digest(prompt, seed)}", *(f" w{index}" for index in range(1, tokens))][:tokens])
+
+
+def tokens_of(prompt: str) -> int:
+    return max(1, len(prompt.split()))
+
+
+class Generation:
+    """One completion, from its request to its last frame or the loss of its reader."""
+
+    def __init__(self, engine: "MockEngine", socket: Socket, request: Completion, fault: Fault | None) -> None:
+        self._engine: Final = engine
+        self._socket: Socket | None = socket
+        self._fault: Final = fault
+        self._kind: Final = fault.kind if fault is not None else FaultKind.NONE
+        self.request: Final = request
+        self.slot = -1
+        self.sent = 0
+        self.due = 0.0
+        self.paused = False
+        self.over = False
+        self.prompt_tokens: Final = tokens_of(request.prompt)
+        wanted = _directive(request.prompt)
+        self.reason: Final = "limit" if wanted is None or wanted > request.n_predict else "eos"
+        self.total: Final = request.n_predict if wanted is None else min(wanted, request.n_predict)
+
+    def begin(self) -> None:
+        """Its slot is free: send the head, then tokens when they are due."""
+        if self._socket is not None and self.request.stream:
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            if self.request.return_progress:
+                progress = (
+                    b'data: {"index":0,"content":"","tokens":[0],"stop":false,"id_slot":-1,"tokens_predicted":0,'
+                    b'"prompt_progress":{"total":%d,"cache":0,"processed":%d,"time_ms":1}}\n\n'
+                ) % (self.prompt_tokens, self.prompt_tokens)
+                head += chunk(progress)
+            self._socket.write(head)
+        prefill_s = self._engine.prefill_s
+        if self._kind is FaultKind.PREFILL and self._fault is not None:
+            prefill_s = self._fault.ms / 1000
+        rate = self._engine.rate
+        if not self.request.stream and rate:
+            prefill_s += self.total / rate
+        self.due = self._engine.now() + prefill_s
+        self._engine.schedule(self)
+
+    def advance(self, now: float) -> None:
+        """Send every token that is due, and arrange for the next."""
+        if self.over or self.paused:
+            return
+        if not self.request.stream:
+            self._finish_whole()
+            return
+        rate = self._engine.rate
+        count = min(self.total - self.sent, 1 + int((now - self.due) * rate) if rate else BLOCK_TOKENS)
+        limit = self._faulty_at()
+        if limit is not None:
+            count = min(count, limit - self.sent)
+        if count > 0:
+            self._send(count)
+            if rate:
+                self.due += count / rate
+        if limit is not None and self.sent >= limit:
+            self._fail()
+        elif self.sent >= self.total:
+            self._finish()
+        else:
+            self._engine.schedule(self)
+
+    def reader_left(self) -> None:
+        self._socket = None
+        if self._kind is not FaultKind.REFUSE_CANCEL:
+            self._engine.end(self)
+
+    def resume(self) -> None:
+        self.paused = False
+        if self.slot >= 0 and not self.over:
+            self._engine.schedule(self)
+
+    def _faulty_at(self) -> int | None:
+        if self._fault is None or self._kind not in (FaultKind.HANG, FaultKind.RESET, FaultKind.GARBAGE):
+            return None
+        return min(self._fault.after, self.total)
+
+    def _fail(self) -> None:
+        if self._kind is FaultKind.HANG or self._socket is None:
+            return
+        if self._kind is FaultKind.GARBAGE:
+            self._socket.write(chunk(b'data: {"content": <not json>}\n\n'))
+            self._socket.ended()
+        else:
+            self._socket.cut()
+        self._engine.end(self)
+
+    def _send(self, count: int) -> None:
+        first = self.sent
+        self.sent += count
+        self._engine.tokens_total += count
+        if self._socket is None:
+            return
+        if self._engine.stamp:
+            data = stamped_frames(first, count)
+        elif first == 0:
+            data = _frame(0, f" {digest(self.request.prompt, self.request.seed)}")
+            if count > 1:
+                data += frames(1, count - 1)
+        else:
+            data = frames(first, count)
+        self._socket.write(chunk(data))
+
+    def _last(self, content: str) -> dict[str, object]:
+        return {
+            "index": 0,
+            "content": content,
+            "tokens": [],
+            "id_slot": self.slot,
+            "stop": True,
+            "model": "mock",
+            "tokens_predicted": self.total,
+            "tokens_evaluated": self.prompt_tokens,
+            "truncated": False,
+            "stop_type": self.reason,
+            "stopping_word": "",
+            "tokens_cached": self.prompt_tokens + self.total - 1,
+            "timings": {"cache_n": 0, "prompt_n": self.prompt_tokens, "predicted_n": self.total},
+        }
+
+    def _finish(self) -> None:
+        socket = self._socket
+        self._engine.end(self)
+        if socket is not None:
+            socket.write(chunk(b"data: %b\n\n" % msgspec.json.encode(self._last(""))) + LAST_CHUNK)
+            socket.ended()
+
+    def _finish_whole(self) -> None:
+        socket = self._socket
+        self._engine.tokens_total += self.total
+        self._engine.end(self)
+        if socket is not None:
+            body = msgspec.json.encode(self._last(text_of(self.request.prompt, self.request.seed, self.total)))
+            socket.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            )
+            socket.ended()
+
+
+class MockEngine:
+    """Slots, pace and faults of one mock engine. `rate` is tokens per second of each stream, 0 is unthrottled."""
+
+    def __init__(self, *, slots: int, ctx: int, rate: float, prefill_s: float, stamp: bool) -> None:
+        self.ctx: Final = ctx
+        self.rate: Final = rate
+        self.prefill_s: Final = prefill_s
+        self.stamp: Final = stamp
+        self.slots: Final[list[Generation | None]] = [None] * slots
+        self.deferred: deque[Generation] = deque()
+        self.tokens_total = 0
+        self.prompt_tokens_total = 0
+        self._fault: Fault | None = None
+        self._fault_left = 0
+        self._loop: Final = asyncio.get_running_loop()
+        self._wheel: dict[int, list[Generation]] = {}
+        self._turn = 0
+        self._ticking = False
+        self.now: Final = self._loop.time
+
+    def set_fault(self, fault: Fault) -> None:
+        self._fault = None if fault.kind is FaultKind.NONE else fault
+        self._fault_left = fault.times
+
+    def take_fault(self) -> Fault | None:
+        """The fault of the next generation."""
+        fault = self._fault
+        if fault is not None and fault.times:
+            self._fault_left -= 1
+            if self._fault_left <= 0:
+                self._fault = None
+        return fault
+
+    def submit(self, socket: Socket, request: Completion, fault: Fault | None) -> Generation:
+        """Raises OverflowError when too many wait."""
+        generation = Generation(self, socket, request, fault)
+        if len(self.deferred) >= DEFERRED_MAX:
+            raise OverflowError
+        self.deferred.append(generation)
+        self._fill()
+        return generation
+
+    def end(self, generation: Generation) -> None:
+        if generation.over:
+            return
+        generation.over = True
+        if generation.slot >= 0:
+            self.slots[generation.slot] = None
+            self._fill()
+        elif generation in self.deferred:
+            self.deferred.remove(generation)
+
+    def schedule(self, generation: Generation) -> None:
+        if generation.due <= self.now():
+            self._loop.call_soon(self._advance, generation)
+            return
+        tick = max(self._turn + 1, int(generation.due / TICK_S)) if self._ticking else int(generation.due / TICK_S)
+        self._wheel.setdefault(tick, []).append(generation)
+        if not self._ticking:
+            self._ticking = True
+            self._turn = int(self.now() / TICK_S)
+            self._loop.call_later(TICK_S, self._tick)
+
+    def _advance(self, generation: Generation) -> None:
+        generation.advance(self.now())
+
+    def _tick(self) -> None:
+        now = self.now()
+        self._turn = int(now / TICK_S)
+        for tick in sorted(tick for tick in self._wheel if tick <= self._turn):
+            for generation in self._wheel.pop(tick):
+                generation.advance(now)
+        if self._wheel:
+            self._loop.call_later(TICK_S, self._tick)
+        else:
+            self._ticking = False
+
+    def _fill(self) -> None:
+        for generation in list(self.deferred):
+            wanted = generation.request.id_slot
+            candidates = range(len(self.slots)) if not 0 <= wanted < len(self.slots) else (wanted,)
+            free = next((slot for slot in candidates if self.slots[slot] is None), None)
+            if free is not None:
+                self.deferred.remove(generation)
+                self.slots[free] = generation
+                generation.slot = free
+                self.prompt_tokens_total += generation.prompt_tokens
+                generation.begin()
+
+
+def _directive(prompt: str) -> int | None:
+    """`[tokens=N]` in a prompt: the model ends by itself after N tokens."""
+    _, found, rest = prompt.partition("[tokens=")
+    number = rest.partition("]")[0]
+    return max(1, int(number)) if found and number.isdigit() else None

@@ -1,0 +1,243 @@
+"""The node: desired pools in, replicas out. Reconciles whenever the pools, the devices or a replica's end change it.
+
+A replica that must change is drained first and started again when it is gone, so one id never has two processes.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Final
+
+import msgspec
+
+from llorch_poold.core.reconcile import changes, desired_replicas
+from llorch_poold.gpu.probe import GpuProbe, GpuReport
+from llorch_poold.node_context import NodeContext
+from llorch_poold.process import EngineProcesses
+from llorch_poold.provisioning import Provisioning
+from llorch_poold.registrar import Registrar
+from llorch_poold.replica import Replica
+from llorch_poold.task_run import TaskRun
+from llorch_shared import subjects
+from llorch_shared.bus.port import Message
+from llorch_shared.live_table import LiveTable
+from llorch_shared.logs import narrate
+from llorch_shared.settings import Settings
+from llorch_shared.wire.registry import NodeRecord
+from llorch_shared.wire.run import CANCEL_DECODER
+from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
+
+log = logging.getLogger(__name__)
+
+GPU_PROBE_S: Final = 5.0
+HOUSEKEEPING_S: Final = 1.0
+
+
+class Node:
+    """Everything of one node that runs while the bus connection stands or comes back."""
+
+    def __init__(
+        self,
+        context: NodeContext,
+        settings: Settings,
+        *,
+        probe: GpuProbe,
+        processes: EngineProcesses,
+        environment: Mapping[str, str],
+        metrics_addr: str,
+    ) -> None:
+        self._context: Final = context
+        self._settings: Final = settings
+        self._probe: Final = probe
+        self._processes: Final = processes
+        self._environment: Final = environment
+        self._metrics_addr: Final = metrics_addr
+        self._provisioning: Final = Provisioning(context.bus, context.node_id)
+        self._registrar: Final = Registrar(context.bus)
+        self._specs: Final = LiveTable(context.bus, bucket="SPEC", changed=self._spec_changed)
+        self._incarnation: Final = secrets.token_hex(8)
+        self._started_ms: Final = time.time_ns() // 1_000_000
+        self._report: GpuReport = GpuReport(problem="GPUs have not been looked for yet")
+        self._replicas: dict[str, Replica] = {}
+        self._lives: dict[str, asyncio.Task[None]] = {}
+        self._dirty: Final = asyncio.Event()
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Look at the devices, subscribe, tell the registry, follow the pools."""
+        context = self._context
+        self._report = await asyncio.to_thread(self._probe.read)
+        await context.bus.subscribe(subjects.ALL_CANCEL_SIGNALS, self._on_cancel)
+        context.bus.on_reconnect(self._reconnected)
+        self._registrar.keep(subjects.node_key(context.node_id), self._node_record)
+        await self._specs.start()
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._reconcile_always(), name="reconcile")
+            tasks.create_task(self._probe_always(), name="gpu probe")
+            tasks.create_task(self._housekeep(), name="housekeeping")
+
+    async def drain(self, reason: str) -> None:
+        """Finish what runs, within the drain timeout; then no engine is left."""
+        self._stopping = True
+        for replica in self._replicas.values():
+            replica.drain(reason)
+        if self._lives:
+            await asyncio.wait(set(self._lives.values()))
+        await self._registrar.close()
+        await self._specs.close()
+
+    async def _reconcile_always(self) -> None:
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            self._reconcile()
+
+    def _reconcile(self) -> None:
+        if self._stopping:
+            return
+        wanted = desired_replicas(
+            self._pools(),
+            node_id=self._context.node_id,
+            gpus=self._report.gpus,
+            gpu_problem=self._report.problem,
+            profile=self._settings.profile,
+        )
+        todo = changes({replica_id: replica.desired for replica_id, replica in self._replicas.items()}, wanted)
+        for desired in todo.adopt:
+            self._replicas[desired.replica_id].adopt(desired)
+        for replica_id in todo.stop:
+            self._replicas[replica_id].drain("the pool no longer wants it")
+        for desired in todo.restart:
+            self._replicas[desired.replica_id].drain("its specification changed")
+        for desired in todo.start:
+            replica = Replica(
+                self._context,
+                desired,
+                processes=self._processes,
+                provisioning=self._provisioning,
+                environment=self._environment,
+                gpus=self._gpus,
+                changed=self._tell,
+            )
+            self._replicas[desired.replica_id] = replica
+            self._lives[desired.replica_id] = asyncio.create_task(
+                self._live(replica), name=f"replica {desired.replica_id}"
+            )
+
+    async def _live(self, replica: Replica) -> None:
+        key = subjects.replica_key(self._context.node_id, replica.replica_id)
+        self._registrar.keep(key, replica.record)
+        try:
+            await replica.run()
+        except Exception:
+            log.exception("replica %s ended by a fault of the node", replica.replica_id)
+        await self._registrar.leave(key, replica.record())
+        del self._replicas[replica.replica_id]
+        del self._lives[replica.replica_id]
+        self._dirty.set()
+
+    def _pools(self) -> list[PoolSpec]:
+        pools = []
+        for key, value in self._specs.values.items():
+            if not key.startswith("pool."):
+                continue
+            try:
+                pools.append(POOL_DECODER.decode(value))
+            except msgspec.DecodeError as error:
+                narrate(
+                    log,
+                    f"the specification {key} cannot be read and is ignored: {error}",
+                    actor="poold",
+                    action="spec.unreadable",
+                    target=key,
+                    level=logging.ERROR,
+                )
+        return pools
+
+    def _spec_changed(self, key: str, value: bytes | None) -> None:
+        self._dirty.set()
+
+    def _tell(self, replica: Replica) -> None:
+        self._registrar.tell(subjects.replica_key(self._context.node_id, replica.replica_id))
+
+    def _gpus(self) -> GpuReport:
+        return self._report
+
+    async def _probe_always(self) -> None:
+        while True:
+            await asyncio.sleep(GPU_PROBE_S)
+            before, self._report = self._report, await asyncio.to_thread(self._probe.read)
+            if _usable(before) != _usable(self._report):
+                narrate(
+                    log,
+                    f"the GPUs of this node changed: {self._report.problem or 'usable again'}",
+                    actor="poold",
+                    action="gpu.changed",
+                    target=self._context.node_id,
+                    level=logging.WARNING,
+                )
+                self._dirty.set()
+                self._registrar.tell(subjects.node_key(self._context.node_id))
+
+    async def _housekeep(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            self._context.retention.expire(asyncio.get_running_loop().time())
+
+    def _node_record(self) -> NodeRecord:
+        return NodeRecord(
+            node_id=self._context.node_id,
+            incarnation=self._incarnation,
+            started_ms=self._started_ms,
+            version=version("llama-orch"),
+            gpus=self._report.gpus,
+            gpu_driver=self._report.driver,
+            gpu_problem=self._report.problem,
+            profile=self._settings.profile,
+            metrics_addr=self._metrics_addr,
+        )
+
+    def _on_cancel(self, message: Message) -> None:
+        task_id = subjects.last_token(message.subject)
+        run = next((run for run in self._runs() if run.task_id == task_id), None)
+        if run is None:
+            return
+        try:
+            wish = CANCEL_DECODER.decode(message.data)
+        except msgspec.DecodeError:
+            run.cancel("client")
+        else:
+            run.cancel(wish.reason, wish.requested_ms)
+
+    def _runs(self) -> list[TaskRun]:
+        return [run for replica in self._replicas.values() for run in replica.runs.values()]
+
+    async def _reconnected(self) -> None:
+        """The bus is back: it may have forgotten token frames and missed cancels (D11)."""
+        await self._registrar.tell_all()
+        published = 0
+        for kept in self._context.retention.all():
+            for data in kept.messages():
+                self._context.outlet.publish(kept.subject, data)
+                published += 1
+            await asyncio.sleep(0)
+        for run in self._runs():
+            await run.check_cancel()
+        narrate(
+            log,
+            f"the bus is back: {published} kept frame messages published again",
+            actor="poold",
+            action="bus.reconnected",
+            target=self._context.node_id,
+        )
+
+
+def _usable(report: GpuReport) -> tuple[object, ...]:
+    return (report.problem, tuple((gpu.index, gpu.uuid, gpu.fault) for gpu in report.gpus))

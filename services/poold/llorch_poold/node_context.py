@@ -1,0 +1,42 @@
+"""What the parts of one node share: the bus and what is built on it, and the facts of a replica's present life."""
+
+from dataclasses import dataclass
+
+from llorch_poold.core.retention import FrameRetention
+from llorch_poold.node_metrics import ReplicaMetrics
+from llorch_poold.outlet import TokenOutlet
+from llorch_poold.run_store import RunStore
+from llorch_shared.audit import Audit
+from llorch_shared.bus.port import Bus
+from llorch_shared.metrics import Metrics
+from llorch_shared.settings import PooldSettings
+from llorch_shared.wire.task import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class NodeContext:
+    """One per process."""
+
+    node_id: str
+    bus: Bus
+    runs: RunStore
+    outlet: TokenOutlet
+    retention: FrameRetention
+    audit: Audit
+    metrics: Metrics
+    settings: PooldSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaFacts:
+    """One life of one engine process, as its tasks' readers are told about it."""
+
+    replica_id: str
+    pool_id: str
+    incarnation: str
+    engine: Engine
+    engine_version: str
+    model_digest: str
+    sampler_profile_version: str
+    device: str
+    metrics: ReplicaMetrics

@@ -1,0 +1,74 @@
+"""Where token frames leave the node: published at once, with a bound on what the bus connection may hold.
+
+Core publishes have no flow control. Beyond `FLUSH_BYTES` since the last confirmed flush the server is asked to confirm
+again; beyond `PAUSE_BYTES` the engines are not read until it has, so an engine faster than the bus waits in its own
+socket instead of filling this process.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from llorch_shared.bus.port import Bus, BusError
+
+FLUSH_BYTES: Final = 1024 * 1024
+PAUSE_BYTES: Final = 8 * 1024 * 1024
+FLUSH_TIMEOUT_S: Final = 5.0
+
+Pause = Callable[[bool], None]
+
+
+class TokenOutlet:
+    """One per node."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus: Final = bus
+        self._publish: Final = bus.publish
+        self._unconfirmed = 0
+        self._flushing: asyncio.Task[None] | None = None
+        self._readers: set[Pause] = set()
+        self._paused = False
+
+    def publish(self, subject: str, data: bytes) -> None:
+        self._publish(subject, data)
+        self._unconfirmed += len(data)
+        if self._unconfirmed > FLUSH_BYTES:
+            self._press()
+
+    def add_reader(self, pause: Pause) -> None:
+        """`pause(True)` stops reading one engine, `pause(False)` resumes."""
+        self._readers.add(pause)
+        pause(self._paused)
+
+    def remove_reader(self, pause: Pause) -> None:
+        self._readers.discard(pause)
+
+    def _press(self) -> None:
+        if self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush(), name="flush tokens")
+        if self._unconfirmed > PAUSE_BYTES and not self._paused:
+            self._set_paused(True)
+
+    async def _flush(self) -> None:
+        """A connection that broke has nothing to confirm: its frames are kept and published again."""
+        before = self._unconfirmed
+        try:
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                await self._bus.flush()
+        except (BusError, TimeoutError):
+            before = self._unconfirmed
+        finally:
+            self._flushing = None
+            self._unconfirmed -= before
+            if self._paused and self._unconfirmed <= PAUSE_BYTES:
+                self._set_paused(False)
+
+    def _set_paused(self, paused: bool) -> None:
+        self._paused = paused
+        for pause in self._readers:
+            pause(paused)
+
+    async def close(self) -> None:
+        if self._flushing is not None:
+            self._flushing.cancel()
+            await asyncio.gather(self._flushing, return_exceptions=True)

@@ -1,0 +1,159 @@
+"""Engine processes: started in a group of their own, ended for sure, remembered across a crash of this node.
+
+A child dies with its parent by itself (PR_SET_PDEATHSIG); the state file is the second net, for children that had not
+come that far. Output goes to one file per replica, bounded, whose end is told when the engine fails.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from llorch_poold.adapters.launch import Launch
+from llorch_poold.core.orphans import EngineProcess, orphans
+
+LOG_BYTES_MAX: Final = 16 * 1024 * 1024
+TERM_GRACE_S: Final = 3.0
+_RECORDS: Final = msgspec.json.Decoder(list[EngineProcess])
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def start_ticks(pid: int) -> int | None:
+    """Field 22 of /proc/<pid>/stat; None when the process does not exist or only waits to be collected."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+class EngineChild:
+    """One running engine process."""
+
+    def __init__(self, process: asyncio.subprocess.Process, launch: Launch, log_path: Path) -> None:
+        self._process: Final = process
+        self.launch: Final = launch
+        self.log_path: Final = log_path
+        self.pid: Final = process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    async def wait(self) -> int:
+        return await self._process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """SIGTERM, then SIGKILL after a grace; returns when the process is collected. Safe to call twice."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+            try:
+                await asyncio.wait_for(self._process.wait(), TERM_GRACE_S)
+            except TimeoutError:
+                self.kill()
+                await self._process.wait()
+        self.kill()
+
+    def explain_exit(self) -> str:
+        code = self._process.returncode
+        how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        return f"the engine process ended ({how}): {self.log_tail()}"
+
+    def log_tail(self, limit: int = 400) -> str:
+        try:
+            data = self.log_path.read_bytes()[-4096:]
+        except OSError:
+            return "no output"
+        lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+        return " | ".join(lines[-4:])[-limit:] or "no output"
+
+    def bound_log(self) -> None:
+        """The file is opened for appending, so cutting it to nothing is safe while the engine writes."""
+        with contextlib.suppress(OSError):
+            if self.log_path.stat().st_size > LOG_BYTES_MAX:
+                os.truncate(self.log_path, 0)
+
+
+class EngineProcesses:
+    """Starts engines and keeps the state file of those that run."""
+
+    def __init__(self, folder: Path, node_id: str) -> None:
+        self._logs: Final = folder / "engines"
+        self._file: Final = folder / f"poold-{node_id}.json"
+        self._running: dict[int, EngineProcess] = {}
+
+    async def spawn(self, replica_id: str, launch: Launch) -> EngineChild:
+        """Raises OSError when the program cannot be started."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        log_path = self._logs / f"{replica_id}.log"
+        with log_path.open("wb"):
+            pass
+        output = os.open(log_path, os.O_WRONLY | os.O_APPEND)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *launch.argv,
+                env=dict(launch.env),
+                cwd=launch.workdir or None,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        finally:
+            os.close(output)
+        child = EngineChild(process, launch, log_path)
+        self._running[child.pid] = EngineProcess(
+            pid=child.pid, start_ticks=start_ticks(child.pid) or 0, replica_id=replica_id
+        )
+        self._write()
+        return child
+
+    def collected(self, child: EngineChild) -> None:
+        if self._running.pop(child.pid, None) is not None:
+            self._write()
+
+    def reap_orphans(self, recorded: Iterable[EngineProcess] | None = None) -> tuple[EngineProcess, ...]:
+        """End the engines that an earlier life of this node left behind; returns them. Blocking only for signals."""
+        processes = list(self._recorded() if recorded is None else recorded)
+        found = orphans(
+            processes, {each.pid: ticks for each in processes if (ticks := start_ticks(each.pid)) is not None}
+        )
+        for process in found.end:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+        self._write()
+        return found.end
+
+    def _recorded(self) -> list[EngineProcess]:
+        try:
+            return _RECORDS.decode(self._file.read_bytes())
+        except FileNotFoundError:
+            return []
+        except msgspec.DecodeError:
+            return []
+
+    def _write(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._file.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode(list(self._running.values())))
+        temporary.replace(self._file)

@@ -1,0 +1,412 @@
+"""One replica: carries out the steps of `core.replica`, and holds the tasks of its engine's present life.
+
+Each step ends with one event; the core says what comes next. A new incarnation begins the moment an engine is found
+broken, so that nobody believes its tasks are still held (D5).
+"""
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from llorch_poold.adapters.launch import Unlaunchable, plan_launch
+from llorch_poold.adapters.port import EngineBroke, EngineFailure, Generation, GenerationCall
+from llorch_poold.core import vram
+from llorch_poold.core.reconcile import Desired
+from llorch_poold.core.replica import Happened, ReplicaCore, RestartPolicy, Step
+from llorch_poold.core.task import Phase
+from llorch_poold.engine_life import EngineLife
+from llorch_poold.gguf import NotGguf, read_facts
+from llorch_poold.gpu.probe import GpuReport
+from llorch_poold.intake import Intake
+from llorch_poold.node_context import NodeContext, ReplicaFacts
+from llorch_poold.node_metrics import ReplicaMetrics
+from llorch_poold.process import EngineProcesses, free_port
+from llorch_poold.provisioning import NotProvisioned, Provisioning
+from llorch_poold.task_run import TaskRun
+from llorch_shared.bus.port import Delivery
+from llorch_shared.lifecycle import Stop, first_of
+from llorch_shared.logs import narrate
+from llorch_shared.settings import PooldSettings
+from llorch_shared.wire.provision import PreparedEngine, ResolvedModel
+from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
+from llorch_shared.wire.run import Placement
+from llorch_shared.wire.spec import PoolSpec, TimeoutSpec
+from llorch_shared.wire.task import Engine
+
+log = logging.getLogger(__name__)
+
+SCRAPE_EVERY_S: Final = 5.0
+MOCK_VERSION: Final = "mock-stub-v0"
+
+
+class Replica:
+    """`run` lives until the replica is drained. `changed` is called whenever its record must be told at once."""
+
+    def __init__(
+        self,
+        node: NodeContext,
+        desired: Desired,
+        *,
+        processes: EngineProcesses,
+        provisioning: Provisioning,
+        environment: Mapping[str, str],
+        gpus: Callable[[], GpuReport],
+        changed: Callable[["Replica"], None],
+    ) -> None:
+        self._node: Final = node
+        self.desired = desired
+        self._processes: Final = processes
+        self._provisioning: Final = provisioning
+        self._environment: Final = environment
+        self._gpus: Final = gpus
+        self._changed: Final = changed
+        self._core: Final = ReplicaCore(_policy(node.settings), refusal=desired.refusal)
+        self._drain: Final = Stop()
+        self._engine: PreparedEngine | None = None
+        self._model: ResolvedModel | None = None
+        self._life: EngineLife | None = None
+        self._facts: ReplicaFacts | None = None
+        self._intake: Intake | None = None
+        self._progress = ""
+        self.incarnation = secrets.token_hex(8)
+        self.runs: dict[int, TaskRun] = {}
+        self._work: set[asyncio.Task[None]] = set()
+        self._slot_freed: Final = asyncio.Event()
+
+    @property
+    def replica_id(self) -> str:
+        return self.desired.replica_id
+
+    @property
+    def spec(self) -> PoolSpec:
+        return self.desired.spec
+
+    @property
+    def state(self) -> ReplicaState:
+        return self._core.state
+
+    def adopt(self, desired: Desired) -> None:
+        """Other queue or timeout limits; tasks that run keep theirs."""
+        self.desired = desired
+
+    def drain(self, reason: str) -> None:
+        """Finish what runs, take no more, then stop the engine. Safe to call twice."""
+        self._drain.wish(reason)
+
+    async def run(self) -> None:
+        step = self._core.step
+        self._tell()
+        try:
+            while True:
+                happened, reason = await self._carry_out(step)
+                if step is Step.DRAIN:
+                    return
+                if self._drain:
+                    happened, reason = Happened.DRAIN_WISHED, ""
+                if happened is Happened.BROKE:
+                    self.incarnation = secrets.token_hex(8)
+                before = self._core.state
+                step = self._core.handle(happened, now_ms=_clock_ms(), reason=reason, jitter=random.random())  # noqa: S311
+                self._moved(before, reason)
+                if happened is Happened.BROKE:
+                    await self._bury(reason)
+        finally:
+            await self._bury("the node stops")
+
+    def record(self) -> ReplicaRecord:
+        core, spec = self._core, self.spec
+        ready = core.state is ReplicaState.READY
+        facts = self._facts
+        report = self._gpus()
+        return ReplicaRecord(
+            replica_id=self.replica_id,
+            pool_id=spec.id,
+            node_id=self._node.node_id,
+            incarnation=self.incarnation,
+            state=core.state,
+            engine=spec.engine,
+            engine_version=facts.engine_version if facts is not None else "",
+            model_ref=spec.model,
+            model_digest=facts.model_digest if facts is not None else "",
+            sampler_profile_version=spec.sampler_profile_version,
+            device=self.desired.device.label,
+            slots_total=self._life.slots if ready and self._life is not None else 0,
+            active=tuple(run.task_id for run in self.runs.values()),
+            ctx_max=spec.ctx,
+            free_vram_mb=sum(gpu.vram_free_mb for gpu in report.gpus if gpu.uuid in self.desired.device.uuids),
+            live=self._life is not None and self._life.alive,
+            heartbeat_ms=time.time_ns() // 1_000_000,
+            restart_count=core.restart_count,
+            backoff_ms=core.backoff_ms,
+            last_error=core.last_error,
+            progress="" if ready else self._progress,
+        )
+
+    async def _carry_out(self, step: Step) -> tuple[Happened, str]:
+        """One step; a wish to drain interrupts every step but the drain itself."""
+        if step is Step.DRAIN:
+            await self._drain_now()
+            return Happened.DRAIN_WISHED, ""
+        outcome: list[tuple[Happened, str]] = []
+
+        async def work() -> None:
+            outcome.append(await self._work_on(step))
+
+        await first_of(work(), self._drain.wait())
+        return outcome[0] if outcome else (Happened.DRAIN_WISHED, "")
+
+    async def _work_on(self, step: Step) -> tuple[Happened, str]:
+        try:
+            match step:
+                case Step.PROVISION:
+                    return await self._provision()
+                case Step.SPAWN:
+                    return await self._spawn()
+                case Step.SELF_TEST:
+                    return await self._self_test()
+                case Step.SERVE:
+                    return await self._serve()
+                case Step.WAIT:
+                    await asyncio.sleep(self._core.backoff_ms / 1000)
+                    self._node.metrics.counter("replica_restarts_total").labels(self.spec.id).inc()
+                    return Happened.WAITED, ""
+                case _:
+                    await asyncio.Event().wait()
+                    raise AssertionError("a halted replica leaves only by a drain")
+        except EngineFailure as failure:
+            return Happened.BROKE, str(failure)
+        except NotProvisioned as error:
+            return (Happened.REFUSED if error.final else Happened.BROKE), str(error)
+        except Unlaunchable as error:
+            return Happened.REFUSED, str(error)
+
+    async def _provision(self) -> tuple[Happened, str]:
+        if self.spec.engine is not Engine.MOCK:
+            engine, model = await asyncio.gather(
+                self._provisioning.engine(self.spec, self._say), self._provisioning.model(self.spec, self._say)
+            )
+            await self._check_vram(model)
+            self._engine, self._model = engine, model
+        return Happened.PROVISIONED, ""
+
+    async def _check_vram(self, model: ResolvedModel) -> None:
+        device = self.desired.device
+        if device.cpu:
+            return
+        free = [gpu.vram_free_mb for gpu in self._gpus().gpus if gpu.uuid in device.uuids]
+        try:
+            facts = await asyncio.to_thread(read_facts, Path(model.local_path))
+        except (NotGguf, OSError) as error:
+            raise EngineBroke(f"the model file cannot be read: {error}") from error
+        plan = vram.plan(facts, ctx_total=self.spec.ctx * self.spec.slots, slots=self.spec.slots, free_mb=free)
+        if not plan.fits:
+            raise EngineBroke(plan.reason)
+
+    async def _spawn(self) -> tuple[Happened, str]:
+        base = self._node.settings.engine_port_base
+        port = base + int(self.replica_id.rpartition("-")[2]) - 1 if base else free_port()
+        launch = plan_launch(
+            self.spec,
+            device=self.desired.device,
+            port=port,
+            engine=self._engine,
+            model=self._model,
+            environment=self._environment,
+        )
+        self._life = await EngineLife.start(self._processes, self.replica_id, launch)
+        narrate(
+            log,
+            f"replica {self.replica_id} starts its engine, pid {self._life.pid}, port {port}",
+            actor="poold",
+            action="engine.spawn",
+            target=self.replica_id,
+            device_mask=self.desired.device.label,
+            **self._ids(),
+        )
+        await self._life.until_ready(self.spec, self._node.settings.start_timeout_ms / 1000, self._say)
+        return Happened.LISTENING, ""
+
+    async def _self_test(self) -> tuple[Happened, str]:
+        assert self._life is not None
+        settings = self._node.settings
+        await self._life.test(
+            self.spec,
+            timeout_s=settings.start_timeout_ms / 1000,
+            free_timeout_s=settings.slot_free_timeout_ms / 1000,
+        )
+        version = self._engine.engine_version if self._engine is not None else await self._life.adapter.version()
+        self._facts = ReplicaFacts(
+            replica_id=self.replica_id,
+            pool_id=self.spec.id,
+            incarnation=self.incarnation,
+            engine=self.spec.engine,
+            engine_version=version,
+            model_digest=self._model.digest if self._model is not None else "",
+            sampler_profile_version=self.spec.sampler_profile_version,
+            device=self.desired.device.label,
+            metrics=ReplicaMetrics(
+                self._node.metrics,
+                engine=self.spec.engine,
+                engine_version=version,
+                pool_id=self.spec.id,
+                replica_id=self.replica_id,
+            ),
+        )
+        return Happened.PASSED, ""
+
+    async def _serve(self) -> tuple[Happened, str]:
+        life = self._life
+        assert life is not None
+        self._node.outlet.add_reader(life.adapter.pause)
+        reason: list[str] = []
+
+        async def watch() -> None:
+            reason.append(await life.until_broken())
+
+        intake = self._intake = Intake(self._node.bus, self.spec.id, self.replica_id, self)
+        try:
+            await first_of(watch(), intake.run(), self._scrape_now_and_then(life))
+        finally:
+            self._node.outlet.remove_reader(life.adapter.pause)
+            life.adapter.pause(False)
+        return Happened.BROKE, reason[0] if reason else "the replica stopped serving"
+
+    async def _scrape_now_and_then(self, life: EngineLife) -> None:
+        while True:
+            try:
+                scrape = await life.scrape()
+            except EngineBroke as error:
+                log.debug("scraping %s: %s", self.replica_id, error)
+            else:
+                assert self._facts is not None
+                self._facts.metrics.kv_used.set(scrape.kv_used_ratio)
+                for gpu in self._gpus().gpus:
+                    if gpu.uuid in self.desired.device.uuids:
+                        self._facts.metrics.gpu(gpu)
+            await asyncio.sleep(SCRAPE_EVERY_S)
+
+    def free_slots(self) -> int:
+        if self._core.state is not ReplicaState.READY or self._life is None or self._drain:
+            return 0
+        return self._life.slots - len(self.runs)
+
+    async def wait_free_slot(self) -> None:
+        while self.free_slots() <= 0:
+            self._slot_freed.clear()
+            await self._slot_freed.wait()
+
+    def begin(self, placement: Placement, delivery: Delivery) -> None:
+        """Give a placed task a slot of its own. Only called while a slot is free."""
+        assert self._facts is not None
+        assert self._life is not None
+        slot = next(number for number in range(self._life.slots) if number not in self.runs)
+        run = TaskRun(self._node, self, self._facts, slot=slot, placement=placement, delivery=delivery)
+        self.runs[slot] = run
+        task = asyncio.create_task(self._hold(run), name=f"task {run.task_id}")
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    async def _hold(self, run: TaskRun) -> None:
+        try:
+            await run.run()
+        except Exception:
+            log.exception("task %s: the node failed to carry it", run.task_id)
+            self._kill("a task could not be carried to its end")
+        finally:
+            if self.runs.get(run.slot) is run:
+                del self.runs[run.slot]
+            self._slot_freed.set()
+            if run.phase is Phase.DROPPED:
+                self._changed(self)
+        await run.audit()
+
+    def submit(self, call: GenerationCall, run: TaskRun) -> Generation:
+        if self._life is None or not self._life.alive:
+            asyncio.get_running_loop().call_soon(run.on_failure, EngineBroke("the engine is gone"))
+            return _NoGeneration()
+        return self._life.submit(call, run)
+
+    async def free_slot(self, slot: int) -> None:
+        life = self._life
+        if life is not None:
+            await life.free_slot(slot, self._node.settings.slot_free_timeout_ms / 1000)
+
+    def timeouts(self) -> TimeoutSpec:
+        return self.spec.timeouts
+
+    def _kill(self, reason: str) -> None:
+        if self._life is not None:
+            self._life.kill(reason)
+
+    async def _drain_now(self) -> None:
+        """Wait for the tasks that run; at the deadline they are given back, for another replica to run again."""
+        if self._work:
+            await asyncio.wait(set(self._work), timeout=self._node.settings.drain_timeout_ms / 1000)
+        self.incarnation = secrets.token_hex(8)
+
+    async def _bury(self, reason: str) -> None:
+        """The present life is over: its tasks are lost, its process is ended."""
+        for run in list(self.runs.values()):
+            run.lose(reason)
+        life, self._life = self._life, None
+        self._facts = None
+        if life is not None:
+            await life.end()
+        if self._work:
+            _, left = await asyncio.wait(set(self._work), timeout=1.0)
+            for task in left if self._drain else ():
+                task.cancel()
+        self._tell()
+
+    def _moved(self, before: ReplicaState, reason: str) -> None:
+        core = self._core
+        if core.state is before:
+            return
+        self._progress = ""
+        level = logging.WARNING if core.state in (ReplicaState.BACKOFF, ReplicaState.FAILED) else logging.INFO
+        narrate(
+            log,
+            f"replica {self.replica_id} is {core.state}{f': {reason}' if reason else ''}",
+            actor="poold",
+            action=f"replica.{core.state}",
+            target=self.replica_id,
+            level=level,
+            restart_count=core.restart_count,
+            backoff_ms=core.backoff_ms,
+            last_error=core.last_error,
+            device_mask=self.desired.device.label,
+            **self._ids(),
+        )
+        self._slot_freed.set()
+        self._tell()
+
+    def _say(self, progress: str) -> None:
+        if progress != self._progress:
+            self._progress = progress
+            self._tell()
+
+    def _tell(self) -> None:
+        self._changed(self)
+
+    def _ids(self) -> dict[str, Any]:
+        return {"pool_id": self.spec.id, "replica_id": self.replica_id, "engine": self.spec.engine}
+
+
+class _NoGeneration:
+    def abort(self) -> None:
+        """There is no call to close."""
+
+
+def _policy(settings: PooldSettings) -> RestartPolicy:
+    return msgspec.convert(settings, RestartPolicy, from_attributes=True)
+
+
+def _clock_ms() -> int:
+    return time.monotonic_ns() // 1_000_000

@@ -1,0 +1,106 @@
+"""What an engine must show before it is ready (ORCH-3504): a token, a cancel that frees the slot, readable metrics."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from llorch_poold.adapters.port import EngineAdapter, EngineBroke, EngineFailure, Finish, GenerationCall
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import Determinism, Priority, TaskRequest, Workload
+
+_NIL: Final = "00000000-0000-0000-0000-000000000000"
+FREE_POLL_S: Final = 0.02
+CANCEL_TOKENS: Final = 32
+
+
+class _Probe:
+    """Sink of one test generation."""
+
+    def __init__(self) -> None:
+        self.begun: Final = asyncio.Event()
+        self.done: Final = asyncio.Event()
+        self.count = 0
+        self.failure: EngineFailure | None = None
+
+    def on_begin(self) -> None:
+        self.begun.set()
+
+    def on_prompt(self, tokens_in: int) -> None:
+        self.begun.set()
+
+    def on_tokens(self, texts: Sequence[str]) -> None:
+        self.count += len(texts)
+
+    def on_finish(self, finish: Finish) -> None:
+        self.done.set()
+        self.begun.set()
+
+    def on_failure(self, failure: EngineFailure) -> None:
+        self.failure = failure
+        self.done.set()
+        self.begun.set()
+
+
+async def self_test(adapter: EngineAdapter, spec: PoolSpec, *, timeout_s: float, free_timeout_s: float) -> None:
+    """Raises EngineFailure."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await _one_token(adapter, spec)
+            await _cancel(adapter, spec, free_timeout_s)
+            await adapter.scrape()
+    except TimeoutError as error:
+        raise EngineBroke(f"the self-test took longer than {timeout_s:g} s") from error
+
+
+async def _one_token(adapter: EngineAdapter, spec: PoolSpec) -> None:
+    probe = _Probe()
+    generation = adapter.submit(_call(spec, tokens=1), probe)
+    try:
+        await probe.done.wait()
+    finally:
+        generation.abort()
+    if probe.failure is not None:
+        raise EngineBroke(f"the self-test generated nothing: {probe.failure}")
+    if probe.count != 1:
+        raise EngineBroke(f"the self-test asked for one token and got {probe.count}")
+
+
+async def _cancel(adapter: EngineAdapter, spec: PoolSpec, free_timeout_s: float) -> None:
+    probe = _Probe()
+    generation = adapter.submit(_call(spec, tokens=CANCEL_TOKENS), probe)
+    try:
+        await probe.begun.wait()
+    finally:
+        generation.abort()
+    if probe.failure is not None:
+        raise EngineBroke(f"the self-test could not begin a generation: {probe.failure}")
+    await wait_slot_free(adapter, 0, free_timeout_s)
+
+
+async def wait_slot_free(adapter: EngineAdapter, slot: int, timeout_s: float) -> None:
+    """Ask until the engine says that the slot is idle. Raises EngineBroke when it never does."""
+    delay = FREE_POLL_S / 2
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not await adapter.slot_free(slot):
+                await asyncio.sleep(delay)
+                delay = min(5 * FREE_POLL_S, delay * 1.5)
+    except TimeoutError as error:
+        raise EngineBroke(f"slot {slot} is still busy {timeout_s:g} s after its call was closed") from error
+
+
+def _call(spec: PoolSpec, *, tokens: int) -> GenerationCall:
+    request = TaskRequest(
+        task_id=_NIL,
+        session_id=_NIL,
+        workload=Workload.COMPLETION,
+        model_ref=spec.model,
+        engine=spec.engine,
+        ctx=spec.ctx,
+        priority=Priority.BATCH,
+        max_tokens=tokens,
+        deadline_ms=1,
+        determinism=Determinism.STRICT,
+        prompt="Hello",
+    )
+    return GenerationCall(request=request, seed=1, slot=0, correlation_id="self-test")

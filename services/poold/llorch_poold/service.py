@@ -1,0 +1,147 @@
+"""Wires one node agent and runs it until it is asked to stop."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from prometheus_client import start_http_server
+
+from llorch_poold.audit_repair import repair_audit
+from llorch_poold.core.retention import FrameRetention
+from llorch_poold.gpu.nvml import Nvml
+from llorch_poold.gpu.probe import GpuProbe
+from llorch_poold.node import Node
+from llorch_poold.node_context import NodeContext
+from llorch_poold.outlet import TokenOutlet
+from llorch_poold.process import EngineProcesses
+from llorch_poold.run_store import RunStore
+from llorch_shared import streams
+from llorch_shared.audit import Audit
+from llorch_shared.bus import nats
+from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.lifecycle import Stop, first_of
+from llorch_shared.logs import narrate
+from llorch_shared.metrics import Metrics
+from llorch_shared.settings import Secret, Settings
+
+log = logging.getLogger(__name__)
+
+BUS_LOST: Final = 3
+"""Exit code when the bus connection ended for good."""
+
+
+async def serve(settings: Settings, environment: Mapping[str, str], password: Secret, stop: Stop) -> int:
+    """Returns the exit code."""
+    metrics = Metrics()
+    metrics_addr, close_metrics = _expose(metrics, settings.poold.metrics_addr)
+    processes = EngineProcesses(settings.state_path(), settings.poold.node_id)
+    for orphan in await asyncio.to_thread(processes.reap_orphans):
+        narrate(
+            log,
+            f"an engine of an earlier life is ended, pid {orphan.pid}",
+            actor="poold",
+            action="orphan.reaped",
+            target=orphan.replica_id,
+            level=logging.WARNING,
+        )
+    name = f"poold/{settings.poold.node_id}"
+    connecting = asyncio.create_task(
+        nats.connect(
+            settings.nats,
+            name=name,
+            password=password,
+            metrics=metrics,
+            on_closed=lambda: stop.wish("the bus connection ended for good"),
+        )
+    )
+    try:
+        await first_of(asyncio.shield(connecting), stop.wait())
+        if not connecting.done():
+            return 0
+        bus = connecting.result()
+        try:
+            await _serve_on(bus, settings, environment, stop, metrics, metrics_addr, Nvml())
+        finally:
+            await bus.close()
+    finally:
+        connecting.cancel()
+        close_metrics()
+    return BUS_LOST if "bus" in stop.reason else 0
+
+
+async def _serve_on(  # noqa: PLR0917
+    bus: Bus,
+    settings: Settings,
+    environment: Mapping[str, str],
+    stop: Stop,
+    metrics: Metrics,
+    metrics_addr: str,
+    probe: GpuProbe,
+) -> None:
+    await bus.ensure(streams.base(token_bytes_max=settings.nats.token_bytes_max, replicas=settings.nats.replicas))
+    audit = Audit(bus)
+    audit.start()
+    context = NodeContext(
+        node_id=settings.poold.node_id,
+        bus=bus,
+        runs=RunStore(bus),
+        outlet=TokenOutlet(bus),
+        retention=FrameRetention(settings.poold.frames_kept_bytes),
+        audit=audit,
+        metrics=metrics,
+        settings=settings.poold,
+    )
+    node = Node(
+        context,
+        settings,
+        probe=probe,
+        processes=EngineProcesses(settings.state_path(), settings.poold.node_id),
+        environment=environment,
+        metrics_addr=metrics_addr,
+    )
+    await node.start()
+    narrate(
+        log,
+        f"node {settings.poold.node_id} serves, profile {settings.profile}, metrics on {metrics_addr}",
+        actor="poold",
+        action="node.started",
+        target=settings.poold.node_id,
+    )
+    try:
+        await first_of(stop.wait(), node.run(), _repair(bus, audit, settings.poold.node_id, stop))
+    finally:
+        narrate(
+            log,
+            f"node {settings.poold.node_id} drains: {stop.reason or 'a fault'}",
+            actor="poold",
+            action="node.drained",
+            target=settings.poold.node_id,
+        )
+        await node.drain(stop.reason or "a fault of the node")
+        await audit.close()
+        await context.outlet.close()
+        probe.close()
+
+
+async def _repair(bus: Bus, audit: Audit, node_id: str, stop: Stop) -> None:
+    """Once after the start; then wait for the end like everybody else."""
+    while True:
+        try:
+            missing = await repair_audit(bus, audit, node_id=node_id, now_ms=time.time_ns() // 1_000_000)
+        except BusError as error:
+            log.info("looking for unaudited ends waits for the bus: %s", error)
+            await asyncio.sleep(1)
+            continue
+        if missing:
+            log.warning("%d ends of an earlier life of this node were not audited; they are now", missing)
+        await stop.wait()
+        return
+
+
+def _expose(metrics: Metrics, address: str) -> tuple[str, Callable[[], None]]:
+    """Serve /metrics; the address it got, and how to stop it."""
+    host, _, port = address.rpartition(":")
+    server, _thread = start_http_server(int(port), addr=host or "127.0.0.1", registry=metrics.registry)
+    return f"{host or '127.0.0.1'}:{server.server_port}", server.shutdown
