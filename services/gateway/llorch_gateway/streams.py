@@ -116,6 +116,8 @@ class Streams:
             _, late = await asyncio.wait(tuple(self._running), timeout=within_s)
             for task in late:
                 task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=within_s)
 
     def _narrate(self, human: str, action: str, opened: Opened, call: Call) -> None:
         narrate(
