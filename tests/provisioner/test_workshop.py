@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from llorch_provisioner.adapters import files
+from llorch_provisioner.adapters.venv import python_tag
 from llorch_provisioner.cache import Cache
 from llorch_provisioner.workshop import Workshop
 from llorch_shared.metrics import Metrics
@@ -203,9 +205,6 @@ async def test_a_cached_model_that_was_changed_is_fetched_again(tmp_path: Path, 
         assert len(room.workshop.ensure(MODEL).steps) > 1
         await room.listener.outcome(room.workshop.ensure(MODEL).job, after=len(room.listener.events))
         assert path.read_bytes() == GGUF
-        path.unlink()
-        await room.model()
-        assert path.read_bytes() == GGUF
 
 
 async def test_a_cached_model_of_another_digest_stays_and_is_not_given(tmp_path: Path, wheels: Path) -> None:
@@ -389,16 +388,16 @@ async def test_an_environment_whose_registration_was_cut_short_is_found_again(tm
 
 
 async def test_a_half_made_environment_is_never_used(tmp_path: Path, wheels: Path) -> None:
-    async with opened(tmp_path / "cache", pip_from_folder(wheels)) as room:
-        first = await room.engine()
-        receipt = Path(first.workdir) / "llorch-receipt.json"
-        receipt.unlink()
-        assert len(room.workshop.ensure(engine()).steps) > 1
-        outcome = await room.listener.until(
-            lambda event: event.done and event.steps > 1 and event.result is not None, after=len(room.listener.events)
-        )
-        assert outcome.result == first
-        assert receipt.exists()
+    cache_dir = tmp_path / "cache"
+    digest = sha256(wheels / "tiny_engine-1.0-py3-none-any.whl")
+    half = cache_dir / "engines" / f"tiny-engine-1.0-{digest[:16]}-{python_tag()}"
+    (half / "bin").mkdir(parents=True)
+    (half / "bin" / "python").symlink_to(sys.executable)
+    async with opened(cache_dir, pip_from_folder(wheels)) as room:
+        found = await room.engine()
+        assert found.workdir == str(half)
+        assert (half / "llorch-receipt.json").exists()
+        subprocess.run([*found.entry, "-m", "tiny_engine.server"], check=True, capture_output=True)
 
 
 async def test_an_external_engine_that_is_missing_is_refused_at_once(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ It keeps working while the bus is away: jobs run on, and tell their state again 
 
 import asyncio
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Final
 
@@ -17,6 +18,7 @@ from llorch_provisioner.workshop import Workshop
 from llorch_shared import subjects
 from llorch_shared.bus.nats import NatsBus, connect
 from llorch_shared.bus.port import Bus, Message
+from llorch_shared.embedded_defaults import CPU_ONLY_ON_LINUX
 from llorch_shared.lifecycle import Stop
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
@@ -98,8 +100,15 @@ async def _serve(
     def tell(event: ProvisionEvent) -> None:
         bus.publish(subjects.provision_progress(node, event.job), _ENCODER.encode(event))
 
+    gpu_only = settings.profile == "gpu" and sys.platform == "linux"
     async with Workshop(
-        cache, settings.provisioner, node_id=node, environment=environment, tell=tell, metrics=metrics
+        cache,
+        settings.provisioner,
+        node_id=node,
+        environment=environment,
+        tell=tell,
+        metrics=metrics,
+        cpu_only=CPU_ONLY_ON_LINUX if gpu_only else frozenset(),
     ) as workshop:
 
         async def ensure_engine(message: Message) -> tuple[bytes, Mapping[str, str]]:

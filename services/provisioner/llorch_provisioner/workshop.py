@@ -59,6 +59,7 @@ class Workshop:
         tell: Callable[[ProvisionEvent], None],
         metrics: Metrics,
         known_wheels: planning.KnownWheels = KNOWN_WHEELS,
+        cpu_only: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
         self.cache: Final = cache
         self.metrics: Final = metrics
@@ -68,7 +69,9 @@ class Workshop:
         self._node: Final = node_id
         self._environment: Final = environment
         self._known: Final = known_wheels
-        self._policy: Final = planning.Policy(offline=settings.offline, packages_allowed=settings.packages_allowed)
+        self._policy: Final = planning.Policy(
+            offline=settings.offline, packages_allowed=settings.packages_allowed, cpu_only=cpu_only
+        )
         self._limits: Final = Limits(
             download_timeout_s=settings.download_timeout_s, artifact_bytes_max=settings.artifact_bytes_max
         )

@@ -43,7 +43,12 @@ _NAMES: Final = frozenset(
         "LD_LIBRARY_PATH",
     }
 )
-_PIP_DROPPED: Final = frozenset({"PIP_QUIET", "PIP_VERBOSE", "PIP_LOG", "PIP_DEST", "PIP_PLATFORM", "PIP_REQUIREMENT"})
+_PIP_DROPPED: Final = frozenset(
+    {
+        *("PIP_QUIET", "PIP_VERBOSE", "PIP_LOG", "PIP_DEST", "PIP_REQUIREMENT"),
+        *("PIP_PYTHON", "PIP_PYTHON_VERSION", "PIP_PLATFORM", "PIP_IMPLEMENTATION", "PIP_ABI"),
+    }
+)
 """pip settings that would hide the progress or change what is fetched."""
 
 

@@ -35,7 +35,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     offline: bool = False
     """Nothing is fetched; only what is here already can be used (ORCH-3206)."""
     packages_allowed: tuple[str, ...] = ()
-    """Normalised names that may be fetched; empty allows any that a request names exactly."""
+    """Names that may be fetched; empty allows any that a request names exactly."""
+    cpu_only: frozenset[tuple[str, str]] = frozenset()
+    """Engines, by (normalised name, version), that this GPU-only node must not run (ORCH-3437)."""
 
 
 class ProbeExternal(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +150,11 @@ def plan(order: Order, *, cached: bool, policy: Policy) -> tuple[PlanStep, ...]:
         case ProbeExternal():
             return (PlanStep(kind="check", detail=f"find {order.command[0]} and ask its version"),)
         case InstallPackage():
+            if (order.package.name, order.package.version) in policy.cpu_only:
+                raise Failure(
+                    f"{order.package.requirement} computes on the CPU here, and this node is GPU only",
+                    "use mode external with a llama-server built for your GPU, or set profile = 'ci' to allow the CPU",
+                )
             if cached:
                 return (PlanStep(kind="check", detail=f"{order.package.requirement} is installed"),)
             if not order.allowed:
