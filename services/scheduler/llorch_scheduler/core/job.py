@@ -26,6 +26,8 @@ class Phase(Enum):
     """A `Requeue` is on its way."""
     ENDING = auto()
     """An `End` is on its way."""
+    GONE = auto()
+    """Ended, and no longer ours to look after."""
 
 
 HOLDS_SLOT: Final = frozenset({Phase.PLACING, Phase.PLACED, Phase.RUNNING})

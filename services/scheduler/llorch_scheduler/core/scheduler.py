@@ -290,12 +290,12 @@ class SchedulerCore:
             if event.ref is not None:
                 effects.append(Ack(task_id=event.task_id, ref=event.ref))
             return
-        if event.run_seq:
-            self._stands(job, event.run_seq)
         if job.phase is not Phase.PLACING:
+            # The same write again, expecting the same sequence: what is stored already is recognised as ours.
             self._repeats.watch(job, event.at_ms + self.limits.pause_ms)
             return
         if event.run_seq:
+            self._stands(job, event.run_seq)
             job.state = TaskState.PLACED
         self._release(job, slot_is_free=True)
         job.record = _off_replica(job.record)
@@ -576,6 +576,7 @@ class SchedulerCore:
     def _drop(self, job: Job) -> None:
         """It has ended; the record remembers it."""
         self._forget_ticket(job)
+        job.phase = Phase.GONE
         self._recorded.pop(job.task_id, None)
         self.jobs.pop(job.task_id, None)
 

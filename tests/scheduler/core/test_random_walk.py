@@ -1,0 +1,179 @@
+"""Whatever happens, in whatever order: no task is lost, none is in two places, order and bounds are kept, each ends once.
+
+A step is anything that can happen to a scheduler: arrivals, duplicates, cancels, claims, endings, engines and nodes that
+die, writes that fail before, between and after their steps, late news, takeovers with a predecessor still writing.
+"""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llorch_scheduler.core.scheduler import Limits
+from llorch_shared.wire.task import PlacementOverrides, Priority
+from scheduler.core_world import World, task_id
+
+POOLS = ("p1", "p2")
+REPLICAS = {"a1": "p1", "a2": "p1", "b1": "p2"}
+
+
+class Walk:
+    def __init__(self, dice: random.Random) -> None:
+        self.dice = dice
+        self.world = World(limits=Limits(attempts_max=4), pools=POOLS)
+        self.admitted = 0
+        self.lives = 1
+        self.steps: list[Callable[[], None]] = [
+            *[self.admit] * 6,
+            *[self.perform] * 10,
+            *[self.hear] * 10,
+            *[self.claim] * 6,
+            *[self.finish] * 5,
+            *[self.report] * 4,
+            *[self.tick] * 4,
+            self.cancel,
+            self.cancel,
+            self.admit_twice,
+            self.redeliver,
+            self.engine_restarts,
+            self.node_dies,
+            self.zombie_writes,
+            self.zombie_writes,
+            self.write_floor,
+            self.long_tick,
+        ]
+        for replica in REPLICAS:
+            self.replica(replica)
+
+    def replica(self, name: str) -> None:
+        self.lives += 1
+        self.world.replica(
+            name, pool=REPLICAS[name], slots=1 + (name == "a1"), device=f"cuda:{name[-1]}", incarnation=f"i{self.lives}"
+        )
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            if self.dice.random() < 0.004:
+                self.world.take_over()
+            self.dice.choice(self.steps)()
+        self.come_to_rest()
+
+    def admit(self) -> None:
+        if len(self.world.core.jobs) > 40:
+            return
+        self.admitted += 1
+        fields: dict[str, object] = {
+            "priority": self.dice.choice(list(Priority)),
+            "deadline_ms": self.dice.choice([300, 3_600_000, 3_600_000]),
+        }
+        if self.dice.random() < 0.15:
+            fields["placement"] = PlacementOverrides(require_device_mask=self.dice.choice(["cuda:1", "cuda:2"]))
+        self.world.admit(self.admitted, pool=self.dice.choice(POOLS), **fields)
+
+    def admit_twice(self) -> None:
+        if self.admitted:
+            number = self.dice.randint(max(1, self.admitted - 20), self.admitted)
+            self.world.admit(number, pool=self.dice.choice(POOLS), priority=self.dice.choice(list(Priority)))
+
+    def redeliver(self) -> None:
+        if self.world.admissions:
+            self.world.redeliver(self.dice.choice(list(self.world.admissions)))
+
+    def cancel(self) -> None:
+        if self.admitted:
+            self.world.cancel(task_id(self.dice.randint(max(1, self.admitted - 20), self.admitted + 1)))
+
+    def perform(self) -> None:
+        if self.world.pending:
+            effect = self.world.pending.pop(self.dice.randrange(min(4, len(self.world.pending))))
+            fault = self.dice.choice(["", "", "", "", "", "", "lost", "unsure", "half"])
+            self.world.perform(effect, fault=fault)
+
+    def zombie_writes(self) -> None:
+        if self.world.zombies:
+            effect = self.world.zombies.pop(self.dice.randrange(len(self.world.zombies)))
+            self.world.perform(effect, fault=self.dice.choice(["", "half"]), heard=False)
+
+    def hear(self) -> None:
+        if self.world.live:
+            self.world.deliver_live()
+
+    def claim(self) -> None:
+        self._of_a_living_replica(lambda name: self.world.claim(name))
+
+    def finish(self) -> None:
+        name = self.dice.choice(list(REPLICAS))
+        if held := sorted(self.world.replicas[name].held):
+            self.world.finish(name, self.dice.choice(held))
+
+    def report(self) -> None:
+        self.world.now += self.dice.choice([10, 900])
+        self._of_a_living_replica(lambda name: self.world.replica(name))
+
+    def engine_restarts(self) -> None:
+        self.lives += 1
+        self._of_a_living_replica(lambda name: self.world.engine_restarts(name, f"i{self.lives}"))
+
+    def node_dies(self) -> None:
+        name = self.dice.choice(list(REPLICAS))
+        if self.world.replicas[name].alive:
+            self.world.lose(name)
+        else:
+            self.replica(name)
+
+    def tick(self) -> None:
+        self.world.tick(self.dice.choice([50, 50, 500]))
+
+    def long_tick(self) -> None:
+        self.world.tick(5_000)
+
+    def write_floor(self) -> None:
+        self.world.write_floor()
+
+    def _of_a_living_replica(self, act: Callable[[str], object]) -> None:
+        name = self.dice.choice(list(REPLICAS))
+        if self.world.replicas[name].alive:
+            act(name)
+
+    def come_to_rest(self) -> None:
+        """Nothing fails any more: everything must end."""
+        while self.world.zombies:
+            self.world.perform(self.world.zombies.pop(), heard=False)
+        for name in REPLICAS:
+            self.replica(name)
+        for _ in range(400):
+            self.world.settle()
+            for name in REPLICAS:
+                while self.world.claim(name):
+                    pass
+                for task in sorted(self.world.replicas[name].held):
+                    self.world.finish(name, task)
+                self.world.replica(name)
+            self.world.settle()
+            if not self.world.core.jobs and not self.world.admissions:
+                break
+            if not self.world.core.jobs:
+                self.redeliver()
+            self.world.tick(20_000)
+        self.world.check_finished()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_long_walk_loses_nothing_and_ends_everything_once(seed: int) -> None:
+    Walk(random.Random(seed)).run(1_500)
+
+
+@given(st.randoms(use_true_random=False), st.integers(10, 120))
+@settings(max_examples=60, deadline=None)
+def test_any_short_walk_loses_nothing_and_ends_everything_once(dice: random.Random, steps: int) -> None:
+    Walk(dice).run(steps)
+
+
+def test_equal_events_give_equal_effects() -> None:
+    first, second = Walk(random.Random(7)), Walk(random.Random(7))
+    first.run(400)
+    second.run(400)
+    assert first.world.runs == second.world.runs
+    assert first.world.loads == second.world.loads

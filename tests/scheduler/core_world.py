@@ -1,0 +1,377 @@
+"""A bus, nodes and engines as plain data around a `SchedulerCore`: what the real ones promise, and how they break.
+
+The model performs effects as the performer does, on a stored truth changed by compare-and-set only, and feeds back what
+the real parts would tell. `check` holds after every event whatever happened; `check_finished` when all has come to rest.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from llorch_scheduler.core.effects import Ack, Audit, Effect, End, Place, PlaceAgain, Requeue, TellLoad
+from llorch_scheduler.core.events import (
+    AdmissionRef,
+    BacklogRead,
+    Event,
+    PoolChanged,
+    Rebuilt,
+    ReplicaLost,
+    ReplicaReported,
+    RunChanged,
+    TaskArrived,
+    TaskCancelled,
+    Tick,
+    WriteDone,
+    WriteFailed,
+    WriteRefused,
+)
+from llorch_scheduler.core.job import HOLDS_SLOT, Phase
+from llorch_scheduler.core.queue import CLASSES
+from llorch_scheduler.core.scheduler import Limits, SchedulerCore
+from llorch_shared.states import FINAL, check_move
+from llorch_shared.wire.registry import PoolLoad, ReplicaRecord, ReplicaState
+from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import Engine, Priority, TaskRequest, TaskState, Workload
+
+MODEL = "mock:words"
+
+
+def spec(pool_id: str = "p1") -> PoolSpec:
+    return PoolSpec(id=pool_id, engine=Engine.MOCK, model=MODEL, ctx=4096)
+
+
+def task_id(number: int) -> str:
+    return f"00000000-0000-4000-8000-{number:012d}"
+
+
+def request(number: int, **fields: Any) -> TaskRequest:
+    values: dict[str, Any] = {
+        "task_id": task_id(number),
+        "session_id": task_id(0),
+        "workload": Workload.COMPLETION,
+        "model_ref": MODEL,
+        "engine": Engine.MOCK,
+        "ctx": 512,
+        "priority": Priority.INTERACTIVE,
+        "max_tokens": 16,
+        "deadline_ms": 3_600_000,
+        "prompt": "one two three",
+    }
+    return TaskRequest(**{**values, **fields})
+
+
+def replica_record(replica_id: str, *, pool: str = "p1", slots: int = 1, **fields: Any) -> ReplicaRecord:
+    values: dict[str, Any] = {
+        "replica_id": replica_id,
+        "pool_id": pool,
+        "node_id": "node-1",
+        "incarnation": "i1",
+        "state": ReplicaState.READY,
+        "engine": Engine.MOCK,
+        "model_ref": MODEL,
+        "slots_total": slots,
+        "ctx_max": 4096,
+        "live": True,
+    }
+    return ReplicaRecord(**{**values, **fields})
+
+
+@dataclass
+class Engine_:
+    """One replica: what its engine holds, by task, with the sequence its node claimed it at."""
+
+    record: ReplicaRecord
+    alive: bool = True
+    held: dict[str, int] = field(default_factory=dict)
+    placements: list[tuple[RunRecord, int]] = field(default_factory=list)
+
+
+class World:
+    def __init__(self, *, limits: Limits | None = None, pools: tuple[str, ...] = ("p1",)) -> None:
+        self.limits = limits or Limits()
+        self.now = 1_000_000
+        self.seq = 0
+        self.runs: dict[str, tuple[RunRecord, int]] = {}
+        self.live: list[tuple[RunRecord, int]] = []
+        self.admissions: dict[AdmissionRef, TaskArrived] = {}
+        self.admission_seq: dict[str, int] = {}
+        self.accepted: set[str] = set()
+        self.finals: dict[str, list[TaskState]] = {}
+        self.cancels: set[str] = set()
+        self.replicas: dict[str, Engine_] = {}
+        self.specs = {pool: spec(pool) for pool in pools}
+        self.pending: list[Effect] = []
+        self.zombies: list[Effect] = []
+        self.loads: list[PoolLoad] = []
+        self.trace: list[str] = []
+        self.tickets: set[int] = set()
+        self.core = SchedulerCore(limits=self.limits)
+        self.take_over()
+
+    # events
+
+    def tell(self, event: Event) -> list[Effect]:
+        waiting = self._waiting()
+        effects = self.core.handle(event)
+        self._check_order(waiting, event, effects)
+        for effect in effects:
+            if isinstance(effect, TellLoad):
+                self.loads.append(effect.load)
+            elif not isinstance(effect, Audit):
+                self.pending.append(effect)
+        self.check()
+        return effects
+
+    def take_over(self) -> None:
+        """A new term: what the old one had under way may still reach the bus."""
+        self.zombies += self.pending
+        self.pending, self.live = [], []
+        self.core = SchedulerCore(limits=self.limits)
+        for record, seq in sorted(self.runs.values(), key=lambda run: run[1]):
+            if seq >= self.floor_written:
+                self.tell(RunChanged(at_ms=self.now, record=record, seq=seq))
+        for task in sorted(self.cancels):
+            self.tell(TaskCancelled(at_ms=self.now, task_id=task))
+        for replica in self.replicas.values():
+            if replica.alive:
+                self.tell(ReplicaReported(at_ms=self.now, record=self._reported(replica)))
+        for pool in self.specs.values():
+            self.tell(PoolChanged(at_ms=self.now, spec=pool))
+        self.tell(Rebuilt(at_ms=self.now, run_seq=self.seq))
+        for ref in list(self.admissions):
+            self.redeliver(ref)
+        for pool_id in self.specs:
+            for priority in CLASSES:
+                self.tell(BacklogRead(at_ms=self.now, pool_id=pool_id, priority=priority))
+
+    floor_written = 0
+
+    def write_floor(self) -> None:
+        self.floor_written = max(self.floor_written, self.core.floor())
+        for record, seq in self.runs.values():
+            assert record.state in FINAL or seq >= self.floor_written, "an unfinished run lies below the floor"
+
+    def admit(self, number: int, *, pool: str = "p1", **fields: Any) -> list[Effect]:
+        wish = request(number, **fields)
+        stream = f"ADM_{pool}_{wish.priority}"
+        seq = self.admission_seq[stream] = self.admission_seq.get(stream, 0) + 1
+        ref = AdmissionRef(stream, seq)
+        self.accepted.add(wish.task_id)
+        self.admissions[ref] = TaskArrived(
+            at_ms=self.now,
+            ref=ref,
+            task_id=wish.task_id,
+            pool_id=pool,
+            priority=wish.priority,
+            tenant="default",
+            lane="gw-1",
+            correlation_id="c",
+            channel="http",
+            admitted_ms=self.now,
+            request=wish,
+        )
+        return self.redeliver(ref)
+
+    def redeliver(self, ref: AdmissionRef) -> list[Effect]:
+        return self.tell(msgspec.structs.replace(self.admissions[ref], at_ms=self.now))
+
+    def cancel(self, task: str) -> list[Effect]:
+        self.cancels.add(task)
+        return self.tell(TaskCancelled(at_ms=self.now, task_id=task))
+
+    def tick(self, later_ms: int = 50) -> list[Effect]:
+        self.now += later_ms
+        return self.tell(Tick(at_ms=self.now))
+
+    # the bus
+
+    def cas(self, record: RunRecord, expect_seq: int) -> int:
+        """The new sequence, or 0 when somebody wrote first."""
+        before, seq = self.runs.get(record.task_id, (None, 0))
+        if seq != expect_seq:
+            return 0
+        check_move(before.state if before else TaskState.QUEUED, record.state)
+        self.seq += 1
+        self.runs[record.task_id] = (record, self.seq)
+        self.live.append((record, self.seq))
+        if record.state in FINAL:
+            self.finals.setdefault(record.task_id, []).append(record.state)
+        return self.seq
+
+    def deliver_live(self) -> None:
+        record, seq = self.live.pop(0)
+        self.tell(RunChanged(at_ms=self.now, record=record, seq=seq))
+
+    def perform(self, effect: Effect, *, fault: str = "", heard: bool = True) -> None:
+        """`fault`: `lost` nothing is stored; `unsure` the record is stored and nobody knows; `half` only what comes after
+        the record fails. `heard` is false for a scheduler that is no more."""
+        if isinstance(effect, Ack):
+            if not fault:
+                self.acked(effect.ref)
+            return
+        if isinstance(effect, PlaceAgain):
+            if not fault:
+                self._placement(effect.record, effect.run_seq)
+            return
+        assert isinstance(effect, Place | Requeue | End)
+        ref = None if isinstance(effect, Requeue) else effect.ref
+        common = {"at_ms": self.now, "ticket": effect.ticket, "task_id": effect.record.task_id}
+        if fault == "lost":
+            self._hear(WriteFailed(**common, ref=ref), heard)
+            return
+        seq = self.cas(effect.record, effect.expect_seq)
+        if not seq:
+            record, stands = self.runs[effect.record.task_id]
+            if record != effect.record:
+                if record.state is TaskState.PLACED and record.replica_id:
+                    self._placement(record, stands)
+                self.acked(ref)
+                self._hear(WriteRefused(**common, record=record, run_seq=stands), heard)
+                return
+            seq = stands
+        if fault == "unsure":
+            self._hear(WriteFailed(**common, ref=ref), heard)
+            return
+        if fault == "half":
+            self._hear(WriteFailed(**common, run_seq=seq, ref=ref), heard)
+            return
+        if isinstance(effect, Place):
+            self._placement(effect.record, seq)
+        self.acked(ref)
+        self._hear(WriteDone(**common, run_seq=seq), heard)
+
+    def acked(self, ref: AdmissionRef | None) -> None:
+        if ref is not None and (event := self.admissions.pop(ref, None)) is not None:
+            copies = any(other.task_id == event.task_id for other in self.admissions.values())
+            assert copies or event.task_id in self.runs, "an admission was given back before its record existed"
+
+    def _hear(self, event: Event, heard: bool) -> None:
+        if heard:
+            self.tell(event)
+
+    def _placement(self, record: RunRecord, seq: int) -> None:
+        replica = self.replicas.get(record.replica_id)
+        if replica is not None and (record, seq) not in replica.placements:
+            replica.placements.append((record, seq))
+
+    def settle(self) -> None:
+        """Perform everything, deliver everything."""
+        while self.pending or self.live:
+            if self.pending:
+                self.perform(self.pending.pop(0))
+            else:
+                self.deliver_live()
+
+    # nodes
+
+    def replica(self, replica_id: str = "r1", *, pool: str = "p1", slots: int = 1, **fields: Any) -> list[Effect]:
+        """A replica comes up, or reports anew with these fields."""
+        known = self.replicas.get(replica_id)
+        if known is None:
+            known = self.replicas[replica_id] = Engine_(replica_record(replica_id, pool=pool, slots=slots, **fields))
+        else:
+            known.record = msgspec.structs.replace(known.record, **fields)
+        known.alive = True
+        return self.tell(ReplicaReported(at_ms=self.now, record=self._reported(known)))
+
+    def _reported(self, replica: Engine_) -> ReplicaRecord:
+        return msgspec.structs.replace(replica.record, active=tuple(replica.held))
+
+    def claim(self, replica_id: str = "r1") -> bool:
+        """The node takes its next placement."""
+        replica = self.replicas[replica_id]
+        if not replica.placements:
+            return False
+        record, seq = replica.placements.pop(0)
+        running = msgspec.structs.replace(
+            record, state=TaskState.RUNNING, incarnation=replica.record.incarnation, started_ms=self.now
+        )
+        claimed = self.cas(running, seq)
+        if claimed:
+            replica.held[record.task_id] = claimed
+            if record.task_id in self.cancels:
+                self.finish(replica_id, record.task_id, TaskState.CANCELLED)
+        return bool(claimed)
+
+    def finish(self, replica_id: str, task: str, state: TaskState = TaskState.DONE) -> bool:
+        """The engine's slot is free, then the record is final; false when somebody else has the task by now."""
+        seq = self.replicas[replica_id].held.pop(task)
+        record, stands = self.runs[task]
+        return seq == stands and bool(self.cas(msgspec.structs.replace(record, state=state, request=None), seq))
+
+    def engine_restarts(self, replica_id: str = "r1", incarnation: str = "i2") -> list[Effect]:
+        self.replicas[replica_id].held.clear()
+        return self.replica(replica_id, incarnation=incarnation)
+
+    def lose(self, replica_id: str = "r1") -> list[Effect]:
+        """Its node dies: the engine with it; the registry key expires. Its placements stay in the stream."""
+        self.replicas[replica_id].alive = False
+        self.replicas[replica_id].held.clear()
+        return self.tell(ReplicaLost(at_ms=self.now, replica_id=replica_id))
+
+    # what always holds
+
+    def state(self, number: int) -> str:
+        run = self.runs.get(task_id(number))
+        return str(run[0].state) if run else "queued"
+
+    def _waiting(self) -> dict[str, tuple[str, Priority, str, tuple[int, int]]]:
+        return {
+            job.task_id: (job.record.pool_id, job.record.priority, job.device_mask, job.order)
+            for job in self.core.jobs.values()
+            if job.phase is Phase.QUEUED
+        }
+
+    def _check_order(
+        self, before: dict[str, tuple[str, Priority, str, tuple[int, int]]], event: Event, effects: list[Effect]
+    ) -> None:
+        """Whoever is placed left nobody behind that came earlier and wants no more, and no higher class."""
+        after = self._waiting()
+        for effect in effects:
+            if not isinstance(effect, Place):
+                continue
+            replica = self.core.fleet.get(effect.record.replica_id)
+            assert replica is not None
+            assert replica.slots_taken <= replica.slots_total, "more in flight than slots"
+            placed = before.get(effect.record.task_id)
+            for other, (pool, priority, mask, order) in before.items():
+                if placed is None or other not in after or pool != placed[0] or mask != placed[2]:
+                    continue
+                if priority is placed[1]:
+                    assert order > placed[3], f"{effect.record.task_id} overtook {other}"
+                else:
+                    assert priority is Priority.BATCH, "batch went before interactive"
+
+    def check(self) -> None:
+        queued = {}
+        for pool in self.core.pools.values():
+            for priority, queue in pool.queue.classes.items():
+                members = [
+                    job.task_id for line in queue._lines.values() for (_, _, _, job) in line._live.values()
+                ] + list(queue._set_aside)
+                assert len(members) == len(set(members)) == len(queue)
+                for member in members:
+                    assert member not in queued, "a task stands in two queues"
+                    queued[member] = priority
+        held = [task for replica in self.core.fleet.replicas.values() for task in replica.held]
+        assert len(held) == len(set(held)), "a task is held by two replicas"
+        for job in self.core.jobs.values():
+            assert (job.phase is Phase.QUEUED) == (job.task_id in queued), f"{job.phase} and queued do not agree"
+            assert (job.phase in HOLDS_SLOT) == (job.task_id in held), f"{job.phase} and held do not agree"
+        assert set(held) | set(queued) <= set(self.core.jobs)
+        for task in self.accepted:
+            stored = any(event.task_id == task for event in self.admissions.values())
+            assert stored or task in self.runs, "an accepted task is nowhere"
+            assert len(self.finals.get(task, [])) <= 1, "a task ended twice"
+
+    def check_finished(self) -> None:
+        """Every accepted task has ended, once; nothing is left in anybody's hands."""
+        self.check()
+        assert not self.core.jobs
+        assert not self.admissions
+        for task in self.accepted:
+            assert len(self.finals[task]) == 1
+        for replica in self.core.fleet.replicas.values():
+            assert not replica.held

@@ -1,0 +1,259 @@
+"""A small world around a scheduler: a client that admits, a node that claims and ends, and a reader of what is stored."""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+
+from llorch_scheduler.core.scheduler import Limits
+from llorch_scheduler.service import Scheduler
+from llorch_shared import streams, subjects
+from llorch_shared.bus.port import Bus, BusError, Consumer, Stored, WrongSequence
+from llorch_shared.lifecycle import Stop
+from llorch_shared.metrics import Metrics
+from llorch_shared.settings import SchedulerSettings, Settings
+from llorch_shared.states import FINAL
+from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
+from llorch_shared.wire.run import PLACEMENT_DECODER, RUN_DECODER, CancelRequest, Placement, RunRecord
+from llorch_shared.wire.spec import PoolSpec, QueueSpec
+from llorch_shared.wire.task import Engine, Priority, TaskRequest, TaskState, Workload
+
+MODEL = "mock:words"
+
+
+def pool_spec(pool_id: str = "p1", *, capacity: int = 64) -> PoolSpec:
+    return PoolSpec(id=pool_id, engine=Engine.MOCK, model=MODEL, ctx=4096, queue=QueueSpec(capacity=capacity))
+
+
+def request(task_id: str = "", **fields: Any) -> TaskRequest:
+    values: dict[str, Any] = {
+        "task_id": task_id or str(uuid.uuid4()),
+        "session_id": str(uuid.uuid4()),
+        "workload": Workload.COMPLETION,
+        "model_ref": MODEL,
+        "engine": Engine.MOCK,
+        "ctx": 512,
+        "priority": Priority.INTERACTIVE,
+        "max_tokens": 16,
+        "deadline_ms": 600_000,
+        "prompt": "one two three",
+    }
+    return TaskRequest(**{**values, **fields})
+
+
+async def until(check: Callable[[], bool], what: str, deadline_s: float = 10) -> None:
+    """Wait for a state that some event will bring about."""
+    deadline = time.monotonic() + deadline_s
+    while not check():
+        assert time.monotonic() < deadline, f"not in {deadline_s} s: {what}"
+        await asyncio.sleep(0.005)
+
+
+class Client:
+    """Admits, cancels and looks."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.finals: dict[str, list[TaskState]] = {}
+        self.frames: dict[str, list[bytes]] = {}
+        self.loads: list[bytes] = []
+
+    async def start(self) -> None:
+        await self.bus.subscribe(subjects.ALL_RUNS_LIVE, lambda message: self._run(message.data))
+        await self.bus.subscribe(
+            subjects.tokens_of_lane("gw-1"),
+            lambda message: self.frames.setdefault(subjects.last_token(message.subject), []).append(message.data),
+        )
+        await self.bus.subscribe(subjects.ALL_LOADS, lambda message: self.loads.append(message.data))
+
+    def _run(self, data: bytes) -> None:
+        record = RUN_DECODER.decode(data)
+        if record.state in FINAL:
+            self.finals.setdefault(record.task_id, []).append(record.state)
+
+    async def want(self, spec: PoolSpec) -> None:
+        await self.bus.store(subjects.spec(subjects.pool_key(spec.id)), msgspec.json.encode(spec))
+
+    async def admit(self, task: TaskRequest, *, pool: str = "p1", lane: str = "gw-1") -> Stored:
+        """As a gateway does it; waits for a stream that is still being made."""
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                return await self.bus.store(
+                    subjects.admission(pool, task.priority, "default"),
+                    msgspec.json.encode(task),
+                    msg_id=task.task_id,
+                    headers={subjects.LANE_HEADER: lane} if lane else {},
+                )
+            except BusError as error:
+                if "no stream takes" not in str(error) and type(error).__name__ not in ("NoStream", "Unanswered"):
+                    raise
+                assert time.monotonic() < deadline, error
+                await asyncio.sleep(0.02)
+
+    async def cancel(self, task_id: str) -> None:
+        data = msgspec.json.encode(CancelRequest(task_id=task_id))
+        await self.bus.store(subjects.cancel(task_id), data)
+        self.bus.publish(subjects.cancel_signal(task_id), data)
+
+    async def run_of(self, task_id: str) -> RunRecord | None:
+        message = await self.bus.last(streams.RUN, subjects.run(task_id))
+        return RUN_DECODER.decode(message.data) if message else None
+
+    async def audited(self, task_id: str) -> list[str]:
+        messages = await self.bus.replay(streams.AUD, f"llorch.aud.*.{task_id}")
+        return [message.subject.split(".")[2] for message in messages]
+
+
+class Node:
+    """One replica: claims placements by compare-and-set, holds them, ends them when told (or at once)."""
+
+    def __init__(self, bus: Bus, *, replica: str = "p1-node-1-0", pool: str = "p1", slots: int = 2) -> None:
+        self.bus, self.pool, self.replica, self.slots = bus, pool, replica, slots
+        self.incarnation = uuid.uuid4().hex[:8]
+        self.state = ReplicaState.READY
+        self.claims: list[str] = []
+        self.held: dict[str, tuple[RunRecord, int]] = {}
+        self.held_max = 0
+        self.ends_at_once = False
+        self.claiming = True
+        self.placements: list[Placement] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        await self.bus.ensure(streams.placements(self.pool, self.replica))
+        self._tasks = [asyncio.create_task(self._pull()), asyncio.create_task(self._report())]
+        await self.report()
+
+    async def _pull(self) -> None:
+        while True:
+            with contextlib.suppress(BusError):
+                consumer: Consumer = await self.bus.consumer(
+                    streams.PLC, streams.placement_durable(self.pool, self.replica)
+                )
+                await consumer.reset()
+                while True:
+                    for delivery in await consumer.fetch(100, 1.0):
+                        placement = PLACEMENT_DECODER.decode(delivery.message.data)
+                        self.placements.append(placement)
+                        if self.claiming:
+                            with contextlib.suppress(WrongSequence):
+                                await self._claim(placement)
+                            await delivery.ack()
+            await asyncio.sleep(0.05)
+
+    async def _claim(self, placement: Placement) -> None:
+        record = msgspec.structs.replace(
+            placement.run,
+            state=TaskState.RUNNING,
+            node_id="node-1",
+            incarnation=self.incarnation,
+            started_ms=time.time_ns() // 1_000_000,
+        )
+        seq = await self._cas(record, placement.run_seq)
+        self.claims.append(record.task_id)
+        self.held[record.task_id] = (record, seq)
+        self.held_max = max(self.held_max, len(self.held))
+        if self.ends_at_once:
+            await self.end(record.task_id)
+
+    async def _cas(self, record: RunRecord, seq: int) -> int:
+        while True:
+            try:
+                stored = await self.bus.store(
+                    subjects.run(record.task_id), msgspec.json.encode(record), expect_seq=seq, timeout_s=1
+                )
+                return stored.seq
+            except WrongSequence:
+                message = await self.bus.last(streams.RUN, subjects.run(record.task_id))
+                if message is not None and RUN_DECODER.decode(message.data) == record:
+                    return message.seq
+                raise
+            except BusError:
+                await asyncio.sleep(0.05)
+
+    async def end(self, task_id: str) -> bool:
+        """False when somebody else has the task by now."""
+        record, seq = self.held.pop(task_id)
+        final = msgspec.structs.replace(record, state=TaskState.DONE, finish_reason="stop", request=None)
+        try:
+            await self._cas(final, seq)
+        except WrongSequence:
+            return False
+        return True
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            with contextlib.suppress(BusError):
+                await self.report()
+
+    async def report(self) -> None:
+        record = ReplicaRecord(
+            replica_id=self.replica,
+            pool_id=self.pool,
+            node_id="node-1",
+            incarnation=self.incarnation,
+            state=self.state,
+            engine=Engine.MOCK,
+            model_ref=MODEL,
+            slots_total=self.slots,
+            active=tuple(self.held),
+            ctx_max=4096,
+            live=True,
+            heartbeat_ms=time.time_ns() // 1_000_000,
+        )
+        key = subjects.replica_key("node-1", self.replica)
+        await self.bus.store(subjects.registry(key), msgspec.json.encode(record), ttl_s=3)
+
+    async def engine_dies(self) -> None:
+        """The engine is started again: a new incarnation that holds nothing."""
+        self.held.clear()
+        self.incarnation = uuid.uuid4().hex[:8]
+        await self.report()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+
+
+def settings(**fields: Any) -> Settings:
+    return Settings(scheduler=SchedulerSettings(**fields))
+
+
+class Process:
+    """A scheduler as a task of this process; `kill` ends it without a word, as kill -9 does."""
+
+    def __init__(self, bus: Bus, config: Settings | None = None, limits: Limits | None = None) -> None:
+        self.stop = Stop()
+        self.metrics = Metrics()
+        self.scheduler = Scheduler(bus, config or settings(), self.metrics, limits=limits)
+        self.task = asyncio.create_task(self.scheduler.run(self.stop))
+
+    @property
+    def active(self) -> bool:
+        return self.metrics.registry.get_sample_value("scheduler_active") == 1
+
+    async def kill(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def leave(self) -> None:
+        self.stop.wish("the test ends")
+        await asyncio.wait_for(self.task, 10)
+
+
+@contextlib.asynccontextmanager
+async def scheduler(bus: Bus, config: Settings | None = None, limits: Limits | None = None) -> AsyncIterator[Process]:
+    process = Process(bus, config, limits)
+    try:
+        yield process
+        await process.leave()
+    finally:
+        await process.kill()
