@@ -1,5 +1,10 @@
-"""The port on nats-server. What is asked here is split up: `nats_link` moves bytes, `nats_streams` speaks JetStream,
-`nats_consumer` pulls. This module joins them, and keeps the ensured topology standing across reconnects.
+"""The port on nats-server: joins the parts, decides nothing itself.
+
+nats_client    the library's connection: TLS, authentication, reconnect, server pool
+nats_parser    reads the socket            nats_link      writes it, asks, subscribes
+nats_inbox     matches answers             nats_streams   ensures streams, stores
+nats_reads     reads streams               nats_consumer  pulls from durables
+nats_topology  keeps it standing
 """
 
 import asyncio
@@ -12,19 +17,18 @@ from llorch_shared.bus.nats_consumer import NatsConsumer
 from llorch_shared.bus.nats_inbox import header_block
 from llorch_shared.bus.nats_link import Link, LinkSubscription
 from llorch_shared.bus.nats_parser import Sink, parse_header
-from llorch_shared.bus.nats_streams import API_TIMEOUT_S, Streams, is_marker
+from llorch_shared.bus.nats_reads import Reads, is_marker
+from llorch_shared.bus.nats_streams import API_TIMEOUT_S, Streams
+from llorch_shared.bus.nats_topology import TopologyKeeper
 from llorch_shared.bus.port import (
-    BusError,
     Handler,
     Message,
     NoResponder,
-    NoStream,
     RawHandler,
     Responder,
     Stored,
     StreamState,
     Subscription,
-    Unanswered,
 )
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import NatsSettings, Secret
@@ -32,10 +36,6 @@ from llorch_shared.streams import Topology
 
 log = logging.getLogger(__name__)
 
-ENSURE_WAIT_S: Final = 10.0
-"""How long the first `ensure` waits for a JetStream that is still starting."""
-RETRY_FIRST_S: Final = 0.05
-RETRY_MAX_S: Final = 1.0
 SERVE_BACKLOG: Final = 16
 """Requests waiting per running one; more are not answered, and the caller's timeout tells it so."""
 
@@ -74,14 +74,13 @@ class NatsBus:
         self.name: Final = link.name
         self._link: Final = link
         self._streams: Final = Streams(link)
-        self._ensured: list[Topology] = []
-        self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
+        self._reads: Final = Reads(link)
+        self._topology: Final = TopologyKeeper(link.name, self._streams)
         self._on_disconnect: list[Callable[[], None]] = []
-        self._restored: Final = asyncio.Event()
-        self._restoring: asyncio.Task[None] | None = None
         self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()
-        link.up = self._up
+        self._topology.stands = self._stands
+        link.up = lambda: self._topology.up(first=link.generation == 1)
         link.down = self._down
 
     @property
@@ -94,91 +93,31 @@ class NatsBus:
             return "disconnected"
         if denied := self._link.last_denied:
             return denied
-        return "" if self._restored.is_set() else "restoring streams"
+        return "" if self._topology.standing.is_set() else "restoring streams"
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
-        self._on_reconnect.append(callback)
+        self._topology.on_return(callback)
 
     def on_disconnect(self, callback: Callable[[], None]) -> None:
         self._on_disconnect.append(callback)
 
-    def _up(self) -> None:
-        if self._link.generation == 1:
-            self._restored.set()
-            return
-        self._stop_restoring()
-        self._restoring = asyncio.create_task(self._restore(), name=f"{self.name}: restore")
-
     def _down(self) -> None:
-        self._restored.clear()
-        self._stop_restoring()
+        self._topology.down()
         for callback in self._on_disconnect:
             try:
                 callback()
             except Exception:
                 log.exception("a disconnect callback failed")
 
-    def _stop_restoring(self) -> None:
-        if self._restoring is not None:
-            self._restoring.cancel()
-            self._restoring = None
-
-    async def _restore(self) -> None:
-        """After a reconnect: streams first (a memory stream of one server is gone with its configuration), then
-        everybody who wants to read again. Cancelled by the next disconnect, repeated by the next reconnect."""
-        await self._until_done(self._ensure_all, "ensuring streams")
-        self._restored.set()
+    def _stands(self) -> None:
         for consumer in tuple(self._consumers):
             consumer.wake()
-        for callback in tuple(self._on_reconnect):
-            await self._until_done(callback, "a reconnect callback")
-
-    async def _ensure_all(self) -> None:
-        for topology in tuple(self._ensured):
-            await self._streams.ensure(topology)
-
-    async def _until_done(self, step: Callable[[], Awaitable[None]], what: str) -> None:
-        """Repeat while the bus itself is the reason; a mistake of the step is logged once."""
-        delay = RETRY_FIRST_S
-        while True:
-            try:
-                await step()
-                return
-            except BusError as error:
-                log.warning("%s: %s failed, again in %.2f s: %s", self.name, what, delay, error)
-            except Exception:
-                log.exception("%s: %s failed", self.name, what)
-                return
-            await asyncio.sleep(delay)
-            delay = min(RETRY_MAX_S, delay * 2)
-
-    async def wait_restored(self, timeout_s: float) -> bool:
-        """Wait until the connection and the ensured topology stand."""
-        if not self._restored.is_set():
-            try:
-                await asyncio.wait_for(self._restored.wait(), timeout_s)
-            except TimeoutError:
-                return False
-        return True
 
     async def ensure(self, topology: Topology) -> None:
-        deadline = asyncio.get_running_loop().time() + ENSURE_WAIT_S
-        delay = RETRY_FIRST_S
-        while True:
-            try:
-                await self._streams.ensure(topology)
-                break
-            except (NoStream, Unanswered):
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-            await asyncio.sleep(delay)
-            delay = min(RETRY_MAX_S, delay * 2)
-        if topology not in self._ensured:
-            self._ensured.append(topology)
+        await self._topology.ensure(topology)
 
     async def forget(self, topology: Topology) -> None:
-        if topology in self._ensured:
-            self._ensured.remove(topology)
+        self._topology.forget(topology)
 
     def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
         self._link.publish(subject, data, header_block(headers) if headers else b"")
@@ -255,27 +194,27 @@ class NatsBus:
         return await self._link.subscribe(subject, raw=handler)
 
     async def last(self, stream: str, subject: str) -> Message | None:
-        return await self._streams.last(stream, subject)
+        return await self._reads.last(stream, subject)
 
     async def snapshot(self, stream: str, subject_filter: str) -> Sequence[Message]:
-        return await self._streams.snapshot(stream, subject_filter)
+        return await self._reads.snapshot(stream, subject_filter)
 
     async def replay(
         self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000
     ) -> Sequence[Message]:
-        return await self._streams.replay(stream, subject_filter, from_seq, limit)
+        return await self._reads.replay(stream, subject_filter, from_seq, limit)
 
     async def stream_state(self, stream: str) -> StreamState:
         return await self._streams.state(stream)
 
     async def consumer(self, stream: str, durable: str) -> NatsConsumer:
-        consumer = NatsConsumer(self._link, self._streams, self, stream, durable)
+        consumer = NatsConsumer(self._link, self._streams, self._topology, stream, durable)
         await consumer.open()
         self._consumers.add(consumer)
         return consumer
 
     async def close(self) -> None:
-        self._stop_restoring()
+        self._topology.stop()
         for task in tuple(self._tasks):
             task.cancel()
         for consumer in tuple(self._consumers):

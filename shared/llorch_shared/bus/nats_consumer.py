@@ -8,13 +8,15 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
 from llorch_shared.bus.nats_link import Link, LinkSubscription
 from llorch_shared.bus.nats_parser import parse_header
-from llorch_shared.bus.nats_streams import Streams, is_marker
+from llorch_shared.bus.nats_reads import is_marker
+from llorch_shared.bus.nats_streams import Streams
+from llorch_shared.bus.nats_topology import TopologyKeeper
 from llorch_shared.bus.port import Delivery, Message, NoStream, Unanswered
 
 log = logging.getLogger(__name__)
@@ -28,10 +30,6 @@ ACK_TIMEOUT_S: Final = 5.0
 _RETRY_S: Final = 0.1
 
 _NO_RESPONDERS: Final = 503
-
-
-class _Gate(Protocol):
-    async def wait_restored(self, timeout_s: float) -> bool: ...
 
 
 def _ack_fields(reply: bytes) -> tuple[int, int, int]:
@@ -75,10 +73,10 @@ class NatsDelivery:
 
 
 class NatsConsumer:
-    def __init__(self, link: Link, streams: Streams, gate: _Gate, stream: str, durable: str) -> None:
+    def __init__(self, link: Link, streams: Streams, topology: TopologyKeeper, stream: str, durable: str) -> None:
         self._link: Final = link
         self._streams: Final = streams
-        self._gate: Final = gate
+        self._topology: Final = topology
         self._stream: Final = stream
         self._durable: Final = durable
         self._inbox = ""
@@ -112,12 +110,12 @@ class NatsConsumer:
     async def fetch(self, limit: int, wait_s: float) -> Sequence[Delivery]:
         """As soon as there is anything: does not wait for a full batch."""
         deadline = self._loop.time() + wait_s
-        if wait_s <= 0 and not self._held and await self._gate.wait_restored(PULL_GRACE_S):
+        if wait_s <= 0 and not self._held and await self._topology.wait_standing(PULL_GRACE_S):
             self._request(limit, 0)
             await self._wait(PULL_GRACE_S)
         while not self._held:
             left = deadline - self._loop.time()
-            if left <= 0 or not await self._gate.wait_restored(left):
+            if left <= 0 or not await self._topology.wait_standing(left):
                 break
             if self._missing:
                 await self._check_exists(left)
@@ -129,6 +127,8 @@ class NatsConsumer:
     async def _wait(self, timeout_s: float) -> None:
         """Until a message arrived, the pull ended, or the connection came back."""
         self._arrived.clear()
+        if self._held:
+            return
         try:
             await asyncio.wait_for(self._arrived.wait(), timeout_s)
         except TimeoutError:

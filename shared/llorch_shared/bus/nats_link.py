@@ -1,7 +1,6 @@
 """One connection to nats-server: write, ask, subscribe, and know whether it stands. No JetStream here.
 
-Reading goes through `FastParser`; writing is collected for one loop iteration and given to the socket at once. What is
-published while the connection is down is dropped, not kept: a signal that arrives late is worse than none.
+What is published while the connection is down is dropped, not kept: a signal that arrives late is worse than none.
 """
 
 import asyncio
@@ -15,8 +14,9 @@ from typing import Any, Final
 
 from nats.aio.subscription import Subscription as ClientSubscription
 
-from llorch_shared.bus.nats_client import OUTBOUND_BYTES_MAX, BusClient, client_options
+from llorch_shared.bus.nats_client import BusClient, client_options
 from llorch_shared.bus.nats_inbox import Answer, Inbox, Series, expire
+from llorch_shared.bus.nats_outbox import Outbox
 from llorch_shared.bus.nats_parser import RawSink, Sink
 from llorch_shared.bus.port import Denied, TooLarge, Unanswered
 from llorch_shared.metrics import Metrics
@@ -63,8 +63,7 @@ class Link:
         self._inbox: Final = Inbox(f"{inbox_prefix}.{secrets.token_hex(8)}")
         self._loop: Final = asyncio.get_running_loop()
         self._standing: Final = asyncio.Event()
-        self._out: list[bytes] = []
-        self._out_bytes = 0
+        self._outbox: Final = Outbox(self._client)
         self._denied: dict[str, str] = {}
         self._flushes: set[asyncio.Future[Any]] = set()
         self._closing = False
@@ -107,8 +106,7 @@ class Link:
     async def _on_disconnected(self) -> None:
         stood = self._standing.is_set()
         self._standing.clear()
-        self._out.clear()
-        self._out_bytes = 0
+        self._outbox.clear()
         if self._metrics is not None:
             self._metrics.gauge("bus_connected").set(0)
         self._fail_all("the connection to the bus broke")
@@ -153,6 +151,8 @@ class Link:
         """Seconds that are left of `timeout_s`. Raises Unanswered when the connection does not stand in time."""
         if self._standing.is_set():
             return timeout_s
+        if self._closing:
+            raise Unanswered("the bus connection was closed")
         begun = self._loop.time()
         try:
             await asyncio.wait_for(self._standing.wait(), timeout_s)
@@ -170,39 +170,18 @@ class Link:
         if not self._standing.is_set():
             return False
         if header:
-            return self._write(
-                b"%b%b%b\r\n" % (f"HPUB {subject} {reply} {len(header)} {size}\r\n".encode(), header, data)
-            )
-        return self._write(b"%b%b\r\n" % (f"PUB {subject} {reply} {size}\r\n".encode(), data))
-
-    def _write(self, chunk: bytes) -> bool:
-        if self._out_bytes > OUTBOUND_BYTES_MAX:
-            self._out_bytes = self._unsent()
-            if self._out_bytes > OUTBOUND_BYTES_MAX:
-                self._count("outbound_full")
-                return False
-        if not self._out:
-            self._loop.call_soon(self._write_out)
-        self._out.append(chunk)
-        self._out_bytes += len(chunk)
-        return True
-
-    def _write_out(self) -> None:
-        chunks, self._out = self._out, []
-        transport: Any = self._client._transport
-        if chunks and transport is not None and self._client.is_connected:
-            transport.write(b"".join(chunks))
-        self._out_bytes = self._unsent()
-
-    def _unsent(self) -> int:
-        writer = getattr(self._client._transport, "_io_writer", None)
-        unsent = sum(map(len, self._out))
-        return unsent + (int(writer.transport.get_write_buffer_size()) if writer is not None else 0)
+            line = f"HPUB {subject} {reply} {len(header)} {size}\r\n".encode()
+            sent = self._outbox.write(b"%b%b%b\r\n" % (line, header, data))
+        else:
+            sent = self._outbox.write(b"%b%b\r\n" % (f"PUB {subject} {reply} {size}\r\n".encode(), data))
+        if not sent:
+            self._count("outbound_full")
+        return sent
 
     async def flush(self, timeout_s: float = FLUSH_TIMEOUT_S) -> None:
         """Wait until the server has read what was written before. Raises Unanswered."""
         timeout_s = await self.wait_connected(timeout_s)
-        self._write_out()
+        self._outbox.send()
         waiter: asyncio.Future[Any] = self._loop.create_future()
         self._flushes.add(waiter)
         handle = self._loop.call_later(timeout_s, expire, waiter, "the server did not answer a ping")
@@ -251,8 +230,8 @@ class Link:
         # In the client's table it is sent again after each reconnect; its own queue and task stay unused.
         client._subs[sid] = ClientSubscription(client, sid, subject, queue=queue)
         if client.is_connected:
-            self._out.append(f"SUB {subject} {queue} {sid}\r\n".encode())
-            self._write_out()
+            self._outbox.write(f"SUB {subject} {queue} {sid}\r\n".encode())
+            self._outbox.send()
         return sid
 
     async def subscribe(
@@ -274,7 +253,7 @@ class Link:
         self._parser.raw.pop(key, None)
         self._parser.sinks.pop(key, None)
         if self._client._subs.pop(sid, None) is not None and self._standing.is_set():
-            self._write(b"UNSUB %b\r\n" % key)
+            self._outbox.write(b"UNSUB %b\r\n" % key)
 
     async def close(self) -> None:
         if self._closing:

@@ -1,6 +1,6 @@
-"""The JetStream API as raw JSON: ensure streams and durables, store, read back. No consumers' messages here.
+"""The JetStream API as raw JSON: ensure streams and durables, and store. Reading is in `nats_reads`.
 
-Raw, because the client library drops configuration fields it does not know, cannot read in batches, and reports a full
+Raw, because the client library drops configuration fields it does not know, and reports a full
 stream and a missing JetStream with one exception. Answers are judged by the server's `err_code`.
 """
 
@@ -11,33 +11,24 @@ from typing import Any, Final
 
 import msgspec
 
-from llorch_shared.bus.nats_inbox import Answer, header_block
+from llorch_shared.bus.nats_inbox import header_block
 from llorch_shared.bus.nats_link import Link
 from llorch_shared.bus.port import (
     BusError,
     Full,
-    Message,
     NoStream,
     Stored,
     StreamState,
     TooLarge,
-    Unanswered,
     WrongSequence,
 )
 from llorch_shared.streams import Durable, Stream, Topology
 
 API_TIMEOUT_S: Final = 5.0
 BATCH_MESSAGES_MAX: Final = 500
-PAGE_MESSAGES: Final = 1000
-PAGE_BYTES: Final = 8 * 1024 * 1024
-SNAPSHOT_MESSAGES_MAX: Final = 1_000_000
-_PAGE_ATTEMPTS: Final = 3
 _ENSURE_ATTEMPTS: Final = 5
 
 _NO_RESPONDERS: Final = 503
-_NOT_FOUND: Final = 404
-_END_OF_BATCH: Final = 204
-_TOO_MANY: Final = 413
 
 _STREAM_NOT_FOUND: Final = 10059
 _STREAM_NAME_IN_USE: Final = 10058
@@ -48,10 +39,6 @@ _WRONG_SEQUENCE: Final = frozenset({10071, 10164})
 _TOO_LARGE: Final = 10054
 _NO_STREAM: Final = frozenset({_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND, 10008, 10009, 10039, 10076})
 """Not found, or JetStream itself is not (yet) there."""
-
-_SEQ: Final = "Nats-Sequence"
-_SUBJECT: Final = "Nats-Subject"
-_PENDING: Final = "Nats-Num-Pending"
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -82,23 +69,6 @@ def refused(refusal: _Refusal) -> BusError:
     if refusal.err_code in _NO_STREAM:
         return NoStream(words)
     return BusError(words)
-
-
-def is_marker(headers: Mapping[str, str]) -> bool:
-    """An expiry or delete marker of a bucket key."""
-    return "Nats-Marker-Reason" in headers or headers.get("KV-Operation") in ("DEL", "PURGE")
-
-
-def read_message(answer: Answer) -> Message:
-    """A stored message from the answer to a direct get."""
-    headers = answer.headers
-    return Message(
-        subject=headers.get(_SUBJECT, ""),
-        data=answer.data,
-        headers=headers,
-        seq=int(headers.get(_SEQ, "0")),
-        deleted=is_marker(headers),
-    )
 
 
 class ApiError(BusError):
@@ -204,80 +174,6 @@ class Streams:
             )
         headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(last), "Nats-Batch-Commit": "1"}
         await self.store(*messages[-1], headers, timeout_s)
-
-    async def last(self, stream: str, subject: str) -> Message | None:
-        answer = await self._link.ask(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout_s=API_TIMEOUT_S)
-        if answer.status == _NOT_FOUND:
-            return None
-        self._check(answer, stream)
-        return read_message(answer)
-
-    async def snapshot(self, stream: str, subject_filter: str) -> list[Message]:
-        """One question where the server allows it (1,024 subjects). Above that the stream is read in pages and the
-        newest of each subject kept: in our buckets nearly every message is the newest of its subject."""
-        found = await self._page(stream, {"multi_last": [subject_filter], "batch": PAGE_MESSAGES + 24})
-        if found is not None:
-            messages, pending, _ = found
-            if pending == 0:
-                return messages
-        newest: dict[str, Message] = {}
-        for message in await self.replay(stream, subject_filter, 1, SNAPSHOT_MESSAGES_MAX):
-            newest[message.subject] = message
-        return sorted(newest.values(), key=lambda message: message.seq)
-
-    async def replay(self, stream: str, subject_filter: str, from_seq: int, limit: int) -> list[Message]:
-        messages: list[Message] = []
-        seq = max(1, from_seq)
-        while len(messages) < limit:
-            batch = min(PAGE_MESSAGES, limit - len(messages))
-            found = await self._page(
-                stream, {"seq": seq, "next_by_subj": subject_filter, "batch": batch, "max_bytes": PAGE_BYTES}
-            )
-            if found is None:
-                raise BusError(f"{stream}: the server cannot read {subject_filter}")
-            page, pending, _ = found
-            messages += page
-            if not page or pending == 0:
-                break
-            seq = page[-1].seq + 1
-        return messages
-
-    async def _page(self, stream: str, body: Mapping[str, Any]) -> tuple[list[Message], int, int] | None:
-        """(messages, how many are left, last sequence); None when the filter matches too many subjects. A page cut
-        off by a reconnect is asked for again."""
-        for attempt in range(_PAGE_ATTEMPTS):
-            try:
-                return await self._page_once(stream, body)
-            except Unanswered:
-                if attempt == _PAGE_ATTEMPTS - 1:
-                    raise
-        raise AssertionError("unreachable")
-
-    async def _page_once(self, stream: str, body: Mapping[str, Any]) -> tuple[list[Message], int, int] | None:
-        answers = await self._link.ask_for_many(
-            f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(body), timeout_s=API_TIMEOUT_S
-        )
-        messages: list[Message] = []
-        try:
-            while True:
-                answer = await answers.next(API_TIMEOUT_S)
-                if answer.status == _END_OF_BATCH:
-                    return messages, int(answer.headers.get(_PENDING, "0")), int(answer.headers.get(_SEQ, "0"))
-                if answer.status == _NOT_FOUND:
-                    return messages, 0, 0
-                if answer.status == _TOO_MANY:
-                    return None
-                self._check(answer, stream)
-                messages.append(read_message(answer))
-        finally:
-            answers.close()
-
-    @staticmethod
-    def _check(answer: Answer, stream: str) -> None:
-        if answer.status == _NO_RESPONDERS:
-            raise NoStream(f"stream {stream} does not answer")
-        if answer.status:
-            raise BusError(f"{stream}: {answer.status} {answer.description}")
 
 
 def _agrees(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -586,7 +586,7 @@ async def test_a_stream_that_cannot_become_what_is_wanted_is_an_error(ready: Bus
 
 
 async def test_a_durable_of_a_missing_stream_is_an_error(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llorch_shared.bus.nats.ENSURE_WAIT_S", 0.1)
+    monkeypatch.setattr("llorch_shared.bus.nats_topology.ENSURE_WAIT_S", 0.1)
     with pytest.raises(BusError):
         await bus.ensure(Topology(durables=(Durable(stream="NOPE", name="c", config={"durable_name": "c"}),)))
 

@@ -1,0 +1,46 @@
+"""Collects what is written in one loop iteration and gives it to the socket at once.
+
+One write for many messages costs the sender, the server and the readers less than many writes.
+"""
+
+import asyncio
+from typing import Any, Final
+
+from llorch_shared.bus.nats_client import OUTBOUND_BYTES_MAX, BusClient
+
+
+class Outbox:
+    def __init__(self, client: BusClient) -> None:
+        self._client: Final = client
+        self._loop: Final = asyncio.get_running_loop()
+        self._chunks: list[bytes] = []
+        self._bytes = 0
+
+    def write(self, chunk: bytes) -> bool:
+        """False when the server has not read `OUTBOUND_BYTES_MAX` of what it was sent before."""
+        if self._bytes > OUTBOUND_BYTES_MAX:
+            self._bytes = self._unsent()
+            if self._bytes > OUTBOUND_BYTES_MAX:
+                return False
+        if not self._chunks:
+            self._loop.call_soon(self.send)
+        self._chunks.append(chunk)
+        self._bytes += len(chunk)
+        return True
+
+    def send(self) -> None:
+        """To the socket, now."""
+        chunks, self._chunks = self._chunks, []
+        transport: Any = self._client._transport
+        if chunks and transport is not None and self._client.is_connected:
+            transport.write(b"".join(chunks))
+        self._bytes = self._unsent()
+
+    def clear(self) -> None:
+        self._chunks.clear()
+        self._bytes = 0
+
+    def _unsent(self) -> int:
+        waiting = sum(map(len, self._chunks))
+        writer = getattr(self._client._transport, "_io_writer", None)
+        return waiting + (int(writer.transport.get_write_buffer_size()) if writer is not None else 0)

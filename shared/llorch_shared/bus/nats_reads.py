@@ -1,0 +1,124 @@
+"""Reads streams without a consumer: direct gets of one message, of the newest per subject, or of a range, in pages.
+
+The library has neither batched form. Answers are taken by callback: `next_msg` costs twice as much per message.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from llorch_shared.bus.nats_inbox import Answer
+from llorch_shared.bus.nats_link import Link
+from llorch_shared.bus.port import BusError, Message, NoStream, Unanswered
+
+READ_TIMEOUT_S: Final = 5.0
+PAGE_MESSAGES: Final = 1000
+PAGE_BYTES: Final = 8 * 1024 * 1024
+SUBJECTS_MAX: Final = 1024
+"""Subjects of which the server gives the newest message in one answer; beyond it refuses (413)."""
+SNAPSHOT_MESSAGES_MAX: Final = 1_000_000
+_PAGE_ATTEMPTS: Final = 3
+
+_NO_RESPONDERS: Final = 503
+_NOT_FOUND: Final = 404
+_END_OF_BATCH: Final = 204
+_TOO_MANY: Final = 413
+
+
+def is_marker(headers: Mapping[str, str]) -> bool:
+    """An expiry or delete marker of a bucket key."""
+    return "Nats-Marker-Reason" in headers or headers.get("KV-Operation") in ("DEL", "PURGE")
+
+
+def read_message(answer: Answer) -> Message:
+    """A stored message from the answer to a direct get."""
+    headers = answer.headers
+    return Message(
+        subject=headers.get("Nats-Subject", ""),
+        data=answer.data,
+        headers=headers,
+        seq=int(headers.get("Nats-Sequence", "0")),
+        deleted=is_marker(headers),
+    )
+
+
+class Reads:
+    """Stored messages through one link."""
+
+    def __init__(self, link: Link) -> None:
+        self._link: Final = link
+
+    async def last(self, stream: str, subject: str) -> Message | None:
+        answer = await self._link.ask(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout_s=READ_TIMEOUT_S)
+        if answer.status == _NOT_FOUND:
+            return None
+        _check(answer, stream)
+        return read_message(answer)
+
+    async def snapshot(self, stream: str, subject_filter: str) -> list[Message]:
+        """One question where the server allows it (1,024 subjects). Above that the stream is read in pages and the
+        newest of each subject kept: in our buckets nearly every message is the newest of its subject."""
+        found = await self._page(stream, {"multi_last": [subject_filter], "batch": SUBJECTS_MAX})
+        if found is not None:
+            messages, pending = found
+            if pending == 0:
+                return messages
+        newest: dict[str, Message] = {}
+        for message in await self.replay(stream, subject_filter, 1, SNAPSHOT_MESSAGES_MAX):
+            newest[message.subject] = message
+        return sorted(newest.values(), key=lambda message: message.seq)
+
+    async def replay(self, stream: str, subject_filter: str, from_seq: int, limit: int) -> list[Message]:
+        messages: list[Message] = []
+        seq = max(1, from_seq)
+        while len(messages) < limit:
+            batch = min(PAGE_MESSAGES, limit - len(messages))
+            found = await self._page(
+                stream, {"seq": seq, "next_by_subj": subject_filter, "batch": batch, "max_bytes": PAGE_BYTES}
+            )
+            if found is None:
+                raise BusError(f"{stream}: the server cannot read {subject_filter}")
+            page, pending = found
+            messages += page
+            if not page or pending == 0:
+                break
+            seq = page[-1].seq + 1
+        return messages
+
+    async def _page(self, stream: str, body: Mapping[str, Any]) -> tuple[list[Message], int] | None:
+        """(messages, how many are left); None when the filter matches too many subjects. A page cut
+        off by a reconnect is asked for again."""
+        for attempt in range(_PAGE_ATTEMPTS):
+            try:
+                return await self._page_once(stream, body)
+            except Unanswered:
+                if attempt == _PAGE_ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _page_once(self, stream: str, body: Mapping[str, Any]) -> tuple[list[Message], int] | None:
+        answers = await self._link.ask_for_many(
+            f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(body), timeout_s=READ_TIMEOUT_S
+        )
+        messages: list[Message] = []
+        try:
+            while True:
+                answer = await answers.next(READ_TIMEOUT_S)
+                if answer.status == _END_OF_BATCH:
+                    return messages, int(answer.headers.get("Nats-Num-Pending", "0"))
+                if answer.status == _NOT_FOUND:
+                    return messages, 0
+                if answer.status == _TOO_MANY:
+                    return None
+                _check(answer, stream)
+                messages.append(read_message(answer))
+        finally:
+            answers.close()
+
+
+def _check(answer: Answer, stream: str) -> None:
+    if answer.status == _NO_RESPONDERS:
+        raise NoStream(f"stream {stream} does not answer")
+    if answer.status:
+        raise BusError(f"{stream}: {answer.status} {answer.description}")
