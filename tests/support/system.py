@@ -276,6 +276,7 @@ class System:
             "log_level": "info",
             "nats": {"url": self.nats.url},
             "gateway": {"auth_optional": True},
+            "poold": {"drain_timeout_ms": 500},
         }
         for key, value in self._settings.items():
             config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value

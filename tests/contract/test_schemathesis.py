@@ -1,0 +1,197 @@
+"""Both OpenAPI documents against a real gateway: whatever is sent, the answer is one that the contract has.
+
+Requests are generated from the documents, valid and broken ones, in bounded number and always the same. Some of the
+valid ones are pointed at what exists (a pool, ended and waiting tasks), so that tasks are really admitted, looked up,
+streamed and cancelled. The gateway asks for a token: leaving it out or changing it must be refused wherever the
+contract says so. The last test checks that the generated requests got that far.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import requests
+import schemathesis
+from anyio.from_thread import start_blocking_portal
+from hypothesis import HealthCheck, settings
+from schemathesis.config import SchemathesisConfig
+from schemathesis.specs.openapi.checks import response_schema_conformance
+
+from llorch_shared.contracts import openapi
+from llorch_shared.http_api import Plane
+from llorch_shared.identifiers import is_name, is_uuid
+from llorch_shared.wire.frames import split_events
+from llorch_shared.wire.task import TaskRequest
+from support.client import Transcript, follow, task_request
+from support.system import System, mock_pool
+
+pytestmark = [pytest.mark.nats, pytest.mark.system, pytest.mark.timeout(180)]
+
+TOKEN = "t0k3n-of-the-contract-test"
+EXAMPLES = 40
+CONFIG = SchemathesisConfig.from_dict(
+    {
+        "request-timeout": 20,
+        "generation": {"deterministic": True, "max-examples": EXAMPLES, "no-shrink": True},
+        "checks": {
+            # A well-formed task may still name a model that nobody serves, or find the queue full.
+            "positive_data_acceptance": {"expected-statuses": ["2xx", 400, 404, 413, 429, 503]},
+            "negative_data_rejection": {"expected-statuses": [400, 401, 404, 405, 413, 415, 503]},
+            # DELETE ends a task; what became of it stays readable for 72 hours.
+            "use_after_free": {"enabled": False},
+        },
+    }
+)
+DATA = schemathesis.openapi.from_dict(openapi.document(Plane.DATA), config=CONFIG)
+CONTROL = schemathesis.openapi.from_dict(openapi.document(Plane.CONTROL), config=CONFIG)
+FEW = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+WALKS = settings(
+    max_examples=15, stateful_step_count=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+
+FAST = mock_pool(replicas=1, slots=8, rate=0)
+SLOW = mock_pool("slow", replicas=1, slots=1, rate=0.2, model="mock:slow")
+ended: list[str] = []
+waiting: list[str] = []
+answers: Counter[tuple[str, int]] = Counter()
+"""(operation, status) → how often."""
+
+
+@pytest.fixture(scope="module")
+def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A system with a fast and a slow pool, a token, and tasks of both; its event loop lives in another thread."""
+    system = System(
+        tmp_path_factory.mktemp("contract"),
+        pools=[FAST, SLOW],
+        token=TOKEN,
+        settings={"gateway": {"auth_optional": False}},
+    )
+
+    async def admit() -> None:
+        client = system.client()
+        ended.extend([(await client.submit(max_tokens=5)).task_id for _ in range(4)])
+        waiting.extend([(await client.submit(model_ref=SLOW.model, max_tokens=500)).task_id for _ in range(12)])
+        for task_id in ended:
+            await follow(system.clients, task_id)
+
+    with (
+        start_blocking_portal("asyncio", {"use_uvloop": True}) as portal,
+        portal.wrap_async_context_manager(system),
+    ):
+        portal.call(admit)
+        yield system.url()
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as opened:
+        opened.headers["Authorization"] = f"Bearer {TOKEN}"
+        yield opened
+
+
+@DATA.hook
+def map_body(context: Any, body: Any) -> Any:
+    """Point valid tasks with an even context at the pool that exists."""
+    try:
+        request = msgspec.convert(body, TaskRequest)
+    except msgspec.ValidationError:
+        return body
+    if request.ctx % 2:
+        return body
+    served = msgspec.to_builtins(task_request(task_id=request.task_id, session_id=request.session_id))
+    return {name: value for name, value in body.items() if name not in ("placement", "inputs")} | served
+
+
+@DATA.hook("map_path_parameters")
+def existing_task(context: Any, path_parameters: Any) -> Any:
+    """Half of the well-formed task ids become ids of tasks; streams are only of ended ones."""
+    if not (path_parameters and ended and is_uuid(str(path_parameters.get("id")))):
+        return path_parameters
+    choice = int(path_parameters["id"][:8], 16)
+    tasks = ended if context.operation.path.endswith("/stream") else [*ended, *waiting]
+    return {**path_parameters, "id": tasks[choice // 2 % len(tasks)]} if choice % 2 else path_parameters
+
+
+@CONTROL.hook("map_path_parameters")
+def existing_pool(context: Any, path_parameters: Any) -> Any:
+    if path_parameters and is_name(str(path_parameters.get("id"))) and len(path_parameters["id"]) % 2:
+        return {**path_parameters, "id": FAST.id}
+    return path_parameters
+
+
+@DATA.hook("after_call")
+@CONTROL.hook("after_call")
+def count_answer(context: Any, case: schemathesis.Case, response: schemathesis.Response) -> None:
+    answers[f"{case.method} {case.operation.path}", response.status_code] += 1
+
+
+@DATA.parametrize()
+@FEW
+def test_the_data_plane_answers_as_its_contract_says(
+    case: schemathesis.Case, base_url: str, session: requests.Session
+) -> None:
+    streams = case.operation.path.endswith("/stream")
+    response = case.call_and_validate(
+        base_url=base_url,
+        session=session,
+        excluded_checks=[response_schema_conformance] if streams else [],  # it reads the schema as one event's
+    )
+    if streams and response.status_code == 200:
+        check_frames(response.content)
+
+
+def check_frames(body: bytes) -> None:
+    """Every event has the data of its wire type, in order, up to exactly one terminal event."""
+    transcript = Transcript("generated")
+    for event in split_events(body):
+        transcript.add(event)
+    assert transcript.finished
+
+
+@CONTROL.parametrize()
+@FEW
+def test_the_control_plane_answers_as_its_contract_says(
+    case: schemathesis.Case, base_url: str, session: requests.Session
+) -> None:
+    case.call_and_validate(base_url=base_url, session=session)
+
+
+def test_a_task_can_be_followed_from_its_admission_to_its_end(base_url: str, session: requests.Session) -> None:
+    """Walks along the contract's links: submit, then get, stream, cancel in any order."""
+
+    class Walk(DATA.as_state_machine()):  # type: ignore[misc]
+        def get_call_kwargs(self, case: schemathesis.Case) -> dict[str, Any]:
+            return {"base_url": base_url, "session": session}
+
+        def validate_response(self, response: Any, case: schemathesis.Case, *_: Any, **kwargs: Any) -> None:
+            case.validate_response(
+                response,
+                excluded_checks=[response_schema_conformance] if case.operation.path.endswith("/stream") else [],
+                transport_kwargs=kwargs,
+            )
+
+    Walk.run(settings=WALKS)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ("POST /v1/tasks", 202),
+        ("POST /v1/tasks", 400),
+        ("GET /v1/tasks/{id}", 200),
+        ("GET /v1/tasks/{id}", 404),
+        ("GET /v1/tasks/{id}/stream", 200),
+        ("POST /v1/tasks/{id}/cancel", 204),
+        ("DELETE /v1/tasks/{id}", 204),
+        ("GET /v1/pools/{id}/health", 200),
+        ("GET /v1/pools/{id}/health", 404),
+        ("GET /v1/capabilities", 200),
+        ("GET /v1/capabilities", 401),
+        ("GET /metrics", 200),
+    ],
+    ids=str,
+)
+def test_the_generated_requests_reached(answer: tuple[str, int]) -> None:
+    assert answers[answer] > 0, f"seen: {sorted(answers.items())}"
