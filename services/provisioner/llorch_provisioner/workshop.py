@@ -1,25 +1,24 @@
 """Wishes in, one job for each distinct one, events out. Jobs run here; what they do is in engines.py and models.py.
 
 A wish is judged at once, without waiting for anything: plan or refusal. The job then runs on its own, at most
-`jobs_max` at a time, and tells every step, its bytes, at least every second that it lives, and its outcome. Events are
-signals that a listener may miss, so the outcome is told several times over the next seconds, and again when asked.
+`jobs_max` at a time, and belongs to nobody: who asked may leave, and whoever asks again is told how it stands.
 """
 
 import asyncio
-import contextlib
 import errno
 import logging
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, assert_never
 
 from llorch_provisioner.cache import Cache
 from llorch_provisioner.core import plan as planning
-from llorch_provisioner.core.failure import Failure, Untrusted
+from llorch_provisioner.core.failure import Failure
 from llorch_provisioner.core.jobs import Answer, Job, JobBook, job_id
-from llorch_provisioner.engines import cached_engine, fulfil_engine
-from llorch_provisioner.models import cached_model, fulfil_model
+from llorch_provisioner.engines import cached_engine, fulfil_engine, present_engines
+from llorch_provisioner.job_report import JobReport
+from llorch_provisioner.models import cached_model, fulfil_model, present_models
 from llorch_provisioner.reporter import Limits
+from llorch_provisioner.telling import Teller, now_ms
 from llorch_shared.embedded_defaults import DEFAULT_ENGINE_PACKAGE, KNOWN_WHEELS
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
@@ -35,15 +34,6 @@ from llorch_shared.wire.provision import (
 )
 
 log: Final = logging.getLogger(__name__)
-
-LOOK_EVERY_S: Final = 0.25
-TELL_AT_LEAST_EVERY_MS: Final = 1_000
-OUTCOME_TOLD_AGAIN_AFTER_S: Final = (0.25, 0.75, 2.0, 2.0)
-"""A listener learns the job's name only from the plan, and may subscribe after a short job has ended."""
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class Workshop:
@@ -63,9 +53,9 @@ class Workshop:
     ) -> None:
         self.cache: Final = cache
         self.metrics: Final = metrics
-        self.stopping = False
-        self.tell: Final = tell
-        self.actor: Final = f"provisioner/{node_id}"
+        self._stopping = False
+        self._teller: Final = Teller(tell)
+        self._actor: Final = f"provisioner/{node_id}"
         self._node: Final = node_id
         self._environment: Final = environment
         self._known: Final = known_wheels
@@ -78,17 +68,17 @@ class Workshop:
         self._book: Final = JobBook()
         self._turns: Final = asyncio.Semaphore(settings.jobs_max)
         self._running: Final[set[asyncio.Task[None]]] = set()
-        self._telling: Final[dict[str, asyncio.Task[None]]] = {}
 
     async def __aenter__(self) -> "Workshop":
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.stopping = True
-        tasks = [*self._running, *self._telling.values()]
+        self._stopping = True
+        tasks = list(self._running)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._teller.close()
 
     def ensure(self, request: EnsureEngine | EnsureModel) -> ProvisionPlan:
         """The plan, or why not. Does not wait: judging and joining are one step, so equal wishes share one job."""
@@ -99,7 +89,10 @@ class Workshop:
             match answer:
                 case Answer.JOIN | Answer.REPEAT:
                     job = self._book[name]
-                    self._tell_outcome(job) if job.ended else self.tell(job.event(now_ms()))
+                    if job.ended:
+                        self._teller.outcome(job)
+                    else:
+                        self._teller.present(job)
                     return ProvisionPlan(job=name, steps=job.steps)
                 case Answer.BUSY:
                     raise Failure("too many provisioning jobs are waiting", "ask again when some have ended")
@@ -109,31 +102,34 @@ class Workshop:
                 case never:
                     assert_never(never)
         except Failure as refusal:
-            narrate(
-                log,
-                f"refuses {_target(request)}: {refusal.sentence()}",
-                actor=self.actor,
-                action="provision.refused",
-                target=_target(request),
-                level=logging.WARNING,
-                job=name,
-            )
-            return ProvisionPlan(job=name, steps=(), refusal=refusal.sentence())
+            return self._refuse(name, request, refusal.sentence())
+        except OSError as error:
+            return self._refuse(name, request, _of_system(error).sentence())
         job = Job(name, self._node, _target(request), steps, now_ms())
         self._book.add(job)
-        if earlier := self._telling.pop(name, None):
-            earlier.cancel()
         task = asyncio.create_task(self._run(job, request, order, result), name=f"provision {name}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return ProvisionPlan(job=name, steps=steps)
 
+    def _refuse(self, name: str, request: EnsureEngine | EnsureModel, reason: str) -> ProvisionPlan:
+        narrate(
+            log,
+            f"refuses {_target(request)}: {reason}",
+            actor=self._actor,
+            action="provision.refused",
+            target=_target(request),
+            level=logging.WARNING,
+            job=name,
+        )
+        return ProvisionPlan(job=name, steps=(), refusal=reason)
+
     def status(self) -> ProvisionerStatus:
         """What is here and what is being done."""
         return ProvisionerStatus(
             node_id=self._node,
-            engines=tuple(entry.prepared for entry in self.cache.engines.all()),
-            models=tuple(entry.resolved(entry.model_ref, verified=entry.verified) for entry in self.cache.models.all()),
+            engines=present_engines(self.cache),
+            models=present_models(self.cache),
             jobs=self._book.events(now_ms()),
         )
 
@@ -154,8 +150,16 @@ class Workshop:
         order: planning.Order,
         result: PreparedEngine | ResolvedModel | None,
     ) -> None:
-        report = JobReport(job, self, _target(request), request.engine if isinstance(request, EnsureEngine) else "")
-        async with self._alive(job):
+        report = JobReport(
+            job,
+            self._teller,
+            self.metrics,
+            actor=self._actor,
+            target=_target(request),
+            engine=request.engine if isinstance(request, EnsureEngine) else "",
+            stopping=lambda: self._stopping,
+        )
+        async with self._teller.alive(job):
             try:
                 if result is None:
                     async with self._turns:
@@ -168,139 +172,34 @@ class Workshop:
                 report.ready(result)
             except asyncio.CancelledError:
                 job.fail("the provisioner is stopping", "ask again when it is back", now_ms())
-                self.tell(job.event(now_ms()))
+                self._teller.present(job)
                 raise
             except Failure as failure:
                 job.fail(str(failure), failure.hint, now_ms())
                 report.failed(failure)
             except OSError as error:
-                refused = Failure(f"the disk or the system said: {error}", _os_hint(error))
-                job.fail(str(refused), refused.hint, now_ms())
-                report.failed(refused)
+                said = _of_system(error)
+                job.fail(str(said), said.hint, now_ms())
+                report.failed(said)
             except Exception as error:
                 log.exception("job %s broke", job.id, extra={"job": job.id})
                 job.fail(f"a fault of the provisioner itself: {error!r}", "its log says more", now_ms())
-        self._tell_outcome(job)
+        self._teller.outcome(job)
 
-    async def _fulfil(self, order: planning.Order, report: "JobReport") -> PreparedEngine | ResolvedModel:
+    async def _fulfil(self, order: planning.Order, report: JobReport) -> PreparedEngine | ResolvedModel:
         if isinstance(order, planning.ProbeExternal | planning.InstallPackage):
             return await fulfil_engine(order, self.cache, report, self._environment, self._limits)
         return await fulfil_model(order, self.cache, report, self._environment, self._limits)
-
-    @contextlib.asynccontextmanager
-    async def _alive(self, job: Job) -> AsyncIterator[None]:
-        """While inside, the job's bytes are told as they change, and that it lives at least every second."""
-        ticker = asyncio.create_task(self._tick(job), name=f"tell {job.id}")
-        try:
-            yield
-        finally:
-            ticker.cancel()
-            await asyncio.gather(ticker, return_exceptions=True)
-
-    async def _tick(self, job: Job) -> None:
-        told, told_ms = job.event(0), 0
-        while True:
-            present = job.event(0)
-            if present != told or now_ms() - told_ms >= TELL_AT_LEAST_EVERY_MS - LOOK_EVERY_S * 500:
-                told, told_ms = present, now_ms()
-                self.tell(job.event(told_ms))
-            await asyncio.sleep(LOOK_EVERY_S)
-
-    def _tell_outcome(self, job: Job) -> None:
-        """Now, and again for who listens a little later; a series under way starts anew."""
-        self.tell(job.event(now_ms()))
-        if self.stopping:
-            return
-        if earlier := self._telling.get(job.id):
-            earlier.cancel()
-        task = asyncio.create_task(self._tell_again(job), name=f"tell again {job.id}")
-        self._telling[job.id] = task
-        task.add_done_callback(lambda ended: self._told(job.id, ended))
-
-    def _told(self, job_id: str, ended: asyncio.Task[None]) -> None:
-        if self._telling.get(job_id) is ended:
-            del self._telling[job_id]
-
-    async def _tell_again(self, job: Job) -> None:
-        for pause in OUTCOME_TOLD_AGAIN_AFTER_S:
-            await asyncio.sleep(pause)
-            self.tell(job.event(now_ms()))
-
-
-class JobReport:
-    """`Reporter` of one job: events, log lines and metrics."""
-
-    def __init__(self, job: Job, workshop: Workshop, target: str, engine: str) -> None:
-        self._job: Final = job
-        self._workshop: Final = workshop
-        self._target: Final = target
-        self._engine: Final = engine
-        self._began: Final = time.monotonic()
-
-    def now_ms(self) -> int:
-        return now_ms()
-
-    def begin(self, kind: str) -> None:
-        step = self._job.begin(kind, now_ms())
-        self._workshop.tell(self._job.event(now_ms()))
-        self._say(f"{_DOING.get(kind, kind)} {step.detail}", f"provision.{kind}")
-
-    def advance(self, done: int, total: int) -> None:
-        if self._workshop.stopping:
-            raise Failure("the provisioner is stopping", "ask again when it is back")
-        self._job.advance(done, total)
-
-    def verified(self, matched: bool, what: str) -> None:
-        result, reason = ("ok", "matched") if matched else ("unverified", "no_digest")
-        self._count(result, reason)
-        if not matched:
-            self._say(f"no digest was given for {what}: records what it is", "provision.unverified", logging.WARNING)
-
-    def ready(self, result: PreparedEngine | ResolvedModel) -> None:
-        took = time.monotonic() - self._began
-        digest = result.engine_digest if isinstance(result, PreparedEngine) else result.digest
-        self._say(f"ready: {self._target} after {took:.1f} s", "provision.ready", took_s=round(took, 3), digest=digest)
-
-    def failed(self, failure: Failure) -> None:
-        if isinstance(failure, Untrusted):
-            self._count("failed", "untrusted")
-        self._say(f"{self._target} failed: {failure.sentence()}", "provision.failed", logging.ERROR)
-
-    def _count(self, result: str, reason: str) -> None:
-        counter = self._workshop.metrics.counter("catalog_verifications_total")
-        counter.labels(result=result, reason=reason, engine=self._engine).inc()
-
-    def _say(self, human: str, action: str, level: int = logging.INFO, **fields: object) -> None:
-        narrate(
-            log,
-            human,
-            actor=self._workshop.actor,
-            action=action,
-            target=self._target,
-            level=level,
-            job=self._job.id,
-            **fields,
-        )
-
-
-_DOING: Final = {
-    "check": "checks",
-    "download": "downloads",
-    "verify": "verifies",
-    "install": "installs",
-    "extract": "takes out",
-    "move": "moves",
-    "register": "registers",
-}
 
 
 def _target(request: EnsureEngine | EnsureModel) -> str:
     return f"engine {request.engine}" if isinstance(request, EnsureEngine) else f"model {request.model_ref[:200]}"
 
 
-def _os_hint(error: OSError) -> str:
+def _of_system(error: OSError) -> Failure:
+    hint = "nothing was put into place; try again"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "free some space or set provisioner.cache_dir to a bigger disk"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-        return "make provisioner.cache_dir a writable folder of this user"
-    return "nothing was put into place; try again"
+        hint = "free some space or set provisioner.cache_dir to a bigger disk"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        hint = "make provisioner.cache_dir a writable folder of this user"
+    return Failure(f"the disk or the system said: {error}", hint)
