@@ -93,6 +93,7 @@ class _Connection(asyncio.Protocol):
         self._head_done = False
         self._complete = False
         self._answered = False
+        self._keep = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -128,6 +129,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
+        self._keep = self._parser.should_keep_alive()
 
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
@@ -156,7 +158,7 @@ class _Connection(asyncio.Protocol):
     def _finish(self, exchange: Exchange) -> None:
         self._exchange = exchange.connection = None
         handler, exchange.handler = exchange.handler, None
-        if self._parser.should_keep_alive():
+        if self._keep:
             self._client.give_back(self)
         else:
             self.drop()

@@ -211,24 +211,23 @@ class LlamaStream:
             return
         texts: list[str] = []
         try:
-            frames = [_FRAME.decode(payload) for payload in self._decoder.feed(data)]
+            for payload in self._decoder.feed(data):
+                frame = _FRAME.decode(payload)
+                if frame.prompt_progress is not None:
+                    self._tell_prompt(frame.prompt_progress.total)
+                elif frame.stop:
+                    self._finish(frame, texts)
+                    return
+                elif frame.error is not None:
+                    self._flush(texts)
+                    self._fail(failure_of(frame.error))
+                    return
+                else:
+                    self._take(frame, texts)
         except (msgspec.DecodeError, StreamTooLong) as error:
+            self._flush(texts)
             self._fail(EngineBroke(f"the engine sent something that is not a completion frame: {error}"))
             return
-        for frame in frames:
-            if frame.prompt_progress is not None:
-                if not self._told_prompt:
-                    self._told_prompt = True
-                    self._sink.on_prompt(frame.prompt_progress.total)
-            elif frame.error is not None:
-                self._flush(texts)
-                self._fail(failure_of(frame.error))
-                return
-            elif frame.stop:
-                self._finish(frame, texts)
-                return
-            else:
-                self._take(frame, texts)
         self._flush(texts)
 
     def on_end(self) -> None:
@@ -239,6 +238,11 @@ class LlamaStream:
 
     def on_error(self, error: EngineHttpError) -> None:
         self._fail(EngineBroke(str(error)))
+
+    def _tell_prompt(self, tokens_in: int) -> None:
+        if not self._told_prompt:
+            self._told_prompt = True
+            self._sink.on_prompt(tokens_in)
 
     def _take(self, frame: _Frame, texts: list[str]) -> None:
         """A frame stands for the tokens up to its `tokens_predicted`: earlier ones that sent no frame have no text."""

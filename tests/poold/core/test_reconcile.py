@@ -1,0 +1,75 @@
+"""Which replicas a node should run, on which devices, and what must change."""
+
+from typing import Any
+
+import msgspec
+
+from llorch_poold.core.devices import DeviceMask, DeviceRefusal, mask_of
+from llorch_poold.core.reconcile import Changes, Desired, changes, desired_replicas
+from llorch_shared.wire.registry import Gpu
+from llorch_shared.wire.spec import PoolSpec
+
+GPUS = (
+    Gpu(index=0, uuid="GPU-a", name="x", vram_total_mb=24_000, vram_free_mb=23_000),
+    Gpu(index=1, uuid="GPU-b", name="y", vram_total_mb=12_000, vram_free_mb=11_000),
+)
+LOST = Gpu(index=1, uuid="", name="", vram_total_mb=0, vram_free_mb=0, fault="lost")
+
+
+def pool(**fields: Any) -> PoolSpec:
+    return msgspec.convert({"id": "p", "engine": "llamacpp", "model": "file:/m.gguf", **fields}, PoolSpec)
+
+
+def wanted(
+    *specs: PoolSpec, gpus: tuple[Gpu, ...] = GPUS, problem: str = "", profile: str = "gpu"
+) -> dict[str, Desired]:
+    return desired_replicas(specs, node_id="n1", gpus=gpus, gpu_problem=problem, profile=profile)
+
+
+def test_a_pool_gets_its_replicas_on_every_node_it_does_not_exclude() -> None:
+    assert list(wanted(pool(replicas=2), pool(id="q", nodes=["n2"]))) == ["p-n1-1", "p-n1-2"]
+
+
+def test_all_devices_are_one_mask_without_the_faulty_ones() -> None:
+    assert wanted(pool())["p-n1-1"].device == DeviceMask("cuda:0,1", ("GPU-a", "GPU-b"))
+    assert wanted(pool(), gpus=(GPUS[0], LOST))["p-n1-1"].device == DeviceMask("cuda:0", ("GPU-a",))
+
+
+def test_named_devices_are_never_replaced_by_others() -> None:
+    assert wanted(pool(devices=[1]))["p-n1-1"].device.uuids == ("GPU-b",)
+    assert "no GPU 3" in wanted(pool(devices=[3]))["p-n1-1"].refusal
+    assert "lost" in wanted(pool(devices=[1]), gpus=(GPUS[0], LOST))["p-n1-1"].refusal
+
+
+def test_without_a_gpu_nothing_falls_back_to_the_cpu() -> None:
+    refusal = wanted(pool(), gpus=(), problem="no driver")["p-n1-1"].refusal
+    assert "no driver" in refusal
+    assert "ORCH-1102" in refusal
+
+
+def test_the_cpu_is_refused_unless_the_profile_is_ci() -> None:
+    assert "ORCH-1102" in wanted(pool(devices="cpu"))["p-n1-1"].refusal
+    allowed = wanted(pool(devices="cpu"), gpus=(), problem="no driver", profile="ci")["p-n1-1"]
+    assert (allowed.refusal, allowed.device.label) == ("", "cpu")
+    assert isinstance(mask_of((), gpus=GPUS, gpu_problem="", profile="ci"), DeviceRefusal)
+
+
+def test_a_new_model_restarts_and_a_new_queue_does_not() -> None:
+    actual = wanted(pool(replicas=2))
+    other_model = wanted(pool(replicas=2, model="file:/other.gguf"))
+    other_queue = wanted(pool(replicas=2, queue={"capacity": 7}, timeouts={"idle_ms": 5}))
+    assert changes(actual, other_model).restart == tuple(other_model.values())
+    assert changes(actual, other_queue) == Changes(adopt=tuple(other_queue.values()))
+    assert changes(actual, actual) == Changes()
+
+
+def test_fewer_replicas_stop_the_last_one_and_touch_no_other() -> None:
+    assert changes(wanted(pool(replicas=3)), wanted(pool(replicas=2))) == Changes(
+        stop=("p-n1-3",), adopt=tuple(wanted(pool(replicas=2)).values())
+    )
+
+
+def test_a_gpu_that_comes_back_starts_what_was_refused() -> None:
+    before = wanted(pool(), gpus=(), problem="driver not loaded")
+    after = wanted(pool())
+    assert changes(before, after).restart == (after["p-n1-1"],)

@@ -1,0 +1,119 @@
+"""One attempt ends in one way, and nothing is said after it."""
+
+import random
+
+import pytest
+
+from llorch_poold.core.audit import audit_of
+from llorch_poold.core.seed import SEED_SPACE, seed_of
+from llorch_poold.core.task import (
+    Cancelled,
+    Failed,
+    Finished,
+    IllegalPhase,
+    Lost,
+    Phase,
+    TaskCore,
+    claim_record,
+    error_body,
+)
+from llorch_shared.errors import ErrorCode
+from llorch_shared.states import IllegalMove
+from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.task import Engine, Priority, TaskState
+
+PLACED = RunRecord(
+    task_id="6f1e0c9e-5d1b-4c57-9c2d-000000000001",
+    state=TaskState.PLACED,
+    pool_id="p",
+    lane="gw-1",
+    correlation_id="c",
+    tenant="default",
+    priority=Priority.INTERACTIVE,
+    admitted_ms=1,
+)
+
+
+def running() -> TaskCore:
+    core = TaskCore(PLACED, 4)
+    core.claimed(claim_record(PLACED, node_id="n", replica_id="r", incarnation="i", now_ms=5), 5)
+    return core
+
+
+def test_a_claim_says_who_holds_the_task() -> None:
+    run = running().run
+    assert (run.state, run.node_id, run.replica_id, run.incarnation, run.started_ms) == ("running", "n", "r", "i", 5)
+    with pytest.raises(IllegalMove):
+        claim_record(run, node_id="n", replica_id="r", incarnation="i", now_ms=6)
+
+
+def test_a_cancel_before_the_last_frame_wins() -> None:
+    core = running()
+    core.begun()
+    assert core.tokens(3) == 0
+    assert core.conclude(Cancelled("client"))
+    assert not core.conclude(Finished("stop", 1, 3))
+    core.released()
+    record = core.final_record(now_ms=9, decode_ms=2)
+    assert (record.state, record.finish_reason, record.tokens_out) == (TaskState.CANCELLED, "cancelled", 3)
+
+
+def test_a_cancel_after_the_last_frame_is_too_late() -> None:
+    core = running()
+    core.begun()
+    assert core.conclude(Finished("length", 1, 0))
+    assert not core.conclude(Cancelled("client"))
+    core.released()
+    assert core.final_record(now_ms=9, decode_ms=2).state is TaskState.DONE
+
+
+def test_a_cancel_before_the_claim_is_left_to_the_stored_wish() -> None:
+    assert not TaskCore(PLACED, 4).conclude(Cancelled("client"))
+
+
+def test_a_lost_task_has_no_final_record() -> None:
+    core = running()
+    core.conclude(Lost("engine died"))
+    with pytest.raises(IllegalPhase):
+        core.final_record(now_ms=9, decode_ms=2)
+
+
+def test_a_failed_task_is_audited_with_its_cause() -> None:
+    core = running()
+    core.conclude(Failed(error_body(ErrorCode.DECODE_TIMEOUT, "silent", engine=Engine.MOCK, pool_id="p")))
+    core.released()
+    record = audit_of(core.final_record(now_ms=9, decode_ms=2), 6, "n")
+    assert (record.event, record.at_ms, record.detail["error"]) == ("failed", 9, "DECODE_TIMEOUT")
+
+
+def test_the_seed_is_the_requests_or_follows_from_the_task() -> None:
+    assert seed_of("A", 7) == 7
+    assert seed_of("6F1E0C9E", None) == seed_of("6f1e0c9e", None)
+    assert all(0 <= seed_of(str(number), None) < SEED_SPACE for number in range(100))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_in_any_order_of_events_one_outcome_stands(seed: int) -> None:
+    chance = random.Random(seed)
+    core, first, counted = running(), None, 0
+    outcomes = [
+        Finished("stop", 1, 1),
+        Cancelled("client"),
+        Lost("x"),
+        Failed(error_body(ErrorCode.INTERNAL, "x", engine=None, pool_id="p")),
+    ]
+    for _ in range(40):
+        if chance.random() < 0.1:
+            outcome = chance.choice(outcomes)
+            if core.conclude(outcome):
+                assert first is None
+                first = outcome
+        elif core.phase is Phase.CALLING:
+            core.begun()
+        elif first is None:
+            counted += core.tokens(2) - counted + 2
+        else:
+            with pytest.raises(IllegalPhase):
+                core.tokens(1)
+        assert core.outcome is first
+        assert core.tokens_out == counted
