@@ -5,13 +5,14 @@ import time
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from llorch_ctl.exits import Problem
 from llorch_ctl.system import System
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import BusError, Message
-from llorch_shared.wire.provision import EVENT_DECODER, ProvisionEvent
+from llorch_shared.wire.provision import EVENT_DECODER, PreparedEngine, ProvisionEvent, ResolvedModel
 from llorch_shared.wire.registry import REPLICA_DECODER, ReplicaRecord, ReplicaState
 
 READY_WITHIN_S: Final = 900.0
@@ -20,7 +21,7 @@ POLL_S: Final = 0.1
 
 
 class _Bars:
-    """One bar per provisioning job, made when its first event comes."""
+    """One bar per provisioning job, made when its first event comes; a step counts as much as another."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress: Final = progress
@@ -33,23 +34,34 @@ class _Bars:
             self.failed = event
         bar = self._bars.get(event.job)
         if bar is None:
-            bar = self._bars[event.job] = self._progress.add_task(_short(event.target), total=None, what="")
-        what = "done" if event.done and not event.error else event.error or f"{event.kind} {_short(event.detail)}"
-        total = event.bytes_total or None
-        done = event.bytes_total if event.done and total else event.bytes_done
-        if event.done and total is None:
-            total, done = 1, 1
-        self._progress.update(bar, total=total, completed=done, what=what)
+            name = event.target.partition(" ")[0]
+            bar = self._bars[event.job] = self._progress.add_task(name, total=1.0, what="")
+        ratio = event.bytes_done / event.bytes_total if event.bytes_total else 0.0
+        share = 1.0 if event.done else (max(0, event.step - 1) + ratio) / max(1, event.steps)
+        self._progress.update(bar, completed=share, what=_what(event))
         if event.done:
             self._progress.stop_task(bar)
+
+
+def _what(event: ProvisionEvent) -> str:
+    """The outcome, or the step with its bytes."""
+    if event.error:
+        return event.error
+    match event.result:
+        case PreparedEngine():
+            return f"{event.result.engine} {event.result.engine_version} is here"
+        case ResolvedModel():
+            size = f"{event.result.size_bytes / 1e6:.0f} MB"
+            return f"{event.result.model_ref.rpartition('/')[2]} is here ({size})"
+    size = f" {event.bytes_done / 1e6:.0f} of {event.bytes_total / 1e6:.0f} MB" if event.bytes_total else ""
+    return f"{event.kind}{size}: {_short(event.detail)}"
 
 
 async def until_ready(system: System, pool_id: str, console: Console) -> ReplicaRecord:
     """Return the first ready replica. Raises Problem when provisioning or the replica fails, or time is up."""
     columns = (
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", table_column=Column(min_width=10, no_wrap=True)),
         BarColumn(bar_width=24),
-        DownloadColumn(),
         TimeElapsedColumn(),
         TextColumn("[bright_black]{task.fields[what]}"),
     )
@@ -57,14 +69,17 @@ async def until_ready(system: System, pool_id: str, console: Console) -> Replica
         bars = _Bars(progress)
         node = system.settings.poold.node_id
         subscription = await system.bus.subscribe(f"llorch.prov.{node}.progress.*", bars.saw)
-        said = ReplicaState.PROVISIONING
+        said = (ReplicaState.PROVISIONING, "")
         deadline = time.monotonic() + READY_WITHIN_S
         try:
             while time.monotonic() < deadline:
                 replica = await _replica(system, pool_id)
-                if replica is not None and replica.state is not said:
-                    said = replica.state
-                    progress.console.print(f"[bright_black]replica    {replica.replica_id} is {said}[/]")
+                if replica is not None and (replica.state, replica.last_error) != said:
+                    said = (replica.state, replica.last_error)
+                    why = f": {replica.last_error}" if replica.last_error else ""
+                    progress.console.print(
+                        f"replica    {replica.replica_id} is {replica.state}{why}", style="bright_black"
+                    )
                 _raise_failure(system, bars.failed, replica)
                 if replica is not None and replica.state is ReplicaState.READY:
                     return replica
@@ -100,5 +115,5 @@ async def _replica(system: System, pool_id: str) -> ReplicaRecord | None:
 
 
 def _short(text: str) -> str:
-    """A target's first word, and the end of a long path."""
+    """The end of a long path."""
     return text if len(text) <= 48 else "…" + text[-47:]

@@ -104,12 +104,16 @@ class LogView:
         self._console = console
         self._raw = raw
         self._quiet = quiet
+        self.stopping = False
+        """While everything ends, only errors of the processes are worth showing."""
 
     def show(self, service: str, line: bytes) -> None:
         if self._raw:
             self._console.file.write(line.decode(errors="replace") + "\n")
             return
         read = read_line(line)
+        if self.stopping and self._quiet and (read is None or read.level not in ("error", "critical")):
+            return
         if read is None:
             if not self._quiet and line.strip():
                 self._print(service, "", line.decode(errors="replace"))

@@ -115,6 +115,7 @@ class System:
         self.bus = await bus_client.connect(self.settings.nats, within_s=CONNECT_WITHIN_S)
 
     async def _stop(self) -> None:
+        self.view.stopping = True
         if hasattr(self, "bus"):
             await self.bus.close()
         self.killed_at_stop = await self.supervisor.stop()
