@@ -42,6 +42,7 @@ def application(*, tasks: Tasks, snapshot: Snapshot, metrics: Metrics, not_ready
     )
     return Litestar(
         route_handlers=handlers,
+        before_request=_refuse_options,
         exception_handlers={Exception: _on_error},
         openapi_config=None,
         logging_config=None,
@@ -143,6 +144,12 @@ def _call(request: _Request) -> Call:
 
 def _json(status: int, body: object) -> _Reply:
     return Response(_encode(body), status_code=status, media_type=JSON)
+
+
+async def _refuse_options(request: _Request) -> None:
+    """Litestar would answer OPTIONS by itself, naming the methods of only one of a path's handlers."""
+    if request.method == "OPTIONS":
+        raise MethodNotAllowedException
 
 
 def _on_error(request: _Request, error: Exception) -> _Reply:

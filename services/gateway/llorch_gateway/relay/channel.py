@@ -171,10 +171,12 @@ class Channel:
             seat.wake()
 
     def silence(self) -> None:
-        """The record says cancelled: no token may leave from now on."""
+        """The record says cancelled: no token may leave from now on, and whoever waits may look at it."""
         self.silenced = True
         for seat in self.seats:
             seat.reader.silence()
+            seat.check_due = True
+            seat.wake()
 
     def _end(self, *, cancelled: bool) -> None:
         self.ended = True

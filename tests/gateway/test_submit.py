@@ -1,0 +1,234 @@
+"""POST /v1/tasks: accepted means stored, once; refused means no trace anywhere."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from llorch_shared import streams, subjects
+from llorch_shared.bus.memory import MemoryBus
+from llorch_shared.bus.port import Unanswered
+from llorch_shared.errors import ErrorCode
+from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent
+from llorch_shared.wire.registry import ReplicaState
+from llorch_shared.wire.task import REQUEST_DECODER, Priority, TaskAccepted, TaskState
+from support.asgi import Reply
+from support.client import task_request
+from support.gateways import Cluster, Door, cluster_of, load_report, pool_spec, replica, run_record
+
+
+def body(**changes: Any) -> bytes:
+    """A valid task as JSON, with fields replaced or (None) taken out."""
+    plain = {**msgspec.to_builtins(task_request()), **changes}
+    return msgspec.json.encode({name: value for name, value in plain.items() if value is not None})
+
+
+async def test_an_accepted_task_is_stored_with_its_lane_correlation_id_and_audit(cluster: Cluster, door: Door) -> None:
+    request = task_request(priority=Priority.BATCH)
+    reply = await door.post("/v1/tasks", msgspec.json.encode(request), x_correlation_id="from-the-client")
+    accepted = reply.json(TaskAccepted)
+    assert reply.status == 202
+    assert accepted.task_id == request.task_id
+    assert (accepted.correlation_id, reply.headers["x-correlation-id"]) == ("from-the-client", "from-the-client")
+    [message] = await cluster.admissions(priority=Priority.BATCH)
+    assert message.subject == subjects.admission("p1", "batch", "default")
+    assert REQUEST_DECODER.decode(message.data) == request
+    assert message.headers["X-Correlation-Id"] == "from-the-client"
+    assert message.headers["Llorch-Lane"] == door.lane
+    async with asyncio.timeout(5):
+        while not (kept := await cluster.bus.replay(streams.AUD, "llorch.aud.>")):
+            await asyncio.sleep(0.01)
+    audited = AUDIT_DECODER.decode(kept[0].data)
+    assert (audited.event, audited.identity, audited.pool_id) == (AuditEvent.ADMITTED, "localhost", "p1")
+
+
+async def test_the_answer_tells_position_and_start_from_the_schedulers_load(cluster: Cluster, door: Door) -> None:
+    await cluster.report(
+        load_report(
+            queued={"interactive": 3}, queue_seq={"interactive": 0}, slots_total=2, slots_free=0, service_ms=800
+        )
+    )
+    first = (await door.post("/v1/tasks", body())).json(TaskAccepted)
+    second = (await door.post("/v1/tasks", body())).json(TaskAccepted)
+    assert (first.queue_position, first.predicted_start_ms) == (3, 1600)
+    assert (second.queue_position, second.predicted_start_ms) == (4, 2000)
+
+
+async def test_the_same_task_again_is_the_same_task(cluster: Cluster, door: Door) -> None:
+    request = msgspec.json.encode(task_request())
+    other = await cluster.gateway()
+    answers = [await one.post("/v1/tasks", request) for one in (door, door, other)]
+    assert [answer.status for answer in answers] == [202, 202, 202]
+    assert len({answer.json(TaskAccepted).task_id for answer in answers}) == 1
+    assert len(await cluster.admissions()) == 1
+
+
+async def test_an_upper_case_task_id_is_the_same_task(cluster: Cluster, door: Door) -> None:
+    request = task_request()
+    await door.post("/v1/tasks", msgspec.json.encode(request))
+    shouted = msgspec.structs.replace(request, task_id=request.task_id.upper())
+    assert (await door.post("/v1/tasks", msgspec.json.encode(shouted))).json(TaskAccepted).task_id == request.task_id
+    assert len(await cluster.admissions()) == 1
+
+
+async def test_a_lost_ack_is_repeated_and_admits_once(cluster: Cluster, door: Door) -> None:
+    cluster.server.answers_lost = 1
+    task = await door.submit()
+    [message] = await cluster.admissions()
+    assert message.headers["Nats-Msg-Id"] == task
+    assert door.gateway.router.is_fresh(task)
+
+
+async def test_a_full_queue_refuses_with_when_to_come_back_and_a_known_task_stays_accepted() -> None:
+    async with cluster_of(pool_spec(capacity=2), replica()) as cluster:
+        door = await cluster.gateway()
+        first = task_request()
+        await door.post("/v1/tasks", msgspec.json.encode(first))
+        await door.submit()
+        await cluster.report(load_report(slots_total=2, slots_free=0, service_ms=5000))
+        reply = await door.post("/v1/tasks", body())
+        assert reply.status == 429
+        assert reply.error.code is ErrorCode.ADMISSION_REJECT
+        assert (reply.error.policy_label, reply.error.retriable, reply.error.engine) == ("reject", True, "mock")
+        assert reply.error.retry_after_ms == 2500
+        assert (reply.headers["retry-after"], reply.headers["x-backoff-ms"]) == ("3", "2500")
+        assert reply.headers["x-correlation-id"]
+        assert len(await cluster.admissions()) == 2
+        assert (await door.post("/v1/tasks", msgspec.json.encode(first))).status == 202
+        assert await _sample(door, 'tasks_rejected_total{engine="mock",reason="ADMISSION_REJECT"}') == 1
+        assert await _sample(door, 'admission_backpressure_events_total{engine="mock",policy="reject"}') == 1
+
+
+async def test_a_task_that_ran_long_ago_stays_accepted_when_the_queue_is_full() -> None:
+    async with cluster_of(pool_spec(capacity=1), replica()) as cluster:
+        door = await cluster.gateway()
+        await door.submit()
+        old = task_request()
+        await cluster.record(run_record(old.task_id, TaskState.DONE, tokens_out=3))
+        assert (await door.post("/v1/tasks", msgspec.json.encode(old))).status == 202
+        assert len(await cluster.admissions()) == 1
+
+
+BAD: dict[str, tuple[bytes, int, ErrorCode]] = {
+    "not json": (b"{", 400, ErrorCode.INVALID_PARAMS),
+    "empty": (b"", 400, ErrorCode.INVALID_PARAMS),
+    "invalid utf-8": (body().replace(b"Say", b"\xff\xfe"), 400, ErrorCode.INVALID_PARAMS),
+    "an array": (b"[]", 400, ErrorCode.INVALID_PARAMS),
+    "wrong type": (body(max_tokens="many"), 400, ErrorCode.INVALID_PARAMS),
+    "unknown field": (body(temperature=1), 400, ErrorCode.INVALID_PARAMS),
+    "missing field": (body(model_ref=None), 400, ErrorCode.INVALID_PARAMS),
+    "bad uuid": (body(task_id="17"), 400, ErrorCode.INVALID_PARAMS),
+    "negative ctx": (body(ctx=-1), 400, ErrorCode.INVALID_PARAMS),
+    "huge ctx": (body(ctx=1_000_000), 400, ErrorCode.INVALID_PARAMS),
+    "ctx over the pool": (body(ctx=8192), 400, ErrorCode.INVALID_PARAMS),
+    "no max_tokens": (body(max_tokens=0), 400, ErrorCode.INVALID_PARAMS),
+    "max_tokens over ctx": (body(ctx=64, max_tokens=64), 400, ErrorCode.INVALID_PARAMS),
+    "prompt over ctx": (body(ctx=64, prompt="x" * 20_000), 400, ErrorCode.INVALID_PARAMS),
+    "no prompt": (body(prompt=None), 400, ErrorCode.INVALID_PARAMS),
+    "prompt and inputs": (body(inputs=["a"]), 400, ErrorCode.INVALID_PARAMS),
+    "inputs for a completion": (body(prompt=None, inputs=["a"]), 400, ErrorCode.INVALID_PARAMS),
+    "workload nobody serves": (body(prompt=None, inputs=["a"], workload="embedding"), 400, ErrorCode.INVALID_PARAMS),
+    "unknown engine": (body(engine="abacus"), 400, ErrorCode.INVALID_PARAMS),
+    "unknown model": (body(model_ref="mock:nothing"), 400, ErrorCode.INVALID_PARAMS),
+    "another engine's model": (body(engine="llamacpp"), 400, ErrorCode.INVALID_PARAMS),
+    "deadline zero": (body(deadline_ms=0), 400, ErrorCode.DEADLINE_UNMET),
+    "deadline past": (body(deadline_ms=-5), 400, ErrorCode.DEADLINE_UNMET),
+    "lone surrogate": (body(prompt="@").replace(b'"@"', b'"\\ud800"'), 400, ErrorCode.INVALID_PARAMS),
+    "too long": (body(prompt="x" * 1_000_000), 413, ErrorCode.INVALID_PARAMS),
+    "ten megabytes": (b"x" * 10_000_000, 413, ErrorCode.INVALID_PARAMS),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_bad_input_gets_the_envelope_and_leaves_no_trace(cluster: Cluster, door: Door, name: str) -> None:
+    sent, status, code = BAD[name]
+    before = await cluster.stored()
+    reply = await door.post("/v1/tasks", sent)
+    assert (reply.status, reply.error.code, reply.error.retriable) == (status, code, False)
+    assert reply.error.message
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["x-correlation-id"]
+    assert await cluster.stored() == before
+
+
+async def test_the_envelope_names_the_engine_of_a_refused_task(door: Door) -> None:
+    assert (await door.post("/v1/tasks", body(max_tokens=0))).error.engine == "mock"
+    assert (await door.post("/v1/tasks", body(engine="abacus"))).error.engine == "abacus"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "", "application/x-www-form-urlencoded"])
+async def test_another_content_type_is_refused(cluster: Cluster, door: Door, kind: str) -> None:
+    reply = await door.post("/v1/tasks", body(), content_type=kind)
+    assert (reply.status, reply.error.code) == (415, ErrorCode.INVALID_PARAMS)
+    assert not await cluster.admissions()
+
+
+async def test_a_content_type_with_a_charset_is_json(door: Door) -> None:
+    assert (await door.post("/v1/tasks", body(), content_type="application/json; charset=utf-8")).status == 202
+
+
+async def test_a_pool_whose_replicas_are_gone_is_not_ready(cluster: Cluster, door: Door) -> None:
+    await cluster.add_pool(pool_spec("p2", model="mock:other"))
+    reply = await _until_routed(door, body(model_ref="mock:other"))
+    assert (reply.status, reply.error.code, reply.error.pool_id) == (503, ErrorCode.POOL_UNREADY, "p2")
+    assert reply.headers["retry-after"] == "1"
+
+
+async def test_a_pool_whose_replicas_have_failed_is_unavailable_and_says_why(cluster: Cluster, door: Door) -> None:
+    broken = replica("p2", state=ReplicaState.FAILED, last_error="no CUDA device")
+    await cluster.add_pool(pool_spec("p2", model="mock:other"), broken)
+    reply = await _until_routed(door, body(model_ref="mock:other"))
+    assert (reply.status, reply.error.code) == (503, ErrorCode.POOL_UNAVAILABLE)
+    assert "no CUDA device" in reply.error.message
+
+
+async def test_a_task_for_a_pool_that_is_still_starting_waits_in_its_queue(cluster: Cluster, door: Door) -> None:
+    starting = replica("p2", state=ReplicaState.STARTING)
+    await cluster.add_pool(pool_spec("p2", model="mock:other"), starting)
+    assert (await _until_routed(door, body(model_ref="mock:other"))).status == 202
+    assert len(await cluster.admissions("p2")) == 1
+
+
+async def test_a_bus_that_does_not_answer_is_unavailable_and_retriable(
+    cluster: Cluster, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unanswered(*_args: object, **_more: object) -> None:
+        raise Unanswered("no answer")
+
+    monkeypatch.setattr(MemoryBus, "store", unanswered)
+    monkeypatch.setattr("llorch_gateway.admissions.PUBLISH_WITHIN_S", 0.2)
+    reply = await door.post("/v1/tasks", body())
+    assert (reply.status, reply.error.code, reply.error.retriable) == (503, ErrorCode.POOL_UNAVAILABLE, True)
+
+
+async def test_a_refused_task_keeps_no_channel(cluster: Cluster) -> None:
+    async with cluster_of(pool_spec(capacity=1), replica()) as small:
+        door = await small.gateway()
+        await door.submit()
+        request = task_request()
+        assert (await door.post("/v1/tasks", msgspec.json.encode(request))).status == 429
+        assert not list(door.gateway.router.channels_of(request.task_id))
+
+
+async def test_admissions_are_counted(door: Door) -> None:
+    await door.submit()
+    await door.post("/v1/tasks", b"{}")
+    labels = 'engine="mock",engine_version="",pool_id="p1",priority="interactive",replica_id=""'
+    assert await _sample(door, f"tasks_enqueued_total{{{labels}}}") == 1
+    assert await _sample(door, 'tasks_rejected_total{engine="",reason="INVALID_PARAMS"}') == 1
+    assert await _sample(door, "admission_latency_ms_count") == 1
+
+
+async def _sample(door: Door, name: str) -> float:
+    text = (await door.get("/metrics")).body.decode()
+    [line] = [line for line in text.splitlines() if line.startswith(name + " ")]
+    return float(line.rpartition(" ")[2])
+
+
+async def _until_routed(door: Door, sent: bytes) -> Reply:
+    """Submit until the gateway has seen the pool that was just added."""
+    async with asyncio.timeout(5):
+        while (reply := await door.post("/v1/tasks", sent)).status == 400:
+            await asyncio.sleep(0.005)
+    return reply
