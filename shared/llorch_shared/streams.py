@@ -147,7 +147,8 @@ def admission(pool: PoolSpec, *, replicas: int = 1) -> Topology:
     """The queues of one pool: the server itself refuses what is over capacity.
 
     No limit per tenant here: the server enforces a lowered `max_msgs_per_subject` by deleting messages, while a lowered
-    `max_msgs` keeps what was accepted and only refuses more.
+    `max_msgs` keeps what was accepted and only refuses more. The server reserves `max_bytes`: no more of it than a
+    queue of the largest messages (1 MiB) needs, so that many pools fit.
     """
     names = {priority: admission_stream(pool.id, priority) for priority in Priority}
     return Topology(
@@ -160,7 +161,7 @@ def admission(pool: PoolSpec, *, replicas: int = 1) -> Topology:
                 storage="file",
                 discard="new",
                 max_msgs=pool.queue.capacity,
-                max_bytes=2048 * _MIB,
+                max_bytes=min(2048, pool.queue.capacity + 1) * _MIB,
                 duplicate_window=DEDUPE_WINDOW_S * _SECOND,
                 allow_direct=True,
             )

@@ -7,15 +7,16 @@ network, held to the NATS side by one test suite.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Final
 
+from llorch_shared.bus.memory_connection import MemoryConnection
+from llorch_shared.bus.memory_consumer import MemoryConsumer
 from llorch_shared.bus.memory_server import Interest, MemoryServer
-from llorch_shared.bus.memory_streams import MemoryDurable, MemoryStream, matches
+from llorch_shared.bus.memory_streams import MemoryStream, matches
 from llorch_shared.bus.port import (
     BusError,
-    Delivery,
     Denied,
     Handler,
     Message,
@@ -29,7 +30,6 @@ from llorch_shared.bus.port import (
     TooLarge,
     Unanswered,
 )
-from llorch_shared.streams import Topology
 
 __all__ = ["MemoryBus", "MemoryServer"]
 
@@ -37,152 +37,16 @@ log = logging.getLogger(__name__)
 
 PAYLOAD_BYTES_MAX: Final = 1024 * 1024
 BATCH_MESSAGES_MAX: Final = 500
-_UNCONFIRMED_ACK_S: Final = 0.05
 _INBOX: Final = "_INBOX.memory."
 
 
-class MemoryDelivery:
-    __slots__ = ("_bus", "_deliveries", "_durable", "message")
-
-    def __init__(self, bus: "MemoryBus", durable: MemoryDurable, message: Message, deliveries: int) -> None:
-        self._bus: Final = bus
-        self._durable: Final = durable
-        self.message: Final = message
-        self._deliveries: Final = deliveries
-
-    @property
-    def redelivered(self) -> bool:
-        return self._deliveries > 1
-
-    async def ack(self) -> None:
-        await self._bus.wait_connected(_UNCONFIRMED_ACK_S)
-        if not self._durable.ack(self.message.seq):
-            await asyncio.sleep(_UNCONFIRMED_ACK_S)
-            raise Unanswered("the ack was not confirmed")
-        self._bus.server.wake()
-
-    async def retry_later(self, delay_s: float) -> None:
-        await self._bus.wait_connected(_UNCONFIRMED_ACK_S)
-        self._durable.put_back(self.message.seq, self._bus.server.now() + delay_s)
-        self._bus.server.wake()
-
-
-class MemoryConsumer:
-    def __init__(self, bus: "MemoryBus", stream: str, durable: str) -> None:
-        self._bus: Final = bus
-        self._stream: Final = stream
-        self._durable: Final = durable
-
-    async def fetch(self, limit: int, wait_s: float) -> Sequence[Delivery]:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait_s
-        server = self._bus.server
-        await asyncio.sleep(0)
-        while True:
-            if self._bus.connected:
-                durable = server.durable(self._stream, self._durable)
-                if taken := durable.take(limit, server.now()):
-                    server.wake()
-                    return [MemoryDelivery(self._bus, durable, message, times) for message, times in taken]
-            left = deadline - loop.time()
-            if left <= 0:
-                return []
-            try:
-                await asyncio.wait_for(server.changed().wait(), left)
-            except TimeoutError:
-                return []
-
-    async def reset(self) -> None:
-        await self._bus.wait_connected(_UNCONFIRMED_ACK_S)
-        self._bus.server.durable(self._stream, self._durable).reset()
-        self._bus.server.wake()
-
-    async def close(self) -> None:
-        return
-
-
-class MemoryBus:
+class MemoryBus(MemoryConnection):
     """`Bus` on a `MemoryServer`. `denied` are subject patterns that this user may not publish to."""
 
     def __init__(self, server: MemoryServer, *, name: str = "test", denied: Sequence[str] = ()) -> None:
-        self.name: Final = name
-        self.server: Final = server
+        super().__init__(server, name)
         self._denied_patterns: Final = tuple(denied)
-        self._denied = ""
-        self._standing: Final = asyncio.Event()
-        self._standing.set()
-        self._restored = True
-        self._ensured: list[Topology] = []
-        self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
-        self._on_disconnect: list[Callable[[], None]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
         self._inboxes: Final = count(1)
-        self._closed = False
-        server.buses.append(self)
-
-    @property
-    def connected(self) -> bool:
-        return self._standing.is_set()
-
-    @property
-    def problem(self) -> str:
-        if not self.connected:
-            return "disconnected"
-        return self._denied or ("" if self._restored else "restoring streams")
-
-    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
-        self._on_reconnect.append(callback)
-
-    def on_disconnect(self, callback: Callable[[], None]) -> None:
-        self._on_disconnect.append(callback)
-
-    def break_connection(self) -> None:
-        """This connection alone is lost; `restore_connection` brings it back."""
-        if not self._standing.is_set():
-            return
-        self._standing.clear()
-        self._restored = False
-        for callback in self._on_disconnect:
-            callback()
-
-    def restore_connection(self) -> None:
-        if self._closed or self._standing.is_set() or not self.server.running:
-            return
-        self._standing.set()
-        self._denied = ""
-        self._spawn(self._restore())
-        self.server.wake()
-
-    async def _restore(self) -> None:
-        for topology in tuple(self._ensured):
-            self.server.ensure(topology)
-        self._restored = True
-        self.server.wake()
-        for callback in tuple(self._on_reconnect):
-            while self.connected:
-                try:
-                    await callback()
-                    break
-                except BusError as error:
-                    log.warning("%s: a reconnect callback failed, again: %s", self.name, error)
-                    await asyncio.sleep(0.01)
-                except Exception:
-                    log.exception("%s: a reconnect callback failed", self.name)
-                    break
-
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def wait_connected(self, timeout_s: float) -> None:
-        if self._closed:
-            raise Unanswered("the bus connection was closed")
-        try:
-            await asyncio.wait_for(self._standing.wait(), timeout_s)
-        except TimeoutError:
-            raise Unanswered("not connected to the bus") from None
-        await asyncio.sleep(0)
 
     def _check(self, subject: str, data: bytes) -> None:
         if not subject or any(character <= " " for character in subject):
@@ -195,16 +59,6 @@ class MemoryBus:
             self._denied = f'permissions violation for publish to "{subject}"'
             return True
         return False
-
-    async def ensure(self, topology: Topology) -> None:
-        await self.wait_connected(10)
-        self.server.ensure(topology)
-        if topology not in self._ensured:
-            self._ensured.append(topology)
-
-    async def forget(self, topology: Topology) -> None:
-        if topology in self._ensured:
-            self._ensured.remove(topology)
 
     def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
         self._check(subject, data)
@@ -318,7 +172,7 @@ class MemoryBus:
             except Exception:
                 log.exception("answering a request on %s failed", subject)
 
-        return self._listen(subject, lambda message: self._spawn(answer(message)), queue)
+        return self._listen(subject, lambda message: self.spawn(answer(message)), queue)
 
     def _listen(self, subject: str, handler: Handler, queue: str = "") -> Interest:
         self._check(subject, b"")
@@ -368,19 +222,6 @@ class MemoryBus:
         await self.wait_connected(5)
         self.server.durable(stream, durable)
         return MemoryConsumer(self, stream, durable)
-
-    async def close(self) -> None:
-        if self._closed:
-            return
-        await asyncio.sleep(0)
-        self._closed = True
-        self._standing.clear()
-        for task in tuple(self._tasks):
-            task.cancel()
-        for interest in [one for one in self.server.interests if one.bus is self]:
-            await interest.close()
-        if self in self.server.buses:
-            self.server.buses.remove(self)
 
 
 def _check_headers(headers: Mapping[str, str] | None) -> None:

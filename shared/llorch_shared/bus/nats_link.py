@@ -91,8 +91,6 @@ class Link:
 
     def _stood(self) -> None:
         self.generation += 1
-        self._denied.clear()
-        self.last_denied = ""
         self._quiet_until = 0.0
         self._standing.set()
         if self._metrics is not None:
@@ -107,6 +105,9 @@ class Link:
         stood = self._standing.is_set()
         self._standing.clear()
         self._outbox.clear()
+        # Here and not when it stands again: by then the subscriptions were sent again, and judged.
+        self._denied.clear()
+        self.last_denied = ""
         if self._metrics is not None:
             self._metrics.gauge("bus_connected").set(0)
         self._fail_all("the connection to the bus broke")

@@ -549,6 +549,15 @@ async def test_a_republished_run_has_its_sequence(ready: Bus, other: Bus) -> Non
     ]
 
 
+async def test_a_core_subscriber_also_sees_what_the_stream_refused(ready: Bus, other: Bus) -> None:
+    seen: list[bytes] = []
+    await other.subscribe(subjects.run("t"), lambda message: seen.append(message.data))
+    await ready.store(subjects.run("t"), b"stored", expect_seq=0)
+    with pytest.raises(WrongSequence):
+        await ready.store(subjects.run("t"), b"refused", expect_seq=0)
+    await eventually(lambda: seen == [b"stored", b"refused"])
+
+
 # topology
 
 
@@ -557,6 +566,20 @@ async def test_ensuring_twice_changes_nothing(ready: Bus, other: Bus) -> None:
     await ready.ensure(BASE)
     await other.ensure(streams.admission(POOL))
     assert (await ready.stream_state(ADM)).messages == 2
+
+
+async def test_a_smaller_queue_keeps_large_tasks_it_has_taken(ready: Bus) -> None:
+    for _ in range(5):
+        await ready.store(ADMISSION, b"x" * 1_000_000)
+    await ready.ensure(streams.admission(PoolSpec(id="p", engine=Engine.MOCK, model="m", queue=QueueSpec(capacity=1))))
+    assert (await ready.stream_state(ADM)).messages == 5
+    with pytest.raises(Full):
+        await ready.store(ADMISSION, b"x")
+
+
+async def test_many_pools_fit_into_one_server(ready: Bus) -> None:
+    for number in range(16):
+        await ready.ensure(streams.admission(PoolSpec(id=f"pool-{number}", engine=Engine.MOCK, model="m")))
 
 
 async def test_many_services_ensure_at_once(world: World) -> None:
@@ -607,6 +630,8 @@ async def test_closing_sends_what_was_published_and_may_be_repeated(world: World
     await leaving.close()
     await leaving.close()
     assert not leaving.connected
+    with pytest.raises(Unanswered):
+        await leaving.store(ADMISSION, b"x", timeout_s=60)
     await eventually(lambda: len(seen) == 1)
 
 

@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import nats
+import nkeys
 import pytest
 
 from llorch_shared import streams, subjects
@@ -294,12 +297,50 @@ async def test_what_the_server_forbids_is_told_at_once_and_stays_visible(
     await admin.close()
 
 
+async def test_a_permission_taken_away_during_a_restart_is_seen(guarded_server: NatsServer) -> None:
+    settings = NatsSettings(url=guarded_server.url, user="gateway")
+    gateway = await connect(settings, name="gateway/1", password=Secret("gatewaypass"))
+    await gateway.tail("llorch.tok.gw-1.*", lambda _, __: None)
+    guarded_server.kill()
+    await eventually(lambda: gateway.problem == "disconnected")
+    extra = guarded_server.config.extra.replace(', "llorch.tok.>"', "")
+    guarded_server.config = msgspec.structs.replace(guarded_server.config, extra=extra)
+    await asyncio.to_thread(guarded_server.start)
+    await eventually(lambda: gateway.connected)
+    await eventually(lambda: "llorch.tok.gw-1" in gateway.problem)
+    await gateway.close()
+
+
 async def test_a_service_cannot_read_the_answers_of_another(guarded_server: NatsServer) -> None:
     settings = NatsSettings(url=guarded_server.url, user="gateway")
     gateway = await connect(settings, name="gateway/1", password=Secret("gatewaypass"))
     with pytest.raises(Denied):
         await gateway.subscribe("_INBOX_scheduler.>", lambda _: None)
     await gateway.close()
+
+
+async def test_a_wrong_password_is_said_and_not_given_up(
+    guarded_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await connect(NatsSettings(url=guarded_server.url, user="admin"), name="x", password=Secret("guessed"))
+    assert "authorization violation" in caplog.text.lower()
+    assert "guessed" not in caplog.text
+
+
+async def test_a_service_signs_in_with_its_nkey(tmp_path: Path) -> None:
+    seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    public = nkeys.from_seed(bytearray(seed)).public_key.decode()
+    (tmp_path / "seed").write_bytes(seed)
+    server = NatsServer(tmp_path / "nats", extra=f"authorization {{ users = [ {{ nkey: {public} }} ] }}\n")
+    server.start()
+    settings = NatsSettings(url=server.url, nkey_seed_file=str(tmp_path / "seed"))
+    async with asyncio.timeout(10):
+        bus = await connect(settings, name="signed")
+    await bus.ensure(BASE)
+    await bus.close()
+    server.stop()
 
 
 async def test_connecting_waits_for_a_server_that_comes_later_and_says_so(
