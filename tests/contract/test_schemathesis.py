@@ -48,7 +48,7 @@ DATA = schemathesis.openapi.from_dict(openapi.document(Plane.DATA), config=CONFI
 CONTROL = schemathesis.openapi.from_dict(openapi.document(Plane.CONTROL), config=CONFIG)
 FEW = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 WALKS = settings(
-    max_examples=15, stateful_step_count=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=4, stateful_step_count=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 FAST = mock_pool(replicas=1, slots=8, rate=0)
