@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from llorch_shared.wire.provision import (
     ResolvedModel,
 )
 from support.fake_wheels import SlowIndex, make_wheel, noise, pip_from_folder, pip_from_index
-from support.nats_server import NatsServer
+from support.nats_server import NatsServer, free_port
 
 NODE = "node-7"
 REF = "pypi:tiny-model==1.0/tiny_model/a.gguf"
@@ -42,10 +43,16 @@ pytestmark = pytest.mark.nats
 class Process:
     """One provisioner process."""
 
-    def __init__(self, folder: Path, server: NatsServer, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, url: str, environment: Mapping[str, str]) -> None:
         self.cache = folder / "cache"
+        self.metrics = f"127.0.0.1:{free_port()}"
         self.log = folder / "provisioner.log"
-        settings = {"NATS_URL": server.url, "LLORCH_NODE_ID": NODE, "LLORCH_CACHE_DIR": str(self.cache)}
+        settings = {
+            "NATS_URL": url,
+            "LLORCH_NODE_ID": NODE,
+            "LLORCH_CACHE_DIR": str(self.cache),
+            "LLORCH_PROVISIONER_METRICS_ADDR": self.metrics,
+        }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "llorch_provisioner"], env={**environment, **settings}, stderr=log
@@ -67,7 +74,7 @@ class Process:
 
 @contextmanager
 def provisioner(folder: Path, server: NatsServer, environment: Mapping[str, str]) -> Iterator[Process]:
-    running = Process(folder, server, environment)
+    running = Process(folder, server.url, environment)
     try:
         yield running
     finally:
@@ -143,6 +150,8 @@ async def test_a_wish_over_the_bus_is_planned_followed_and_found_in_the_status(
         assert "hf: here" in (await client.ask(EnsureModel(model_ref="hf:org/repo"))).refusal
         for nonsense in (b"", b"{}", b"\xff", b'{"model_ref": 3}'):
             assert "not a valid request" in (await client.ask(nonsense)).refusal
+        with urllib.request.urlopen(f"http://{running.metrics}/metrics", timeout=10) as page:
+            assert b"catalog_verifications_total" in page.read()
         lines = running.log.read_text()
         assert all(f'"action":"provision.{kind}"' in lines for kind in ("check", "download", "verify", "ready"))
     await bus.close()
@@ -191,6 +200,17 @@ async def test_a_job_outlives_who_asked_for_it_and_a_bus_that_went_away(
         assert isinstance(outcome.result, ResolvedModel)
         assert index.downloads == 1
     await bus.close()
+
+
+def test_it_stops_cleanly_while_the_bus_is_not_there_yet(tmp_path: Path) -> None:
+    running = Process(tmp_path, f"nats://127.0.0.1:{free_port()}", os.environ)
+    deadline = time.monotonic() + DEADLINE_S
+    while "provisioner.started" not in running.log.read_text():
+        assert time.monotonic() < deadline
+        assert running.process.poll() is None
+        time.sleep(0.02)
+    running.process.terminate()
+    assert running.process.wait(15) == 0
 
 
 def test_a_cache_of_another_release_is_refused_loudly(tmp_path: Path) -> None:
