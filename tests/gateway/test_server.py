@@ -1,0 +1,122 @@
+"""The real HTTP server in front of a gateway: HTTP/1.1 and HTTP/2, leaving clients, stopping, sharing a port."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import httpx
+import msgspec
+import pytest
+
+from llorch_gateway.server import HttpServer, split_address
+from llorch_shared.settings import SettingsError
+from support.client import task_request
+from support.gateways import STARTED, Cluster, Door, end, tokens
+
+JSON = {"content-type": "application/json"}
+BOTH = pytest.mark.parametrize("http2", [False, True], ids=["h1", "h2c"])
+
+
+@contextlib.asynccontextmanager
+async def served(door: Door) -> AsyncIterator[HttpServer]:
+    server = HttpServer(door.gateway.front, "127.0.0.1:0", requests_max=256)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+def client(server: HttpServer, *, http2: bool) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=server.url, http1=not http2, http2=http2, timeout=10)
+
+
+@BOTH
+async def test_a_task_is_submitted_and_streamed(cluster: Cluster, door: Door, http2: bool) -> None:
+    request = task_request()
+    async with served(door) as server, client(server, http2=http2) as http:
+        accepted = await http.post("/v1/tasks", content=msgspec.json.encode(request), headers=JSON)
+        assert (accepted.status_code, accepted.http_version) == (202, "HTTP/2" if http2 else "HTTP/1.1")
+        async with http.stream("GET", f"/v1/tasks/{request.task_id}/stream") as reply:
+            pieces = reply.aiter_raw()
+            assert await anext(pieces) == b"retry: 1000\n\n"
+            await cluster.publish(door.lane, request.task_id, STARTED, tokens(0, 99), end(100))
+            assert b"".join([piece async for piece in pieces]) == STARTED + tokens(0, 99) + end(100)
+
+
+@BOTH
+async def test_refusals_reach_a_client_that_is_still_sending(door: Door, http2: bool) -> None:
+    async with served(door) as server, client(server, http2=http2) as http:
+        refused = await http.post("/v1/tasks", content=b"x" * 10_000_000, headers=JSON)
+        assert refused.status_code == 413
+        assert refused.json()["code"] == "INVALID_PARAMS"
+        assert (await http.get("/healthz")).status_code == 200
+
+
+async def test_a_client_that_closes_its_connection_is_seen_at_once(cluster: Cluster, door: Door) -> None:
+    task = await door.submit()
+    async with served(door) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(f"GET /v1/tasks/{task}/stream HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        await reader.readuntil(b"retry: 1000")
+        assert len(door.gateway.router.seats) == 1
+        writer.close()
+        async with asyncio.timeout(1):
+            while door.gateway.router.seats:
+                await asyncio.sleep(0.002)
+
+
+@BOTH
+async def test_stopping_ends_streams_cleanly_and_the_server_within_seconds(
+    cluster: Cluster, door: Door, http2: bool
+) -> None:
+    tasks = [await door.submit() for _ in range(2)]
+    async with served(door) as server, client(server, http2=http2) as http:
+
+        async def read(task: str) -> bytes:
+            async with http.stream("GET", f"/v1/tasks/{task}/stream") as reply:
+                return b"".join([piece async for piece in reply.aiter_raw()])
+
+        reading = [asyncio.create_task(read(task)) for task in tasks]
+        async with asyncio.timeout(5):
+            while len(door.gateway.router.seats) < 2:
+                await asyncio.sleep(0.002)
+            await door.gateway.stop_serving()
+            await server.stop()
+            assert await asyncio.gather(*reading) == [b"retry: 1000\n\nretry: 500\n\n"] * 2
+
+
+async def test_a_stream_whose_client_reads_nothing_keeps_its_bound(cluster: Cluster, door: Door) -> None:
+    task = await door.submit()
+    async with served(door) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+        writer.write(f"GET /v1/tasks/{task}/stream HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        await reader.readuntil(b"retry: 1000")
+        await cluster.publish(door.lane, task, STARTED)
+        for number in range(200):
+            await cluster.publish(door.lane, task, tokens(number * 1000, number * 1000 + 999))
+        [seat] = door.gateway.router.seats
+        assert len(seat.reader.take()) < 2 * 256 * 1024
+        writer.close()
+
+
+async def test_gateway_processes_may_share_a_port(door: Door) -> None:
+    async with served(door) as first:
+        second = HttpServer(door.gateway.front, f"127.0.0.1:{first.port}", requests_max=16)
+        await second.start()
+        assert second.port == first.port
+        await second.stop()
+        async with client(first, http2=False) as http:
+            assert (await http.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::1]:0", ("::1", 0)), (":8080", ("0.0.0.0", 8080))],
+)
+def test_an_address_is_host_and_port(address: str, wanted: tuple[str, int]) -> None:
+    assert split_address(address) == wanted
+
+
+@pytest.mark.parametrize("address", ["8080", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:70000"])
+def test_another_form_of_address_is_refused_with_an_example(address: str) -> None:
+    with pytest.raises(SettingsError, match=r"host:port"):
+        split_address(address)
