@@ -96,7 +96,8 @@ async def test_a_correlation_id_reaches_the_line_about_the_engine(system: System
     await system.client().read(task)
 
     async def told() -> bool:
-        logs = [system.processes[name].log_path for name in ("gateway-1", "scheduler-1", "poold-1")]
-        return all(mark in await asyncio.to_thread(log.read_text) for log in logs)
+        paths = [system.processes[name].log_path for name in ("gateway-1", "scheduler-1", "poold-1")]
+        logs = [await asyncio.to_thread(path.read_text) for path in paths]
+        return all(mark in log for log in logs)
 
     await system.until(told, "the correlation id in three logs", 5)

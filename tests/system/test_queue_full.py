@@ -26,7 +26,7 @@ async def small(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 async def fill(system: System) -> tuple[str, list[TaskRequest]]:
-    running = await system.client().submit(max_tokens=5000)
+    running = await system.client().submit(max_tokens=2000)
     await system.client().read(running.task_id, tokens_max=1)
     waiting = [task_request(max_tokens=2) for _ in range(CAPACITY)]
     for request in waiting:
@@ -76,7 +76,7 @@ async def test_a_bus_publish_is_refused_by_the_server(small: System) -> None:
 
 
 async def test_a_storm_is_admitted_to_the_last_place_and_not_beyond(small: System) -> None:
-    running = await small.client().submit(max_tokens=5000)
+    running = await small.client().submit(max_tokens=2000)
     await small.client().read(running.task_id, tokens_max=1)
 
     async def attempt() -> str | None:
