@@ -90,7 +90,7 @@ class Streams:
         if current is not None:
             self._running.add(current)
         self._open_gauge.inc()
-        self._narrate("opens a stream", "stream-start", opened, call)
+        self._narrate("opens a stream", "stream-start", opened, call, level=logging.DEBUG)
         self._presence.came(opened.task)
         try:
             await start()
@@ -119,13 +119,17 @@ class Streams:
             if late:
                 await asyncio.wait(late, timeout=within_s)
 
-    def _narrate(self, human: str, action: str, opened: Opened, call: Call) -> None:
+    def _narrate(self, human: str, action: str, opened: Opened, call: Call, *, level: int = logging.INFO) -> None:
+        """One line at INFO per stream: its end, which says where it got to."""
+        if not log.isEnabledFor(level):
+            return
         narrate(
             log,
             human,
             actor="gateway",
             action=action,
             target=opened.task,
+            level=level,
             task_id=opened.task,
             correlation_id=call.correlation_id,
             identity=call.identity,
