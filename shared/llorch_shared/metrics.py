@@ -6,7 +6,16 @@ Each service takes the ones it feeds from one `Metrics` and exposes them; a name
 from typing import Final, Literal
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+disable_created_metrics()  # `…_created` series are in no contract
 
 _V: Final = ("engine", "engine_version", "pool_id")
 _FIRST_TOKEN_MS: Final = (50, 100, 150, 200, 300, 500, 750, 1000, 1500, 2000, 3000)

@@ -89,3 +89,11 @@ def test_a_name_or_a_label_made_elsewhere_is_a_mistake() -> None:
 
 def test_the_content_type_is_the_one_of_the_contract() -> None:
     assert CONTENT_TYPE.startswith("text/plain; version=0.0.4")
+
+
+def test_nothing_is_exposed_beside_the_contract() -> None:
+    metrics = Metrics()
+    metrics.counter("sse_backpressure_drops_total").inc()
+    metrics.histogram("admission_latency_ms").observe(1)
+    exposed = set(re.findall(r"^# TYPE (\S+) ", metrics.render().decode(), re.MULTILINE))
+    assert exposed == set(METRICS)

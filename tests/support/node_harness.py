@@ -252,13 +252,13 @@ class NodeHarness:
         )
         return placed
 
-    async def cancel(self, placed: Placed, *, signal: bool = True) -> None:
+    async def cancel(self, task_id: str, *, signal: bool = True) -> None:
         wish = msgspec.json.encode(
-            CancelRequest(task_id=placed.task_id, reason="client", requested_ms=time.time_ns() // 1_000_000)
+            CancelRequest(task_id=task_id, reason="client", requested_ms=time.time_ns() // 1_000_000)
         )
-        await self.bus.store(subjects.cancel(placed.task_id), wish)
+        await self.bus.store(subjects.cancel(task_id), wish)
         if signal:
-            self.bus.publish(subjects.cancel_signal(placed.task_id), wish)
+            self.bus.publish(subjects.cancel_signal(task_id), wish)
 
     async def until_tokens(self, placed: Placed, count: int) -> None:
         await self.until(f"{count} tokens", lambda: len(placed.tokens) >= count)

@@ -77,8 +77,12 @@ class ServiceProcess:
 
     def stop(self, deadline_s: float = 10) -> int:
         """SIGTERM, then SIGKILL after `deadline_s`. Returns the exit code; -9 says that it did not stop by itself."""
-        assert self._popen is not None
         self.terminate()
+        return self.finish(deadline_s)
+
+    def finish(self, deadline_s: float = 10) -> int:
+        """Wait for a process that was asked to stop, SIGKILL after `deadline_s`. Returns the exit code."""
+        assert self._popen is not None
         try:
             return self._popen.wait(deadline_s)
         except subprocess.TimeoutExpired:

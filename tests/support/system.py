@@ -150,7 +150,7 @@ class System:
             process.terminate()
         for process in self.processes.values():
             if process.starts:
-                await asyncio.to_thread(process.stop)
+                await asyncio.to_thread(process.finish)
         assert await asyncio.to_thread(gone, engines, 10), f"engines outlived their node: {engines}"
         if hasattr(self, "bus"):
             await self.bus.close()
