@@ -1,15 +1,42 @@
 """A node on a real bus with mock engines: claim, run, cancel, break, drain."""
 
+import asyncio
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from llorch_poold.gpu.probe import GpuReport
 from llorch_poold.mock_generation import text_of
+from llorch_shared import subjects
+from llorch_shared.wire.registry import Gpu, ReplicaState
 from llorch_shared.wire.task import TaskState
 from support.nats_server import NatsServer
-from support.node_harness import NodeHarness, mock_pool
+from support.node_harness import NodeHarness, mock_pool, task_request
 
 pytestmark = pytest.mark.nats
+
+
+def sample(node: NodeHarness, metric: str) -> float:
+    """Sum over all label values."""
+    return sum(
+        each.value for family in node.metrics.registry.collect() for each in family.samples if each.name == metric
+    )
+
+
+async def until_given_back(node: NodeHarness, task_id: str) -> None:
+    async with asyncio.timeout(10):
+        while (await node.run_of(task_id))[0].state is not TaskState.RUNNING or _cores(node):
+            await asyncio.sleep(0.01)
+
+
+async def until_free(node: NodeHarness) -> None:
+    async with asyncio.timeout(10):
+        while await node.busy_slots():
+            await asyncio.sleep(0.01)
 
 
 async def test_a_placed_task_runs_to_its_end(nats_server: NatsServer, tmp_path: Path) -> None:
@@ -19,9 +46,324 @@ async def test_a_placed_task_runs_to_its_end(nats_server: NatsServer, tmp_path: 
         await node.until_ended(task)
         assert [token["i"] for token in task.tokens] == list(range(12))
         assert task.text == text_of("Say something.", 7, 12)
+        assert [event.event for event in task.events] == ["started", *["token"] * 12, "end"]
         (started,), (end,) = task.data("started"), task.data("end")
         assert (started["device"], started["replica_id"], started["seed"]) == ("cpu", "mock-node-1-1", 7)
+        assert started["engine_version"] == "mock-stub-v0"
         assert (end["tokens_out"], end["finish_reason"], end["tokens_in"]) == (12, "length", 2)
         run, _ = await node.run_of(task.task_id)
         assert (run.state, run.tokens_out, run.incarnation) == (TaskState.DONE, 12, ready.incarnation)
         assert run.request is None
+        assert (sample(node, "tokens_out_total"), sample(node, "tokens_in_total")) == (12, 2)
+        assert sample(node, "tasks_started_total") == 1
+        async with asyncio.timeout(5):
+            while [record.event for record in await node.audits(task.task_id)] != ["running", "done"]:
+                await asyncio.sleep(0.02)
+
+
+async def test_more_placements_than_slots_wait_their_turn(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(slots=2, rate=100)]) as node:
+        await node.ready()
+        tasks = [await node.place(max_tokens=10, prompt=f"task {number}") for number in range(7)]
+        most = 0
+        while not all(task.ended for task in tasks):
+            most = max(most, await node.busy_slots())
+            await asyncio.sleep(0.005)
+        assert most == 2
+        assert all(task.data("end")[0]["tokens_out"] == 10 for task in tasks)
+        assert len({task.text for task in tasks}) == 7
+
+
+async def test_a_placement_that_somebody_else_took_is_dropped_silently(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
+        await node.ready()
+        request = task_request(max_tokens=3)
+        task = await node.place(request)
+        await node.until_ended(task)
+        stale = msgspec.json.encode({"run": msgspec.to_builtins(task.run), "run_seq": task.seq})
+        await node.bus.store(subjects.placement("mock", "mock-node-1-1"), stale)
+        await node.bus.store(subjects.placement("mock", "mock-node-1-1"), b"no placement")
+        after = await node.place(max_tokens=2)
+        await node.until_ended(after)
+        assert len(task.data("end")) == 1
+        assert (await node.run_of(task.task_id))[0].state is TaskState.DONE
+
+
+async def test_a_running_task_is_cancelled_with_a_receipt(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50)]) as node:
+        await node.ready()
+        task = await node.place(max_tokens=1000)
+        await node.until_tokens(task, 3)
+        await node.cancel(task.task_id)
+        await node.until_ended(task)
+        assert await node.busy_slots() == 0, "the slot is free when the terminal frame is there"
+        (end,) = task.data("end")
+        assert (end["finish_reason"], end["tokens_out"]) == ("cancelled", len(task.tokens))
+        run, _ = await node.run_of(task.task_id)
+        assert (run.state, run.finish_reason) == (TaskState.CANCELLED, "cancelled")
+        assert task.events[-1].event == "end"
+        assert sample(node, "tasks_canceled_total") == 1
+        await node.cancel(task.task_id)
+        again = await node.place(max_tokens=2)
+        await node.until_ended(again)
+        assert len(task.data("end")) == 1
+
+
+async def test_a_cancel_during_the_prompt_frees_the_slot(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
+        await node.ready()
+        await node.fault(kind="prefill", ms=60_000, times=1)
+        task = await node.place(max_tokens=10)
+        await node.until("the start", lambda: task.data("started"))
+        await node.cancel(task.task_id)
+        await node.until_ended(task)
+        assert task.data("end")[0]["tokens_out"] == 0
+        assert await node.busy_slots() == 0
+
+
+async def test_a_wish_stored_before_the_claim_is_obeyed(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=20)]) as node:
+        await node.ready()
+        request = task_request(max_tokens=1000)
+        await node.cancel(request.task_id, signal=False)
+        task = await node.place(request)
+        await node.until_ended(task)
+        assert task.data("end")[0]["finish_reason"] == "cancelled"
+        assert task.tokens == []
+
+
+async def test_an_engine_that_does_not_let_go_is_killed(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50)]) as node:
+        first = await node.ready()
+        await node.fault(kind="refuse_cancel", times=1)
+        task = await node.place(max_tokens=100_000 // 2)
+        await node.until_tokens(task, 1)
+        await node.cancel(task.task_id)
+        await node.until_ended(task)
+        assert task.data("end")[0]["finish_reason"] == "cancelled"
+        again = await node.ready(other_than=first.incarnation)
+        assert again.restart_count == 1
+        assert await node.busy_slots() == 0
+
+
+async def test_a_killed_engine_comes_back_in_another_life(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50)]) as node:
+        first = await node.ready()
+        task = await node.place(max_tokens=40, seed=3)
+        await node.until_tokens(task, 5)
+        os.kill(node.pid(), signal.SIGKILL)
+        second = await node.ready(other_than=first.incarnation)
+        assert not task.ended, "the node leaves the verdict to the scheduler"
+        assert task.task_id not in second.active
+        assert (await node.run_of(task.task_id))[0].state is TaskState.RUNNING
+        seen = len(task.tokens)
+        again = await node.place(task.run.request, attempt=2)
+        await node.until_ended(again)
+        assert [token["i"] for token in again.tokens] == list(range(40)), "the prefix is not sent twice"
+        assert again.text == text_of("Say something.", 3, 40)
+        assert {"attempt": 2, "kv_migrated": False} in again.data("metrics")
+        assert len(again.data("started")) == 1
+        assert again.events[-1].id == "2-40"
+        assert [event.id for event in again.events if event.event == "token"][seen].startswith("2-")
+
+
+async def test_a_best_effort_stream_is_not_continued_with_other_words(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50)]) as node:
+        first = await node.ready()
+        task = await node.place(max_tokens=40, determinism="best_effort")
+        await node.until_tokens(task, 3)
+        os.kill(node.pid(), signal.SIGKILL)
+        await node.ready(other_than=first.incarnation)
+        again = await node.place(task.run.request, attempt=2)
+        await node.until_ended(again)
+        assert again.data("error")[0]["code"] == "WORKER_RESET"
+
+
+async def test_an_engine_that_says_something_else_the_second_time_ends_the_stream(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50)]) as node:
+        first = await node.ready()
+        task = await node.place(max_tokens=40, seed=3)
+        await node.until_tokens(task, 3)
+        os.kill(node.pid(), signal.SIGKILL)
+        await node.ready(other_than=first.incarnation)
+        assert task.run.request is not None
+        again = await node.place(msgspec.structs.replace(task.run.request, seed=4), attempt=2)
+        await node.until_ended(again)
+        assert again.data("error")[0]["code"] == "WORKER_RESET"
+
+
+@pytest.mark.parametrize("fault", [{"kind": "reset", "after": 4}, {"kind": "garbage", "after": 4}, {"kind": "error"}])
+async def test_a_broken_stream_is_given_back_and_not_ended(
+    fault: dict[str, Any], nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=200)]) as node:
+        ready = await node.ready()
+        await node.fault(**fault, times=1)
+        task = await node.place(max_tokens=20)
+        await until_given_back(node, task.task_id)
+        await until_free(node)
+        again = await node.place(task.run.request, attempt=2)
+        await node.until_ended(again)
+        assert [token["i"] for token in again.tokens] == list(range(20))
+        assert (await node.ready()).incarnation == ready.incarnation
+
+
+async def test_a_busy_engine_is_asked_again(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
+        await node.ready()
+        await node.fault(kind="busy", times=2)
+        task = await node.place(max_tokens=4)
+        await node.until_ended(task)
+        assert task.data("end")[0]["tokens_out"] == 4
+
+
+async def test_a_silent_engine_is_a_decode_timeout(nats_server: NatsServer, tmp_path: Path) -> None:
+    pool = mock_pool(timeouts={"idle_ms": 150, "wall_ms": 60_000})
+    async with NodeHarness(nats_server, tmp_path, pools=[pool]) as node:
+        await node.ready()
+        await node.fault(kind="hang", after=3, times=1)
+        task = await node.place(max_tokens=20)
+        await node.until_ended(task)
+        assert task.data("error")[0]["code"] == "DECODE_TIMEOUT"
+        assert len(task.tokens) == 3
+        assert await node.busy_slots() == 0
+
+
+async def test_a_task_over_its_wall_time_is_a_decode_timeout(nats_server: NatsServer, tmp_path: Path) -> None:
+    pool = mock_pool(rate=50, timeouts={"wall_ms": 200})
+    async with NodeHarness(nats_server, tmp_path, pools=[pool]) as node:
+        await node.ready()
+        task = await node.place(max_tokens=1000)
+        await node.until_ended(task)
+        assert task.data("error")[0]["code"] == "DECODE_TIMEOUT"
+        assert (await node.run_of(task.task_id))[0].state is TaskState.FAILED
+
+
+@pytest.mark.parametrize("words", [3000, 30])
+async def test_a_prompt_over_the_context_fails_the_task(words: int, nats_server: NatsServer, tmp_path: Path) -> None:
+    """Over the pool's context the engine refuses; over the task's own the node does."""
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
+        await node.ready()
+        task = await node.place(max_tokens=5, prompt="word " * words, ctx=2048 if words == 3000 else 20)
+        await node.until_ended(task)
+        assert task.data("error")[0]["code"] == "INVALID_PARAMS"
+        assert not task.data("error")[0].get("retriable", False)
+        after = await node.place(max_tokens=2)
+        await node.until_ended(after)
+
+
+async def test_a_bus_restart_costs_a_reader_nothing(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=40)]) as node:
+        await node.ready()
+        ended = await node.place(max_tokens=5)
+        await node.until_ended(ended)
+        task = await node.place(max_tokens=60, seed=1)
+        await node.until_tokens(task, 5)
+        nats_server.kill()
+        task.messages.clear()
+        ended.messages.clear()
+        await asyncio.to_thread(nats_server.start)
+        await node.until_ended(task)
+        await node.until_ended(ended)
+        assert sorted({token["i"] for token in task.tokens}) == list(range(60))
+        assert len(task.data("started")) == 1
+        assert (await node.run_of(task.task_id))[0].state is TaskState.DONE
+        await node.ready()
+
+
+async def test_a_task_that_ends_while_the_bus_is_away_is_stored_later(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=100)]) as node:
+        await node.ready()
+        task = await node.place(max_tokens=20)
+        await node.until_tokens(task, 2)
+        nats_server.kill()
+        async with asyncio.timeout(10):
+            while sum(each.outcome is not None for each in _cores(node)) < 1:
+                await asyncio.sleep(0.01)
+        await asyncio.to_thread(nats_server.start)
+        await node.until_ended(task)
+        run, _ = await node.run_of(task.task_id)
+        assert (run.state, run.tokens_out) == (TaskState.DONE, 20)
+
+
+def _cores(node: NodeHarness) -> list[Any]:
+    return [run._core for replica in node.node._replicas.values() for run in replica.runs.values()]
+
+
+async def test_a_drain_finishes_what_runs_and_leaves_no_process(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50, replicas=2)]) as node:
+        await node.ready()
+        await node.ready("mock-node-1-2")
+        pids = [node.pid(), node.pid("mock-node-1-2")]
+        task = await node.place(max_tokens=30)
+        await node.until_tokens(task, 2)
+        await node.drain()
+        await node.until_ended(task)
+        assert task.data("end")[0]["tokens_out"] == 30
+        for pid in pids:
+            assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_a_drain_gives_back_what_does_not_end_in_time(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=20)], drain_timeout_ms=100) as node:
+        before = await node.ready()
+        task = await node.place(max_tokens=1000)
+        await node.until_tokens(task, 2)
+        await node.drain()
+        assert not task.ended
+        last = node.history[-1]
+        assert (last.state, last.active) == (ReplicaState.DRAINING, ())
+        assert last.incarnation != before.incarnation
+
+
+async def test_a_changed_pool_is_served_by_a_new_engine(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
+        first = await node.ready()
+        pid = node.pid()
+        await node.put_pool(mock_pool(slots=3))
+        second = await node.ready(other_than=first.incarnation)
+        assert (first.slots_total, second.slots_total) == (1, 3)
+        assert not Path(f"/proc/{pid}").exists()
+        await node.put_pool(mock_pool(slots=3, queue={"capacity": 9}))
+        await node.put_pool(mock_pool(slots=3, queue={"capacity": 9}, replicas=2))
+        await node.ready("mock-node-1-2")
+        assert (await node.ready()).incarnation == second.incarnation
+        await node.put_pool(mock_pool(slots=3, replicas=0))
+        await node.until("no replica", lambda: not node.replicas)
+
+
+async def test_a_node_without_a_gpu_says_so(nats_server: NatsServer, tmp_path: Path) -> None:
+    pools = [mock_pool("on-gpu", devices="all"), mock_pool("on-cpu")]
+    async with NodeHarness(nats_server, tmp_path, pools=pools, profile="gpu") as node:
+        gpu = await node.state(ReplicaState.FAILED, "on-gpu-node-1-1")
+        cpu = await node.state(ReplicaState.FAILED, "on-cpu-node-1-1")
+        assert "no NVIDIA driver is installed" in gpu.last_error
+        assert "ORCH-1102" in gpu.last_error
+        assert "refused" in cpu.last_error
+        assert node.node_record is not None
+        assert node.node_record.gpu_problem == "no NVIDIA driver is installed"
+
+
+async def test_a_gpu_pool_runs_on_its_mask(nats_server: NatsServer, tmp_path: Path) -> None:
+    gpu = Gpu(index=0, uuid="GPU-a", name="x", vram_total_mb=24_000, vram_free_mb=20_000)
+    report = GpuReport(gpus=(gpu,), driver="570.1")
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(devices=[0])], profile="gpu", report=report) as node:
+        record = await node.ready()
+        assert (record.device, record.free_vram_mb) == ("cuda:0", 20_000)
+        task = await node.place(max_tokens=2)
+        await node.until_ended(task)
+        assert task.data("started")[0]["device"] == "cuda:0"
+
+
+async def test_an_engine_that_cannot_start_opens_the_breaker(nats_server: NatsServer, tmp_path: Path) -> None:
+    pool = mock_pool(provisioning={"flags": ["--no-such-flag"]})
+    async with NodeHarness(nats_server, tmp_path, pools=[pool], breaker_restarts=2) as node:
+        failed = await node.state(ReplicaState.FAILED)
+        assert failed.restart_count == 2
+        assert "gave up after 2 restarts" in failed.last_error
+        assert "unrecognized arguments" in failed.last_error
+        assert ReplicaState.BACKOFF in {record.state for record in node.history}
+        await node.put_pool(mock_pool())
+        await node.ready()

@@ -1,0 +1,118 @@
+"""Command lines of engines: flags, devices, and an environment without our secrets."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from llorch_poold.adapters.launch import Launch, Unlaunchable, plan_launch
+from llorch_poold.core.devices import CPU, DeviceMask
+from llorch_poold.gguf import NotGguf, read_facts
+from llorch_shared.wire.provision import PreparedEngine, ResolvedModel
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import Engine
+
+OURS = {"PATH": "/bin", "AUTH_TOKEN": "secret", "NATS_PASSWORD": "secret", "LLORCH_STATE_DIR": "/x"}
+MODEL = ResolvedModel(model_ref="m", model_id="m", local_path="/models/m.gguf", size_bytes=1, digest="sha256:0")
+GPU = DeviceMask("cuda:1", ("GPU-b",))
+
+
+def launch(*entry: str, device: DeviceMask = CPU, flags: tuple[str, ...] = (), **fields: Any) -> Launch:
+    spec = msgspec.convert({"id": "p", "engine": "llamacpp", "model": "m", "ctx": 1024, **fields}, PoolSpec)
+    engine = PreparedEngine(
+        engine=Engine.LLAMACPP, mode="external", entry=entry, engine_version="v", env={"E": "1"}, flags=flags
+    )
+    return plan_launch(spec, device=device, port=4000, engine=engine, model=MODEL, environment=OURS)
+
+
+def value(argv: tuple[str, ...], flag: str) -> str:
+    return argv[argv.index(flag) + 1]
+
+
+def test_llama_server_gets_the_context_of_all_its_slots() -> None:
+    plan = launch("/opt/llama-server", slots=4)
+    assert value(plan.argv, "-c") == "4096"
+    assert value(plan.argv, "--parallel") == "4"
+    assert "--no-cont-batching" not in plan.argv
+    assert "--no-cont-batching" in launch("/opt/llama-server").argv
+    assert (value(plan.argv, "-fit"), value(plan.argv, "-cram"), plan.model_path) == ("off", "0", "/models/m.gguf")
+    assert "--metrics" in plan.argv
+
+
+def test_on_the_cpu_batches_are_small_and_threads_wait_passively() -> None:
+    plan = launch("/opt/llama-server")
+    assert (value(plan.argv, "-b"), value(plan.argv, "-ngl")) == ("64", "0")
+    assert (plan.env["OMP_WAIT_POLICY"], plan.env["CUDA_VISIBLE_DEVICES"]) == ("PASSIVE", "")
+
+
+def test_on_a_gpu_the_engine_sees_its_mask_only() -> None:
+    plan = launch("/opt/llama-server", device=GPU)
+    assert plan.env["CUDA_VISIBLE_DEVICES"] == "GPU-b"
+    assert value(plan.argv, "-ngl") == "999"
+    assert "-b" not in plan.argv
+    assert "OMP_WAIT_POLICY" not in plan.env
+
+
+def test_a_python_entry_gets_the_launcher_as_a_file() -> None:
+    plan = launch("/envs/x/bin/python3.11", flags=("--threads", "2"))
+    assert plan.argv[0] == "/envs/x/bin/python3.11"
+    assert plan.argv[1].endswith("xllamacpp_child.py")
+    assert plan.argv[-2:] == ("--threads", "2")
+
+
+def test_no_secret_and_no_setting_of_ours_reaches_an_engine() -> None:
+    assert set(launch("/opt/llama-server").env) == {"PATH", "E", "CUDA_VISIBLE_DEVICES", "OMP_WAIT_POLICY"}
+
+
+def test_the_mock_engine_needs_nothing_prepared() -> None:
+    spec = msgspec.convert(
+        {"id": "p", "engine": "mock", "model": "mock:w", "provisioning": {"flags": ["--rate", "5"]}}, PoolSpec
+    )
+    plan = plan_launch(spec, device=CPU, port=1, engine=None, model=None, environment={})
+    assert plan.model_path == "mock:w"
+    assert plan.argv[-2:] == ("--rate", "5")
+
+
+def test_an_engine_without_an_adapter_is_refused() -> None:
+    spec = msgspec.convert({"id": "p", "engine": "vllm", "model": "m"}, PoolSpec)
+    with pytest.raises(Unlaunchable):
+        plan_launch(spec, device=CPU, port=1, engine=None, model=MODEL, environment={})
+
+
+def gguf(path: Path, weights: int) -> Path:
+    """A header with the sizes of a small llama, one tensor, and a long token list to skip."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    entries = [text("general.architecture") + struct.pack("<I", 8) + text("llama")]
+    sizes = {
+        "block_count": 30,
+        "embedding_length": 576,
+        "feed_forward_length": 1536,
+        "attention.head_count": 9,
+        "attention.head_count_kv": 3,
+    }
+    entries += [text(f"llama.{name}") + struct.pack("<II", 4, size) for name, size in sizes.items()]
+    tokens = b"".join(text(f"t{number}") for number in range(5000))
+    entries.append(text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 5000) + tokens)
+    tensor = text("w") + struct.pack("<IQIQ", 1, weights, 0, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(entries))
+    path.write_bytes(head + b"".join(entries) + tensor + b"\0" * weights)
+    return path
+
+
+def test_the_header_of_a_model_tells_its_sizes(tmp_path: Path) -> None:
+    facts = read_facts(gguf(tmp_path / "m.gguf", 1000))
+    assert (facts.weights_bytes, facts.n_layer, facts.n_head_kv) == (1000, 30, 3)
+    assert (facts.key_length, facts.value_length, facts.n_vocab) == (64, 64, 5000)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 20, 200])
+def test_a_damaged_header_is_named(keep: int, tmp_path: Path) -> None:
+    path = gguf(tmp_path / "m.gguf", 10)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(NotGguf):
+        read_facts(path)

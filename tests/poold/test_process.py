@@ -1,0 +1,116 @@
+"""poold as a process: it serves, ends cleanly, and clears up after a life that did not."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from llorch_poold.core.orphans import EngineProcess
+from llorch_poold.process import start_ticks
+from llorch_shared import streams, subjects
+from llorch_shared.bus import nats
+from llorch_shared.bus.nats import NatsBus
+from llorch_shared.settings import NatsSettings
+from llorch_shared.wire.registry import NODE_DECODER, REPLICA_DECODER, ReplicaState
+from support.nats_server import NatsServer
+from support.node_harness import mock_pool
+
+pytestmark = pytest.mark.nats
+
+
+@pytest.fixture
+async def bus(nats_server: NatsServer) -> AsyncIterator[NatsBus]:
+    connected = await nats.connect(NatsSettings(url=nats_server.url), name="test")
+    await connected.ensure(streams.base())
+    await connected.store(subjects.spec(subjects.pool_key("mock")), msgspec.json.encode(mock_pool()))
+    yield connected
+    await connected.close()
+
+
+def start(server: NatsServer, folder: Path) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "LLORCH_PROFILE": "ci",
+        "LLORCH_STATE_DIR": str(folder),
+        "NATS_URL": server.url,
+    }
+    return subprocess.Popen([sys.executable, "-m", "llorch_poold"], env=environment)
+
+
+async def until_ready(bus: NatsBus, *, other_than: str = "") -> str:
+    """The incarnation of the ready replica."""
+    async with asyncio.timeout(20):
+        while True:
+            message = await bus.last(streams.REG, subjects.registry("replica.node-1.mock-node-1-1"))
+            if message is not None and not message.deleted:
+                record = REPLICA_DECODER.decode(message.data)
+                if record.state is ReplicaState.READY and record.incarnation != other_than:
+                    return record.incarnation
+            await asyncio.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+async def test_sigterm_ends_it_cleanly_with_its_engine(nats_server: NatsServer, bus: NatsBus, tmp_path: Path) -> None:
+    poold = start(nats_server, tmp_path / "state")
+    await until_ready(bus)
+    engines = children(poold.pid)
+    node = await bus.last(streams.REG, subjects.registry("node.node-1"))
+    assert node is not None
+    address = NODE_DECODER.decode(node.data).metrics_addr
+    async with httpx.AsyncClient() as http:
+        assert "tokens_out_total" in (await http.get(f"http://{address}/metrics")).text
+    poold.terminate()
+    assert await asyncio.to_thread(poold.wait, 15) == 0
+    assert len(engines) == 1
+    assert start_ticks(engines[0]) is None
+
+
+async def test_a_killed_node_takes_its_engine_with_it_and_comes_back(
+    nats_server: NatsServer, bus: NatsBus, tmp_path: Path
+) -> None:
+    poold = start(nats_server, tmp_path / "state")
+    first = await until_ready(bus)
+    (engine,) = children(poold.pid)
+    poold.kill()
+    await asyncio.to_thread(poold.wait, 15)
+    async with asyncio.timeout(5):
+        while start_ticks(engine) is not None:
+            await asyncio.sleep(0.02)
+    again = start(nats_server, tmp_path / "state")
+    await until_ready(bus, other_than=first)
+    again.terminate()
+    assert await asyncio.to_thread(again.wait, 15) == 0
+
+
+async def test_an_orphan_of_an_earlier_life_is_ended_and_a_stranger_is_not(
+    nats_server: NatsServer, bus: NatsBus, tmp_path: Path
+) -> None:
+    orphan = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    stranger = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    recorded = [
+        EngineProcess(pid=orphan.pid, start_ticks=start_ticks(orphan.pid) or 0, replica_id="mock-node-1-1"),
+        EngineProcess(pid=stranger.pid, start_ticks=1, replica_id="mock-node-1-2"),
+    ]
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "poold-node-1.json").write_bytes(msgspec.json.encode(recorded))
+    poold = start(nats_server, state)
+    try:
+        assert await asyncio.to_thread(orphan.wait, 15) == -signal.SIGKILL
+        await until_ready(bus)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+        poold.terminate()
+        await asyncio.to_thread(poold.wait, 15)
