@@ -1,10 +1,10 @@
-"""A small world around a scheduler: a client that admits, a node that claims and ends, and a reader of what is stored."""
+"""A small world around a scheduler: a client that admits and reads, a node that claims and ends."""
 
 import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from llorch_scheduler.core.scheduler import Limits
 from llorch_scheduler.service import Scheduler
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, BusError, Consumer, Stored, WrongSequence
+from llorch_shared.bus.port import Bus, BusError, Consumer, NoStream, Stored, Unanswered, WrongSequence
 from llorch_shared.lifecycle import Stop
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import SchedulerSettings, Settings
@@ -21,6 +21,7 @@ from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
 from llorch_shared.wire.run import PLACEMENT_DECODER, RUN_DECODER, CancelRequest, Placement, RunRecord
 from llorch_shared.wire.spec import PoolSpec, QueueSpec
 from llorch_shared.wire.task import Engine, Priority, TaskRequest, TaskState, Workload
+from support.bus_worlds import World
 
 MODEL = "mock:words"
 
@@ -43,14 +44,6 @@ def request(task_id: str = "", **fields: Any) -> TaskRequest:
         "prompt": "one two three",
     }
     return TaskRequest(**{**values, **fields})
-
-
-async def until(check: Callable[[], bool], what: str, deadline_s: float = 10) -> None:
-    """Wait for a state that some event will bring about."""
-    deadline = time.monotonic() + deadline_s
-    while not check():
-        assert time.monotonic() < deadline, f"not in {deadline_s} s: {what}"
-        await asyncio.sleep(0.005)
 
 
 class Client:
@@ -80,20 +73,22 @@ class Client:
 
     async def admit(self, task: TaskRequest, *, pool: str = "p1", lane: str = "gw-1") -> Stored:
         """As a gateway does it; waits for a stream that is still being made."""
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                return await self.bus.store(
-                    subjects.admission(pool, task.priority, "default"),
-                    msgspec.json.encode(task),
-                    msg_id=task.task_id,
-                    headers={subjects.LANE_HEADER: lane} if lane else {},
-                )
-            except BusError as error:
-                if "no stream takes" not in str(error) and type(error).__name__ not in ("NoStream", "Unanswered"):
-                    raise
-                assert time.monotonic() < deadline, error
-                await asyncio.sleep(0.02)
+        return await self.publish(pool, task.priority, msgspec.json.encode(task), lane=lane, msg_id=task.task_id)
+
+    async def publish(
+        self, pool: str, priority: str, data: bytes, *, lane: str = "gw-1", msg_id: str = "", deadline_s: float = 10
+    ) -> Stored:
+        async with asyncio.timeout(deadline_s):
+            while True:
+                try:
+                    return await self.bus.store(
+                        subjects.admission(pool, priority, "default"),
+                        data,
+                        msg_id=msg_id,
+                        headers={subjects.LANE_HEADER: lane} if lane else {},
+                    )
+                except (NoStream, Unanswered):
+                    await asyncio.sleep(0.02)
 
     async def cancel(self, task_id: str) -> None:
         data = msgspec.json.encode(CancelRequest(task_id=task_id))
@@ -218,9 +213,15 @@ class Node:
 
     async def stop(self) -> None:
         for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            await _cancelled(task)
         self._tasks.clear()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    """`asyncio.wait_for` of Python 3.11 may swallow a cancellation that meets its result: say it again."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
 
 
 def settings(**fields: Any) -> Settings:
@@ -231,6 +232,7 @@ class Process:
     """A scheduler as a task of this process; `kill` ends it without a word, as kill -9 does."""
 
     def __init__(self, bus: Bus, config: Settings | None = None, limits: Limits | None = None) -> None:
+        self.bus = bus
         self.stop = Stop()
         self.metrics = Metrics()
         self.scheduler = Scheduler(bus, config or settings(), self.metrics, limits=limits)
@@ -241,19 +243,56 @@ class Process:
         return self.metrics.registry.get_sample_value("scheduler_active") == 1
 
     async def kill(self) -> None:
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+        await _cancelled(self.task)
 
     async def leave(self) -> None:
         self.stop.wish("the test ends")
         await asyncio.wait_for(self.task, 10)
 
 
+class Town:
+    """Schedulers, nodes and a client on one server. Made and torn down by `town`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.processes: list[Process] = []
+        self.nodes: list[Node] = []
+        self.client: Client
+
+    async def begin(self, *specs: PoolSpec) -> None:
+        bus = await self.world.connect("client")
+        await bus.ensure(streams.base())
+        self.client = Client(bus)
+        await self.client.start()
+        for spec in specs or (pool_spec(),):
+            await self.client.want(spec)
+
+    async def scheduler(self, config: Settings | None = None, limits: Limits | None = None) -> Process:
+        process = Process(await self.world.connect("scheduler"), config, limits)
+        self.processes.append(process)
+        return process
+
+    async def node(self, **fields: Any) -> Node:
+        node = Node(await self.world.connect("node"), **fields)
+        self.nodes.append(node)
+        await node.start()
+        return node
+
+    async def end(self) -> None:
+        for node in self.nodes:
+            await node.stop()
+        for process in self.processes:
+            if not process.task.done():
+                await process.leave()
+        for bus in self.world.buses:
+            await bus.close()
+
+
 @contextlib.asynccontextmanager
-async def scheduler(bus: Bus, config: Settings | None = None, limits: Limits | None = None) -> AsyncIterator[Process]:
-    process = Process(bus, config, limits)
+async def town(world: World, *specs: PoolSpec) -> AsyncIterator[Town]:
+    made = Town(world)
+    await made.begin(*specs)
     try:
-        yield process
-        await process.leave()
+        yield made
     finally:
-        await process.kill()
+        await made.end()

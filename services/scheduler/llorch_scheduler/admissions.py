@@ -114,8 +114,9 @@ class Queue:
 class Admissions:
     """All queues of a term, and the deliveries that wait for their acknowledgement."""
 
-    def __init__(self, bus: Bus, *, put: Put, now_ms: Callable[[], int]) -> None:
+    def __init__(self, bus: Bus, *, put: Put, now_ms: Callable[[], int], going: Callable[[], bool]) -> None:
         self._bus: Final = bus
+        self._going: Final = going
         self._put: Final = put
         self._now_ms: Final = now_ms
         self.queues: Final[dict[str, Queue]] = {}
@@ -127,8 +128,8 @@ class Admissions:
         return len(self._deliveries)
 
     async def pull(self, queue: Queue) -> None:
-        """Pull one queue until cancelled. Whatever the bus does, this goes on."""
-        while True:
+        """Pull one queue until the term is over. Whatever the bus does, this goes on."""
+        while self._going():
             try:
                 consumer = await self._bus.consumer(queue.stream, streams.SCHEDULER_DURABLE)
                 try:
@@ -146,7 +147,7 @@ class Admissions:
 
     async def _pull_on(self, queue: Queue, consumer: Consumer) -> None:
         backlog = await self._bus.stream_state(queue.stream)
-        while True:
+        while self._going():
             wait_s = FETCH_WAIT_S if queue.backlog_read else BACKLOG_WAIT_S
             if not queue.backlog_read and backlog.messages == 0:
                 await self._backlog_is_read(queue)

@@ -82,7 +82,8 @@ class Lease:
             if self._bus.connected and (term := await self._try()) is not None:
                 return term
             try:
-                await asyncio.wait_for(self._changed.wait(), _POLL_S)
+                async with asyncio.timeout(_POLL_S):
+                    await self._changed.wait()
             except TimeoutError:
                 continue
         return None

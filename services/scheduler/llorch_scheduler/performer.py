@@ -97,7 +97,8 @@ class Performer:
             self._effects.put_nowait(effect)
 
     async def work(self) -> None:
-        while True:
+        """Until the term is over. The condition matters: a wait deep in a client may swallow a cancellation."""
+        while self._term.active:
             effect = await self._effects.get()
             try:
                 await self._perform(effect)

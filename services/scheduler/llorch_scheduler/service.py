@@ -20,7 +20,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
 from llorch_shared.bus.nats import connect
 from llorch_shared.bus.port import Bus, BusError, Message
-from llorch_shared.lifecycle import Stop, first_of
+from llorch_shared.lifecycle import Stop
 from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
@@ -89,11 +89,12 @@ class Scheduler:
         async def end_when_asked() -> None:
             await stop.wait()
             term.end(f"asked to stop ({stop.reason})")
-            await asyncio.Event().wait()
 
+        watcher = asyncio.create_task(end_when_asked(), name="end when asked")
         try:
-            await first_of(loop.run(), end_when_asked())
+            await loop.run()
         finally:
+            watcher.cancel()
             self.term_loop = None
             term.end("the process ends")
             self._narration.term_ended(term.epoch, term.reason)

@@ -78,7 +78,9 @@ class TermLoop:
         self._stream_replicas: Final = stream_replicas
         self.core: Final = SchedulerCore(actor=actor, limits=limits)
         self._inbox: Final = Inbox()
-        self._admissions: Final = Admissions(bus, put=self._inbox.put, now_ms=now_ms)
+        self._admissions: Final = Admissions(
+            bus, put=self._inbox.put, now_ms=now_ms, going=lambda: term.active
+        )
         self._performer: Final = Performer(
             bus, term, self._admissions, audit, narration, actor=actor, emit=self._offer, now_ms=now_ms
         )
@@ -158,6 +160,8 @@ class TermLoop:
         except BusError as error:
             self._term.end(f"the bus cannot be read: {error}")
             return
+        if not self._term.active:
+            return
         self._narration.fleet = self.core.fleet
         self._narration.term_began(self._term.epoch, runs=runs, waited_s=time.monotonic() - started)
         for number in range(WORKERS):
@@ -206,16 +210,15 @@ class TermLoop:
             self._performer.submit(effect)
 
     async def _tick(self) -> None:
-        while True:
+        while self._term.active:
             self._offer(Tick(at_ms=now_ms()))
             await asyncio.sleep(TICK_S)
 
     async def _write_floor(self) -> None:
         floor = Floor(self._bus, self._registry)
-        while True:
+        while self._term.active:
+            await floor.write(self.core.floor())
             await asyncio.sleep(FLOOR_S)
-            if self._term.active:
-                await floor.write(self.core.floor())
 
     async def _serve(self) -> None:
         locator = Locator(self._bus, self._term, self.core, self._admissions, self._inbox)
@@ -233,7 +236,8 @@ class TermLoop:
 
     def _follow_pool(self, pool_id: str, spec: PoolSpec | None) -> None:
         """Pull the queues of a pool from now on; a changed specification changes the guards and the capacity."""
-        assert self._tasks is not None
+        if self._tasks is None or not self._term.active:
+            return
         added: list[Queue] = []
         for priority in CLASSES:
             stream = streams.admission_stream(pool_id, priority)
@@ -246,7 +250,7 @@ class TermLoop:
 
     async def _pull(self, tasks: asyncio.TaskGroup, pool_id: str, spec: PoolSpec | None, added: list[Queue]) -> None:
         await self._ensure(pool_id, spec)
-        for queue in added:
+        for queue in added if self._term.active else ():
             tasks.create_task(self._admissions.pull(queue), name=f"pull {queue.stream}")
 
     async def _ensure(self, pool_id: str, spec: PoolSpec | None) -> None:
@@ -260,7 +264,7 @@ class TermLoop:
             self._ensured.pop(pool_id, None)
         if wanted is None:
             return
-        while True:
+        while self._term.active:
             try:
                 await self._bus.ensure(wanted)
                 self._ensured[pool_id] = wanted
