@@ -1,4 +1,4 @@
-"""`python -m bench [--json FILE] [--only NAME …] [--sync-always]`"""
+"""`python -m bench [--json FILE] [--only NAME …] [--lazy-sync]`"""
 
 import argparse
 import asyncio
@@ -37,20 +37,22 @@ async def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--only", nargs="+", choices=[scenario.name for scenario in SCENARIOS])
-    parser.add_argument("--sync-always", action="store_true", help="fsync every stored message, as `orchctl up` does")
+    parser.add_argument(
+        "--lazy-sync", action="store_true", help="do not fsync every stored message (`orchctl up` does)"
+    )
     options = parser.parse_args()
-    console = Console()
+    console = Console(width=150)
     rows = []
     for scenario in SCENARIOS:
         if not options.only or scenario.name in options.only:
             console.print(f"· {scenario.title}")
-            rows.append(await measure(scenario, sync_always=options.sync_always))
+            rows.append(await measure(scenario, sync_always=not options.lazy_sync))
     show(rows, console)
     report = {
         "cores": os.cpu_count(),
         "load_average": os.getloadavg(),
         "python": platform.python_version(),
-        "sync_always": options.sync_always,
+        "sync_always": not options.lazy_sync,
         "rows": rows,
     }
     encoded = msgspec.json.format(msgspec.json.encode(report), indent=1)
