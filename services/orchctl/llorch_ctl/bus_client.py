@@ -13,7 +13,7 @@ from llorch_shared.settings import NatsSettings, secret
 CONNECT_WITHIN_S: Final = 3.0
 
 
-async def connect(settings: NatsSettings, *, within_s: float = CONNECT_WITHIN_S) -> Bus:
+async def connect(settings: NatsSettings, *, within_s: float) -> Bus:
     """Raises Problem when nobody answers in time."""
     trying = asyncio.create_task(nats.connect(settings, name="orchctl", password=secret("NATS_PASSWORD")))
     try:
@@ -29,7 +29,7 @@ async def connect(settings: NatsSettings, *, within_s: float = CONNECT_WITHIN_S)
 
 @asynccontextmanager
 async def connected(settings: NatsSettings) -> AsyncIterator[Bus]:
-    bus = await connect(settings)
+    bus = await connect(settings, within_s=CONNECT_WITHIN_S)
     try:
         yield bus
     finally:

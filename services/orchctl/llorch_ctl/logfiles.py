@@ -30,7 +30,7 @@ _COLOURS: Final = {
 }
 _LEVELS: Final = {"warning": "yellow", "error": "bold red", "critical": "bold red"}
 _NATS_LINE: Final = re.compile(rb"^\[\d+\] \S+ \S+ \[(?P<level>\w+)\] (?P<text>.*)$")
-_NATS_LEVELS: Final = {b"WRN": "warning", b"ERR": "error", b"FTL": "critical"}
+_NATS_LEVELS: Final = {b"WRN": "info", b"ERR": "error", b"FTL": "critical"}
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):

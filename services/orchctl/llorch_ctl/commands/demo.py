@@ -11,6 +11,7 @@ from llorch_ctl.demo import Demo, settings_for
 from llorch_ctl.exits import Exit
 from llorch_ctl.logfiles import LogView
 from llorch_ctl.running import run_system
+from llorch_ctl.state_dir import StateDir
 from llorch_ctl.terminal import ERR, OUT, JsonOption, write_json
 
 STATE_DIR: Final = Path(".llorch/demo")
@@ -30,7 +31,8 @@ def demo(
     typed_ago_s = time.time() - psutil.Process().create_time()
     console = ERR if as_json else OUT
     shown = Demo(console, began=time.monotonic() - typed_ago_s, keep=keep)
-    settings = settings_for(state_dir, console)
+    with StateDir(state_dir.absolute()):
+        settings = settings_for(state_dir, console)
     console.print(f"state      {settings.state_path()}")
     code = run_system(
         settings, LogView(console, quiet=True), shown.run, say=console.print, interrupted=Exit.INTERRUPTED

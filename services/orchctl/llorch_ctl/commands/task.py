@@ -5,6 +5,7 @@ import signal
 import sys
 import uuid
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -131,10 +132,17 @@ def show(task: TaskArgument, config: ConfigOption = None, as_json: JsonOption = 
             write_json(view)
         else:
             for name, value in msgspec.to_builtins(view).items():
-                OUT.print(f"{name:<20} {value}")
+                OUT.print(f"{name:<20} {_readable(name, value)}", markup=False)
         return Exit.TASK_FAILED if view.state is TaskState.FAILED else Exit.OK
 
     raise typer.Exit(run(main))
+
+
+def _readable(name: str, value: Any) -> str:
+    """A moment as local time, anything else as it is."""
+    if name in ("admitted_ms", "placed_ms", "started_ms", "ended_ms"):
+        return datetime.fromtimestamp(value / 1000).astimezone().isoformat(" ", "milliseconds")
+    return str(value)
 
 
 def _client(settings: Settings) -> GatewayClient:
