@@ -6,8 +6,10 @@ streamed and cancelled. The gateway asks for a token: leaving it out or changing
 contract says so. The last test checks that the generated requests got that far.
 """
 
+import uuid
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -16,6 +18,7 @@ import requests
 import schemathesis
 from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
@@ -60,7 +63,7 @@ answers: Counter[tuple[str, int]] = Counter()
 
 
 @pytest.fixture(scope="module")
-def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system with a fast and a slow pool, a token, and tasks of both; its event loop lives in another thread."""
     system = System(
         tmp_path_factory.mktemp("contract"),
@@ -81,7 +84,12 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         portal.wrap_async_context_manager(system),
     ):
         portal.call(admit)
-        yield system.url()
+        yield system
+
+
+@pytest.fixture(scope="module")
+def base_url(system: System) -> str:
+    return system.url()
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +203,25 @@ def test_a_task_can_be_followed_from_its_admission_to_its_end(base_url: str, ses
 )
 def test_the_generated_requests_reached(answer: tuple[str, int]) -> None:
     assert answers[answer] > 0, f"seen: {sorted(answers.items())}"
+
+
+def test_without_a_bus_the_answers_are_still_those_of_the_contract(system: System, base_url: str) -> None:
+    """Last, for it takes the nats-server away: what needs it answers 503 in the documented form, the rest goes on."""
+    unknown = {"id": str(uuid.uuid4())}
+    cases = [
+        (DATA["/v1/tasks"]["POST"].Case(body=msgspec.to_builtins(task_request()), media_type="application/json"), 503),
+        (DATA["/v1/tasks/{id}"]["GET"].Case(path_parameters=unknown), 503),
+        (DATA["/v1/tasks/{id}/stream"]["GET"].Case(path_parameters=unknown), 503),
+        (DATA["/v1/tasks/{id}/cancel"]["POST"].Case(path_parameters=unknown), 503),
+        (CONTROL["/readyz"]["GET"].Case(), 503),
+        (CONTROL["/healthz"]["GET"].Case(), 200),
+        (CONTROL["/metrics"]["GET"].Case(), 200),
+        (CONTROL["/v1/capabilities"]["GET"].Case(), 200),
+    ]
+    system.kill9("nats")
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with ThreadPoolExecutor(len(cases)) as threads:
+        responses = list(threads.map(lambda one: one[0].call(base_url=base_url, headers=headers), cases))
+    for (case, status), response in zip(cases, responses, strict=True):
+        case.validate_response(response, excluded_checks=[not_a_server_error])
+        assert response.status_code == status, f"{case.method} {case.path}: {response.status_code} {response.text}"

@@ -116,7 +116,7 @@ def _parameter(parameter: Parameter) -> Schema:
 
 
 def _reply(reply: Reply | None, status: int, codes: tuple[ErrorCode, ...]) -> Schema:
-    names = (CORRELATION_HEADER, *STATUS_HEADERS.get(status, ()))
+    names = (CORRELATION_HEADER, *(STATUS_HEADERS.get(status, ()) if codes else ()))
     content: dict[str, list[Schema]] = {}
     if reply is not None and reply.body is not None:
         content.setdefault(reply.media_type, []).append(_schema_of(reply.body))
