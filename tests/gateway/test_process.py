@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -179,3 +181,42 @@ async def test_a_killed_bus_costs_a_reader_no_token_and_readiness_tells_of_it(
         assert (len(transcript.tokens), transcript.connections) == (7, 1)
         await client.submit(request)
         assert len(await node.bus.replay("ADM_p1_interactive", ">")) == 1
+
+
+async def test_a_gateway_that_starts_before_the_bus_says_so_and_serves_once_it_is_there(
+    nats_server: NatsServer, node: Node, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(nats_server.stop)
+    address = f"127.0.0.1:{free_port()}"
+    process = ServiceProcess(
+        "early", ["llorch_gateway"], folder=tmp_path, environment={"NATS_URL": nats_server.url, "BIND_ADDR": address}
+    )
+    process.start()
+    try:
+        async with TaskClient(f"http://{address}") as client:
+            await ready(client, 503)
+            assert (await client.http.get("/readyz")).json()["reasons"] == ["the bus is not connected"]
+            assert (await client.http.get("/healthz")).status_code == 200
+            early = await client.http.post("/v1/tasks", content=b"{}")
+            assert (early.status_code, early.json()["code"]) == (503, "POOL_UNAVAILABLE")
+            assert early.headers["retry-after"] == "1"
+            await asyncio.to_thread(nats_server.start)
+            await ready(client)
+            await client.submit()
+    finally:
+        assert process.stop() == 0
+
+
+def test_a_gateway_that_waits_for_the_bus_stops_when_told(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    environment = {"NATS_URL": f"nats://127.0.0.1:{free_port()}", "BIND_ADDR": address}
+    process = ServiceProcess("alone", ["llorch_gateway"], folder=tmp_path, environment=environment)
+    process.start()
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + 10
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert process.stop(5) == 0

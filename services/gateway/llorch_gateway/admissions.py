@@ -107,7 +107,7 @@ class Admissions:
             if not known:
                 self._router.unexpect(task)
             raise
-        if stored.duplicate and tries == 1 and not known:
+        if stored.duplicate and not known:
             self._router.unexpect(task)
         load = snapshot.loads.get(pool.id)
         position = queue_position(load, request.priority, stored.seq)
@@ -117,14 +117,16 @@ class Admissions:
             predicted_start_ms=predict(load, position),
             correlation_id=call.correlation_id,
         )
-        if not stored.duplicate or tries > 1:
+        if not stored.duplicate:
             self._remember(request, pool, call, stored.seq, accepted)
+        if not stored.duplicate or tries > 1:
             await self._tell(request, pool, call, accepted)
         return accepted
 
     async def _publish(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
         """Store the task, however often it takes within the bound: the msg_id makes repeats one task. Returns what was
-        stored and the number of tries. Raises Refused when the server says that the queue is full."""
+        stored and the number of tries. A duplicate after several tries may be ours or another gateway's: its lane is
+        looked up when somebody asks for its stream. Raises Refused when the server says that the queue is full."""
         subject = subjects.admission(pool.id, request.priority, call.tenant)
         headers = {subjects.CORRELATION_HEADER: call.correlation_id, subjects.LANE_HEADER: self._router.lane}
         payload = _encode(request)

@@ -1,20 +1,22 @@
-"""The gateway put together: bus, streams, snapshot, relay, then HTTP last; and taken apart in reverse.
+"""The gateway put together: a door that says why it is not ready, then bus, streams, snapshot and relay behind it.
 
-Start order matters: nothing is answered before the lane is subscribed and the registry is read, so the first request
+Start order matters: no operation is answered before the lane is subscribed and the registry is read, so the first one
 finds a gateway that can serve it. Stop order too: new requests are refused, open streams end with a word about coming
 back, then the server stops, then the bus.
 """
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from llorch_gateway.admissions import Admissions
 from llorch_gateway.asgi import Front
 from llorch_gateway.bus_api import BusApi
 from llorch_gateway.call import Call
 from llorch_gateway.control import application
+from llorch_gateway.entrance import Entrance
 from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
 from llorch_gateway.server import HttpServer, split_address
@@ -25,7 +27,7 @@ from llorch_shared import streams
 from llorch_shared.audit import Audit
 from llorch_shared.auth import AuthPolicy, check_bind
 from llorch_shared.bus import nats
-from llorch_shared.bus.port import Bus
+from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.errors import OrchError
 from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
@@ -34,6 +36,10 @@ from llorch_shared.settings import Secret, Settings
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+START_PAUSE_FIRST_S: Final = 0.2
+START_PAUSE_MAX_S: Final = 5.0
 STREAMS_STOP_S: Final = 2.0
 REQUESTS_BESIDE_STREAMS: Final = 2048
 """Requests at once that are not streams; more wait in the kernel's queue."""
@@ -111,11 +117,18 @@ class Gateway:
         """Raises BusError."""
         wanted = self._settings.nats
         await self._bus.ensure(streams.base(token_bytes_max=wanted.token_bytes_max, replicas=wanted.replicas))
-        self._audit.start()
         await self.router.start()
         await self.snapshot.start()
         await self._presence.start()
         await self._bus_api.start()
+        self._audit.start()
+
+    async def undo(self) -> None:
+        """Take back a start that did not get through, so that it can be made again."""
+        await self._bus_api.stop()
+        await self._presence.close()
+        await self.snapshot.close()
+        await self.router.close()
 
     async def tick(self) -> None:
         """Keep time until cancelled."""
@@ -148,48 +161,66 @@ class Gateway:
 
 
 async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Secret | None = None) -> int:
-    """Serve until `stop`. Raises NonLoopbackWithoutToken, SettingsError before anything is opened."""
+    """Serve until `stop`. Returns the exit code: 0 when somebody wished the end, 1 when something of ours ended it.
+    Raises NonLoopbackWithoutToken and SettingsError before anything is opened."""
     host, _ = split_address(settings.gateway.addr)
     check_bind(host, token)
     metrics = Metrics()
+    entrance = Entrance("the bus is not connected")
+    requests_max = settings.gateway.streams_max + REQUESTS_BESIDE_STREAMS
+    server = HttpServer(entrance, settings.gateway.addr, requests_max=requests_max)
+    closed = asyncio.Event()
     async with AsyncExitStack() as stack:
-        bus = await _connected(settings, metrics, stop, bus_password)
+        await server.start()
+        stack.push_async_callback(server.stop)
+        bus = await _unless(stop, _connect(settings, metrics, closed, bus_password))
         if bus is None:
             return 0
         stack.push_async_callback(bus.close)
         gateway = Gateway(settings, bus=bus, token=token, metrics=metrics)
-        await gateway.start()
         stack.push_async_callback(gateway.close)
-        requests_max = settings.gateway.streams_max + REQUESTS_BESIDE_STREAMS
-        server = HttpServer(gateway.front, settings.gateway.addr, requests_max=requests_max)
-        await server.start()
-        stack.push_async_callback(server.stop)
+        if await _unless(stop, _started(gateway, entrance)) is None:
+            return 0
+        entrance.front = gateway.front
         stack.push_async_callback(gateway.stop_serving)
         narrate(
             log, f"serves on {server.url}", actor="gateway", action="serve", target=server.url, lane=gateway.router.lane
         )
-        await first_of(stop.wait(), gateway.tick(), server.wait())
-        narrate(log, f"stops: {stop.reason or 'the server ended'}", actor="gateway", action="stop", target=server.url)
+        await first_of(stop.wait(), gateway.tick(), server.wait(), closed.wait())
+        why = stop.reason or ("the bus connection closed for good" if closed.is_set() else "the HTTP server ended")
+        narrate(log, f"stops: {why}", actor="gateway", action="stop", target=server.url)
+        await gateway.stop_serving()
+        await server.stop()
     return 0 if stop else 1
 
 
-async def _connected(settings: Settings, metrics: Metrics, stop: Stop, password: Secret | None) -> Bus | None:
-    """The bus, however long it takes; None when the wish to stop came first."""
-    connecting = asyncio.create_task(
-        nats.connect(
-            settings.nats,
-            name="gateway",
-            password=password,
-            metrics=metrics,
-            on_closed=lambda: stop.wish("the bus connection closed for good"),
-        ),
-        name="bus connect",
-    )
-    wish = asyncio.create_task(stop.wait(), name="stop")
-    await asyncio.wait((connecting, wish), return_when=asyncio.FIRST_COMPLETED)
+async def _connect(settings: Settings, metrics: Metrics, closed: asyncio.Event, password: Secret | None) -> Bus:
+    return await nats.connect(settings.nats, name="gateway", password=password, metrics=metrics, on_closed=closed.set)
+
+
+async def _started(gateway: Gateway, entrance: Entrance) -> bool:
+    """Start, however long the bus takes to have what is needed; what is in the way is said at /readyz and logged."""
+    pause = START_PAUSE_FIRST_S
+    while True:
+        try:
+            await gateway.start()
+            return True
+        except BusError as error:
+            entrance.missing = f"the bus: {error or type(error).__name__}"
+            log.warning("cannot start yet, again in %.1f s: %s", pause, error, extra={"action": "gateway.waits"})
+        await gateway.undo()
+        await asyncio.sleep(pause)
+        pause = min(START_PAUSE_MAX_S, 2 * pause)
+
+
+async def _unless(stop: Stop, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`; None when the wish to stop came first."""
+    doing = asyncio.create_task(work)
+    wish = asyncio.create_task(stop.wait())
+    await asyncio.wait((doing, wish), return_when=asyncio.FIRST_COMPLETED)
     wish.cancel()
-    if not connecting.done():
-        connecting.cancel()
-        await asyncio.gather(connecting, return_exceptions=True)
-        return None
-    return connecting.result()
+    if doing.done():
+        return doing.result()
+    doing.cancel()
+    await asyncio.gather(doing, return_exceptions=True)
+    return None

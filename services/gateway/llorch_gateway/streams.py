@@ -21,6 +21,9 @@ from llorch_shared.wire.frames import Cursor
 
 log = logging.getLogger(__name__)
 
+LAST_WORDS_S: Final = 0.1
+"""Between the end of the streams and the end of their connections: an HTTP/2 client that reads both at once takes the
+end of the connection for a failure of the stream."""
 FIRST_LINE: Final = b"retry: 1000\n\n"
 """How long a browser waits before it comes back by itself, milliseconds."""
 
@@ -118,6 +121,7 @@ class Streams:
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=within_s)
+            await asyncio.sleep(LAST_WORDS_S)
 
     def _narrate(self, human: str, action: str, opened: Opened, call: Call, *, level: int = logging.INFO) -> None:
         """One line at INFO per stream: its end, which says where it got to."""
