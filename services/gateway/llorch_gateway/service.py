@@ -40,6 +40,9 @@ T = TypeVar("T")
 
 START_PAUSE_FIRST_S: Final = 0.2
 START_PAUSE_MAX_S: Final = 5.0
+CANCELS_MAX: Final = 10
+CANCEL_AGAIN_S: Final = 0.2
+"""A wait inside the bus client may swallow a cancel that arrives as it ends (`asyncio.wait_for` before 3.12)."""
 STREAMS_STOP_S: Final = 2.0
 REQUESTS_BESIDE_STREAMS: Final = 2048
 """Requests at once that are not streams; more wait in the kernel's queue."""
@@ -221,6 +224,9 @@ async def _unless(stop: Stop, work: Coroutine[Any, Any, T]) -> T | None:
     wish.cancel()
     if doing.done():
         return doing.result()
-    doing.cancel()
-    await asyncio.gather(doing, return_exceptions=True)
+    for _ in range(CANCELS_MAX):
+        doing.cancel()
+        await asyncio.wait((doing,), timeout=CANCEL_AGAIN_S)
+        if doing.done():
+            break
     return None
