@@ -21,7 +21,7 @@ endef
 
 help: ## list what can be done
 	@printf 'llama-orch: make TARGET [ARGS="…"]\n\n'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  %-11s%s\n' "$${name## }" "$$what"; done
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  %-11s%s\n' "$$name" "$$what"; done
 
 demo: $(READY) ## the whole system on this machine: real engine, real model, three tasks, then stop
 	@$(BIN)/orchctl demo $(ARGS)
