@@ -1,6 +1,6 @@
 """Errors as clients see them: one code table, one envelope, one exception.
 
-    OrchError                    anything a client is told; carries the code, and the status when it is not the usual one
+    OrchError                    anything a client is told; carries the code, and the status where it is not the usual
     └─ Refused                   429: not now, come back in `retry_after_ms`
 
 The table is the source of contracts/errors.md; the mapping to HTTP is done in one place, the gateway's edge.

@@ -33,7 +33,7 @@ class LiveTable:
         return self._values
 
     def seq(self, key: str) -> int:
-        """Sequence of the newest version seen, markers included; what a compare-and-set must expect. 0 if never seen."""
+        """Sequence of the newest version seen, markers included; what a compare-and-set expects. 0 if never seen."""
         return self._seqs.get(key, 0)
 
     async def start(self) -> None:

@@ -1,6 +1,6 @@
 """Frames of a token stream: server-sent events, encoded once by the node and relayed as bytes.
 
-    event: started\\ndata: {…}\\n\\n                        no id: a reader that has only this resumes from the beginning
+    event: started\\ndata: {…}\\n\\n                        no id: a reader that has only this starts anew
     id: <attempt>-<i>\\nevent: token\\ndata: {"t":…,"i":…}\\n\\n
     event: metrics\\ndata: {…}\\n\\n                        no id
     id: <attempt>-<tokens_out>\\nevent: end\\ndata: {…}\\n\\n    (or `error`)
