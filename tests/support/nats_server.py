@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -42,7 +43,9 @@ class NatsServer:
         path = self.folder / "nats.conf"
         path.write_text(self.config.render())
         log = (self.folder / "nats.log").open("ab")
-        self.process = subprocess.Popen([str(server_binary()), "--config", str(path)], stdout=log, stderr=log)
+        # Dies with the test run, so a killed pytest leaves no server behind.
+        command = [sys.executable, "-m", "llorch_shared.with_parent", str(server_binary()), "--config", str(path)]
+        self.process = subprocess.Popen(command, stdout=log, stderr=log)
         log.close()
         deadline = time.monotonic() + deadline_s
         while True:
