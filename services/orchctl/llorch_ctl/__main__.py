@@ -3,9 +3,10 @@
 import sys
 
 from llorch_ctl.cli import app
-from llorch_ctl.exits import Problem
+from llorch_ctl.exits import Exit, Problem
 from llorch_ctl.terminal import report
 from llorch_shared import logs
+from llorch_shared.bus.port import BusError
 
 
 def main() -> None:
@@ -15,6 +16,10 @@ def main() -> None:
     except Problem as problem:
         report(problem, as_json="--json" in sys.argv)
         sys.exit(problem.exit_code)
+    except BusError as error:
+        problem = Problem(f"the bus does not do what was asked: {type(error).__name__} {error}".strip())
+        report(problem, as_json="--json" in sys.argv)
+        sys.exit(Exit.FAILED)
 
 
 if __name__ == "__main__":

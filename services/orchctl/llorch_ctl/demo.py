@@ -32,7 +32,7 @@ from llorch_shared.wire.task import Priority, TaskRequest, Workload
 
 POOL: Final = "demo"
 TENANT: Final = "default"
-TASK_WITHIN_S: Final = 180.0
+TASKS_WITHIN_S: Final = 180.0
 CANCEL_AFTER_TOKENS: Final = 24
 _KEPT_ENVIRONMENT: Final = ("LLORCH_OFFLINE", "LLORCH_CACHE_DIR", "LLORCH_LOG_LEVEL")
 
@@ -94,10 +94,16 @@ class Demo:
                 f"\n[green]ready[/] after {self.facts['ready_s']} s: {engine} on [bold]{replica.device}[/], "
                 f"{replica.slots_total} slots\n"
             )
-            async with asyncio.timeout(TASK_WITHIN_S):
-                over_http = await self._over_http(client, system)
-                on_bus = await self._on_the_bus(system, client)
-                await self._cancelled(client, system)
+            try:
+                async with asyncio.timeout(TASKS_WITHIN_S):
+                    over_http = await self._over_http(client, system)
+                    on_bus = await self._on_the_bus(system, client)
+                    await self._cancelled(client, system)
+            except TimeoutError:
+                raise Problem(
+                    f"the three tasks did not end within {TASKS_WITHIN_S:.0f} s",
+                    fix=f"what each service says: {system.folder.logs}",
+                ) from None
             self._show_measured(over_http, on_bus)
             self._show_next(system)
             if self._keep:

@@ -18,6 +18,7 @@ from llorch_shared.wire.registry import REPLICA_DECODER, ReplicaRecord, ReplicaS
 READY_WITHIN_S: Final = 900.0
 """A first run fetches 130 MB; on a slow line that takes minutes."""
 POLL_S: Final = 0.1
+_WHERE: Final = "orchctl doctor checks this machine"
 
 
 class _Bars:
@@ -96,11 +97,12 @@ def _raise_failure(system: System, failed: ProvisionEvent | None, replica: Repli
     if failed is not None:
         raise Problem(
             f"{failed.target} cannot be made ready: {failed.error}",
-            fix=failed.hint or f"orchctl doctor; the whole log: {system.folder.logs}/provisioner.log",
+            fix=f"{failed.hint or 'see the log'}. {_WHERE}; log: {system.folder.logs}/provisioner.log",
         )
     if replica is not None and replica.state is ReplicaState.FAILED:
         raise Problem(
-            f"the engine does not start: {replica.last_error}", fix=f"the whole log: {system.folder.logs}/poold.log"
+            f"replica {replica.replica_id} has failed: {replica.last_error}",
+            fix=f"{_WHERE}; log: {system.folder.logs}/poold.log",
         )
 
 
