@@ -258,3 +258,17 @@ async def test_another_attempt_goes_on_where_the_first_one_ended(cluster: Cluste
         "token 2-4",
         "end 2-5",
     ]
+
+
+async def test_a_stream_that_breaks_off_ends_without_a_second_answer(
+    cluster: Cluster, door: Door, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(_self: object, _first: bytes) -> None:
+        raise RuntimeError("the pump broke")
+
+    monkeypatch.setattr("llorch_gateway.relay.stream.Stream.run", broken)
+    task = await door.submit()
+    reply = await door.stream(task).end()
+    assert (reply.status, reply.body) == (200, b"")
+    assert "a stream broke off" in caplog.text
+    assert not door.gateway.router.seats

@@ -4,7 +4,6 @@ Submission and streaming are raw ASGI because a framework costs more per request
 work itself. Whatever is answered here or there carries X-Correlation-Id, and every error the envelope.
 """
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -89,9 +88,7 @@ class Front:
             else:
                 scope[CALL] = call
                 await self.control(scope, receive, _correlated(send, correlation))
-        except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except Exception as error:  # noqa: BLE001  (this is the edge: every failure becomes an answer)
             await reply_error(send, as_orch_error(error, correlation), correlation)
 
     async def _submit(
@@ -138,14 +135,23 @@ class Front:
         async def write(data: bytes) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
+        started = False
+
         async def start() -> None:
+            nonlocal started
+            started = True
             await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, correlation]})
 
         async def gone() -> None:
             while (await receive())["type"] != "http.disconnect":
                 continue
 
-        await self.streams.serve(opened, call, start=start, write=write, gone=gone)
+        try:
+            await self.streams.serve(opened, call, start=start, write=write, gone=gone)
+        except Exception:
+            if not started:
+                raise
+            log.exception("a stream broke off", extra={"task_id": opened.task, "correlation_id": call.correlation_id})
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -171,7 +177,7 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -
 
 
 async def reply_error(send: Send, error: OrchError, correlation_id: str, *, allow: str = "") -> None:
-    """Answer with the envelope; a reply that has begun cannot be answered any more and is left to the server."""
+    """Answer with the envelope. Only before a reply has begun."""
     status, headers, body = error_reply(error, correlation_id, allow=allow)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
