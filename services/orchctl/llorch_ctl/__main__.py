@@ -17,8 +17,8 @@ def main() -> None:
         report(problem, as_json="--json" in sys.argv)
         sys.exit(problem.exit_code)
     except BusError as error:
-        problem = Problem(f"the bus does not do what was asked: {type(error).__name__} {error}".strip())
-        report(problem, as_json="--json" in sys.argv)
+        said = f"the bus does not do what was asked: {type(error).__name__} {error}"
+        report(Problem(said.strip()), as_json="--json" in sys.argv)
         sys.exit(Exit.FAILED)
 
 
