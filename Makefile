@@ -33,7 +33,7 @@ test: $(READY) ## all tests that need no Docker, no GPU and no network beyond th
 	@$(PY) -m pytest $(ARGS)
 
 check: $(READY) ## ruff, mypy --strict, import rules, contracts equal to the code
-	$(call step,ruff check,$(BIN)/ruff check --quiet .)
+	$(call step,ruff check,$(BIN)/ruff check --quiet --output-format concise .)
 	$(call step,ruff format,$(BIN)/ruff format --quiet --check .)
 	$(call step,mypy --strict,$(BIN)/mypy --strict)
 	$(call step,import rules,$(BIN)/lint-imports --no-cache)
