@@ -367,3 +367,34 @@ async def test_an_engine_that_cannot_start_opens_the_breaker(nats_server: NatsSe
         assert ReplicaState.BACKOFF in {record.state for record in node.history}
         await node.put_pool(mock_pool())
         await node.ready()
+
+
+async def test_a_gpu_that_fails_takes_its_replica_out_with_the_cause(
+    nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llorch_poold.node.GPU_PROBE_S", 0.05)
+    gpu = Gpu(index=0, uuid="GPU-a", name="x", vram_total_mb=24_000, vram_free_mb=20_000)
+    report = GpuReport(gpus=(gpu,), driver="570.1")
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(devices=[0])], profile="gpu", report=report) as node:
+        await node.ready()
+        pid = node.pid()
+        faulty = msgspec.structs.replace(gpu, fault="Xid 79")
+        node.probe.report = GpuReport(gpus=(faulty,), driver="570.1", problem="every GPU has a fault: Xid 79")
+        failed = await node.state(ReplicaState.FAILED)
+        assert "Xid 79" in failed.last_error
+        assert not Path(f"/proc/{pid}").exists()
+        node.probe.report = report
+        await node.ready()
+
+
+async def test_engines_of_several_pools_share_the_ports_from_the_base_on(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    pools = [mock_pool("one", replicas=2), mock_pool("two")]
+    async with NodeHarness(nats_server, tmp_path, pools=pools, engine_port_base=28_400) as node:
+        names = ("one-node-1-1", "one-node-1-2", "two-node-1-1")
+        for name in names:
+            await node.ready(name)
+        ports = {node.port(name) for name in names}
+        assert len(ports) == 3
+        assert all(28_400 <= port < 29_400 for port in ports)

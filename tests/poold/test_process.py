@@ -12,8 +12,12 @@ import httpx
 import msgspec
 import pytest
 
+from llorch_poold.adapters.launch import plan_launch
+from llorch_poold.adapters.port import EngineBroke
+from llorch_poold.core.devices import CPU
 from llorch_poold.core.orphans import EngineProcess
-from llorch_poold.process import start_ticks
+from llorch_poold.engine_life import EngineLife
+from llorch_poold.process import EngineProcesses, free_port, start_ticks
 from llorch_shared import streams, subjects
 from llorch_shared.bus import nats
 from llorch_shared.bus.nats import NatsBus
@@ -114,3 +118,22 @@ async def test_an_orphan_of_an_earlier_life_is_ended_and_a_stranger_is_not(
         stranger.wait()
         poold.terminate()
         await asyncio.to_thread(poold.wait, 15)
+
+
+async def test_a_port_that_another_engine_holds_is_not_ours(tmp_path: Path) -> None:
+    """Same model, same address: only the listening socket tells the two apart."""
+    processes = EngineProcesses(tmp_path, "node-1")
+    spec = mock_pool()
+    launch = plan_launch(spec, device=CPU, port=free_port(), engine=None, model=None, environment=os.environ)
+    ours = await EngineLife.start(processes, "r-1", launch)
+    other = None
+    try:
+        await ours.until_ready(spec, 10, lambda said: None)
+        other = await EngineLife.start(processes, "r-2", launch)
+        with pytest.raises(EngineBroke, match="address already in use"):
+            await other.until_ready(spec, 10, lambda said: None)
+        assert free_port(launch.port, taken=[launch.port + 1]) > launch.port + 1
+    finally:
+        await ours.end()
+        if other is not None:
+            await other.end()

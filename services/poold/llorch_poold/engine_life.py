@@ -1,7 +1,8 @@
 """One life of one engine process: from its command line to its end. Made anew for every start.
 
 Readiness has three gates: model and engine are present (the caller brings them), and the process answers as ours: its
-pid is alive and /props names our model, because a port that is taken answers 200 in another engine's name.
+pid is alive, listens on the port itself, and /props names our model. A port that is taken answers 200 in another
+engine's name.
 """
 
 import asyncio
@@ -13,8 +14,9 @@ from llorch_poold.adapters.launch import HOST, Launch
 from llorch_poold.adapters.llamacpp import LlamaCpp
 from llorch_poold.adapters.port import EngineBroke, EngineFailure, Generation, GenerationCall, Scrape, TokenSink
 from llorch_poold.engine_http import EngineHttp
-from llorch_poold.process import EngineChild, EngineProcesses
+from llorch_poold.process import EngineChild, EngineProcesses, listens
 from llorch_poold.self_test import self_test, wait_slot_free
+from llorch_shared.lifecycle import first_of
 from llorch_shared.wire.spec import PoolSpec
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 READY_POLL_S: Final = 0.05
 HEALTH_EVERY_S: Final = 2.0
 HEALTH_MISSES_MAX: Final = 5
+NO_GPU_WORDS: Final = "no usable GPU found"
+"""llama-server's warning when it ignores -ngl."""
 
 
 class EngineLife:
@@ -61,7 +65,7 @@ class EngineLife:
                         await self._child.wait()
                         raise EngineBroke(self._child.explain_exit())
                     health = await self.adapter.health()
-                    if health.ready:
+                    if health.ready and await asyncio.to_thread(listens, self._child.pid, self._launch.port):
                         break
                     progress("the engine is loading the model")
                     await asyncio.sleep(READY_POLL_S)
@@ -75,6 +79,8 @@ class EngineLife:
             )
         if not self._child.alive:
             raise EngineBroke(self._child.explain_exit())
+        if self._launch.gpu and NO_GPU_WORDS in await asyncio.to_thread(self._child.log_head):
+            raise EngineBroke("the engine sees no GPU and would run on the CPU, which is never a fallback (ORCH-1102)")
         self.slots = min(spec.slots, props.slots_total)
         if self.slots < 1:
             raise EngineBroke("the engine offers no slot")
@@ -95,17 +101,10 @@ class EngineLife:
     async def free_slot(self, slot: int, timeout_s: float) -> None:
         """Returns when the slot is free: because the engine says so, or because the engine is no more."""
         try:
-            while self._child.alive:
-                try:
-                    await wait_slot_free(self.adapter, slot, timeout_s)
-                    return
-                except EngineBroke as error:
-                    if self._child.alive:
-                        self.kill(str(error))
-        finally:
-            if not self._child.alive:
-                await self._child.wait()
-        await self._child.wait()
+            await first_of(wait_slot_free(self.adapter, slot, timeout_s), self._child.wait())
+        except EngineBroke as error:
+            self.kill(str(error))
+            await self._child.wait()
 
     def kill(self, reason: str) -> None:
         self.broke = self.broke or reason

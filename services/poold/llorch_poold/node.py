@@ -33,6 +33,7 @@ from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 log = logging.getLogger(__name__)
 
 GPU_PROBE_S: Final = 5.0
+VERSION: Final = version("llama-orch")
 HOUSEKEEPING_S: Final = 1.0
 
 
@@ -92,6 +93,7 @@ class Node:
             await asyncio.wait(set(self._lives.values()))
         await self._registrar.close()
         await self._specs.close()
+        self._probe.close()
 
     async def _reconcile_always(self) -> None:
         while True:
@@ -196,7 +198,7 @@ class Node:
             node_id=self._context.node_id,
             incarnation=self._incarnation,
             started_ms=self._started_ms,
-            version=version("llama-orch"),
+            version=VERSION,
             gpus=self._report.gpus,
             gpu_driver=self._report.driver,
             gpu_problem=self._report.problem,

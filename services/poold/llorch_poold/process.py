@@ -6,9 +6,11 @@ come that far. Output goes to one file per replica, bounded, whose end is told w
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -18,15 +20,34 @@ import msgspec
 from llorch_poold.adapters.launch import Launch
 from llorch_poold.core.orphans import EngineProcess, orphans
 
+log = logging.getLogger(__name__)
+
 LOG_BYTES_MAX: Final = 16 * 1024 * 1024
+LOG_HEAD_BYTES: Final = 256 * 1024
 TERM_GRACE_S: Final = 3.0
+PORTS_MAX: Final = 1000
+_LISTEN: Final = "0A"
+"""State of a listening socket in /proc/net/tcp."""
 _RECORDS: Final = msgspec.json.Decoder(list[EngineProcess])
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+class NoPort(OSError):
+    """Every port that engines may use is taken."""
+
+
+def free_port(base: int = 0, *, taken: Iterable[int] = (), host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on now: any, or the first from `base` on that is not in `taken`. Raises NoPort."""
+    reserved = set(taken)
+    for candidate in range(base, base + PORTS_MAX) if base else [0] * PORTS_MAX:
+        with socket.socket() as probe:
+            try:
+                probe.bind((host, candidate))
+            except OSError:
+                continue
+            port = int(probe.getsockname()[1])
+        if port not in reserved:
+            return port
+    raise NoPort(f"no free port from {base} to {base + PORTS_MAX - 1}")
 
 
 def start_ticks(pid: int) -> int | None:
@@ -36,6 +57,23 @@ def start_ticks(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] == "Z" else int(fields[19])
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether this very process listens on a loopback port: what answers there might be another engine with the same
+    model. Linux only; elsewhere always true."""
+    if sys.platform != "linux":
+        return True
+    wanted = f":{port:04X}"
+    inodes = set()
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == _LISTEN and fields[1].endswith(wanted):
+            inodes.add(f"socket:[{fields[9]}]")
+    try:
+        return any(os.readlink(link) in inodes for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
 
 
 class EngineChild:
@@ -84,6 +122,14 @@ class EngineChild:
         lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
         return " | ".join(lines[-4:])[-limit:] or "no output"
 
+    def log_head(self) -> str:
+        """What it said while it started. Blocking."""
+        try:
+            with self.log_path.open("rb") as file:
+                return file.read(LOG_HEAD_BYTES).decode("utf-8", "replace")
+        except OSError:
+            return ""
+
     def bound_log(self) -> None:
         """The file is opened for appending, so cutting it to nothing is safe while the engine writes."""
         with contextlib.suppress(OSError):
@@ -98,9 +144,22 @@ class EngineProcesses:
         self._logs: Final = folder / "engines"
         self._file: Final = folder / f"poold-{node_id}.json"
         self._running: dict[int, EngineProcess] = {}
+        self._ports: dict[int, int] = {}
+        self._starting: set[int] = set()
+
+    def free_port(self, base: int) -> int:
+        """A port for one more engine; ports of engines that are still starting are not free. Raises NoPort."""
+        return free_port(base, taken=[*self._ports.values(), *self._starting])
 
     async def spawn(self, replica_id: str, launch: Launch) -> EngineChild:
-        """Raises OSError when the program cannot be started."""
+        """Raises OSError when the program cannot be started. The port is taken from the moment of the call."""
+        self._starting.add(launch.port)
+        try:
+            return await self._spawn(replica_id, launch)
+        finally:
+            self._starting.discard(launch.port)
+
+    async def _spawn(self, replica_id: str, launch: Launch) -> EngineChild:
         self._logs.mkdir(parents=True, exist_ok=True)
         log_path = self._logs / f"{replica_id}.log"
         with log_path.open("wb"):
@@ -122,10 +181,12 @@ class EngineProcesses:
         self._running[child.pid] = EngineProcess(
             pid=child.pid, start_ticks=start_ticks(child.pid) or 0, replica_id=replica_id
         )
+        self._ports[child.pid] = launch.port
         self._write()
         return child
 
     def collected(self, child: EngineChild) -> None:
+        self._ports.pop(child.pid, None)
         if self._running.pop(child.pid, None) is not None:
             self._write()
 
@@ -149,7 +210,8 @@ class EngineProcesses:
             return _RECORDS.decode(self._file.read_bytes())
         except FileNotFoundError:
             return []
-        except msgspec.DecodeError:
+        except msgspec.DecodeError as error:
+            log.warning("%s cannot be read, engines of an earlier life are not looked for: %s", self._file, error)
             return []
 
     def _write(self) -> None:

@@ -27,10 +27,10 @@ from llorch_poold.gpu.probe import GpuReport
 from llorch_poold.intake import Intake
 from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_poold.node_metrics import ReplicaMetrics
-from llorch_poold.process import EngineProcesses, free_port
+from llorch_poold.process import EngineProcesses, NoPort
 from llorch_poold.provisioning import NotProvisioned, Provisioning
 from llorch_poold.task_run import TaskRun
-from llorch_shared.bus.port import Delivery
+from llorch_shared.bus.port import BusError, Delivery
 from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
 from llorch_shared.settings import PooldSettings
@@ -186,6 +186,11 @@ class Replica:
             return (Happened.REFUSED if error.final else Happened.BROKE), str(error)
         except Unlaunchable as error:
             return Happened.REFUSED, str(error)
+        except BusError as error:
+            return Happened.BROKE, f"the bus: {error}"
+        except Exception as error:
+            log.exception("replica %s: the node failed at step %s", self.replica_id, step)
+            return Happened.BROKE, f"a fault of the node at step {step}: {error!r}"
 
     async def _provision(self) -> tuple[Happened, str]:
         if self.spec.engine is not Engine.MOCK:
@@ -210,8 +215,10 @@ class Replica:
             raise EngineBroke(plan.reason)
 
     async def _spawn(self) -> tuple[Happened, str]:
-        base = self._node.settings.engine_port_base
-        port = base + int(self.replica_id.rpartition("-")[2]) - 1 if base else free_port()
+        try:
+            port = self._processes.free_port(self._node.settings.engine_port_base)
+        except NoPort as error:
+            raise EngineBroke(str(error)) from error
         launch = plan_launch(
             self.spec,
             device=self.desired.device,

@@ -78,15 +78,21 @@ async def _cancel(adapter: EngineAdapter, spec: PoolSpec, free_timeout_s: float)
 
 
 async def wait_slot_free(adapter: EngineAdapter, slot: int, timeout_s: float) -> None:
-    """Ask until the engine says that the slot is idle. Raises EngineBroke when it never does."""
+    """Ask until the engine says that the slot is idle. Raises EngineBroke when it does not say so in time."""
     delay = FREE_POLL_S / 2
+    answer = "still busy"
     try:
         async with asyncio.timeout(timeout_s):
-            while not await adapter.slot_free(slot):
+            while True:
+                try:
+                    if await adapter.slot_free(slot):
+                        return
+                except EngineBroke as error:
+                    answer = f"not told about ({error})"
                 await asyncio.sleep(delay)
                 delay = min(5 * FREE_POLL_S, delay * 1.5)
     except TimeoutError as error:
-        raise EngineBroke(f"slot {slot} is still busy {timeout_s:g} s after its call was closed") from error
+        raise EngineBroke(f"slot {slot} is {answer} {timeout_s:g} s after its call was closed") from error
 
 
 def _call(spec: PoolSpec, *, tokens: int) -> GenerationCall:

@@ -11,7 +11,6 @@ from prometheus_client import start_http_server
 from llorch_poold.audit_repair import repair_audit
 from llorch_poold.core.retention import FrameRetention
 from llorch_poold.gpu.nvml import Nvml
-from llorch_poold.gpu.probe import GpuProbe
 from llorch_poold.node import Node
 from llorch_poold.node_context import NodeContext
 from llorch_poold.outlet import TokenOutlet
@@ -30,6 +29,7 @@ log = logging.getLogger(__name__)
 
 BUS_LOST: Final = 3
 """Exit code when the bus connection ended for good."""
+BUS_ENDED: Final = "the bus connection ended for good"
 
 
 async def serve(settings: Settings, environment: Mapping[str, str], password: Secret, stop: Stop) -> int:
@@ -53,7 +53,7 @@ async def serve(settings: Settings, environment: Mapping[str, str], password: Se
             name=name,
             password=password,
             metrics=metrics,
-            on_closed=lambda: stop.wish("the bus connection ended for good"),
+            on_closed=lambda: stop.wish(BUS_ENDED),
         )
     )
     try:
@@ -62,74 +62,73 @@ async def serve(settings: Settings, environment: Mapping[str, str], password: Se
             return 0
         bus = connecting.result()
         try:
-            await _serve_on(bus, settings, environment, stop, metrics, metrics_addr, Nvml())
+            await bus.ensure(
+                streams.base(token_bytes_max=settings.nats.token_bytes_max, replicas=settings.nats.replicas)
+            )
+            context = _context(bus, settings, metrics)
+            node = Node(
+                context,
+                settings,
+                probe=Nvml(),
+                processes=processes,
+                environment=environment,
+                metrics_addr=metrics_addr,
+            )
+            await _serve_on(context, node, stop)
         finally:
             await bus.close()
     finally:
         connecting.cancel()
         close_metrics()
-    return BUS_LOST if "bus" in stop.reason else 0
+    return BUS_LOST if stop.reason == BUS_ENDED else 0
 
 
-async def _serve_on(  # noqa: PLR0917
-    bus: Bus,
-    settings: Settings,
-    environment: Mapping[str, str],
-    stop: Stop,
-    metrics: Metrics,
-    metrics_addr: str,
-    probe: GpuProbe,
-) -> None:
-    await bus.ensure(streams.base(token_bytes_max=settings.nats.token_bytes_max, replicas=settings.nats.replicas))
-    audit = Audit(bus)
-    audit.start()
-    context = NodeContext(
+def _context(bus: Bus, settings: Settings, metrics: Metrics) -> NodeContext:
+    return NodeContext(
         node_id=settings.poold.node_id,
         bus=bus,
         runs=RunStore(bus),
         outlet=TokenOutlet(bus),
         retention=FrameRetention(settings.poold.frames_kept_bytes),
-        audit=audit,
+        audit=Audit(bus),
         metrics=metrics,
         settings=settings.poold,
     )
-    node = Node(
-        context,
-        settings,
-        probe=probe,
-        processes=EngineProcesses(settings.state_path(), settings.poold.node_id),
-        environment=environment,
-        metrics_addr=metrics_addr,
-    )
+
+
+async def _serve_on(context: NodeContext, node: Node, stop: Stop) -> None:
+    """Until the wish to stop; then drained, with no engine left."""
+    context.audit.start()
     await node.start()
     narrate(
         log,
-        f"node {settings.poold.node_id} serves, profile {settings.profile}, metrics on {metrics_addr}",
+        f"node {context.node_id} serves",
         actor="poold",
         action="node.started",
-        target=settings.poold.node_id,
+        target=context.node_id,
     )
     try:
-        await first_of(stop.wait(), node.run(), _repair(bus, audit, settings.poold.node_id, stop))
+        await first_of(stop.wait(), node.run(), _repair(context, stop))
     finally:
         narrate(
             log,
-            f"node {settings.poold.node_id} drains: {stop.reason or 'a fault'}",
+            f"node {context.node_id} drains: {stop.reason or 'a fault'}",
             actor="poold",
             action="node.drained",
-            target=settings.poold.node_id,
+            target=context.node_id,
         )
         await node.drain(stop.reason or "a fault of the node")
-        await audit.close()
+        await context.audit.close()
         await context.outlet.close()
-        probe.close()
 
 
-async def _repair(bus: Bus, audit: Audit, node_id: str, stop: Stop) -> None:
+async def _repair(context: NodeContext, stop: Stop) -> None:
     """Once after the start; then wait for the end like everybody else."""
     while True:
         try:
-            missing = await repair_audit(bus, audit, node_id=node_id, now_ms=time.time_ns() // 1_000_000)
+            missing = await repair_audit(
+                context.bus, context.audit, node_id=context.node_id, now_ms=time.time_ns() // 1_000_000
+            )
         except BusError as error:
             log.info("looking for unaudited ends waits for the bus: %s", error)
             await asyncio.sleep(1)

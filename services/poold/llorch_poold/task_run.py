@@ -20,8 +20,7 @@ from llorch_poold.adapters.port import (
     RequestRejected,
 )
 from llorch_poold.core.audit import audit_of
-from llorch_poold.core.prefix import PrefixGuard, PrefixMismatch, Sent, sent_before
-from llorch_poold.core.retention import KeptFrames
+from llorch_poold.core.prefix import PrefixMismatch
 from llorch_poold.core.seed import seed_of
 from llorch_poold.core.task import (
     Cancelled,
@@ -36,26 +35,14 @@ from llorch_poold.core.task import (
 )
 from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_poold.run_store import NotStorable
-from llorch_shared import streams, subjects
+from llorch_poold.token_stream import BacklogUnread, CannotContinue, TokenStream
 from llorch_shared.bus.port import BusError, Delivery
 from llorch_shared.errors import ErrorCode
 from llorch_shared.identifiers import is_correlation_id
 from llorch_shared.logs import narrate
 from llorch_shared.states import IllegalMove
-from llorch_shared.wire.frames import (
-    MESSAGE_BYTES_MAX,
-    End,
-    Metrics,
-    Started,
-    encode_end,
-    encode_error,
-    encode_metrics,
-    encode_started,
-    encode_token,
-)
 from llorch_shared.wire.run import CANCEL_DECODER, Placement
 from llorch_shared.wire.spec import TimeoutSpec
-from llorch_shared.wire.task import Determinism
 
 log = logging.getLogger(__name__)
 
@@ -93,13 +80,11 @@ class TaskRun:
         self._facts: Final = facts
         self._delivery: Final = delivery
         self._core: Final = TaskCore(placement.run, placement.run_seq)
+        self._stream: Final = TokenStream(node, facts, placement.run)
         self._loop: Final = asyncio.get_running_loop()
         self._concluded: Final = asyncio.Event()
         self._generation: Generation | None = None
         self._busy: EngineBusy | None = None
-        self._guard: PrefixGuard | None = None
-        self._sent_before = Sent(started=False, tokens={})
-        self._kept: KeptFrames | None = None
         self._timers: list[asyncio.TimerHandle] = []
         self._first_token_at = 0.0
         self._last_token_at = 0.0
@@ -108,8 +93,6 @@ class TaskRun:
         self._submitted = False
         self.slot: Final = slot
         self.task_id: Final = placement.run.task_id
-        self._attempt: Final = placement.run.attempt
-        self._subject: Final = subjects.tokens(placement.run.lane, placement.run.task_id)
 
     @property
     def phase(self) -> Phase:
@@ -177,14 +160,6 @@ class TaskRun:
             await self._acknowledge()
             return False
         self._core.claimed(record, seq)
-        narrate(
-            log,
-            f"task {self.task_id} is claimed by replica {facts.replica_id}, attempt {self._attempt}",
-            actor="poold",
-            action="claim",
-            target=facts.replica_id,
-            **self._ids(),
-        )
         await self._node.audit.record(audit_of(record, seq, self._node.node_id))
         return True
 
@@ -201,16 +176,21 @@ class TaskRun:
         if request is None:
             self._fail(ErrorCode.INTERNAL, "the run record carries no request")
             return
-        earlier = self._node.retention.get(self.task_id)
-        if self._attempt > 1:
-            await self._read_backlog(earlier.parts if earlier is not None else [])
-            if self._sent_before.tokens and request.determinism is not Determinism.STRICT:
-                self._fail(ErrorCode.WORKER_RESET, "the engine was lost after tokens of a best_effort task were sent")
-                return
-            if self._sent_before.tokens:
-                self._guard = PrefixGuard(self._sent_before.tokens)
-        self._kept = self._node.retention.open(self.task_id, self._subject)
-        self._keep_earlier(request.determinism)
+        if request.sampler_profile_version != self._facts.sampler_profile_version:
+            self._fail(
+                ErrorCode.INVALID_PARAMS,
+                f"sampler profile {request.sampler_profile_version} is not the pool's, which is "
+                f"{self._facts.sampler_profile_version}",
+            )
+            return
+        try:
+            await self._stream.open()
+        except CannotContinue as error:
+            self._fail(ErrorCode.WORKER_RESET, str(error))
+            return
+        except BacklogUnread as error:
+            self.lose(str(error))
+            return
         call = GenerationCall(
             request=request,
             seed=seed_of(self.task_id, request.seed),
@@ -218,6 +198,7 @@ class TaskRun:
             correlation_id=run.correlation_id if is_correlation_id(run.correlation_id) else "-",
         )
         self._arm_timers()
+        call_target = self._facts.replica_id
         for number in range(BUSY_TRIES_MAX):
             if self._core.outcome is not None:
                 return
@@ -226,10 +207,10 @@ class TaskRun:
             self._submitted = True
             narrate(
                 log,
-                f"replica {self._facts.replica_id} asks its engine for up to {request.max_tokens} tokens",
+                f"replica {call_target} asks its engine for {request.max_tokens} tokens, attempt {run.attempt}",
                 actor="poold",
                 action="engine.submit",
-                target=self._facts.replica_id,
+                target=call_target,
                 seed=call.seed,
                 **self._ids(),
             )
@@ -240,37 +221,11 @@ class TaskRun:
             await asyncio.sleep(BUSY_RETRY_S * 2**number)
         self.lose("the engine stays busy although a slot should be free")
 
-    async def _read_backlog(self, kept: Sequence[bytes]) -> None:
-        """What readers already have: the token stream's memory, and what this node itself still holds."""
-        messages = list(kept)
-        for _ in range(READ_TRIES_MAX):
-            try:
-                backlog = await self._node.bus.replay(streams.TOK, subjects.tokens_of_task(self.task_id))
-            except BusError as error:
-                log.info("reading the earlier tokens of %s: %s", self.task_id, error)
-                await asyncio.sleep(BUSY_RETRY_S)
-                continue
-            messages += [message.data for message in backlog]
-            break
-        self._sent_before = sent_before(messages)
-
-    def _keep_earlier(self, determinism: Determinism) -> None:
-        """Frames of an earlier attempt stay valid for readers of a strict task: publish them again after an outage."""
-        if self._kept is None or determinism is not Determinism.STRICT:
-            return
-        if self._sent_before.started:
-            self._kept.add(encode_started(self._started()))
-        for index, text in sorted(self._sent_before.tokens.items()):
-            self._kept.add(encode_token(self._attempt, index, text))
-
     def on_begin(self) -> None:
         if self._core.outcome is not None:
             return
         self._core.begun()
-        if self._sent_before.started or self._sent_before.tokens:
-            self._publish(encode_metrics(Metrics(attempt=self._attempt, kv_migrated=False)))
-        else:
-            self._publish(encode_started(self._started()))
+        self._stream.begin(self._core.tokens_in)
         self._facts.metrics.started(self._core.run.priority)
 
     def on_prompt(self, tokens_in: int) -> None:
@@ -287,25 +242,20 @@ class TaskRun:
         self._last_token_at = self._loop.time()
         if first == 0:
             self._on_first_token()
-        if self._guard is not None:
-            self._publish_guarded(first, texts)
-            return
-        attempt = self._attempt
-        if len(texts) == 1:
-            self._publish(encode_token(attempt, first, texts[0]))
-            return
-        self._publish_tokens([encode_token(attempt, index, text) for index, text in enumerate(texts, first)])
+        try:
+            self._stream.tokens(first, texts)
+        except PrefixMismatch as error:
+            self._fail(ErrorCode.WORKER_RESET, f"the stream cannot be continued: {error}")
 
     def on_finish(self, finish: Finish) -> None:
         if self._core.outcome is not None:
             return
         self._core.tokens_in = finish.tokens_in
-        if self._guard is not None:
-            try:
-                self._guard.end(finish.tokens_out)
-            except PrefixMismatch as error:
-                self._fail(ErrorCode.WORKER_RESET, str(error))
-                return
+        try:
+            self._stream.finish(finish.tokens_out)
+        except PrefixMismatch as error:
+            self._fail(ErrorCode.WORKER_RESET, f"the stream cannot be continued: {error}")
+            return
         self._conclude(Finished(finish.reason, finish.tokens_in, finish.tokens_out))
 
     def on_failure(self, failure: EngineFailure) -> None:
@@ -321,63 +271,6 @@ class TaskRun:
         self._first_token_at = self._last_token_at
         self._first_token_ms = max(0, _now_ms() - self._core.run.admitted_ms)
         self._facts.metrics.first_token(self._core.run.priority, self._first_token_ms)
-
-    def _publish_guarded(self, first: int, texts: Sequence[str]) -> None:
-        guard = self._guard
-        assert guard is not None
-        try:
-            fresh = guard.take(first, texts)
-        except PrefixMismatch as error:
-            self._fail(ErrorCode.WORKER_RESET, f"the stream cannot be continued: {error}")
-            return
-        if guard.passed:
-            self._guard = None
-        run_of: list[bytes] = []
-        previous = -2
-        for index, text in fresh:
-            if index != previous + 1 and run_of:
-                self._publish_tokens(run_of)
-                run_of = []
-            run_of.append(encode_token(self._attempt, index, text))
-            previous = index
-        if run_of:
-            self._publish_tokens(run_of)
-
-    def _publish_tokens(self, events: list[bytes]) -> None:
-        """Consecutive token events in as few messages as their size allows."""
-        data = b"".join(events)
-        if len(data) <= MESSAGE_BYTES_MAX:
-            self._publish(data)
-            return
-        half = len(events) // 2
-        if half == 0:
-            self._publish(data)
-            return
-        self._publish_tokens(events[:half])
-        self._publish_tokens(events[half:])
-
-    def _publish(self, data: bytes) -> None:
-        self._node.outlet.publish(self._subject, data)
-        if self._kept is not None:
-            self._kept.add(data)
-
-    def _started(self) -> Started:
-        facts, run = self._facts, self._core.run
-        return Started(
-            queue_position=run.queue_position,
-            predicted_start_ms=run.predicted_start_ms,
-            engine=facts.engine,
-            engine_version=facts.engine_version,
-            pool_id=facts.pool_id,
-            replica_id=facts.replica_id,
-            node_id=self._node.node_id,
-            device=facts.device,
-            model_digest=facts.model_digest,
-            sampler_profile_version=facts.sampler_profile_version,
-            seed=seed_of(self.task_id, run.request.seed if run.request is not None else None),
-            attempt=self._attempt,
-            tokens_in=self._core.tokens_in or None,
-        )
 
     def _arm_timers(self) -> None:
         timeouts = self._host.timeouts()
@@ -434,30 +327,13 @@ class TaskRun:
         seq = await self._node.runs.swap(record, self._core.seq)
         if seq is None:
             self._core.dropped()
-            self._node.retention.forget(self.task_id)
+            self._stream.forget()
             log.warning("task %s was taken over by another attempt; this one says nothing more", self.task_id)
             return
         self._core.ended()
         self._core.run, self._core.seq = record, seq
-        self._publish(self._terminal_frame(decode_ms))
-        self._node.retention.end(self.task_id, self._loop.time())
+        self._stream.end(record, latency_first_token_ms=self._first_token_ms, now=self._loop.time())
         self._count(outcome, decode_ms)
-
-    def _terminal_frame(self, decode_ms: int) -> bytes:
-        run = self._core.run
-        if run.error is not None:
-            return encode_error(self._attempt, run.tokens_out, run.error)
-        return encode_end(
-            self._attempt,
-            End(
-                tokens_out=run.tokens_out,
-                decode_ms=decode_ms,
-                decode_time_ms=decode_ms,
-                finish_reason=run.finish_reason,
-                tokens_in=run.tokens_in,
-                latency_first_token_ms=self._first_token_ms,
-            ),
-        )
 
     def _count(self, outcome: Outcome, decode_ms: int) -> None:
         run, metrics = self._core.run, self._facts.metrics

@@ -20,6 +20,7 @@ from llorch_shared.wire.task import Engine
 CPU_BATCH: Final = 64
 ALL_LAYERS: Final = 999
 HOST: Final = "127.0.0.1"
+SAMPLER_PROFILE: Final = "v1"
 
 _INHERITED: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
 """What an engine gets of our environment: no secret, no setting of ours."""
@@ -37,6 +38,8 @@ class Launch:
     model_path: str
     """What /props must answer: proof that the process behind the port is ours."""
     workdir: str = ""
+    gpu: bool = False
+    """It must run on a GPU, or not at all."""
 
 
 def plan_launch(
@@ -49,6 +52,8 @@ def plan_launch(
     environment: Mapping[str, str],
 ) -> Launch:
     """Raises Unlaunchable."""
+    if spec.sampler_profile_version != SAMPLER_PROFILE:
+        raise Unlaunchable(f"sampler profile {spec.sampler_profile_version} is not known, only {SAMPLER_PROFILE}")
     env = {name: environment[name] for name in _INHERITED if name in environment}
     if spec.engine is Engine.MOCK:
         return _mock(spec, port=port, env=env)
@@ -76,6 +81,7 @@ def plan_launch(
         port=port,
         model_path=model.local_path,
         workdir=engine.workdir,
+        gpu=not device.cpu,
     )
 
 

@@ -39,6 +39,8 @@ def main() -> None:
 
     import xllamacpp  # type: ignore[import-not-found]  # only in the engine's own environment
 
+    if options.gpu_layers and not any("GPU" in str(device["type"]) for device in xllamacpp.get_device_info()):
+        sys.exit("this build of xllamacpp sees no GPU: it would run on the CPU, which is never a fallback (ORCH-1102)")
     params = xllamacpp.CommonParams()
     params.model.path = options.model
     params.n_ctx = options.ctx_size

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from llorch_poold.core.devices import CPU, DeviceMask, DeviceRefusal, mask_of
+from llorch_poold.core.devices import DeviceMask, DeviceRefusal, mask_of
 from llorch_shared.identifiers import is_name
 from llorch_shared.wire.registry import Gpu
 from llorch_shared.wire.spec import PoolSpec, QueueSpec, TimeoutSpec
@@ -68,6 +68,3 @@ def changes(actual: Mapping[str, Desired], wanted: Mapping[str, Desired]) -> Cha
 
 def _process_part(spec: PoolSpec) -> PoolSpec:
     return msgspec.structs.replace(spec, queue=QueueSpec(), timeouts=TimeoutSpec(), replicas=1, nodes=())
-
-
-__all__ = ["CPU", "Changes", "Desired", "changes", "desired_replicas"]

@@ -1,0 +1,175 @@
+"""The frames of one attempt: encoded once, published and kept in the same breath, never sent twice.
+
+A later attempt first learns what readers already have. What they have is compared and not sent again; a difference
+ends the stream (D10).
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from llorch_poold.core.prefix import PrefixGuard, Sent, sent_before
+from llorch_poold.core.retention import KeptFrames
+from llorch_poold.core.seed import seed_of
+from llorch_poold.node_context import NodeContext, ReplicaFacts
+from llorch_shared import streams, subjects
+from llorch_shared.bus.port import BusError
+from llorch_shared.wire.frames import (
+    MESSAGE_BYTES_MAX,
+    End,
+    Metrics,
+    Started,
+    encode_end,
+    encode_error,
+    encode_metrics,
+    encode_started,
+    encode_token,
+)
+from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.task import Determinism
+
+log = logging.getLogger(__name__)
+
+READ_TRIES_MAX: Final = 5
+READ_RETRY_S: Final = 0.2
+
+
+class CannotContinue(Exception):
+    """Readers have tokens that this attempt cannot promise to repeat."""
+
+
+class BacklogUnread(Exception):
+    """The bus does not tell what readers already have."""
+
+
+class TokenStream:
+    """`tokens` is the hot path: it runs in the engine's socket reader, for every read."""
+
+    def __init__(self, node: NodeContext, facts: ReplicaFacts, run: RunRecord) -> None:
+        self._node: Final = node
+        self._facts: Final = facts
+        self._run: Final = run
+        self._attempt: Final = run.attempt
+        self._subject: Final = subjects.tokens(run.lane, run.task_id)
+        self._guard: PrefixGuard | None = None
+        self._sent = Sent(started=False, tokens={})
+        self._kept: KeptFrames | None = None
+
+    async def open(self) -> None:
+        """Learn what was sent before and start keeping. Raises CannotContinue, BacklogUnread."""
+        run, retention = self._run, self._node.retention
+        if self._attempt > 1:
+            earlier = retention.get(run.task_id)
+            self._sent = sent_before([*(earlier.parts if earlier is not None else []), *await self._backlog()])
+        strict = run.request is not None and run.request.determinism is Determinism.STRICT
+        if self._sent.tokens and not strict:
+            raise CannotContinue("the engine was lost after tokens of a best_effort task were sent")
+        self._kept = retention.open(run.task_id, self._subject)
+        if self._sent.tokens:
+            self._guard = PrefixGuard(self._sent.tokens)
+        if self._sent.started:
+            self._kept.add(encode_started(self._started(0)))
+        for index, text in sorted(self._sent.tokens.items()):
+            self._kept.add(encode_token(self._attempt, index, text))
+
+    async def _backlog(self) -> list[bytes]:
+        for _ in range(READ_TRIES_MAX):
+            try:
+                messages = await self._node.bus.replay(streams.TOK, subjects.tokens_of_task(self._run.task_id))
+            except BusError as error:
+                log.info("reading the earlier tokens of %s: %s", self._run.task_id, error)
+                await asyncio.sleep(READ_RETRY_S)
+            else:
+                return [message.data for message in messages]
+        raise BacklogUnread("the bus does not tell which tokens were already sent")
+
+    def begin(self, tokens_in: int) -> None:
+        if self._sent.started or self._sent.tokens:
+            self._publish(encode_metrics(Metrics(attempt=self._attempt, kv_migrated=False)))
+        else:
+            self._publish(encode_started(self._started(tokens_in)))
+
+    def tokens(self, first: int, texts: Sequence[str]) -> None:
+        """Tokens `first`, `first + 1`, …: all of one read in one message. Raises PrefixMismatch."""
+        attempt = self._attempt
+        if self._guard is not None:
+            self._guarded(self._guard, first, texts)
+        elif len(texts) == 1:
+            self._publish(encode_token(attempt, first, texts[0]))
+        else:
+            self._publish_tokens([encode_token(attempt, index, text) for index, text in enumerate(texts, first)])
+
+    def finish(self, count: int) -> None:
+        """The attempt ended after `count` tokens. Raises PrefixMismatch when readers have more."""
+        if self._guard is not None:
+            self._guard.end(count)
+
+    def end(self, final: RunRecord, *, latency_first_token_ms: int | None, now: float) -> None:
+        """The terminal frame of a stored final record."""
+        if final.error is not None:
+            self._publish(encode_error(self._attempt, final.tokens_out, final.error))
+        else:
+            end = End(
+                tokens_out=final.tokens_out,
+                decode_ms=final.decode_ms,
+                decode_time_ms=final.decode_ms,
+                finish_reason=final.finish_reason,
+                tokens_in=final.tokens_in,
+                latency_first_token_ms=latency_first_token_ms,
+            )
+            self._publish(encode_end(self._attempt, end))
+        self._node.retention.end(self._run.task_id, now)
+
+    def forget(self) -> None:
+        """Another attempt speaks for the task now."""
+        if self._kept is not None and self._node.retention.get(self._run.task_id) is self._kept:
+            self._node.retention.forget(self._run.task_id)
+
+    def _guarded(self, guard: PrefixGuard, first: int, texts: Sequence[str]) -> None:
+        fresh = guard.take(first, texts)
+        if guard.passed:
+            self._guard = None
+        events: list[bytes] = []
+        previous = -2
+        for index, text in fresh:
+            if index != previous + 1 and events:
+                self._publish_tokens(events)
+                events = []
+            events.append(encode_token(self._attempt, index, text))
+            previous = index
+        if events:
+            self._publish_tokens(events)
+
+    def _publish_tokens(self, events: list[bytes]) -> None:
+        """Consecutive token events in as few messages as their size allows."""
+        data = b"".join(events)
+        half = len(events) // 2
+        if len(data) <= MESSAGE_BYTES_MAX or half == 0:
+            self._publish(data)
+            return
+        self._publish_tokens(events[:half])
+        self._publish_tokens(events[half:])
+
+    def _publish(self, data: bytes) -> None:
+        self._node.outlet.publish(self._subject, data)
+        if self._kept is not None:
+            self._kept.add(data)
+
+    def _started(self, tokens_in: int) -> Started:
+        facts, run = self._facts, self._run
+        return Started(
+            queue_position=run.queue_position,
+            predicted_start_ms=run.predicted_start_ms,
+            engine=facts.engine,
+            engine_version=facts.engine_version,
+            pool_id=facts.pool_id,
+            replica_id=facts.replica_id,
+            node_id=self._node.node_id,
+            device=facts.device,
+            model_digest=facts.model_digest,
+            sampler_profile_version=facts.sampler_profile_version,
+            seed=seed_of(run.task_id, run.request.seed if run.request is not None else None),
+            attempt=self._attempt,
+            tokens_in=tokens_in or None,
+        )
