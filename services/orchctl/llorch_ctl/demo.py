@@ -1,78 +1,41 @@
 """`orchctl demo`: the whole system on this machine with a real engine and a real model, shown in one minute.
 
 Three tasks: one over HTTP, one straight on the bus, one cancelled half-way. The demo has a state folder of its own, so
-a second run finds engine and model there. Without a GPU and a llama-server for it the built-in engine runs on the CPU,
-in the `ci` profile, marked as such.
+a second run finds engine and model there. What it runs on is decided in `demo_settings`.
 """
 
 import asyncio
 import os
 import time
 import uuid
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from rich.console import Console
 
-from llorch_ctl import config_file, gpu, ports
 from llorch_ctl.core.measured import Measured
 from llorch_ctl.core.task_request import chatml
+from llorch_ctl.demo_settings import POOL
 from llorch_ctl.demo_wait import until_ready
 from llorch_ctl.exits import Exit, Problem
 from llorch_ctl.gateway_client import GatewayClient
-from llorch_ctl.gpu_engine import gpu_engine_command
 from llorch_ctl.system import System
 from llorch_shared import subjects
 from llorch_shared.bus.port import Message
-from llorch_shared.settings import Settings, load, secret
+from llorch_shared.settings import secret
 from llorch_shared.wire.frames import split_events
 from llorch_shared.wire.run import TaskView
 from llorch_shared.wire.task import Priority, TaskRequest, Workload
 
-POOL: Final = "demo"
 TENANT: Final = "default"
 TASKS_WITHIN_S: Final = 180.0
 CANCEL_AFTER_TOKENS: Final = 24
-_KEPT_ENVIRONMENT: Final = ("LLORCH_OFFLINE", "LLORCH_CACHE_DIR", "LLORCH_LOG_LEVEL")
 
 SEED: Final = 7
 """The same seed gives the same text in every run."""
 SKY: Final = "Why is the sky blue? Answer in one short sentence."
 FRANCE: Final = "What is the capital of France, and what is it known for?"
 STORY: Final = "Tell me a long story about a lighthouse keeper and the sea."
-
-
-def settings_for(state_dir: Path, say: Console) -> Settings:
-    """The demo's settings: free ports, and the GPU where there is one with an engine for it."""
-    survey, command = gpu.survey(), gpu_engine_command()
-    if survey.problem:
-        say.print(f"device     [yellow]cpu[/]: {survey.problem}. Marked `device: cpu` everywhere (profile ci)")
-    elif not command:
-        say.print(
-            f"device     [yellow]cpu[/]: {survey.names[0]} is there, but the built-in engine computes on the CPU only; "
-            "with a llama-server for your GPU on PATH the demo uses that"
-        )
-    else:
-        say.print(f"device     [green]{survey.names[0]}[/], engine {command[0]}")
-    on_gpu = not survey.problem and bool(command)
-    flags: dict[str, Any] = {
-        "profile": "gpu" if on_gpu else "ci",
-        "state_dir": str(state_dir),
-        "nats": {"url": f"nats://127.0.0.1:{_port(4222, 'bus', say)}"},
-        "gateway": {"addr": f"127.0.0.1:{_port(8080, 'HTTP', say)}"},
-    }
-    environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    pool = config_file.embedded_pool(POOL, command=command if on_gpu else ())
-    return msgspec.structs.replace(load(environment, flags=flags), pools=(pool,))
-
-
-def _port(usual: int, what: str, say: Console) -> int:
-    if ports.is_free("127.0.0.1", usual):
-        return usual
-    chosen = ports.any_free()
-    say.print(f"port       {usual} is in use by {ports.owner(usual)}; {what} listens on {chosen}")
-    return chosen
 
 
 class Demo:

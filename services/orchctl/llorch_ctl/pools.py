@@ -5,12 +5,13 @@ again a few times.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, Message, WrongSequence
+from llorch_shared.bus.port import Bus, WrongSequence
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 
 TRIES_MAX: Final = 5
@@ -29,7 +30,7 @@ async def apply(bus: Bus, wanted: Sequence[PoolSpec]) -> list[str]:
     for pool in wanted:
         before = present.get(pool.id)
         if before is None or before[0] != pool:
-            await change(bus, pool.id, lambda _, pool=pool: pool)  # type: ignore[misc]
+            await change(bus, pool.id, partial(_exactly, pool))
             said.append(f"pool {pool.id} is {'defined' if before is None else 'changed'}")
     for pool_id in sorted(set(present) - {pool.id for pool in wanted}):
         await remove(bus, pool_id)
@@ -42,7 +43,8 @@ async def change(bus: Bus, pool_id: str, edit: Callable[[PoolSpec | None], PoolS
     subject = subjects.spec(subjects.pool_key(pool_id))
     for attempt in range(1, TRIES_MAX + 1):
         message = await bus.last(streams.SPEC, subject)
-        pool = edit(None if _is_gone(message) else POOL_DECODER.decode(message.data))  # type: ignore[union-attr]
+        present = None if message is None or message.deleted else POOL_DECODER.decode(message.data)
+        pool = edit(present)
         try:
             await bus.store(subject, msgspec.json.encode(pool), expect_seq=message.seq if message else 0)
         except WrongSequence:
@@ -68,11 +70,11 @@ async def remove(bus: Bus, pool_id: str) -> None:
             return
 
 
+def _exactly(wanted: PoolSpec, _: PoolSpec | None) -> PoolSpec:
+    return wanted
+
+
 async def _all(bus: Bus) -> dict[str, tuple[PoolSpec, int]]:
     messages = await bus.snapshot(streams.SPEC, subjects.spec("pool.*"))
     pools = [(POOL_DECODER.decode(m.data), m.seq) for m in messages if not m.deleted]
     return {pool.id: (pool, seq) for pool, seq in pools}
-
-
-def _is_gone(message: Message | None) -> bool:
-    return message is None or message.deleted

@@ -7,7 +7,8 @@ from typing import Annotated, Final
 import psutil
 import typer
 
-from llorch_ctl.demo import Demo, settings_for
+from llorch_ctl.demo import Demo
+from llorch_ctl.demo_settings import settings_for
 from llorch_ctl.exits import Exit
 from llorch_ctl.logfiles import LogView
 from llorch_ctl.running import run_system
