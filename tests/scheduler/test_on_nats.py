@@ -2,40 +2,120 @@
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from llorch_shared.bus.nats import connect
-from llorch_shared.bus.port import Bus
-from llorch_shared.settings import NatsSettings
-from scheduler.world import Client, Node, Process, pool_spec, request, scheduler
-from support.bus_worlds import eventually
+from llorch_shared import subjects
+from llorch_shared.bus.port import Full
+from llorch_shared.wire.registry import LEASE_DECODER
+from llorch_shared.wire.task import TaskState
+from scheduler.world import pool_spec, request, settings, town
+from support.bus_worlds import NatsWorld, eventually
 from support.nats_server import NatsServer
 
 pytestmark = pytest.mark.nats
 
 
-async def _connect(server: NatsServer, name: str) -> Bus:
-    return await connect(NatsSettings(url=server.url), name=name)
-
-
-async def test_a_task_goes_through_a_real_server(nats_server: NatsServer) -> None:
-    buses = [await _connect(nats_server, name) for name in ("scheduler", "test", "node")]
-    client, node = Client(buses[1]), Node(buses[2])
-    async with scheduler(buses[0]):
-        await client.want(pool_spec())
-        await client.start()
-        await node.start()
+async def test_tasks_go_through_in_order_and_within_the_slots(nats_server: NatsServer) -> None:
+    async with town(NatsWorld(nats_server)) as place:
+        await place.scheduler()
+        node = await place.node(slots=3)
         node.ends_at_once = True
+        tasks = [request() for _ in range(50)]
+        for task in tasks:
+            await place.client.admit(task)
+        await eventually(lambda: len(place.client.finals) == 50)
+        assert node.held_max <= 3
+        assert len(set(node.claims)) == len(node.claims) == 50
+
+
+async def test_a_standby_takes_over_in_time_and_every_task_ends_once(nats_server: NatsServer) -> None:
+    async with town(NatsWorld(nats_server)) as place:
+        first = await place.scheduler()
+        node = await place.node(slots=2)
+        await eventually(lambda: first.active)
+        second = await place.scheduler()
+        tasks = [request() for _ in range(30)]
+        for task in tasks:
+            await place.client.admit(task)
+        await eventually(lambda: len(node.held) == 2)
+        await first.kill()
+        started = asyncio.get_running_loop().time()
+        await eventually(lambda: second.active)
+        assert asyncio.get_running_loop().time() - started <= 3.0, "longer than 1.5 times the lease"
+        node.ends_at_once = True
+        for task_id in list(node.held):
+            await node.end(task_id)
+        await eventually(lambda: len(place.client.finals) == 30)
+        assert all(states == [TaskState.DONE] for states in place.client.finals.values())
+        assert node.claims == [task.task_id for task in tasks], "not in order of admission"
+
+
+async def test_a_restarted_server_costs_no_task(nats_server: NatsServer) -> None:
+    world = NatsWorld(nats_server)
+    async with town(world) as place:
+        process = await place.scheduler()
+        node = await place.node(slots=2)
         tasks = [request() for _ in range(20)]
         for task in tasks:
-            await client.admit(task)
-        await eventually(lambda: len(client.finals) == 20)
-        assert node.held_max <= node.slots
-    await node.stop()
-    for bus in buses:
-        await bus.close()
+            await place.client.admit(task)
+        await eventually(lambda: len(node.held) == 2)
+        world.kill()
+        await eventually(lambda: not process.active)
+        world.start()
+        await eventually(lambda: process.active, 15)
+        node.ends_at_once = True
+        for task_id in list(node.held):
+            await node.end(task_id)
+        await eventually(lambda: len(place.client.finals) == 20, 20)
+        assert all(states == [TaskState.DONE] for states in place.client.finals.values())
+
+
+async def test_a_full_queue_refuses_and_opens_when_the_cancelled_task_is_gone(nats_server: NatsServer) -> None:
+    async with town(NatsWorld(nats_server), pool_spec(capacity=1)) as place:
+        await place.scheduler()
+        first, second = request(), request()
+        await place.client.admit(first)
+        await place.client.cancel(first.task_id)
+        await eventually(lambda: first.task_id in place.client.finals)
+
+        async def admitted() -> None:
+            while True:
+                try:
+                    await place.client.admit(second)
+                    return
+                except Full:
+                    await asyncio.sleep(0.01)
+
+        await asyncio.wait_for(admitted(), 5)
+        assert place.client.finals == {first.task_id: [TaskState.CANCELLED]}
+
+
+async def test_a_process_killed_with_minus_nine_is_replaced_by_another(nats_server: NatsServer) -> None:
+    async with town(NatsWorld(nats_server)) as place:
+        leases: list[str] = []
+        await place.client.bus.subscribe(
+            subjects.registry_live(subjects.LEASE_KEY),
+            lambda message: leases.append(LEASE_DECODER.decode(message.data).holder) if message.data else None,
+        )
+        environment = {**os.environ, "NATS_URL": nats_server.url, "LLORCH_LOG_LEVEL": "warning"}
+        process = subprocess.Popen([sys.executable, "-m", "llorch_scheduler"], env=environment)
+        try:
+            node = await place.node(slots=1)
+            tasks = [request() for _ in range(10)]
+            for task in tasks:
+                await place.client.admit(task)
+            await eventually(lambda: len(node.held) == 1, 20)
+            await place.scheduler(settings())
+        finally:
+            process.kill()
+            process.wait()
+        node.ends_at_once = True
+        for task_id in list(node.held):
+            await node.end(task_id)
+        await eventually(lambda: len(place.client.finals) == 10, 15)
+        assert all(states == [TaskState.DONE] for states in place.client.finals.values())
+        assert node.claims == [task.task_id for task in tasks]
+        assert len(set(leases)) == 2, "one lease after the other"

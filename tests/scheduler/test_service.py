@@ -233,6 +233,7 @@ async def test_a_lost_node_gives_its_tasks_to_another_and_can_no_longer_end_them
         await eventually(lambda: task.task_id in other.held, 8)
         assert not await lost.end(task.task_id)
         assert await other.end(task.task_id)
+        await eventually(lambda: task.task_id in place.client.finals)
         assert place.client.finals == {task.task_id: [TaskState.DONE]}
 
 
@@ -288,8 +289,8 @@ async def test_a_standby_takes_over_when_the_active_one_is_killed_and_nothing_is
         for task in tasks:
             await place.client.admit(task)
         await eventually(lambda: len(node.held) == 2)
-        started = asyncio.get_running_loop().time()
         await first.kill()
+        started = asyncio.get_running_loop().time()
         await eventually(lambda: second.active)
         assert asyncio.get_running_loop().time() - started <= 1.5
         node.ends_at_once = True
@@ -385,9 +386,7 @@ async def test_a_pool_added_later_is_served_and_a_removed_one_keeps_its_tasks() 
         task = request()
         await place.client.admit(task, pool="p2")
         assert (await _locate(place, task.task_id)).pool_id == "p2"
-        await place.client.bus.store(
-            subjects.spec(subjects.pool_key("p2")), b"", headers={"KV-Operation": "DEL"}
-        )
+        await place.client.bus.store(subjects.spec(subjects.pool_key("p2")), b"", headers={"KV-Operation": "DEL"})
         node = await place.node(pool="p2", replica="p2-a-0")
         assert (await _locate(place, task.task_id)).found
         await place.client.want(pool_spec("p2"))

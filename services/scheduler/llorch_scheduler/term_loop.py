@@ -78,9 +78,7 @@ class TermLoop:
         self._stream_replicas: Final = stream_replicas
         self.core: Final = SchedulerCore(actor=actor, limits=limits)
         self._inbox: Final = Inbox()
-        self._admissions: Final = Admissions(
-            bus, put=self._inbox.put, now_ms=now_ms, going=lambda: term.active
-        )
+        self._admissions: Final = Admissions(bus, put=self._inbox.put, now_ms=now_ms, going=lambda: term.active)
         self._performer: Final = Performer(
             bus, term, self._admissions, audit, narration, actor=actor, emit=self._offer, now_ms=now_ms
         )
@@ -148,7 +146,10 @@ class TermLoop:
                 self._tasks = tasks
                 tasks.create_task(self._lease.keep(self._term), name="lease")
                 tasks.create_task(self._reign(tasks), name="reign")
-                await self._term.over()
+                try:
+                    await self._term.over()
+                finally:
+                    self._term.end("the process ends")
                 tasks.create_task(_stop(), name="stop")
         except* _Over:
             pass
