@@ -398,3 +398,27 @@ async def test_engines_of_several_pools_share_the_ports_from_the_base_on(
         ports = {node.port(name) for name in names}
         assert len(ports) == 3
         assert all(28_400 <= port < 29_400 for port in ports)
+
+
+async def test_the_line_about_the_engine_call_carries_the_callers_id(
+    nats_server: NatsServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="llorch_poold")
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
+        await node.ready()
+        task = await node.place(max_tokens=50)
+        await node.until_ended(task)
+        lines = [record.__dict__ for record in caplog.records if record.__dict__.get("task_id") == task.task_id]
+        assert [line["action"] for line in lines] == ["engine.submit", "task.done"], "never one line per token"
+        for line in lines:
+            assert (line["correlation_id"], line["replica_id"]) == ("corr-1", "mock-node-1-1")
+        assert lines[-1]["tokens_out"] == 50
+
+
+async def test_a_task_that_asks_for_another_sampler_profile_fails(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
+        await node.ready()
+        task = await node.place(max_tokens=5, sampler_profile_version="v9")
+        await node.until_ended(task)
+        assert task.data("error")[0]["code"] == "INVALID_PARAMS"
+        assert [event.event for event in task.events] == ["error"]
