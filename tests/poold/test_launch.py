@@ -1,7 +1,5 @@
 """Command lines of engines: flags, devices, and an environment without our secrets."""
 
-import struct
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,7 +7,6 @@ import pytest
 
 from llorch_poold.adapters.launch import Launch, Unlaunchable, plan_launch
 from llorch_poold.core.devices import CPU, DeviceMask
-from llorch_poold.gguf import NotGguf, read_facts
 from llorch_shared.wire.provision import PreparedEngine, ResolvedModel
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine
@@ -79,40 +76,3 @@ def test_an_engine_without_an_adapter_is_refused() -> None:
     spec = msgspec.convert({"id": "p", "engine": "vllm", "model": "m"}, PoolSpec)
     with pytest.raises(Unlaunchable):
         plan_launch(spec, device=CPU, port=1, engine=None, model=MODEL, environment={})
-
-
-def gguf(path: Path, weights: int) -> Path:
-    """A header with the sizes of a small llama, one tensor, and a long token list to skip."""
-
-    def text(value: str) -> bytes:
-        return struct.pack("<Q", len(value)) + value.encode()
-
-    entries = [text("general.architecture") + struct.pack("<I", 8) + text("llama")]
-    sizes = {
-        "block_count": 30,
-        "embedding_length": 576,
-        "feed_forward_length": 1536,
-        "attention.head_count": 9,
-        "attention.head_count_kv": 3,
-    }
-    entries += [text(f"llama.{name}") + struct.pack("<II", 4, size) for name, size in sizes.items()]
-    tokens = b"".join(text(f"t{number}") for number in range(5000))
-    entries.append(text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 5000) + tokens)
-    tensor = text("w") + struct.pack("<IQIQ", 1, weights, 0, 0)
-    head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(entries))
-    path.write_bytes(head + b"".join(entries) + tensor + b"\0" * weights)
-    return path
-
-
-def test_the_header_of_a_model_tells_its_sizes(tmp_path: Path) -> None:
-    facts = read_facts(gguf(tmp_path / "m.gguf", 1000))
-    assert (facts.weights_bytes, facts.n_layer, facts.n_head_kv) == (1000, 30, 3)
-    assert (facts.key_length, facts.value_length, facts.n_vocab) == (64, 64, 5000)
-
-
-@pytest.mark.parametrize("keep", [0, 3, 20, 200])
-def test_a_damaged_header_is_named(keep: int, tmp_path: Path) -> None:
-    path = gguf(tmp_path / "m.gguf", 10)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(NotGguf):
-        read_facts(path)

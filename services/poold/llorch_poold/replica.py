@@ -10,23 +10,20 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from llorch_poold.adapters.launch import Unlaunchable, plan_launch
 from llorch_poold.adapters.port import EngineBroke, EngineFailure, Generation, GenerationCall
-from llorch_poold.core import vram
 from llorch_poold.core.reconcile import Desired
 from llorch_poold.core.replica import Happened, ReplicaCore, RestartPolicy, Step
 from llorch_poold.core.task import Phase
 from llorch_poold.engine_life import EngineLife
-from llorch_poold.gguf import NotGguf, read_facts
 from llorch_poold.gpu.probe import GpuReport
 from llorch_poold.intake import Intake
 from llorch_poold.node_context import NodeContext, ReplicaFacts
-from llorch_poold.node_metrics import ReplicaMetrics
+from llorch_poold.preparation import Prepared, facts_of, prepare
 from llorch_poold.process import EngineProcesses, NoPort
 from llorch_poold.provisioning import NotProvisioned, Provisioning
 from llorch_poold.task_run import TaskRun
@@ -34,16 +31,13 @@ from llorch_shared.bus.port import BusError, Delivery
 from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
 from llorch_shared.settings import PooldSettings
-from llorch_shared.wire.provision import PreparedEngine, ResolvedModel
 from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
 from llorch_shared.wire.run import Placement
 from llorch_shared.wire.spec import PoolSpec, TimeoutSpec
-from llorch_shared.wire.task import Engine
 
 log = logging.getLogger(__name__)
 
 SCRAPE_EVERY_S: Final = 5.0
-MOCK_VERSION: Final = "mock-stub-v0"
 
 
 class Replica:
@@ -69,8 +63,7 @@ class Replica:
         self._changed: Final = changed
         self._core: Final = ReplicaCore(_policy(node.settings), refusal=desired.refusal)
         self._drain: Final = Stop()
-        self._engine: PreparedEngine | None = None
-        self._model: ResolvedModel | None = None
+        self._prepared = Prepared()
         self._life: EngineLife | None = None
         self._facts: ReplicaFacts | None = None
         self._intake: Intake | None = None
@@ -193,26 +186,8 @@ class Replica:
             return Happened.BROKE, f"a fault of the node at step {step}: {error!r}"
 
     async def _provision(self) -> tuple[Happened, str]:
-        if self.spec.engine is not Engine.MOCK:
-            engine, model = await asyncio.gather(
-                self._provisioning.engine(self.spec, self._say), self._provisioning.model(self.spec, self._say)
-            )
-            await self._check_vram(model)
-            self._engine, self._model = engine, model
+        self._prepared = await prepare(self._provisioning, self.desired, self._gpus(), self._say)
         return Happened.PROVISIONED, ""
-
-    async def _check_vram(self, model: ResolvedModel) -> None:
-        device = self.desired.device
-        if device.cpu:
-            return
-        free = [gpu.vram_free_mb for gpu in self._gpus().gpus if gpu.uuid in device.uuids]
-        try:
-            facts = await asyncio.to_thread(read_facts, Path(model.local_path))
-        except (NotGguf, OSError) as error:
-            raise EngineBroke(f"the model file cannot be read: {error}") from error
-        plan = vram.plan(facts, ctx_total=self.spec.ctx * self.spec.slots, slots=self.spec.slots, free_mb=free)
-        if not plan.fits:
-            raise EngineBroke(plan.reason)
 
     async def _spawn(self) -> tuple[Happened, str]:
         try:
@@ -223,8 +198,8 @@ class Replica:
             self.spec,
             device=self.desired.device,
             port=port,
-            engine=self._engine,
-            model=self._model,
+            engine=self._prepared.engine,
+            model=self._prepared.model,
             environment=self._environment,
         )
         self._life = await EngineLife.start(self._processes, self.replica_id, launch)
@@ -248,23 +223,9 @@ class Replica:
             timeout_s=settings.start_timeout_ms / 1000,
             free_timeout_s=settings.slot_free_timeout_ms / 1000,
         )
-        version = self._engine.engine_version if self._engine is not None else await self._life.adapter.version()
-        self._facts = ReplicaFacts(
-            replica_id=self.replica_id,
-            pool_id=self.spec.id,
-            incarnation=self.incarnation,
-            engine=self.spec.engine,
-            engine_version=version,
-            model_digest=self._model.digest if self._model is not None else "",
-            sampler_profile_version=self.spec.sampler_profile_version,
-            device=self.desired.device.label,
-            metrics=ReplicaMetrics(
-                self._node.metrics,
-                engine=self.spec.engine,
-                engine_version=version,
-                pool_id=self.spec.id,
-                replica_id=self.replica_id,
-            ),
+        version = self._prepared.engine_version or await self._life.adapter.version()
+        self._facts = facts_of(
+            self.desired, self._prepared, self._node.metrics, incarnation=self.incarnation, engine_version=version
         )
         return Happened.PASSED, ""
 

@@ -1,0 +1,83 @@
+"""The first two gates of a replica: its engine and its model are present, and the model fits on the device mask."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from llorch_poold.adapters.port import EngineBroke
+from llorch_poold.core import vram
+from llorch_poold.core.devices import DeviceMask
+from llorch_poold.core.reconcile import Desired
+from llorch_poold.gguf import NotGguf, read_facts
+from llorch_poold.gpu.probe import GpuReport
+from llorch_poold.node_context import ReplicaFacts
+from llorch_poold.node_metrics import ReplicaMetrics
+from llorch_poold.provisioning import Progress, Provisioning
+from llorch_shared.metrics import Metrics
+from llorch_shared.wire.provision import PreparedEngine, ResolvedModel
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Both None for the mock engine, which needs nothing."""
+
+    engine: PreparedEngine | None = None
+    model: ResolvedModel | None = None
+
+    @property
+    def engine_version(self) -> str:
+        return self.engine.engine_version if self.engine is not None else ""
+
+
+async def prepare(provisioning: Provisioning, desired: Desired, report: GpuReport, progress: Progress) -> Prepared:
+    """Raises NotProvisioned, EngineBroke (the model cannot be read or does not fit), BusError."""
+    if desired.spec.engine is Engine.MOCK:
+        return Prepared()
+    engine_task = asyncio.create_task(provisioning.engine(desired.spec, progress))
+    model_task = asyncio.create_task(provisioning.model(desired.spec, progress))
+    try:
+        engine, model = await asyncio.gather(engine_task, model_task)
+    finally:
+        engine_task.cancel()
+        model_task.cancel()
+    await _check_vram(desired.spec, desired.device, model, report)
+    return Prepared(engine, model)
+
+
+async def _check_vram(spec: PoolSpec, device: DeviceMask, model: ResolvedModel, report: GpuReport) -> None:
+    if device.cpu:
+        return
+    free = [gpu.vram_free_mb for gpu in report.gpus if gpu.uuid in device.uuids]
+    try:
+        facts = await asyncio.to_thread(read_facts, Path(model.local_path))
+    except (NotGguf, OSError) as error:
+        raise EngineBroke(f"the model file cannot be read: {error}") from error
+    plan = vram.plan(facts, ctx_total=spec.ctx * spec.slots, slots=spec.slots, free_mb=free)
+    if not plan.fits:
+        raise EngineBroke(plan.reason)
+
+
+def facts_of(
+    desired: Desired, prepared: Prepared, metrics: Metrics, *, incarnation: str, engine_version: str
+) -> ReplicaFacts:
+    """What the tasks of this life of the engine tell their readers."""
+    spec = desired.spec
+    return ReplicaFacts(
+        replica_id=desired.replica_id,
+        pool_id=spec.id,
+        incarnation=incarnation,
+        engine=spec.engine,
+        engine_version=engine_version,
+        model_digest=prepared.model.digest if prepared.model is not None else "",
+        sampler_profile_version=spec.sampler_profile_version,
+        device=desired.device.label,
+        metrics=ReplicaMetrics(
+            metrics,
+            engine=spec.engine,
+            engine_version=engine_version,
+            pool_id=spec.id,
+            replica_id=desired.replica_id,
+        ),
+    )
