@@ -1,7 +1,7 @@
 """A bus, nodes and engines as plain data around a `SchedulerCore`: what the real ones promise, and how they break.
 
 The model performs effects as the performer does, on a stored truth changed by compare-and-set only, and feeds back what
-the real parts would tell. `check` holds after every event whatever happened; `check_finished` when all has come to rest.
+the real parts would tell. `check` holds after every event whatever happened; `check_finished` when all is at rest.
 """
 
 from dataclasses import dataclass, field
@@ -29,6 +29,7 @@ from llorch_scheduler.core.events import (
 from llorch_scheduler.core.job import HOLDS_SLOT, Phase
 from llorch_scheduler.core.queue import CLASSES
 from llorch_scheduler.core.scheduler import Limits, SchedulerCore
+from llorch_shared.errors import ErrorBody
 from llorch_shared.states import FINAL, check_move
 from llorch_shared.wire.registry import PoolLoad, ReplicaRecord, ReplicaState
 from llorch_shared.wire.run import RunRecord
@@ -79,7 +80,7 @@ def replica_record(replica_id: str, *, pool: str = "p1", slots: int = 1, **field
 
 
 @dataclass
-class Engine_:
+class EngineLife:
     """One replica: what its engine holds, by task, with the sequence its node claimed it at."""
 
     record: ReplicaRecord
@@ -100,7 +101,7 @@ class World:
         self.accepted: set[str] = set()
         self.finals: dict[str, list[TaskState]] = {}
         self.cancels: set[str] = set()
-        self.replicas: dict[str, Engine_] = {}
+        self.replicas: dict[str, EngineLife] = {}
         self.specs = {pool: spec(pool) for pool in pools}
         self.pending: list[Effect] = []
         self.zombies: list[Effect] = []
@@ -153,7 +154,7 @@ class World:
         for record, seq in self.runs.values():
             assert record.state in FINAL or seq >= self.floor_written, "an unfinished run lies below the floor"
 
-    def admit(self, number: int, *, pool: str = "p1", **fields: Any) -> list[Effect]:
+    def admit(self, number: int, *, pool: str = "p1", problem: ErrorBody | None = None, **fields: Any) -> list[Effect]:
         wish = request(number, **fields)
         stream = f"ADM_{pool}_{wish.priority}"
         seq = self.admission_seq[stream] = self.admission_seq.get(stream, 0) + 1
@@ -171,6 +172,7 @@ class World:
             channel="http",
             admitted_ms=self.now,
             request=wish,
+            problem=problem,
         )
         return self.redeliver(ref)
 
@@ -205,8 +207,8 @@ class World:
         self.tell(RunChanged(at_ms=self.now, record=record, seq=seq))
 
     def perform(self, effect: Effect, *, fault: str = "", heard: bool = True) -> None:
-        """`fault`: `lost` nothing is stored; `unsure` the record is stored and nobody knows; `half` only what comes after
-        the record fails. `heard` is false for a scheduler that is no more."""
+        """`fault`: `lost` nothing is stored; `unsure` the record is stored and nobody knows; `half` what comes
+        after the record fails. `heard` is false for a scheduler that is no more."""
         if isinstance(effect, Ack):
             if not fault:
                 self.acked(effect.ref)
@@ -270,13 +272,13 @@ class World:
         """A replica comes up, or reports anew with these fields."""
         known = self.replicas.get(replica_id)
         if known is None:
-            known = self.replicas[replica_id] = Engine_(replica_record(replica_id, pool=pool, slots=slots, **fields))
+            known = self.replicas[replica_id] = EngineLife(replica_record(replica_id, pool=pool, slots=slots, **fields))
         else:
             known.record = msgspec.structs.replace(known.record, **fields)
         known.alive = True
         return self.tell(ReplicaReported(at_ms=self.now, record=self._reported(known)))
 
-    def _reported(self, replica: Engine_) -> ReplicaRecord:
+    def _reported(self, replica: EngineLife) -> ReplicaRecord:
         return msgspec.structs.replace(replica.record, active=tuple(replica.held))
 
     def claim(self, replica_id: str = "r1") -> bool:

@@ -1,7 +1,8 @@
-"""Whatever happens, in whatever order: no task is lost, none is in two places, order and bounds are kept, each ends once.
+"""Whatever happens, in whatever order: no task is lost or in two places, order and bounds are kept, each ends once.
 
-A step is anything that can happen to a scheduler: arrivals, duplicates, cancels, claims, endings, engines and nodes that
-die, writes that fail before, between and after their steps, late news, takeovers with a predecessor still writing.
+A step is anything that can happen to a scheduler: arrivals, duplicates, cancels, claims, endings, engines and nodes
+that die, writes that fail before, between and after their steps, late news, takeovers with a predecessor that still
+writes.
 """
 
 import random
@@ -101,7 +102,7 @@ class Walk:
             self.world.deliver_live()
 
     def claim(self) -> None:
-        self._of_a_living_replica(lambda name: self.world.claim(name))
+        self._of_a_living_replica(self.world.claim)
 
     def finish(self) -> None:
         name = self.dice.choice(list(REPLICAS))
@@ -110,7 +111,7 @@ class Walk:
 
     def report(self) -> None:
         self.world.now += self.dice.choice([10, 900])
-        self._of_a_living_replica(lambda name: self.world.replica(name))
+        self._of_a_living_replica(self.world.replica)
 
     def engine_restarts(self) -> None:
         self.lives += 1
