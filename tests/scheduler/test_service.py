@@ -10,7 +10,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Full, NoResponder
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.frames import Kind, peek
-from llorch_shared.wire.registry import LOAD_DECODER, ReplicaState
+from llorch_shared.wire.registry import FLOOR_DECODER, LOAD_DECODER, ReplicaState
 from llorch_shared.wire.run import LOCATED_DECODER, Located
 from llorch_shared.wire.task import Priority, TaskRef, TaskState
 from scheduler.world import Town, pool_spec, request, settings, town
@@ -391,3 +391,25 @@ async def test_a_pool_added_later_is_served_and_a_removed_one_keeps_its_tasks() 
         assert (await _locate(place, task.task_id)).found
         await place.client.want(pool_spec("p2"))
         await eventually(lambda: task.task_id in node.held)
+
+
+async def test_a_takeover_does_not_read_runs_that_ended_long_ago() -> None:
+    async with town(MemoryWorld()) as place:
+        first = await place.scheduler()
+        node = await place.node()
+        node.ends_at_once = True
+        for _ in range(5):
+            await place.client.admit(request())
+        await eventually(lambda: len(place.client.finals) == 5)
+
+        async def floor() -> int:
+            message = await place.client.bus.last(streams.REG, subjects.registry(subjects.RUN_FLOOR_KEY))
+            return FLOOR_DECODER.decode(message.data).seq if message else 0
+
+        last_seq = (await place.client.bus.stream_state(streams.RUN)).last_seq
+        await becomes_true(lambda: _is(floor(), last_seq + 1))
+        await first.leave()
+        second = await place.scheduler()
+        await eventually(lambda: second.active)
+        assert second.scheduler.term_loop is not None
+        assert second.scheduler.term_loop.core.jobs == {}

@@ -115,7 +115,7 @@ class Narration:
             duration_ms=round(waited_s * 1000),
         )
 
-    def term_ended(self, epoch: int, reason: str) -> None:
+    def term_ended(self, epoch: int, reason: str, *, asked: bool) -> None:
         self._metrics.gauge("scheduler_active").set(0)
         narrate(
             log,
@@ -123,7 +123,7 @@ class Narration:
             actor=self._actor,
             action="step_down",
             target="lease.scheduler",
-            level=logging.WARNING,
+            level=logging.INFO if asked else logging.WARNING,
             epoch=epoch,
         )
 

@@ -97,7 +97,7 @@ class Scheduler:
             watcher.cancel()
             self.term_loop = None
             term.end("the process ends")
-            self._narration.term_ended(term.epoch, term.reason)
+            self._narration.term_ended(term.epoch, term.reason, asked=bool(stop))
         if stop:
             await self._lease.release(term)
         return True

@@ -218,8 +218,9 @@ class TermLoop:
     async def _write_floor(self) -> None:
         floor = Floor(self._bus, self._registry)
         while self._term.active:
-            await floor.write(self.core.floor())
             await asyncio.sleep(FLOOR_S)
+            if self._term.active:
+                await floor.write(self.core.floor())
 
     async def _serve(self) -> None:
         locator = Locator(self._bus, self._term, self.core, self._admissions, self._inbox)
