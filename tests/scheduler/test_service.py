@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from llorch_scheduler.core.scheduler import Limits
+from llorch_scheduler.core.limits import Limits
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Full, NoResponder
 from llorch_shared.errors import ErrorCode

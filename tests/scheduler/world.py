@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from llorch_scheduler.core.scheduler import Limits
+from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.service import Scheduler
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Consumer, NoStream, Stored, Unanswered, WrongSequence

@@ -12,7 +12,7 @@ from typing import Final
 
 from prometheus_client import start_http_server
 
-from llorch_scheduler.core.scheduler import Limits
+from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.lease import Lease
 from llorch_scheduler.narration import Narration
 from llorch_scheduler.term_loop import TermLoop

@@ -22,8 +22,9 @@ from llorch_scheduler.core.events import (
     RunChanged,
     Tick,
 )
+from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.core.queue import CLASSES
-from llorch_scheduler.core.scheduler import Limits, SchedulerCore
+from llorch_scheduler.core.scheduler import SchedulerCore
 from llorch_scheduler.inbox import Inbox, Overflow
 from llorch_scheduler.lease import Lease, Term
 from llorch_scheduler.locate import Locator

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llorch_scheduler.core.scheduler import Limits
+from llorch_scheduler.core.limits import Limits
 from llorch_shared.wire.task import PlacementOverrides, Priority
 from scheduler.core_world import World, task_id
 

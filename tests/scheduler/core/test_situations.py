@@ -7,7 +7,7 @@ import pytest
 
 from llorch_scheduler.core.effects import Ack, End, Place, PlaceAgain, Requeue
 from llorch_scheduler.core.events import PoolRemoved
-from llorch_scheduler.core.scheduler import Limits
+from llorch_scheduler.core.limits import Limits
 from llorch_shared.errors import ErrorCode, invalid
 from llorch_shared.wire.registry import ReplicaState
 from llorch_shared.wire.task import PlacementOverrides, Priority, TaskState

@@ -100,3 +100,8 @@ class Fleet:
 
     def of_pool(self, pool_id: str) -> list[Replica]:
         return list(self._by_pool.get(pool_id, {}).values())
+
+
+def abilities(record: ReplicaRecord) -> tuple[object, ...]:
+    """What decides whether a replica could serve a task at all; a change of it is worth another look at the queue."""
+    return (record.state, record.engine, record.model_ref, record.device, record.ctx_max, record.workloads)

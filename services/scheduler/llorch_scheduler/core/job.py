@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from llorch_scheduler.core.events import AdmissionRef, TaskArrived
-from llorch_shared.errors import ErrorBody
+from llorch_shared.errors import ERRORS, ErrorBody, ErrorCode
 from llorch_shared.states import check_move
+from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
 
@@ -72,10 +75,10 @@ class Job:
     def enter(self, phase: Phase, at_ms: int) -> None:
         self.phase, self.since_ms, self.missing_ms = phase, at_ms, 0
 
-    def moved(self, state: TaskState, **fields: object) -> RunRecord:
+    def moved(self, state: TaskState, **fields: Any) -> RunRecord:
         """The record of this task in another state. Raises IllegalMove if the table does not connect the two."""
         check_move(self.state, state)
-        return _replace(self.record, state=state, **fields)
+        return msgspec.structs.replace(self.record, state=state, **fields)
 
 
 def arrived(event: TaskArrived, *, position: int, predicted_ms: int) -> Job:
@@ -132,6 +135,31 @@ def ended(job: Job, state: TaskState, at_ms: int, error: ErrorBody | None) -> Ru
     )
 
 
-def _replace(record: RunRecord, **fields: object) -> RunRecord:
-    values = {name: getattr(record, name) for name in record.__struct_fields__}
-    return RunRecord(**{**values, **fields})
+def admission_audit(event: TaskArrived, actor: str) -> AuditRecord:
+    """The audit record of a task that a bus client admitted itself; gateways write their own."""
+    return AuditRecord(
+        event=AuditEvent.ADMITTED,
+        task_id=event.task_id,
+        at_ms=event.at_ms,
+        actor=actor,
+        correlation_id=event.correlation_id,
+        tenant=event.tenant,
+        channel=event.channel,
+        pool_id=event.pool_id,
+    )
+
+
+def off_replica(record: RunRecord) -> RunRecord:
+    """The record of a task that no replica has."""
+    return msgspec.structs.replace(record, replica_id="", node_id="", incarnation="", placed_ms=0, started_ms=0)
+
+
+def fault(code: ErrorCode, message: str, record: RunRecord) -> ErrorBody:
+    """What a task that the scheduler ends is told."""
+    return ErrorBody(
+        code=code,
+        message=message,
+        engine=record.request.engine if record.request else None,
+        retriable=ERRORS[code].retriable,
+        pool_id=record.pool_id,
+    )

@@ -11,8 +11,6 @@ No event costs more than O(replicas of a pool); `Tick` looks at held tasks once 
 from collections import OrderedDict
 from typing import Final, assert_never
 
-import msgspec
-
 from llorch_scheduler.core import job as jobs
 from llorch_scheduler.core.deadlines import Deadlines
 from llorch_scheduler.core.effects import Ack, Audit, Effect, End, Place, PlaceAgain, Requeue, TellLoad
@@ -32,40 +30,17 @@ from llorch_scheduler.core.events import (
     WriteFailed,
     WriteRefused,
 )
-from llorch_scheduler.core.fleet import RUNS, Fleet, Replica
+from llorch_scheduler.core.fleet import RUNS, Fleet, Replica, abilities
 from llorch_scheduler.core.job import HOLDS_SLOT, Job, Phase
+from llorch_scheduler.core.ledger import Ledger
+from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.core.placement import Decision, decide
 from llorch_scheduler.core.pool import Pool
-from llorch_shared.errors import ERRORS, ErrorBody, ErrorCode
+from llorch_shared.errors import ErrorBody, ErrorCode
 from llorch_shared.states import FINAL
-from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.registry import ReplicaRecord
 from llorch_shared.wire.run import Located, RunRecord
 from llorch_shared.wire.task import TaskState
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Times in milliseconds."""
-
-    attempts_max: int = 3
-    claim_ms: int = 30_000
-    """A placement that a living replica does not claim for this long goes elsewhere."""
-    missing_ms: int = 5_000
-    """A claimed task that its replica's reports do not list for this long is lost. A node stops listing a task a moment
-    before it writes the final record, so one report proves nothing."""
-    absent_ms: int = 5_000
-    """After a takeover: how long a replica that only run records name may take to report (registry keys live 3 s)."""
-    pause_ms: int = 1_000
-    """Wait before a write that the bus did not do is tried again."""
-    backlog_ms: int = 2_000
-    """After a takeover: placing begins once the backlog is pulled, and at the latest after this."""
-    load_min_ms: int = 100
-    load_max_ms: int = 1_000
-    upkeep_ms: int = 1_000
-    expired_per_tick_max: int = 256
-    wishes_max: int = 16_384
-    """Cancel wishes kept for tasks that are not known (yet). The node looks for the stored wish after its claim, so a
-    forgotten one makes a cancel late, never lost."""
 
 
 class SchedulerCore:
@@ -73,21 +48,16 @@ class SchedulerCore:
 
     def __init__(self, *, actor: str = "scheduler", limits: Limits | None = None) -> None:
         self.limits: Final = limits or Limits()
-        self.jobs: Final[dict[str, Job]] = {}
+        self._ledger: Final = Ledger()
+        self.jobs: Final = self._ledger.jobs
         self.pools: Final[dict[str, Pool]] = {}
         self.fleet: Final = Fleet()
         self._actor: Final = actor
-        self._recorded: Final[dict[str, Job]] = {}
-        """Tasks whose record exists or may exist: what the floor is computed from."""
         self._wishes: Final[OrderedDict[str, str]] = OrderedDict()
         self._expiries: Final = Deadlines(lambda job: job.phase is not Phase.QUEUED)
         self._repeats: Final = Deadlines(
             lambda job: job.ticket != 0 or job.phase not in (Phase.ENDING, Phase.REQUEUEING)
         )
-        self._tickets = 0
-        self._ticketed: Final[dict[int, Job]] = {}
-        self._came_back = 0
-        self._seen = 0
         self._rebuilt_ms = -1
         self._upkept_ms = 0
         self._version = 0
@@ -132,7 +102,7 @@ class SchedulerCore:
 
     def floor(self) -> int:
         """No unfinished run has a lower sequence. O(held and returned tasks)."""
-        return min((job.floor for job in self._recorded.values()), default=self._seen + 1)
+        return self._ledger.floor()
 
     def locate(self, task_id: str) -> Located:
         """Where a task that has not ended stands. Its position is an upper bound: tasks that left the line since it
@@ -170,7 +140,7 @@ class SchedulerCore:
         predicted = pool.predict_ms(position, self.fleet.of_pool(pool.pool_id))
         job = self.jobs[event.task_id] = jobs.arrived(event, position=position, predicted_ms=predicted)
         if event.channel == "nats":
-            effects.append(Audit(record=self._admitted(event)))
+            effects.append(Audit(record=jobs.admission_audit(event, self._actor)))
         wish = self._wishes.pop(event.task_id, None)
         if event.problem is not None or event.request is None:
             self._end(job, TaskState.FAILED, event.at_ms, effects, error=event.problem, reason="invalid")
@@ -178,18 +148,6 @@ class SchedulerCore:
             self._end(job, TaskState.CANCELLED, event.at_ms, effects, reason=wish)
         else:
             self._enqueue(job, event.at_ms, effects)
-
-    def _admitted(self, event: TaskArrived) -> AuditRecord:
-        return AuditRecord(
-            event=AuditEvent.ADMITTED,
-            task_id=event.task_id,
-            at_ms=event.at_ms,
-            actor=self._actor,
-            correlation_id=event.correlation_id,
-            tenant=event.tenant,
-            channel=event.channel,
-            pool_id=event.pool_id,
-        )
 
     def _task_cancelled(self, event: TaskCancelled, effects: list[Effect]) -> None:
         job = self.jobs.get(event.task_id)
@@ -209,8 +167,8 @@ class SchedulerCore:
         if job.cancel_reason:
             self._end(job, TaskState.CANCELLED, at_ms, effects, reason=job.cancel_reason)
         elif job.record.request is None:
-            fault = _error(ErrorCode.INTERNAL, "the record of this task has lost its request", job.record)
-            self._end(job, TaskState.FAILED, at_ms, effects, error=fault, reason="no_request")
+            problem = jobs.fault(ErrorCode.INTERNAL, "the record of this task has lost its request", job.record)
+            self._end(job, TaskState.FAILED, at_ms, effects, error=problem, reason="no_request")
         elif job.expires_ms <= at_ms:
             self._expire(job, at_ms, effects)
         else:
@@ -251,19 +209,19 @@ class SchedulerCore:
         job.enter(Phase.PLACING, at_ms)
         job.held_ms = at_ms
         replica.hold(job)
-        self._may_be_recorded(job)
+        self._ledger.may_be_recorded(job)
         self.pools[record.pool_id].dirty = True
         effects.append(
-            Place(ticket=self._ticket(job), record=record, expect_seq=job.run_seq, ref=job.ref, log=decision.log)
+            Place(ticket=self._ledger.ticket(job), record=record, expect_seq=job.run_seq, ref=job.ref, log=decision.log)
         )
 
     # outcomes of our own writes
 
     def _write_done(self, event: WriteDone, effects: list[Effect]) -> None:
-        job = self._answered(event.ticket)
+        job = self._ledger.answered(event.ticket)
         if job is None:
             return
-        self._stands(job, event.run_seq)
+        self._ledger.stands(job, event.run_seq)
         job.ref = None
         match job.phase:
             case Phase.PLACING:
@@ -275,17 +233,17 @@ class SchedulerCore:
                 job.record, job.next_record, job.state = job.next_record, None, TaskState.PLACED
                 self._come_back(job, event.at_ms, effects)
             case _:
-                self._drop(job)
+                self._ledger.drop(job)
 
     def _write_refused(self, event: WriteRefused, effects: list[Effect]) -> None:
-        job = self._answered(event.ticket)
+        job = self._ledger.answered(event.ticket)
         if job is None:
             return
         job.ref = None
         self._adopt(job, event.record, event.run_seq, event.at_ms, effects)
 
     def _write_failed(self, event: WriteFailed, effects: list[Effect]) -> None:
-        job = self._answered(event.ticket)
+        job = self._ledger.answered(event.ticket)
         if job is None:
             if event.ref is not None:
                 effects.append(Ack(task_id=event.task_id, ref=event.ref))
@@ -295,10 +253,10 @@ class SchedulerCore:
             self._repeats.watch(job, event.at_ms + self.limits.pause_ms)
             return
         if event.run_seq:
-            self._stands(job, event.run_seq)
+            self._ledger.stands(job, event.run_seq)
             job.state = TaskState.PLACED
         self._release(job, slot_is_free=True)
-        job.record = _off_replica(job.record)
+        job.record = jobs.off_replica(job.record)
         if event.problem is not None:
             self._end(job, TaskState.FAILED, event.at_ms, effects, error=event.problem, reason="unplaceable")
             return
@@ -310,11 +268,11 @@ class SchedulerCore:
 
     def _run_changed(self, event: RunChanged, effects: list[Effect]) -> None:
         record, seq = event.record, event.seq
-        self._seen = max(self._seen, seq)
+        self._ledger.see(seq)
         job = self.jobs.get(record.task_id)
         if job is None:
             if record.state not in FINAL:
-                job = jobs.recorded(record, seq, order=self._next_order(), at_ms=event.at_ms)
+                job = jobs.recorded(record, seq, order=self._ledger.next_order(), at_ms=event.at_ms)
                 self.jobs[record.task_id] = job
                 self._adopt(job, record, seq, event.at_ms, effects)
             return
@@ -323,7 +281,7 @@ class SchedulerCore:
         if job.phase is Phase.REQUEUEING and record.state not in FINAL:
             return
         if job.phase is Phase.PLACING and record == job.record:
-            self._stands(job, seq)
+            self._ledger.stands(job, seq)
             job.state = TaskState.PLACED
             return
         self._adopt(job, record, seq, event.at_ms, effects)
@@ -339,15 +297,15 @@ class SchedulerCore:
                 effects.append(Ack(task_id=job.task_id, ref=job.ref))
         if not held_here or record.state in FINAL:
             self._release(job, slot_is_free=record.state in FINAL)
-        self._forget_ticket(job)
+        self._ledger.forget_ticket(job)
         job.ref, job.next_record = None, None
         job.record, job.state = record, record.state
-        self._stands(job, seq)
+        self._ledger.stands(job, seq)
         job.cancel_reason = job.cancel_reason or self._wishes.pop(record.task_id, "")
         if record.state in FINAL:
             if held_here and record.started_ms:
                 pool.slot_time.add(at_ms - job.held_ms)
-            self._drop(job)
+            self._ledger.drop(job)
             self._fill(pool, at_ms, effects)
         elif record.replica_id and record.state in (TaskState.PLACED, TaskState.RUNNING):
             self._hold(job, at_ms, effects, again=not held_here)
@@ -368,9 +326,9 @@ class SchedulerCore:
             self._check_holder(job, at_ms, effects)
 
     def _rebuilt(self, event: Rebuilt, effects: list[Effect]) -> None:
-        self._seen = max(self._seen, event.run_seq)
+        self._ledger.see(event.run_seq)
         self._rebuilt_ms = event.at_ms
-        for job in self._recorded.values():
+        for job in self._ledger.recorded.values():
             if job.phase is Phase.PLACED:
                 effects.append(PlaceAgain(record=job.record, run_seq=job.run_seq))
         for replica in self.fleet.replicas.values():
@@ -384,7 +342,7 @@ class SchedulerCore:
     def _replica_reported(self, event: ReplicaReported, effects: list[Effect]) -> None:
         record = event.record
         replica = self.fleet.named(record.replica_id, record.pool_id, event.at_ms)
-        changed = replica.record is None or _abilities(replica.record) != _abilities(record)
+        changed = replica.record is None or abilities(replica.record) != abilities(record)
         replica.report(record)
         for job in list(replica.held.values()):
             if job.phase is Phase.RUNNING:
@@ -438,24 +396,26 @@ class SchedulerCore:
             self._end(job, TaskState.CANCELLED, at_ms, effects, reason=job.cancel_reason)
         elif counts and job.record.attempt >= self.limits.attempts_max:
             message = f"{job.record.attempt} attempts were lost with their engine or node"
-            error = _error(ErrorCode.WORKER_RESET, message, job.record)
+            error = jobs.fault(ErrorCode.WORKER_RESET, message, job.record)
             self._end(job, TaskState.FAILED, at_ms, effects, error=error, reason=reason)
         else:
-            record = _off_replica(job.moved(TaskState.PLACED, attempt=job.record.attempt + counts))
+            record = jobs.off_replica(job.moved(TaskState.PLACED, attempt=job.record.attempt + counts))
             job.enter(Phase.REQUEUEING, at_ms)
             job.next_record, job.next_reason = record, reason
-            effects.append(Requeue(ticket=self._ticket(job), record=record, expect_seq=job.run_seq, reason=reason))
+            effects.append(
+                Requeue(ticket=self._ledger.ticket(job), record=record, expect_seq=job.run_seq, reason=reason)
+            )
 
     def _come_back(self, job: Job, at_ms: int, effects: list[Effect]) -> None:
         """To the front of its queue, behind those that came back earlier."""
-        job.order = self._next_order()
+        job.order = self._ledger.next_order()
         self._enqueue(job, at_ms, effects)
 
     # endings
 
     def _expire(self, job: Job, at_ms: int, effects: list[Effect]) -> None:
         message = "deadline_ms passed while the task waited for a slot"
-        error = _error(ErrorCode.DEADLINE_UNMET, message, job.record)
+        error = jobs.fault(ErrorCode.DEADLINE_UNMET, message, job.record)
         self._end(job, TaskState.EXPIRED, at_ms, effects, error=error, reason="deadline")
 
     def _end(
@@ -472,13 +432,15 @@ class SchedulerCore:
         pool = self._pool(job.record.pool_id, at_ms)
         pool.queue.discard(job)
         pool.dirty = True
-        self._may_be_recorded(job)
+        self._ledger.may_be_recorded(job)
         job.next_record, job.next_reason = jobs.ended(job, state, at_ms, error), reason
         job.enter(Phase.ENDING, at_ms)
         effects.append(self._ending(job, job.next_record))
 
     def _ending(self, job: Job, record: RunRecord) -> End:
-        return End(ticket=self._ticket(job), record=record, expect_seq=job.run_seq, ref=job.ref, reason=job.next_reason)
+        return End(
+            ticket=self._ledger.ticket(job), record=record, expect_seq=job.run_seq, ref=job.ref, reason=job.next_reason
+        )
 
     # time
 
@@ -505,7 +467,7 @@ class SchedulerCore:
             effects.append(self._ending(job, record))
         else:
             effects.append(
-                Requeue(ticket=self._ticket(job), record=record, expect_seq=job.run_seq, reason=job.next_reason)
+                Requeue(ticket=self._ledger.ticket(job), record=record, expect_seq=job.run_seq, reason=job.next_reason)
             )
 
     def _upkeep(self, at_ms: int, effects: list[Effect]) -> None:
@@ -535,65 +497,8 @@ class SchedulerCore:
             pool = self.pools[pool_id] = Pool(pool_id, since_ms=at_ms)
         return pool
 
-    def _next_order(self) -> tuple[int, int]:
-        self._came_back += 1
-        return (0, self._came_back)
-
-    def _ticket(self, job: Job) -> int:
-        self._tickets += 1
-        job.ticket = self._tickets
-        self._ticketed[job.ticket] = job
-        return job.ticket
-
-    def _answered(self, ticket: int) -> Job | None:
-        """The job that waits for this outcome; None when it has moved on since."""
-        job = self._ticketed.pop(ticket, None)
-        if job is not None:
-            job.ticket = 0
-        return job
-
-    def _forget_ticket(self, job: Job) -> None:
-        self._ticketed.pop(job.ticket, None)
-        job.ticket = 0
-
-    def _may_be_recorded(self, job: Job) -> None:
-        if job.floor == 0:
-            job.floor = self._seen + 1
-        self._recorded[job.task_id] = job
-
-    def _stands(self, job: Job, seq: int) -> None:
-        """Its record is known to stand at `seq`. What was *seen* moves with `RunChanged` only: those come in order."""
-        job.run_seq = max(job.run_seq, seq)
-        job.floor = job.run_seq
-        self._recorded[job.task_id] = job
-
     def _release(self, job: Job, *, slot_is_free: bool) -> None:
         if job.phase in HOLDS_SLOT and (replica := self.fleet.get(job.record.replica_id)) is not None:
             replica.release(job, slot_is_free=slot_is_free)
             if replica.record is None and not replica.held:
                 self.fleet.remove(replica.replica_id)
-
-    def _drop(self, job: Job) -> None:
-        """It has ended; the record remembers it."""
-        self._forget_ticket(job)
-        job.phase = Phase.GONE
-        self._recorded.pop(job.task_id, None)
-        self.jobs.pop(job.task_id, None)
-
-
-def _off_replica(record: RunRecord) -> RunRecord:
-    return msgspec.structs.replace(record, replica_id="", node_id="", incarnation="", placed_ms=0, started_ms=0)
-
-
-def _abilities(record: ReplicaRecord) -> tuple[object, ...]:
-    return (record.state, record.engine, record.model_ref, record.device, record.ctx_max, record.workloads)
-
-
-def _error(code: ErrorCode, message: str, record: RunRecord) -> ErrorBody:
-    return ErrorBody(
-        code=code,
-        message=message,
-        engine=record.request.engine if record.request else None,
-        retriable=ERRORS[code].retriable,
-        pool_id=record.pool_id,
-    )
