@@ -227,7 +227,8 @@ class Reader:
         cancelled = header.kind is Kind.END and was_cancelled(data)
         if cancelled:
             self.silence()
-        elif not proven and (header.last > self.next_index or (header.kind is Kind.END and not self._started)):
+        elif header.last > self.next_index or (header.kind is Kind.END and not (self._started or proven)):
+            # A server that lost the stream may store its end again before its tokens: they are still to come.
             return False
         self._holding = False
         self._end(data)
