@@ -1,7 +1,7 @@
 """Audit records on their way to the audit stream, off the path of the task they are about.
 
 Records wait in a bounded queue and are stored in order, in atomic batches. A record is never dropped silently: when
-the queue is full, `record` waits. Delivery is at least once: a batch whose ack got lost is stored again.
+the queue is full, `record` waits. A batch whose ack got lost is looked for before it is stored again.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from llorch_shared import subjects
+from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, TooLarge
 from llorch_shared.wire.audit import AuditRecord
 
@@ -52,7 +52,8 @@ class Audit:
         if self._task is None:
             return
         try:
-            await asyncio.wait_for(self._queue.join(), FAREWELL_S)
+            async with asyncio.timeout(FAREWELL_S):
+                await self._queue.join()
         except TimeoutError:
             log.error("%d audit records could not be stored before the end", self._unstored)  # noqa: TRY400
         self._task.cancel()
@@ -98,4 +99,14 @@ class Audit:
             except BusError as error:
                 log.warning("%d audit records wait, again in %.1f s: %s", len(batch), delay, error)
             await asyncio.sleep(delay)
+            if await self._is_stored(*batch[-1]):
+                return
             delay = min(RETRY_MAX_S, delay * 2)
+
+    async def _is_stored(self, subject: str, data: bytes) -> bool:
+        """Whether the last of a batch stands: its answer got lost then, and the whole batch stands with it."""
+        try:
+            message = await self._bus.last(streams.AUD, subject)
+        except BusError:
+            return False
+        return message is not None and message.data == data

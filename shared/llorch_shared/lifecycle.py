@@ -33,7 +33,8 @@ class Stop:
         if self._event.is_set():
             return True
         try:
-            await asyncio.wait_for(self._event.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._event.wait()
         except TimeoutError:
             return False
         return True

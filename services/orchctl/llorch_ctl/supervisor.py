@@ -135,7 +135,8 @@ class _Keeper:
         delay: float | None = 0.0
         while delay is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await self._stop.wait()
             if self._stop.is_set():
                 return
             began = time.monotonic()
@@ -173,7 +174,8 @@ class _Keeper:
         finally:
             probing.cancel()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(reading, 1)
+                async with asyncio.timeout(1):
+                    await reading
         self.last_end = self._too_late or _describe(code)
 
     async def _probe(self, process: asyncio.subprocess.Process) -> None:

@@ -103,7 +103,8 @@ class EngineChild:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
             try:
-                await asyncio.wait_for(self._process.wait(), TERM_GRACE_S)
+                async with asyncio.timeout(TERM_GRACE_S):
+                    await self._process.wait()
             except TimeoutError:
                 self.kill()
                 await self._process.wait()

@@ -152,7 +152,8 @@ class MemoryBus(MemoryConnection):
         try:
             if not self.server.route(Message(subject=subject, data=data, headers=dict(headers or {}), reply=inbox)):
                 raise NoResponder(f"nobody answers {subject}")
-            return await asyncio.wait_for(answer, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await answer
         except TimeoutError:
             raise Unanswered(f"no answer on {subject} in {timeout_s:.1f} s") from None
         finally:

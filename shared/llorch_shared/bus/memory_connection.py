@@ -88,7 +88,8 @@ class MemoryConnection:
         if self._closed:
             raise Unanswered("the bus connection was closed")
         try:
-            await asyncio.wait_for(self._standing.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._standing.wait()
         except TimeoutError:
             raise Unanswered("not connected to the bus") from None
         await asyncio.sleep(0)

@@ -59,7 +59,8 @@ class MemoryConsumer:
             if left <= 0:
                 return []
             try:
-                await asyncio.wait_for(server.changed().wait(), left)
+                async with asyncio.timeout(left):
+                    await server.changed().wait()
             except TimeoutError:
                 return []
 

@@ -130,7 +130,8 @@ class NatsConsumer:
         if self._held:
             return
         try:
-            await asyncio.wait_for(self._arrived.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._arrived.wait()
         except TimeoutError:
             return
 

@@ -89,7 +89,8 @@ class Series:
         """Raises Unanswered when the next answer does not come, Denied when the question was forbidden."""
         if self._answers.empty():
             try:
-                answer = await asyncio.wait_for(self._answers.get(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    answer = await self._answers.get()
             except TimeoutError:
                 raise Unanswered(f"no answer on {self.subject}") from None
         else:

@@ -156,7 +156,8 @@ class Link:
             raise Unanswered("the bus connection was closed")
         begun = self._loop.time()
         try:
-            await asyncio.wait_for(self._standing.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._standing.wait()
         except TimeoutError:
             raise Unanswered("not connected to the bus") from None
         return max(0.05, timeout_s - (self._loop.time() - begun))

@@ -74,7 +74,8 @@ class TopologyKeeper:
     async def wait_standing(self, timeout_s: float) -> bool:
         if not self.standing.is_set():
             try:
-                await asyncio.wait_for(self.standing.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self.standing.wait()
             except TimeoutError:
                 return False
         return True

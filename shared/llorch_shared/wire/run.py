@@ -20,7 +20,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     replica_id: Name = ""
     node_id: Name = ""
     incarnation: str = ""
-    """Which life of the replica runs it: a replica that restarted no longer holds its earlier tasks."""
+    """Which life of the replica runs it: a replica that restarted no longer holds its earlier tasks. In a final record:
+    the life that ended it; empty when the scheduler did."""
     lane: Name
     correlation_id: str
     tenant: Name

@@ -71,7 +71,8 @@ class Presence:
         subscription = await self._bus.subscribe(inbox, lambda _message: answered.set())
         try:
             self._bus.publish(subjects.readers(task), self._router.lane.encode())
-            await asyncio.wait_for(answered.wait(), ASK_TIMEOUT_S)
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                await answered.wait()
             return True
         except TimeoutError:
             return False
