@@ -105,6 +105,7 @@ async def test_ends_that_were_not_audited_are_audited_once(bus: NatsBus) -> None
         run(TaskState.CANCELLED, 3, ended_ms=now, node_id="node-2"),
         run(TaskState.FAILED, 4, ended_ms=now),
         run(TaskState.DONE, 5, ended_ms=now - 3_600_000),
+        run(TaskState.CANCELLED, 6, ended_ms=now, incarnation=""),
     ]
     for record in records:
         await bus.store(subjects.run(record.task_id), msgspec.json.encode(record))

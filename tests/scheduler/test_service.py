@@ -1,17 +1,21 @@
 """The scheduler on the in-memory bus: what clients, nodes and other schedulers see of it."""
 
 import asyncio
+import time
 
 import msgspec
 import pytest
 
+from llorch_scheduler.audit_repair import repair_audit
 from llorch_scheduler.core.limits import Limits
 from llorch_shared import streams, subjects
+from llorch_shared.audit import Audit
 from llorch_shared.bus.port import Full, NoResponder
 from llorch_shared.errors import ErrorCode
-from llorch_shared.wire.frames import Kind, peek
+from llorch_shared.waiting import queue_position
+from llorch_shared.wire.frames import Kind, encode_token, peek
 from llorch_shared.wire.registry import FLOOR_DECODER, LOAD_DECODER, ReplicaState
-from llorch_shared.wire.run import LOCATED_DECODER, Located
+from llorch_shared.wire.run import LOCATED_DECODER, Located, RunRecord
 from llorch_shared.wire.task import Priority, TaskRef, TaskState
 from scheduler.world import Town, pool_spec, request, settings, town
 from support.bus_worlds import MemoryWorld, becomes_true, eventually
@@ -219,6 +223,81 @@ async def test_a_task_that_kills_every_engine_fails_after_its_attempts() -> None
         assert run is not None
         assert run.error is not None
         assert (run.state, run.error.code) == (TaskState.FAILED, ErrorCode.WORKER_RESET)
+
+
+async def test_the_end_of_a_task_that_ran_before_counts_what_its_readers_have() -> None:
+    async with town(MemoryWorld()) as place:
+        await place.scheduler(settings(attempts_max=1))
+        node = await place.node()
+        task = request()
+        await place.client.admit(task)
+        await eventually(lambda: bool(node.held))
+        for index in range(4):
+            place.client.bus.publish(subjects.tokens("gw-1", task.task_id), encode_token(1, index, " w"))
+        await node.engine_dies()
+        await eventually(lambda: task.task_id in place.client.finals)
+        run = await place.client.run_of(task.task_id)
+        assert run is not None
+        assert (run.state, run.tokens_out) == (TaskState.FAILED, 4)
+        await eventually(lambda: peek(place.client.frames[task.task_id][-1]).kind is Kind.ERROR)
+        assert peek(place.client.frames[task.task_id][-1]).last == 4
+
+
+async def test_an_end_whose_scheduler_died_before_the_audit_is_audited_by_the_next() -> None:
+    async with town(MemoryWorld()) as place:
+        ended = RunRecord(
+            task_id=request().task_id,
+            state=TaskState.CANCELLED,
+            pool_id="p1",
+            lane="gw-1",
+            correlation_id="c",
+            tenant="default",
+            priority=Priority.INTERACTIVE,
+            admitted_ms=1,
+            ended_ms=time.time_ns() // 1_000_000,
+        )
+        by_a_node = msgspec.structs.replace(ended, task_id=request().task_id, node_id="n", incarnation="i")
+        known = msgspec.structs.replace(ended, task_id=request().task_id)
+        for record in (ended, by_a_node, known):
+            await place.client.bus.store(subjects.run(record.task_id), msgspec.json.encode(record))
+        await place.client.bus.store(subjects.audit("cancelled", known.task_id), b"{}")
+        audit = Audit(place.client.bus, gather_s=0)
+        audit.start()
+
+        async def repair(before_seq: int) -> int:
+            return await repair_audit(
+                place.client.bus,
+                audit,
+                before_seq=before_seq,
+                actor="scheduler/2",
+                now_ms=lambda: ended.ended_ms,
+                after_s=0,
+            )
+
+        assert await repair(before_seq=0) == 0, "what comes after the takeover is its own to audit"
+        assert await repair(before_seq=3) == 1
+        await audit.close()
+        assert await repair(before_seq=3) == 0
+        assert await place.client.audited(ended.task_id) == ["cancelled"]
+        assert await place.client.audited(by_a_node.task_id) == []
+
+
+async def test_after_a_restart_an_idle_system_promises_no_wait() -> None:
+    async with town(MemoryWorld()) as place:
+        first = await place.scheduler()
+        node = await place.node()
+        node.ends_at_once = True
+        tasks = [request() for _ in range(5)]
+        for task in tasks:
+            await place.client.admit(task)
+        await eventually(lambda: len(place.client.finals) == len(tasks))
+        await first.leave()
+        place.client.loads.clear()
+        await place.scheduler()
+        await eventually(lambda: bool(place.client.loads))
+        load = LOAD_DECODER.decode(place.client.loads[0])
+        stored = await place.client.admit(request())
+        assert queue_position(load, Priority.INTERACTIVE, stored.seq) == 0
 
 
 async def test_a_lost_node_gives_its_tasks_to_another_and_can_no_longer_end_them() -> None:

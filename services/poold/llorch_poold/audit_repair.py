@@ -1,7 +1,8 @@
 """After a crash: audit the ends that an earlier life of this node stored and did not live to audit.
 
 The run record is the truth and the audit subject names event and task, so what is missing is exactly what has a final
-run record of this node and no message at its audit subject. Looks back over a bounded number of records.
+run record of this node and no message at its audit subject. An end without an incarnation is the scheduler's.
+Looks back over a bounded number of records.
 """
 
 import logging
@@ -32,7 +33,7 @@ async def repair_audit(bus: Bus, audit: Audit, *, node_id: str, now_ms: int) -> 
         except msgspec.DecodeError as error:
             log.warning("the run record at %d cannot be read: %s", message.seq, error)
             continue
-        if run.node_id != node_id or run.state not in states.FINAL or run.state not in EVENTS:
+        if run.node_id != node_id or not run.incarnation or run.state not in states.FINAL or run.state not in EVENTS:
             continue
         if now_ms - run.ended_ms > LOOK_BACK_MS:
             continue

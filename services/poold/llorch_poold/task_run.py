@@ -322,6 +322,7 @@ class TaskRun:
             )
             return
         self._core.released()
+        self._core.sent_before = self._stream.sent_before
         decode_ms = round((self._last_token_at - self._first_token_at) * 1000) if self._first_token_at else 0
         record = self._core.final_record(now_ms=_now_ms(), decode_ms=decode_ms)
         seq = await self._node.runs.swap(record, self._core.seq)

@@ -56,6 +56,11 @@ class TokenStream:
         self._sent = Sent(started=False, tokens={})
         self._kept: KeptFrames | None = None
 
+    @property
+    def sent_before(self) -> int:
+        """Tokens that readers have from earlier attempts. Known after `open`, whether that raised or not."""
+        return self._sent.count
+
     async def open(self) -> None:
         """Learn what was sent before and start keeping. Raises CannotContinue, BacklogUnread."""
         run, retention = self._run, self._node.retention

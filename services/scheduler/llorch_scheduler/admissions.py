@@ -150,7 +150,7 @@ class Admissions:
         while self._going():
             wait_s = FETCH_WAIT_S if queue.backlog_read else BACKLOG_WAIT_S
             if not queue.backlog_read and backlog.messages == 0:
-                await self._backlog_is_read(queue)
+                await self._backlog_is_read(queue, backlog.last_seq)
             deliveries = await consumer.fetch(FETCH_MESSAGES, wait_s)
             for delivery in deliveries:
                 await self._arrived(queue, delivery)
@@ -159,12 +159,15 @@ class Admissions:
                     queue.pulled_seq = max(queue.pulled_seq, deliveries[-1].message.seq)
                     queue.advanced.notify_all()
             if not queue.backlog_read and (not deliveries or queue.pulled_seq >= backlog.last_seq):
-                await self._backlog_is_read(queue)
+                await self._backlog_is_read(queue, backlog.last_seq)
 
-    async def _backlog_is_read(self, queue: Queue) -> None:
-        if not queue.backlog_read:
-            queue.backlog_read = True
-            await self._put(BacklogRead(at_ms=self._now_ms(), pool_id=queue.pool_id, priority=queue.priority))
+    async def _backlog_is_read(self, queue: Queue, last_seq: int = 0) -> None:
+        if queue.backlog_read:
+            return
+        queue.backlog_read = True
+        await self._put(
+            BacklogRead(at_ms=self._now_ms(), pool_id=queue.pool_id, priority=queue.priority, last_seq=last_seq)
+        )
 
     async def _arrived(self, queue: Queue, delivery: Delivery) -> None:
         event = read_admission(

@@ -139,6 +139,8 @@ class Performer:
         task_id, ref = effect.record.task_id, _ref(effect)
         seq = 0
         try:
+            if isinstance(effect, End) and effect.expect_seq:
+                effect = await self._counted(effect)
             seq = await self._store_run(effect.record, effect.expect_seq)
             match effect:
                 case Place():
@@ -147,7 +149,7 @@ class Performer:
                 case Requeue():
                     self._narrator.requeued(effect)
                 case End():
-                    await self._publish_terminal(effect)
+                    self._publish_terminal(effect.record)
                     await self._audit.record(self._audited(effect, seq))
                     self._narrator.ended(effect)
             await self._ack(ref)
@@ -205,7 +207,7 @@ class Performer:
             return (await self._store(subject, _encode(record), expect_seq=expect_seq)).seq
         except WrongSequence:
             stored, seq = await self._read_run(subject, after=expect_seq)
-            if stored == record:
+            if msgspec.structs.replace(stored, tokens_out=record.tokens_out) == record:
                 return seq
             raise Conflict(stored, seq) from None
 
@@ -242,15 +244,18 @@ class Performer:
                 await asyncio.sleep(_RETRY_S * attempt)
         raise AssertionError("unreachable")
 
-    async def _publish_terminal(self, effect: End) -> None:
+    async def _counted(self, effect: End) -> End:
+        """The end of a task that ran before tells how many tokens its readers have, in the record as on the stream."""
+        tokens = await self._tokens_sent(effect.record)
+        return msgspec.structs.replace(effect, record=msgspec.structs.replace(effect.record, tokens_out=tokens))
+
+    def _publish_terminal(self, record: RunRecord) -> None:
         """The record is final: say so on the token stream. A reader that misses this makes it from the record."""
-        record = effect.record
-        tokens = await self._tokens_sent(record) if effect.expect_seq else 0
         if record.error is not None:
-            frame = encode_error(record.attempt, tokens, record.error)
+            frame = encode_error(record.attempt, record.tokens_out, record.error)
         else:
             end = EndFrame(
-                tokens_out=tokens,
+                tokens_out=record.tokens_out,
                 decode_ms=record.decode_ms,
                 decode_time_ms=record.decode_ms,
                 finish_reason=record.finish_reason,

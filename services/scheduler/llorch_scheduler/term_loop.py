@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from llorch_scheduler.admissions import Admissions, Queue
+from llorch_scheduler.audit_repair import repair_audit
 from llorch_scheduler.core.events import (
     Event,
     PoolChanged,
@@ -84,6 +85,9 @@ class TermLoop:
             bus, term, self._admissions, audit, narration, actor=actor, emit=self._offer, now_ms=now_ms
         )
         self._ensured: Final = ensured
+        self._audit: Final = audit
+        self._actor: Final = actor
+        self._rebuilt_seq = 0
         self._tasks: asyncio.TaskGroup | None = None
         self._replica_ids: Final[dict[str, str]] = {}
         """Registry key → replica, for keys that expire."""
@@ -171,6 +175,7 @@ class TermLoop:
         tasks.create_task(self._tick(), name="tick")
         tasks.create_task(self._write_floor(), name="floor")
         tasks.create_task(self._serve(), name="locate")
+        tasks.create_task(self._repair_audit(), name="audit repair")
         await self._decide()
 
     async def _rebuild(self) -> int:
@@ -189,6 +194,7 @@ class TermLoop:
             self.spec_changed(key, value)
         for pool_id in await self._removed_pools():
             self._follow_pool(pool_id, None)
+        self._rebuilt_seq = last_seq
         self._offer(Rebuilt(at_ms=now_ms(), run_seq=last_seq))
         return len(self.core.jobs)
 
@@ -222,6 +228,16 @@ class TermLoop:
             await asyncio.sleep(FLOOR_S)
             if self._term.active:
                 await floor.write(self.core.floor())
+
+    async def _repair_audit(self) -> None:
+        while self._term.active:
+            try:
+                await repair_audit(
+                    self._bus, self._audit, before_seq=self._rebuilt_seq, actor=self._actor, now_ms=now_ms
+                )
+                return
+            except BusError as error:
+                log.info("looking for unaudited ends waits for the bus: %s", error)
 
     async def _serve(self) -> None:
         locator = Locator(self._bus, self._term, self.core, self._admissions, self._inbox)

@@ -78,6 +78,16 @@ def test_a_lost_task_has_no_final_record() -> None:
         core.final_record(now_ms=9, decode_ms=2)
 
 
+def test_the_end_of_a_later_attempt_counts_what_readers_have_already() -> None:
+    core = running()
+    core.begun()
+    core.tokens(2)
+    core.sent_before = 4
+    core.conclude(Cancelled("client"))
+    core.released()
+    assert core.final_record(now_ms=9, decode_ms=2).tokens_out == 4
+
+
 def test_a_failed_task_is_audited_with_its_cause() -> None:
     core = running()
     core.conclude(Failed(error_body(ErrorCode.DECODE_TIMEOUT, "silent", engine=Engine.MOCK, pool_id="p")))

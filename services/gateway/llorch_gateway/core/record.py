@@ -33,7 +33,7 @@ def is_cancelled(record: RunRecord) -> bool:
 
 def has_all(record: RunRecord, cursor: Cursor | None) -> bool:
     """Whether a client with this cursor has seen the terminal event: its id carries the number of tokens."""
-    return cursor is not None and is_final(record) and cursor.token >= record.tokens_out
+    return cursor is not None and is_final(record) and cursor.token == record.tokens_out
 
 
 def terminal_frame(record: RunRecord) -> bytes:

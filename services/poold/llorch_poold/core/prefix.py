@@ -24,6 +24,10 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
     started: bool
     tokens: Mapping[int, str]
 
+    @property
+    def count(self) -> int:
+        return max(self.tokens, default=-1) + 1
+
 
 def sent_before(messages: Iterable[bytes]) -> Sent:
     """Read the backlog of a task's token subject. The first text of an index is what readers kept."""

@@ -83,6 +83,8 @@ class TaskCore:
         self.outcome: Outcome | None = None
         self.tokens_in = 0
         self.tokens_out = 0
+        self.sent_before = 0
+        """Tokens that readers have from earlier attempts: the end counts the stream, not the attempt."""
 
     def claimed(self, run: RunRecord, seq: int) -> None:
         self._move(_P.CALLING)
@@ -135,7 +137,7 @@ class TaskCore:
             state=state,
             ended_ms=now_ms,
             tokens_in=self.tokens_in,
-            tokens_out=self.tokens_out,
+            tokens_out=max(self.tokens_out, self.sent_before),
             decode_ms=decode_ms,
             finish_reason=reason,
             error=error,

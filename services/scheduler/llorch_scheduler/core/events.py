@@ -113,6 +113,8 @@ class BacklogRead(msgspec.Struct, frozen=True, kw_only=True):
     at_ms: int
     pool_id: str
     priority: Priority
+    last_seq: int = 0
+    """The stream's last sequence then, whether its message still waits or was placed long ago."""
 
 
 class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):

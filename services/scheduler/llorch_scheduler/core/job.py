@@ -125,9 +125,11 @@ def recorded(record: RunRecord, seq: int, *, order: tuple[int, int], at_ms: int)
 
 
 def ended(job: Job, state: TaskState, at_ms: int, error: ErrorBody | None) -> RunRecord:
-    """The final record of a task the scheduler ends itself."""
+    """The final record of a task the scheduler ends itself. It names no incarnation: no engine's life ended it, and
+    whoever repairs the audit trail sees by that whose part it is."""
     return job.moved(
         state,
+        incarnation="",
         ended_ms=at_ms,
         finish_reason="cancelled" if state is TaskState.CANCELLED else "",
         error=error,

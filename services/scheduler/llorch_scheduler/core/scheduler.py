@@ -91,6 +91,9 @@ class SchedulerCore:
             case BacklogRead():
                 pool = self._pool(event.pool_id, event.at_ms)
                 pool.read.add(event.priority)
+                pool.dirty = True
+                queue = pool.queue.classes[event.priority]
+                queue.seq = max(queue.seq, event.last_seq)
                 self._fill(pool, event.at_ms, effects)
             case Rebuilt():
                 self._rebuilt(event, effects)
@@ -199,7 +202,11 @@ class SchedulerCore:
                 pool.queue.set_aside(job)
 
     def _may_place(self, pool: Pool, at_ms: int) -> bool:
-        if self._rebuilt_ms < 0 or at_ms < pool.paused_until_ms:
+        return at_ms >= pool.paused_until_ms and self._backlog_known(pool, at_ms)
+
+    def _backlog_known(self, pool: Pool, at_ms: int) -> bool:
+        """What waits is known, as far as it can be: a queue that cannot be read is not waited for for ever."""
+        if self._rebuilt_ms < 0:
             return False
         return pool.backlog_read or at_ms >= max(pool.since_ms, self._rebuilt_ms) + self.limits.backlog_ms
 
@@ -457,7 +464,8 @@ class SchedulerCore:
                 pool.paused_until_ms = 0 if at_ms >= pool.paused_until_ms else pool.paused_until_ms
                 self._fill(pool, at_ms, effects)
             silent_ms = at_ms - pool.told_ms
-            if silent_ms >= (self.limits.load_min_ms if pool.dirty else self.limits.load_max_ms):
+            due_ms = self.limits.load_min_ms if pool.dirty else self.limits.load_max_ms
+            if silent_ms >= due_ms and self._backlog_known(pool, at_ms):
                 self._tell(pool, at_ms, effects)
 
     def _repeat(self, job: Job, effects: list[Effect]) -> None:

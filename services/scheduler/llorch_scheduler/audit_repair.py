@@ -1,0 +1,79 @@
+"""After a takeover: audit the ends that an earlier scheduler stored and did not live to audit.
+
+The run record is the truth. What is missing is exactly what a scheduler ended (its final record names no incarnation)
+and has no message at its audit subject. Looks back over a bounded number of records, and only after a while: a deposed
+scheduler that still lives may have its last batch under way.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from llorch_scheduler.core.events import RunChanged
+from llorch_scheduler.rebuild import read_runs
+from llorch_shared import states, streams, subjects
+from llorch_shared.bus.port import Bus
+from llorch_shared.wire.audit import AuditEvent, AuditRecord
+from llorch_shared.wire.run import RunRecord
+
+log = logging.getLogger(__name__)
+
+REPAIR_AFTER_S: Final = 5.0
+LOOK_BACK_RECORDS: Final = 5_000
+LOOK_BACK_MS: Final = 600_000
+
+
+class Auditor(Protocol):
+    async def record(self, record: AuditRecord) -> None: ...
+
+
+async def unaudited_ends(bus: Bus, *, before_seq: int, now_ms: int) -> list[tuple[RunRecord, int]]:
+    """Ends by a scheduler up to `before_seq` that nobody audited. Raises BusError."""
+    events, _ = await read_runs(bus, max(1, before_seq - LOOK_BACK_RECORDS), now_ms)
+    return [
+        (event.record, event.seq)
+        for event in events
+        if event.seq <= before_seq and _ended_by_a_scheduler(event, now_ms) and not await _is_audited(bus, event.record)
+    ]
+
+
+def _ended_by_a_scheduler(event: RunChanged, now_ms: int) -> bool:
+    record = event.record
+    return record.state in states.FINAL and not record.incarnation and now_ms - record.ended_ms <= LOOK_BACK_MS
+
+
+async def _is_audited(bus: Bus, record: RunRecord) -> bool:
+    subject = subjects.audit(AuditEvent(str(record.state)), record.task_id)
+    return await bus.last(streams.AUD, subject) is not None
+
+
+def repaired(record: RunRecord, seq: int, *, actor: str) -> AuditRecord:
+    """What its own scheduler would have said, but for the reason, which died with it."""
+    return AuditRecord(
+        event=AuditEvent(str(record.state)),
+        task_id=record.task_id,
+        at_ms=record.ended_ms,
+        actor=actor,
+        correlation_id=record.correlation_id,
+        tenant=record.tenant,
+        channel=record.channel,
+        pool_id=record.pool_id,
+        replica_id=record.replica_id,
+        attempt=record.attempt,
+        run_seq=seq,
+        detail={"reason": record.error.code if record.error is not None else "unknown", "repaired": True},
+    )
+
+
+async def repair_audit(
+    bus: Bus, audit: Auditor, *, before_seq: int, actor: str, now_ms: Callable[[], int], after_s: float = REPAIR_AFTER_S
+) -> int:
+    """Returns how many ends were missing. Raises BusError."""
+    await asyncio.sleep(after_s)
+    missing = await unaudited_ends(bus, before_seq=before_seq, now_ms=now_ms())
+    for record, seq in missing:
+        await audit.record(repaired(record, seq, actor=actor))
+    if missing:
+        log.warning("%d ends of an earlier scheduler were not audited; they are now", len(missing))
+    return len(missing)
