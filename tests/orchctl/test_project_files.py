@@ -13,11 +13,11 @@ import yaml
 
 from llorch_ctl.config_file import embedded_pool
 from llorch_ctl.embedded import PAYLOAD_BYTES_MAX
-from llorch_shared.settings import ENVIRONMENT, Settings
+from llorch_shared.settings import ENVIRONMENT, SECRET_NAMES, Settings
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("help", "demo", "up", "test", "check", "contracts", "bench", "lock", "clean")
-SECRETS = ("AUTH_TOKEN_FILE",)
+SECRETS = {variable for name in SECRET_NAMES for variable in (name, f"{name}_FILE")}
 
 
 @pytest.fixture(scope="module")

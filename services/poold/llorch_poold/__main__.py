@@ -1,4 +1,4 @@
-"""`python -m llorch_poold`: the node agent."""
+"""`python -m llorch_poold`: settings, logs, run."""
 
 import os
 import sys
@@ -8,10 +8,15 @@ from llorch_shared import lifecycle, logs, settings
 
 
 def main() -> int:
-    loaded = settings.load()
-    logs.configure("poold", level=loaded.log_level, style=loaded.log_format)
-    password = settings.secret("NATS_PASSWORD")
-    return lifecycle.run(lambda stop: serve(loaded, os.environ, password, stop))
+    """Exit code 0 after a wish to stop, 2 for wrong settings, 3 when the bus is lost for good."""
+    try:
+        chosen = settings.load()
+        password = settings.secret("NATS_PASSWORD")
+        logs.configure("poold", level=chosen.log_level, style=chosen.log_format)
+        return lifecycle.run(lambda stop: serve(chosen, os.environ, password, stop))
+    except settings.SettingsError as error:
+        sys.stderr.write(f"poold: {error}\n")
+        return 2
 
 
 if __name__ == "__main__":

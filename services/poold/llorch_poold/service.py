@@ -3,10 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
-
-from prometheus_client import start_http_server
 
 from llorch_poold.audit_repair import repair_audit
 from llorch_poold.core.retention import FrameRetention
@@ -23,6 +21,7 @@ from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
+from llorch_shared.metrics_endpoint import MetricsEndpoint
 from llorch_shared.settings import Secret, Settings
 
 log = logging.getLogger(__name__)
@@ -33,9 +32,9 @@ BUS_ENDED: Final = "the bus connection ended for good"
 
 
 async def serve(settings: Settings, environment: Mapping[str, str], password: Secret, stop: Stop) -> int:
-    """Returns the exit code."""
+    """Returns the exit code. Raises SettingsError."""
     metrics = Metrics()
-    metrics_addr, close_metrics = _expose(metrics, settings.poold.metrics_addr)
+    endpoint = MetricsEndpoint(metrics, settings.poold.metrics_addr, key="poold.metrics_addr")
     processes = EngineProcesses(settings.state_path(), settings.poold.node_id)
     for orphan in await asyncio.to_thread(processes.reap_orphans):
         narrate(
@@ -72,14 +71,14 @@ async def serve(settings: Settings, environment: Mapping[str, str], password: Se
                 probe=Nvml(),
                 processes=processes,
                 environment=environment,
-                metrics_addr=metrics_addr,
+                metrics_addr=endpoint.address,
             )
             await _serve_on(context, node, stop)
         finally:
             await bus.close()
     finally:
         connecting.cancel()
-        close_metrics()
+        endpoint.close()
     return BUS_LOST if stop.reason == BUS_ENDED else 0
 
 
@@ -137,10 +136,3 @@ async def _repair(context: NodeContext, stop: Stop) -> None:
             log.warning("%d ends of an earlier life of this node were not audited; they are now", missing)
         await stop.wait()
         return
-
-
-def _expose(metrics: Metrics, address: str) -> tuple[str, Callable[[], None]]:
-    """Serve /metrics; the address it got, and how to stop it."""
-    host, _, port = address.rpartition(":")
-    server, _thread = start_http_server(int(port), addr=host or "127.0.0.1", registry=metrics.registry)
-    return f"{host or '127.0.0.1'}:{server.server_port}", server.shutdown

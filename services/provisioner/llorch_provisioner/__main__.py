@@ -11,11 +11,11 @@ def main() -> int:
     try:
         chosen = settings.load()
         password = settings.secret("NATS_PASSWORD")
+        logs.configure("provisioner", level=chosen.log_level, style=chosen.log_format)
+        return lifecycle.run(lambda stop: service.run(chosen, os.environ, password, stop))
     except settings.SettingsError as error:
         sys.stderr.write(f"provisioner: {error}\n")
         return 2
-    logs.configure("provisioner", level=chosen.log_level, style=chosen.log_format)
-    return lifecycle.run(lambda stop: service.run(chosen, os.environ, password, stop))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-from prometheus_client import start_http_server
 
 from llorch_provisioner.cache import Cache
 from llorch_provisioner.core.failure import Failure
@@ -22,6 +21,7 @@ from llorch_shared.embedded_defaults import CPU_ONLY_ON_LINUX
 from llorch_shared.lifecycle import Stop
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
+from llorch_shared.metrics_endpoint import MetricsEndpoint
 from llorch_shared.settings import Secret, Settings
 from llorch_shared.wire.provision import (
     ENSURE_ENGINE_DECODER,
@@ -39,11 +39,11 @@ _NOT_A_REQUEST: Final = "invalid"
 
 
 async def run(settings: Settings, environment: Mapping[str, str], password: Secret, stop: Stop) -> int:
-    """Serve until the wish to stop. Returns the exit code: 1 when cache or metrics address cannot be used."""
+    """Serve until the wish to stop. Returns the exit code: 1 when the cache cannot be used. Raises SettingsError."""
     actor = f"provisioner/{settings.poold.node_id}"
     metrics = Metrics()
+    endpoint = MetricsEndpoint(metrics, settings.provisioner.metrics_addr, key="provisioner.metrics_addr")
     try:
-        address = _expose(metrics, settings.provisioner.metrics_addr)
         cache = Cache(settings.cache_path())
     except Failure as failure:
         narrate(log, failure.sentence(), actor=actor, action="provisioner.unusable", level=logging.CRITICAL)
@@ -54,7 +54,7 @@ async def run(settings: Settings, environment: Mapping[str, str], password: Secr
         f"{cache.swept} unfinished leftovers removed",
         actor=actor,
         action="provisioner.started",
-        metrics_addr=address,
+        metrics_addr=endpoint.address,
         offline=settings.provisioner.offline,
     )
     try:
@@ -137,13 +137,3 @@ def answer(
     except msgspec.DecodeError as error:
         return ProvisionPlan(job=_NOT_A_REQUEST, steps=(), refusal=f"not a valid request: {error}")
     return workshop.ensure(request)
-
-
-def _expose(metrics: Metrics, address: str) -> str:
-    """Serve the metrics of this process; returns the address in use (port 0 takes any free one). Raises Failure."""
-    host, _, port = address.rpartition(":")
-    try:
-        server, _ = start_http_server(int(port), addr=host or "127.0.0.1", registry=metrics.registry)
-    except (OSError, ValueError) as error:
-        raise Failure(f"cannot serve metrics on {address!r}: {error}", "correct provisioner.metrics_addr") from error
-    return f"{host or '127.0.0.1'}:{server.server_port}"

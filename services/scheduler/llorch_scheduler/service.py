@@ -10,8 +10,6 @@ import logging
 import secrets
 from typing import Final
 
-from prometheus_client import start_http_server
-
 from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.lease import Lease
 from llorch_scheduler.narration import Narration
@@ -24,7 +22,8 @@ from llorch_shared.lifecycle import Stop
 from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
-from llorch_shared.settings import Settings, SettingsError, secret
+from llorch_shared.metrics_endpoint import MetricsEndpoint
+from llorch_shared.settings import Settings, secret
 
 log = logging.getLogger("llorch_scheduler")
 
@@ -125,20 +124,11 @@ class Scheduler:
             self.term_loop.spec_changed(key, value)
 
 
-def expose_metrics(metrics: Metrics, addr: str) -> str:
-    """Serve /metrics on `host:port`, port 0 for any free one. Returns the address. Raises SettingsError."""
-    host, _, port = addr.rpartition(":")
-    try:
-        server, _thread = start_http_server(int(port), host, registry=metrics.registry)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"scheduler.metrics_addr {addr!r} cannot be used: {error}") from error
-    return f"{host}:{server.server_port}"
-
-
 async def main(settings: Settings, stop: Stop) -> int:
     """Connect, schedule, leave. Returns the exit code."""
     metrics = Metrics()
-    address = expose_metrics(metrics, settings.scheduler.metrics_addr)
+    endpoint = MetricsEndpoint(metrics, settings.scheduler.metrics_addr, key="scheduler.metrics_addr")
+    address = endpoint.address
     closed = False
 
     def on_closed() -> None:
