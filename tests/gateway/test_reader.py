@@ -137,6 +137,17 @@ def test_frames_of_an_older_attempt_are_dropped_once_a_newer_was_seen() -> None:
     assert seen(reader) == ["started", "token 1-0", "metrics", "token 2-1", "token 2-2", "end 2-3"]
 
 
+def test_nothing_is_taken_from_a_node_that_wakes_up_after_it_lost_the_task() -> None:
+    announced = frames.encode_metrics(frames.Metrics(attempt=2, kv_migrated=False))
+    for reader in (fresh(), fresh(in_step=False)):
+        stored = (STARTED, tokens(0, 1), announced, tokens(2, 9, 1), tokens(2, 3, 2), end(4, 2))
+        if reader.mode is Mode.LIVE:
+            give(reader, *stored)
+        else:
+            assert replay(reader, *stored)
+        assert seen(reader)[3:] == ["metrics", "token 2-2", "token 2-3", "end 2-4"]
+
+
 def test_a_slow_reader_loses_metrics_first_and_then_follows_the_stored_stream() -> None:
     reader = fresh(buffer_bytes=len(STARTED) + len(tokens(0, 2)))
     give(reader, STARTED, metrics(1), metrics(2), tokens(0, 1), token(2))

@@ -130,6 +130,12 @@ def test_a_false_metric_is_said_and_an_unknown_one_is_not() -> None:
     assert json.loads(event.data) == {"kv_migrated": False}
 
 
+def test_a_metrics_frame_may_announce_an_attempt() -> None:
+    for attempt in (2, 31, 999_999):
+        assert frames.announced_attempt(frames.encode_metrics(Metrics(queue_depth=1, attempt=attempt))) == attempt
+    assert frames.announced_attempt(frames.encode_metrics(Metrics(queue_depth=1))) == 0
+
+
 @given(data=st.binary(max_size=80))
 @settings(max_examples=300)
 def test_foreign_bytes_are_a_bad_frame_and_nothing_else(data: bytes) -> None:

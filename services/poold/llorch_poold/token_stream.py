@@ -52,6 +52,7 @@ class TokenStream:
         self._run: Final = run
         self._attempt: Final = run.attempt
         self._subject: Final = subjects.tokens(run.lane, run.task_id)
+        self._announcement: Final = encode_metrics(Metrics(attempt=run.attempt, kv_migrated=False))
         self._guard: PrefixGuard | None = None
         self._sent = Sent(started=False, tokens={})
         self._kept: KeptFrames | None = None
@@ -75,24 +76,29 @@ class TokenStream:
             self._guard = PrefixGuard(self._sent.tokens)
         if self._sent.started:
             self._kept.add(encode_started(self._started(0)))
+        if self._attempt > 1:
+            self._kept.add(self._announcement)
         for index, text in sorted(self._sent.tokens.items()):
             self._kept.add(encode_token(self._attempt, index, text))
 
     async def _backlog(self) -> list[bytes]:
+        """Everything up to our own announcement: readers take nothing of an earlier attempt that comes after it, so a
+        node that was asleep when it lost the task cannot add to what is read here."""
         for _ in range(READ_TRIES_MAX):
+            self._node.outlet.publish(self._subject, self._announcement)
             try:
                 messages = await self._node.bus.replay(streams.TOK, subjects.tokens_of_task(self._run.task_id))
             except BusError as error:
                 log.info("reading the earlier tokens of %s: %s", self._run.task_id, error)
-                await asyncio.sleep(READ_RETRY_S)
             else:
-                return [message.data for message in messages]
+                stored = [message.data for message in messages]
+                if self._announcement in stored:
+                    return stored
+            await asyncio.sleep(READ_RETRY_S)
         raise BacklogUnread("the bus does not tell which tokens were already sent")
 
     def begin(self, tokens_in: int) -> None:
-        if self._sent.started or self._sent.tokens:
-            self._publish(encode_metrics(Metrics(attempt=self._attempt, kv_migrated=False)))
-        else:
+        if not (self._sent.started or self._sent.tokens):
             self._publish(encode_started(self._started(tokens_in)))
 
     def tokens(self, first: int, texts: Sequence[str]) -> None:

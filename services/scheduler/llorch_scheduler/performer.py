@@ -19,7 +19,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, NoStream, Stored, TooLarge, Unanswered, WrongSequence
 from llorch_shared.errors import ErrorBody, invalid
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
-from llorch_shared.wire.frames import BadFrame, Kind, encode_end, encode_error, peek
+from llorch_shared.wire.frames import BadFrame, Kind, announced_attempt, encode_end, encode_error, peek
 from llorch_shared.wire.frames import End as EndFrame
 from llorch_shared.wire.run import RUN_DECODER, Placement, RunRecord
 from llorch_shared.wire.task import TaskState
@@ -270,14 +270,16 @@ class Performer:
         except BusError as error:
             log.info("the tokens of %s cannot be counted: %s", record.task_id, error)
             return 0
-        last = -1
+        last, attempt = -1, 0
         for message in messages:
             try:
                 header = peek(message.data)
             except BadFrame:
                 log.warning("a message of %s is not a frame", message.subject)
                 continue
-            if header.kind is Kind.TOKENS:
+            if header.kind is Kind.METRICS:
+                attempt = max(attempt, announced_attempt(message.data))
+            elif header.kind is Kind.TOKENS and header.attempt >= attempt:
                 last = max(last, header.last)
         return last + 1
 

@@ -188,7 +188,10 @@ class Link:
         self._flushes.add(waiter)
         handle = self._loop.call_later(timeout_s, expire, waiter, "the server did not answer a ping")
         try:
-            await self._client._send_ping(waiter)
+            try:
+                await self._client._send_ping(waiter)
+            except (RuntimeError, OSError) as error:
+                raise Unanswered(f"the connection to the bus is gone: {error}") from error
             await waiter
         finally:
             handle.cancel()

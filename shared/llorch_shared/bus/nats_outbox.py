@@ -32,7 +32,7 @@ class Outbox:
         """To the socket, now."""
         chunks, self._chunks = self._chunks, []
         transport: Any = self._client._transport
-        if chunks and transport is not None and self._client.is_connected:
+        if chunks and transport is not None and self._client.is_connected and not _closed(transport):
             transport.write(b"".join(chunks))
         self._bytes = self._unsent()
 
@@ -44,3 +44,9 @@ class Outbox:
         waiting = sum(map(len, self._chunks))
         writer = getattr(self._client._transport, "_io_writer", None)
         return waiting + (int(writer.transport.get_write_buffer_size()) if writer is not None else 0)
+
+
+def _closed(transport: Any) -> bool:
+    """The socket may be gone before the client knows: what was to be sent is dropped, as while disconnected."""
+    writer = getattr(transport, "_io_writer", None)
+    return writer is not None and bool(writer.is_closing())

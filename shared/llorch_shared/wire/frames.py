@@ -70,6 +70,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 _encode = msgspec.json.encode
+_ATTEMPT: Final = b'"attempt":'
 
 
 def encode_started(started: Started) -> bytes:
@@ -139,6 +140,17 @@ def peek(data: bytes) -> Header:
     elif data.startswith(b"event: metrics\n"):
         return Header(Kind.METRICS, 0, -1, -1)
     raise BadFrame(repr(data[:60]))
+
+
+def announced_attempt(metrics: bytes) -> int:
+    """The attempt that a metrics frame announces; 0 when it announces none. What comes after it from an earlier
+    attempt is from a node that has lost the task."""
+    start = metrics.find(_ATTEMPT)
+    if start < 0:
+        return 0
+    digits = metrics[start + len(_ATTEMPT) : start + len(_ATTEMPT) + 7]
+    number = digits[: len(digits) - len(digits.lstrip(b"0123456789"))]
+    return int(number or 0)
 
 
 def tokens_after(data: bytes, index: int) -> bytes:

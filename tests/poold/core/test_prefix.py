@@ -5,7 +5,7 @@ import random
 import pytest
 
 from llorch_poold.core.prefix import PrefixGuard, PrefixMismatch, sent_before
-from llorch_shared.wire.frames import Started, encode_started, encode_token
+from llorch_shared.wire.frames import Metrics, Started, encode_metrics, encode_started, encode_token
 
 
 def test_what_was_sent_is_not_sent_again() -> None:
@@ -32,6 +32,13 @@ def test_an_attempt_that_ends_before_the_prefix_does_is_a_mismatch() -> None:
 def test_a_hole_in_what_was_sent_is_filled() -> None:
     guard = PrefixGuard({0: " a", 2: " c"})
     assert guard.take(0, [" a", " b", " c"]) == [(1, " b")]
+
+
+def test_what_a_lost_attempt_adds_after_the_next_was_announced_does_not_count() -> None:
+    announced = encode_metrics(Metrics(attempt=2, kv_migrated=False))
+    sent = sent_before([encode_token(1, 0, " a"), announced, encode_token(1, 1, " b"), encode_token(2, 1, " c")])
+    assert dict(sent.tokens) == {0: " a", 1: " c"}
+    assert sent.count == 2
 
 
 def test_the_backlog_tells_what_readers_have() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import Final
 
-from llorch_shared.wire.frames import Cursor, Header, Kind, peek, tokens_after
+from llorch_shared.wire.frames import Cursor, Header, Kind, announced_attempt, peek, tokens_after
 
 _TOKEN_PREFIX: Final = b"id: "
 _METRICS_PREFIX: Final = b"event: metrics\n"
@@ -212,6 +212,7 @@ class Reader:
                 self._emit(data)
             return True
         if kind is Kind.METRICS:
+            self._attempt = max(self._attempt, announced_attempt(data))
             self._metrics(data)
             return True
         if kind is Kind.STARTED:

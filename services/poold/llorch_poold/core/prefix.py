@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from llorch_shared.wire.frames import BadFrame, Kind, Token, peek, split_events
+from llorch_shared.wire.frames import BadFrame, Kind, Token, announced_attempt, peek, split_events
 
 _TOKEN: Final = msgspec.json.Decoder(Token)
 
@@ -30,15 +30,20 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sent_before(messages: Iterable[bytes]) -> Sent:
-    """Read the backlog of a task's token subject. The first text of an index is what readers kept."""
+    """Read the backlog of a task's token subject. The first text of an index is what readers kept; they take nothing
+    from an attempt older than one that was announced."""
     started = False
+    attempt = 0
     tokens: dict[int, str] = {}
     for data in messages:
         try:
-            kind = peek(data).kind
-            if kind is Kind.STARTED:
+            header = peek(data)
+            if header.kind is Kind.STARTED:
                 started = True
-            elif kind is Kind.TOKENS:
+            elif header.kind is Kind.METRICS:
+                attempt = max(attempt, announced_attempt(data))
+            elif header.kind is Kind.TOKENS and header.attempt >= attempt:
+                attempt = header.attempt
                 for event in split_events(data):
                     token = _TOKEN.decode(event.data)
                     tokens.setdefault(token.i, token.t)

@@ -1,0 +1,53 @@
+"""What is written in one loop iteration leaves at once, or not at all."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llorch_shared.bus.nats_outbox import Outbox
+
+
+class Socket:
+    """The client's transport and its writer; a closed one raises as uvloop's does."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.sent: list[bytes] = []
+        self._io_writer = self
+        self.transport = self
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def write(self, data: bytes) -> None:
+        if self.closed:
+            raise RuntimeError("the handler is closed")
+        self.sent.append(data)
+
+
+@pytest.fixture
+async def socket() -> Socket:
+    return Socket()
+
+
+async def test_one_write_for_what_one_iteration_wrote(socket: Socket) -> None:
+    client: Any = SimpleNamespace(_transport=socket, is_connected=True)
+    outbox = Outbox(client)
+    assert outbox.write(b"a")
+    assert outbox.write(b"b")
+    await asyncio.sleep(0)
+    assert socket.sent == [b"ab"]
+
+
+async def test_a_socket_that_closed_before_the_client_knows_drops_what_was_written(socket: Socket) -> None:
+    client: Any = SimpleNamespace(_transport=socket, is_connected=True)
+    outbox = Outbox(client)
+    outbox.write(b"a")
+    socket.closed = True
+    outbox.send()
+    assert socket.sent == []
