@@ -139,12 +139,11 @@ def test_frames_of_an_older_attempt_are_dropped_once_a_newer_was_seen() -> None:
 
 def test_nothing_is_taken_from_a_node_that_wakes_up_after_it_lost_the_task() -> None:
     announced = frames.encode_metrics(frames.Metrics(attempt=2, kv_migrated=False))
-    for reader in (fresh(), fresh(in_step=False)):
-        stored = (STARTED, tokens(0, 1), announced, tokens(2, 9, 1), tokens(2, 3, 2), end(4, 2))
-        if reader.mode is Mode.LIVE:
-            give(reader, *stored)
-        else:
-            assert replay(reader, *stored)
+    stored = (STARTED, tokens(0, 1), announced, tokens(2, 9, 1), tokens(2, 3, 2), end(4, 2))
+    live, late = fresh(), fresh(in_step=False)
+    give(live, *stored)
+    assert replay(late, *stored)
+    for reader in (live, late):
         assert seen(reader)[3:] == ["metrics", "token 2-2", "token 2-3", "end 2-4"]
 
 

@@ -96,6 +96,24 @@ async def test_a_killed_node_takes_its_engine_with_it_and_comes_back(
     assert await asyncio.to_thread(again.wait, 15) == 0
 
 
+async def test_an_engine_is_bound_to_this_node_from_the_fork_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node killed while its engine's interpreter still starts must not leave it behind."""
+    started: list[str] = []
+
+    async def refuse(*argv: str, **_: object) -> None:
+        started.extend(argv)
+        raise OSError("not in this test")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    launch = plan_launch(mock_pool(), device=CPU, port=1, engine=None, model=None, environment={})
+    with pytest.raises(OSError, match="not in this test"):
+        await EngineProcesses(tmp_path, "node-1").spawn("r-1", launch)
+    assert started[2:5] == ["-m", "llorch_shared.with_parent", f"--parent={os.getpid()}"]
+    assert tuple(started[5:]) == launch.argv
+
+
 async def test_an_orphan_of_an_earlier_life_is_ended_and_a_stranger_is_not(
     nats_server: NatsServer, bus: NatsBus, tmp_path: Path
 ) -> None:

@@ -66,6 +66,35 @@ def test_why_pip_failed_is_said_with_a_remedy() -> None:
     assert "said nothing" in str(mute)
 
 
+@pytest.mark.parametrize(
+    ("warning", "said", "remedy"),
+    [
+        (
+            "NewConnectionError('<pip._vendor.urllib3.connection.HTTPSConnection object>: Failed to establish a new "
+            "connection: [Errno -2] Name or service not known')",
+            "cannot be reached",
+            "network and proxy",
+        ),
+        ("ReadTimeoutError(\"HTTPSConnectionPool(host='i', port=443): Read timed out.\")", "not answer", "network"),
+        ("ProxyError('Cannot connect to proxy.', OSError('Tunnel connection failed: 403'))", "cannot be", "proxy"),
+        ("SSLError(SSLCertVerificationError(1, 'certificate verify failed'))", "certificate", "PIP_CERT"),
+    ],
+)
+def test_an_index_that_cannot_be_reached_is_not_a_wheel_that_does_not_fit(warning: str, said: str, remedy: str) -> None:
+    package = Package("xllamacpp", "9.9")
+    broken = f"WARNING: Retrying (Retry(total=0)) after connection broken by '{warning}': /simple/xllamacpp/"
+    none = [
+        "ERROR: Could not find a version that satisfies the requirement xllamacpp==9.9 (from versions: none)",
+        "ERROR: No matching distribution found for xllamacpp==9.9",
+    ]
+    failure = pip_output.explain(package, [broken, *none], 1)
+    assert said in str(failure)
+    assert remedy in failure.hint
+    named = [none[0].replace("none)", "1.0, 2.0)"), none[1]]
+    assert "no wheel of xllamacpp==9.9 fits" in str(pip_output.explain(package, [broken, *named], 1))
+    assert "no wheel of xllamacpp==9.9 fits" in str(pip_output.explain(package, none, 1))
+
+
 def test_the_release_a_wheel_states_is_read_from_its_name() -> None:
     name = "xllamacpp-2026.10.11549-cp310-abi3-manylinux2014_x86_64.manylinux_2_17_x86_64.whl"
     assert pip_output.wheel_package(name) == Package("xllamacpp", "2026.10.11549")

@@ -1,7 +1,7 @@
 """Engine processes: started in a group of their own, ended for sure, remembered across a crash of this node.
 
-A child dies with its parent by itself (PR_SET_PDEATHSIG); the state file is the second net, for children that had not
-come that far. Output goes to one file per replica, bounded, whose end is told when the engine fails.
+A child dies with its parent (PR_SET_PDEATHSIG, from the very fork on); the state file is the second net, for where
+there is no such signal. Output goes to one file per replica, bounded, whose end is told when the engine fails.
 """
 
 import asyncio
@@ -168,6 +168,7 @@ class EngineProcesses:
         output = os.open(log_path, os.O_WRONLY | os.O_APPEND)
         try:
             process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "llorch_shared.with_parent", f"--parent={os.getpid()}"),
                 *launch.argv,
                 env=dict(launch.env),
                 cwd=launch.workdir or None,

@@ -75,7 +75,8 @@ class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Tasks one replica decodes at once."""
     quant: str | None = None
     ctx: Annotated[int, Meta(ge=1, le=CTX_MAX)] = 8192
-    preload: bool = True
+    preload: Literal[True] = True
+    """Engines load at start, before the first task (ORCH-3002)."""
     sampler_profile_version: Name = "v1"
     queue: QueueSpec = QueueSpec()
     timeouts: TimeoutSpec = TimeoutSpec()

@@ -70,7 +70,7 @@ def plan_launch(
         argv += ["--ctx-size", context, "--parallel", str(spec.slots)]
         argv += ["--batch-size", str(CPU_BATCH)] if device.cpu else ["--gpu-layers", str(ALL_LAYERS)]
     else:
-        argv = [sys.executable, "-m", "llorch_shared.with_parent", *engine.entry, *common]
+        argv = [*engine.entry, *common]
         argv += ["-c", context, "--parallel", str(spec.slots), "--no-webui", "--metrics", "--slots"]
         argv += ["-fit", "off", "-cram", "0"]
         argv += ["--no-cont-batching"] if spec.slots == 1 else []

@@ -47,6 +47,7 @@ async def run(
         "-P",
         "-m",
         "llorch_shared.with_parent",
+        f"--parent={os.getpid()}",
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
