@@ -17,6 +17,7 @@ from llorch_poold.run_store import RunStore
 from llorch_shared import streams
 from llorch_shared.audit import Audit
 from llorch_shared.bus import nats
+from llorch_shared.bus.patience import ensure_patiently
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
@@ -61,9 +62,9 @@ async def serve(settings: Settings, environment: Mapping[str, str], password: Se
             return 0
         bus = connecting.result()
         try:
-            await bus.ensure(
-                streams.base(token_bytes_max=settings.nats.token_bytes_max, replicas=settings.nats.replicas)
-            )
+            base = streams.base(token_bytes_max=settings.nats.token_bytes_max, replicas=settings.nats.replicas)
+            if not await ensure_patiently(bus, base, stop):
+                return BUS_LOST if stop.reason == BUS_ENDED else 0
             context = _context(bus, settings, metrics)
             node = Node(
                 context,

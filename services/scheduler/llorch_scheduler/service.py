@@ -17,6 +17,7 @@ from llorch_scheduler.term_loop import TermLoop
 from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
 from llorch_shared.bus.nats import connect
+from llorch_shared.bus.patience import ensure_patiently, unless_stopped
 from llorch_shared.bus.port import Bus, BusError, Message
 from llorch_shared.lifecycle import Stop
 from llorch_shared.live_table import LiveTable
@@ -53,7 +54,9 @@ class Scheduler:
     async def run(self, stop: Stop) -> None:
         """Until asked to stop. The bus stays open."""
         nats = self._settings.nats
-        await self._bus.ensure(streams.base(token_bytes_max=nats.token_bytes_max, replicas=nats.replicas))
+        base = streams.base(token_bytes_max=nats.token_bytes_max, replicas=nats.replicas)
+        if not await ensure_patiently(self._bus, base, stop):
+            return
         await self._bus.subscribe(subjects.ALL_RUNS_LIVE, self._run_changed)
         await self._bus.subscribe(subjects.ALL_CANCEL_SIGNALS, self._cancel_wished)
         self._bus.on_disconnect(self._disconnected)
@@ -136,9 +139,15 @@ async def main(settings: Settings, stop: Stop) -> int:
         closed = True
         stop.wish("the bus connection ended for good")
 
-    bus = await connect(
-        settings.nats, name="scheduler", password=secret("NATS_PASSWORD"), metrics=metrics, on_closed=on_closed
+    bus = await unless_stopped(
+        stop,
+        connect(
+            settings.nats, name="scheduler", password=secret("NATS_PASSWORD"), metrics=metrics, on_closed=on_closed
+        ),
     )
+    if bus is None:
+        endpoint.close()
+        return 0
     scheduler = Scheduler(bus, settings, metrics)
     narrate(
         log,

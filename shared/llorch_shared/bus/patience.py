@@ -1,0 +1,65 @@
+"""A service's start on a bus that is not there yet: wait, say why, and stop when asked to.
+
+A server that is up without JetStream, or whose streams have no leader yet, is no reason to end: whoever starts this
+process again would find the same.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.lifecycle import Stop
+from llorch_shared.streams import Topology
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PAUSE_FIRST_S: Final = 0.2
+PAUSE_MAX_S: Final = 5.0
+CANCELS_MAX: Final = 10
+CANCEL_AGAIN_S: Final = 0.2
+"""A wait inside the bus client may swallow a cancel that arrives as it ends (`asyncio.wait_for` before 3.12)."""
+
+
+async def unless_stopped(stop: Stop, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`; None when the wish to stop came first. Raises what `work` raises."""
+    doing = asyncio.create_task(work)
+    wish = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((doing, wish), return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        return None
+    finally:
+        wish.cancel()
+        for _ in range(CANCELS_MAX):
+            if doing.done():
+                break
+            doing.cancel()
+            await asyncio.wait((doing,), timeout=CANCEL_AGAIN_S)
+
+
+async def ensure_patiently(bus: Bus, topology: Topology, stop: Stop) -> bool:
+    """True when the topology stands; false when the wish to stop came first. Never raises BusError."""
+    return await unless_stopped(stop, _ensure(bus, topology)) is not None
+
+
+async def _ensure(bus: Bus, topology: Topology) -> bool:
+    pause = PAUSE_FIRST_S
+    while True:
+        try:
+            await bus.ensure(topology)
+            return True
+        except BusError as error:
+            log.warning(
+                "%s cannot start yet, again in %.1f s: %s",
+                bus.name,
+                pause,
+                str(error) or type(error).__name__,
+                extra={"action": "bus.waits"},
+            )
+        await asyncio.sleep(pause)
+        pause = min(PAUSE_MAX_S, 2 * pause)
