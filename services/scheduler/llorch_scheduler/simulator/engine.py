@@ -1,0 +1,106 @@
+"""One engine process: a batch of tasks that share its time.
+
+Tasks in the same phase progress at the same rate, so one counter per phase says how many tokens each has been given
+since the engine started, and a task ends its phase when that counter reaches the value it was entered with. A change of
+occupancy costs O(log slots), however many tasks are in the batch.
+"""
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Final
+
+from llorch_scheduler.simulator.clock import Clock
+from llorch_scheduler.simulator.scenario import Hardware
+from llorch_scheduler.simulator.tasks import SimTask
+
+_EPSILON: Final = 1e-5
+"""Tokens. What is nearer to its end than this has ended: rounding of a clock that runs for weeks stays far below."""
+
+
+class SlotExceeded(AssertionError):
+    """More tasks than slots were started on an engine: the core broke its word."""
+
+
+class Engine:
+    """Calls `done(task)` when a task has its last token."""
+
+    __slots__ = (
+        "_clock", "_decoded", "_decoding", "_done", "_entered", "_hardware", "_plan", "_read", "_reading", "_slots",
+        "_touched_ms", "stopped",
+    )  # fmt: skip
+
+    def __init__(self, hardware: Hardware, slots: int, clock: Clock, done: Callable[[SimTask], None]) -> None:
+        self._hardware: Final = hardware
+        self._slots: Final = slots
+        self._clock: Final = clock
+        self._done: Final = done
+        self._reading: Final[list[tuple[float, int, SimTask]]] = []
+        self._decoding: Final[list[tuple[float, int, SimTask]]] = []
+        self._read = 0.0
+        self._decoded = 0.0
+        self._entered = 0
+        self._touched_ms = clock.now_ms
+        self._plan = 0
+        self.stopped = False
+
+    @property
+    def busy(self) -> int:
+        return len(self._reading) + len(self._decoding)
+
+    def start(self, task: SimTask) -> None:
+        """Raises SlotExceeded."""
+        if self.busy >= self._slots:
+            raise SlotExceeded(f"{task.task_id} was started on an engine whose {self._slots} slots are taken")
+        self._catch_up()
+        self._entered += 1
+        if task.prompt:
+            heappush(self._reading, (self._read + task.prompt, self._entered, task))
+        else:
+            heappush(self._decoding, (self._decoded + task.output, self._entered, task))
+        self._plan_next()
+
+    def stop(self) -> None:
+        """The process is gone; nothing it had is heard of again."""
+        self.stopped = True
+        self._reading.clear()
+        self._decoding.clear()
+
+    def _read_per_ms(self) -> float:
+        return self._hardware.prefill_per_s / 1000 / len(self._reading)
+
+    def _decode_per_ms(self) -> float:
+        return 1 / (self._hardware.step_ms + self._hardware.step_per_task_ms * self.busy)
+
+    def _catch_up(self) -> None:
+        passed_ms = self._clock.now_ms - self._touched_ms
+        self._touched_ms = self._clock.now_ms
+        if passed_ms <= 0:
+            return
+        if self._reading:
+            self._read += passed_ms * self._read_per_ms()
+        if self._decoding:
+            self._decoded += passed_ms * self._decode_per_ms()
+
+    def _plan_next(self) -> None:
+        self._plan += 1
+        waits = []
+        if self._reading:
+            waits.append((self._reading[0][0] - self._read) / self._read_per_ms())
+        if self._decoding:
+            waits.append((self._decoding[0][0] - self._decoded) / self._decode_per_ms())
+        if waits:
+            self._clock.after(min(waits), self._wake, self._plan)
+
+    def _wake(self, plan: int) -> None:
+        if self.stopped or plan != self._plan:
+            return
+        self._catch_up()
+        while self._reading and self._reading[0][0] <= self._read + _EPSILON:
+            _, number, task = heappop(self._reading)
+            heappush(self._decoding, (self._decoded + task.output, number, task))
+        ended = []
+        while self._decoding and self._decoding[0][0] <= self._decoded + _EPSILON:
+            ended.append(heappop(self._decoding)[2])
+        self._plan_next()
+        for task in ended:
+            self._done(task)

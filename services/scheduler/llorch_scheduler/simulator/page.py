@@ -1,0 +1,105 @@
+"""The result as one HTML page that needs nothing else: style and drawings are inside, nothing is fetched or run."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Final
+
+from llorch_scheduler.simulator.plot import chart, lines_of
+from llorch_scheduler.simulator.result import Group, Result
+
+_STYLE: Final = """
+:root{color-scheme:light dark;--paper:#fff;--ink:#1b1f24;--soft:#5b6570;--rule:#dfe3e8;
+--line-0:#1f6fd1;--line-1:#c4561b;--line-2:#188562;--line-3:#8a4fb8;--line-4:#a3790c;--line-5:#b8326b}
+@media(prefers-color-scheme:dark){:root{--paper:#14171b;--ink:#e6e9ed;--soft:#9aa5b1;--rule:#2c333b;
+--line-0:#6aa9f5;--line-1:#f0935e;--line-2:#4fc49c;--line-3:#c093ea;--line-4:#d9b24a;--line-5:#ee7aa8}}
+body{margin:0 auto;max-width:62rem;padding:1.5rem;background:var(--paper);color:var(--ink);
+font:15px/1.5 system-ui,sans-serif}
+h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem}p,small{color:var(--soft)}
+.partial{color:var(--line-1);font-weight:600}
+dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.75rem;margin:1.25rem 0}
+dt{color:var(--soft);font-size:.85rem}dd{margin:0;font-size:1.25rem;font-variant-numeric:tabular-nums}
+figure{margin:1.5rem 0}figcaption{font-weight:600}figure ul{list-style:none;display:flex;flex-wrap:wrap;gap:1rem;
+margin:.25rem 0 0;padding:0;color:var(--soft)}figure i{display:inline-block;width:1.4rem;margin-right:.4rem;
+vertical-align:middle}
+svg{width:100%;height:auto}svg text{fill:var(--soft);font-size:11px}.grid{stroke:var(--rule)}
+div{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
+th{color:var(--soft);font-weight:500}th:first-child,td:first-child{text-align:left}
+"""
+
+
+def page(result: Result) -> str:
+    series = result.series
+    waits = [*lines_of(series.wait_p50_s, suffix=" median"), *lines_of(series.wait_p95_s, suffix=" 95 %", dashed=True)]
+    parts = [
+        f"<h1>{escape(result.scenario)}</h1><p>{escape(result.about)}; seed {result.seed}, scale {result.scale:g}</p>",
+        '<p class="partial">Stopped early: this is what had happened by then.</p>' if result.partial else "",
+        _facts(result),
+        chart("Waits by class", "seconds from admission to the engine, by start time", series.at_s, waits),
+        chart("Tasks in the queues", "mean, by class", series.at_s, lines_of(series.queued)),
+        chart("Utilisation", "busy by ready slots, by pool", series.at_s, lines_of(series.utilisation), top=1.0),
+        chart("Refused tries", "per second", series.at_s, lines_of({"refused": series.refused_per_s})),
+        "<h2>Classes</h2>" + _groups(result.classes),
+        "<h2>Tenants</h2>" + _groups(result.tenants),
+        "<h2>Pools</h2>" + _pools(result),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(result.scenario)}: simulation</title><style>{_STYLE}</style></head>\n"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _facts(result: Result) -> str:
+    ends = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in result.outcomes.items() if number)
+    facts = {
+        "tasks arrived": f"{result.arrived:,}",
+        "ended": ends or "none",
+        "simulated": f"{result.simulated_s:,.0f} s",
+        "tokens per second": f"{result.tokens_per_s:,.0f}",
+        "utilisation": f"{100 * result.utilisation:.1f} %",
+        "refused tries": f"{result.refusals:,}",
+        "placed again": f"{sum(result.requeues.values()):,}",
+        "predicted start, median error": f"{100 * result.prediction.error_median_ratio:.0f} %",
+    }
+    return (
+        "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{escape(fact)}</dd></div>" for name, fact in facts.items()) + "</dl>"
+    )
+
+
+def _groups(groups: Sequence[Group]) -> str:
+    head = (
+        "", "class", "arrived", "done", "gave up", "expired", "failed", "wait p50 s", "p95", "p99", "tokens/s",
+    )  # fmt: skip
+    rows = [
+        (
+            group.name, group.priority, f"{group.arrived:,}", f"{group.done:,}", f"{group.gave_up:,}",
+            f"{group.expired:,}", f"{group.failed:,}", _seconds(group.wait_ms.p50), _seconds(group.wait_ms.p95),
+            _seconds(group.wait_ms.p99), f"{group.tokens_per_s:,.1f}",
+        )
+        for group in groups
+    ]  # fmt: skip
+    return _table(head, rows)
+
+
+def _pools(result: Result) -> str:
+    rows = [
+        (
+            pool.pool_id, f"{pool.replicas}", f"{pool.slots}", f"{100 * pool.utilisation:.1f} %",
+            f"{pool.tokens_per_s:,.1f}", ", ".join(f"{name} {peak}" for name, peak in pool.queue_peak.items()),
+            ", ".join(f"{reason} {number:,}" for reason, number in pool.refusals.items()) or "none",
+        )
+        for pool in result.pools
+    ]  # fmt: skip
+    return _table(("", "replicas", "slots", "utilisation", "tokens/s", "longest queue", "refused"), rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<div><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _seconds(ms: float) -> str:
+    return f"{ms / 1000:,.2f}"

@@ -1,0 +1,259 @@
+"""The loop: the core's effects become events of the cluster, and what happens there becomes events of the core.
+
+Effects are performed as the live performer does: store the run record by compare-and-set, then what it entails, then
+acknowledge, then tell the core. Each takes `store_ms`, and any number are under way at once. Nothing is lost on this
+bus; what a lossy one does to the core is shown by the random walks of its own tests.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from llorch_scheduler.core.effects import Ack, End, Place, PlaceAgain, Requeue, TellLoad
+from llorch_scheduler.core.events import (
+    AdmissionRef,
+    BacklogRead,
+    Event,
+    PoolChanged,
+    Rebuilt,
+    ReplicaLost,
+    ReplicaReported,
+    RunChanged,
+    TaskArrived,
+    Tick,
+    WriteDone,
+    WriteRefused,
+)
+from llorch_scheduler.core.queue import CLASSES
+from llorch_scheduler.core.scheduler import SchedulerCore
+from llorch_scheduler.simulator.bus import AdmissionQueue, RunStore
+from llorch_scheduler.simulator.clients import Clients
+from llorch_scheduler.simulator.clock import Clock
+from llorch_scheduler.simulator.measurement import Measurement
+from llorch_scheduler.simulator.nodes import Nodes
+from llorch_scheduler.simulator.scenario import Scenario
+from llorch_scheduler.simulator.tasks import SimTask
+from llorch_shared.states import FINAL
+from llorch_shared.wire.registry import PoolLoad, ReplicaRecord
+from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.task import Determinism, TaskRequest, TaskState, Workload
+
+BEGAN_MS: Final = 1_000_000_000_000
+"""Unix milliseconds at which every simulation begins: the core reads zero as "never"."""
+TICK_MS: Final = 50.0
+"""As the live loop ticks."""
+SESSION: Final = "00000000-0000-4000-8000-000000000000"
+STEPS_PER_LOOK: Final = 1_024
+
+Going = Callable[["Simulation"], bool]
+"""Asked every 1,024 steps; false ends the simulation with what it has."""
+
+
+class Simulation:
+    """One scenario and seed. `run` once."""
+
+    def __init__(self, scenario: Scenario, seed: int) -> None:
+        """Raises ScenarioError."""
+        scenario.check()
+        self.scenario: Final = scenario
+        self.seed: Final = seed
+        self.clock: Final = Clock()
+        self.core: Final = SchedulerCore(actor="simulator")
+        self.measured: Final = Measurement([pool.spec.id for pool in scenario.pools], CLASSES)
+        self.tasks: Final[dict[str, SimTask]] = {}
+        """Admitted and not ended."""
+        self.arrived_count = 0
+        self.ended_count = 0
+        self.partial = False
+        self.ended_ms = 0.0
+        """When the last task ended."""
+        self._specs: Final = {pool.spec.id: pool.spec for pool in scenario.pools}
+        self._queues: Final = {
+            (pool.spec.id, priority): AdmissionQueue(pool.spec.id, priority, pool.spec.queue.capacity)
+            for pool in scenario.pools
+            for priority in CLASSES
+        }
+        self._streams: Final = {queue.stream: (key, queue) for key, queue in self._queues.items()}
+        self._runs: Final = RunStore()
+        self._loads: Final[dict[str, PoolLoad]] = {}
+        self._registered: Final[dict[str, set[str]]] = {pool: set() for pool in self._specs}
+        self._nodes: Final = Nodes(scenario, self.clock, self)
+        self._clients: Final = Clients(scenario, seed, clock=self.clock, queues=self._queues, outside=self)
+
+    def run(self, going: Going = lambda _: True) -> "Simulation":
+        """Until every task has ended, or `going` says no."""
+        for spec in self._specs.values():
+            self._tell(PoolChanged(at_ms=self.wall_ms(), spec=spec))
+            for priority in CLASSES:
+                self._tell(BacklogRead(at_ms=self.wall_ms(), pool_id=spec.id, priority=priority))
+        self._tell(Rebuilt(at_ms=self.wall_ms(), run_seq=0))
+        self._nodes.begin()
+        self._clients.begin()
+        self.clock.after(TICK_MS, self._tick)
+        self.clock.after(0, self._sample)
+        while not self.over:
+            if self.clock.steps % STEPS_PER_LOOK == 0 and not going(self):
+                self.partial = True
+                self.ended_ms = self.clock.now_ms
+                break
+            self.clock.step()
+        self.measured.sample(self.clock.now_ms)
+        return self
+
+    @property
+    def over(self) -> bool:
+        return self._clients.exhausted and self.ended_count >= self.arrived_count
+
+    def wall_ms(self) -> int:
+        return BEGAN_MS + int(self.clock.now_ms)
+
+    def _tick(self, _: None) -> None:
+        self._tell(Tick(at_ms=self.wall_ms()))
+        self.clock.after(TICK_MS, self._tick)
+
+    def _sample(self, _: None) -> None:
+        self.measured.sample(self.clock.now_ms)
+        self.clock.after(self.measured.sample_ms, self._sample)
+
+    # the core
+
+    def _tell(self, event: Event) -> None:
+        for effect in self.core.handle(event):
+            match effect:
+                case Place() | Requeue() | End():
+                    self.clock.after(self.scenario.store_ms, self._write, effect)
+                case PlaceAgain():
+                    self._place(effect.record, effect.run_seq)
+                case Ack():
+                    self._ack(effect.ref)
+                case TellLoad():
+                    self._loads[effect.load.pool_id] = effect.load
+
+    def _write(self, effect: Place | Requeue | End) -> None:
+        record, ref = effect.record, None if isinstance(effect, Requeue) else effect.ref
+        seq = self.write_run(record, effect.expect_seq)
+        if not seq:
+            self._yield_to(effect, ref)
+            return
+        if isinstance(effect, Place):
+            self._place(record, seq)
+        elif isinstance(effect, Requeue):
+            self.measured.requeues[effect.reason] += 1
+        self._ack(ref)
+        self._tell(WriteDone(at_ms=self.wall_ms(), ticket=effect.ticket, task_id=record.task_id, run_seq=seq))
+
+    def _yield_to(self, effect: Place | Requeue | End, ref: AdmissionRef | None) -> None:
+        """Somebody wrote the run record first."""
+        stored = self._runs.get(effect.record.task_id)
+        assert stored is not None, "a record that was never stored cannot have a sequence"
+        record, seq = stored
+        if record.state is TaskState.PLACED and record.replica_id:
+            self._place(record, seq)
+        self._ack(ref)
+        self._tell(
+            WriteRefused(at_ms=self.wall_ms(), ticket=effect.ticket, task_id=record.task_id, record=record, run_seq=seq)
+        )
+
+    def _place(self, record: RunRecord, run_seq: int) -> None:
+        self._nodes.replicas[record.replica_id].place(record, run_seq, self.scenario.claim_ms)
+
+    def _ack(self, ref: AdmissionRef | None) -> None:
+        if ref is not None:
+            key, queue = self._streams[ref.stream]
+            if queue.ack(ref):
+                self.measured.depth[key].add(-1, self.clock.now_ms)
+
+    # what nodes say
+
+    def write_run(self, record: RunRecord, expect_seq: int) -> int:
+        """Compare-and-set; everybody is told of what was stored. Returns its sequence, 0 when somebody was first."""
+        seq = self._runs.store(record, expect_seq, self.clock.now_ms)
+        if seq:
+            self._tell(RunChanged(at_ms=self.wall_ms(), record=record, seq=seq))
+            if record.state in FINAL:
+                self._end(self.tasks.pop(record.task_id), str(record.state))
+        return seq
+
+    def reported(self, record: ReplicaRecord) -> None:
+        self._registered[record.pool_id].add(record.replica_id)
+        self._tell(ReplicaReported(at_ms=self.wall_ms(), record=record))
+
+    def lost(self, replica_id: str, pool_id: str) -> None:
+        self._registered[pool_id].discard(replica_id)
+        self._tell(ReplicaLost(at_ms=self.wall_ms(), replica_id=replica_id))
+
+    def task(self, task_id: str) -> SimTask:
+        return self.tasks[task_id]
+
+    def started(self, task: SimTask) -> None:
+        if task.started_ms < 0:
+            task.started_ms = self.clock.now_ms
+            self.measured.started(task, self.clock.now_ms)
+
+    def slots_changed(self, pool_id: str, *, busy: int = 0, ready: int = 0) -> None:
+        if busy:
+            self.measured.busy[pool_id].add(busy, self.clock.now_ms)
+        if ready:
+            self.measured.ready[pool_id].add(ready, self.clock.now_ms)
+
+    # what clients say
+
+    def load(self, pool_id: str) -> PoolLoad | None:
+        return self._loads.get(pool_id)
+
+    def served(self, pool_id: str) -> bool:
+        """A replica of the pool is in the registry, whatever its state."""
+        return bool(self._registered[pool_id])
+
+    def arrived(self, task: SimTask) -> None:
+        self.arrived_count += 1
+        self.measured.outcomes[task.tenant, task.priority, "arrived"] += 1
+
+    def refused(self, task: SimTask, reason: str) -> None:
+        self.measured.refusals[task.flow.pool_id, task.priority, reason] += 1
+        if task.refusals > 1:
+            self.measured.returned += 1
+
+    def gave_up(self, task: SimTask, reason: str) -> None:
+        self._end(task, "too_long" if reason == "too_long" else "gave_up")
+
+    def admitted(self, task: SimTask, queue: AdmissionQueue, seq: int) -> None:
+        if task.refusals:
+            self.measured.returned += 1
+            self.measured.returned_admitted += 1
+        self.tasks[task.task_id] = task
+        self.measured.depth[task.flow.pool_id, task.priority].add(1, self.clock.now_ms)
+        self._tell(self._arrival(task, AdmissionRef(queue.stream, seq)))
+
+    def _arrival(self, task: SimTask, ref: AdmissionRef) -> TaskArrived:
+        spec = self._specs[task.flow.pool_id]
+        return TaskArrived(
+            at_ms=self.wall_ms(),
+            ref=ref,
+            task_id=task.task_id,
+            pool_id=spec.id,
+            priority=task.priority,
+            tenant=task.tenant,
+            lane="simulator",
+            correlation_id=task.task_id,
+            channel="http",
+            admitted_ms=self.wall_ms(),
+            request=TaskRequest(
+                task_id=task.task_id,
+                session_id=SESSION,
+                workload=Workload.COMPLETION,
+                model_ref=spec.model,
+                engine=spec.engine,
+                ctx=max(1, task.prompt + task.output),
+                priority=task.priority,
+                max_tokens=task.output,
+                deadline_ms=task.flow.deadline_ms,
+                determinism=Determinism.STRICT,
+                prompt="",
+            ),
+        )
+
+    def _end(self, task: SimTask, outcome: str) -> None:
+        self.ended_count += 1
+        self.ended_ms = self.clock.now_ms
+        self.measured.ended(task, outcome)
+        self._clients.ended(task)

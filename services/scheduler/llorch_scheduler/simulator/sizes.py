@@ -1,0 +1,36 @@
+"""How long prompts and answers are: distributions over tokens, drawn from a given source of chance."""
+
+from math import log
+from random import Random
+
+import msgspec
+
+
+class Fixed(msgspec.Struct, frozen=True, tag="fixed"):
+    tokens: int
+
+    def draw(self, _dice: Random) -> int:
+        return self.tokens
+
+
+class Exponential(msgspec.Struct, frozen=True, tag="exponential"):
+    """Mean in tokens, rounded to whole ones, at least one."""
+
+    mean: float
+
+    def draw(self, dice: Random) -> int:
+        return max(1, round(dice.expovariate(1 / self.mean)))
+
+
+class LogNormal(msgspec.Struct, frozen=True, tag="lognormal"):
+    """Half of the draws lie below `median`; `sigma` is the spread of the logarithm; cut at `most`."""
+
+    median: float
+    sigma: float
+    most: int
+
+    def draw(self, dice: Random) -> int:
+        return min(self.most, max(1, round(dice.lognormvariate(log(self.median), self.sigma))))
+
+
+Sizes = Fixed | Exponential | LogNormal
