@@ -23,6 +23,8 @@ REG: Final = "KV_REG"
 SPEC: Final = "KV_SPEC"
 
 PLACEMENTS_PER_REPLICA_MAX: Final = 4096
+PLACEMENT_TTL_S: Final = 3600
+"""An unclaimed placement is taken back within a minute; what lies for a replica that never returns goes away."""
 REGISTRY_TTL_S: Final = 3
 REGISTRY_RENEW_S: Final = 1.0
 DEDUPE_WINDOW_S: Final = 600
@@ -75,6 +77,7 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
             discard="new",
             max_msgs_per_subject=PLACEMENTS_PER_REPLICA_MAX,
             discard_new_per_subject=True,
+            max_age=PLACEMENT_TTL_S * _SECOND,
             duplicate_window=DEDUPE_WINDOW_S * _SECOND,
             max_bytes=1024 * _MIB,
             allow_direct=True,

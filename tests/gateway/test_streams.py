@@ -51,6 +51,15 @@ async def test_a_second_reader_and_a_late_one_get_the_same_bytes(cluster: Cluste
     assert bodies == {b"retry: 1000\n\n" + STARTED + tokens(0, 4) + end(5)}
 
 
+async def test_what_is_no_frame_breaks_no_stream(cluster: Cluster, door: Door) -> None:
+    task = await door.submit()
+    await cluster.record(run_record(task, TaskState.RUNNING, lane=door.lane))
+    await cluster.publish(door.lane, task, STARTED, b"no frame", tokens(0, 1), b"id: x", end(2))
+    other = await cluster.gateway()
+    for reply in (await door.stream(task).end(), await other.stream(task).end()):
+        assert reply.names == ["started", "token 1-0", "token 1-1", "end 1-2"]
+
+
 @pytest.mark.parametrize("header", [True, False])
 async def test_a_resumed_stream_goes_on_after_its_cursor_on_any_gateway(
     cluster: Cluster, door: Door, header: bool

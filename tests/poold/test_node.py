@@ -132,6 +132,21 @@ async def test_a_wish_stored_before_the_claim_is_obeyed(nats_server: NatsServer,
         assert task.tokens == []
 
 
+async def test_a_wish_nobody_can_read_is_a_wish_and_harms_no_neighbour(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=20, slots=2)]) as node:
+        await node.ready()
+        pid = node.pid()
+        neighbour = await node.place(max_tokens=10)
+        request = task_request(max_tokens=1000)
+        await node.bus.store(subjects.cancel(request.task_id), b"now!")
+        task = await node.place(request)
+        await node.until_ended(task)
+        assert task.data("end")[0]["finish_reason"] == "cancelled"
+        await node.until_ended(neighbour)
+        assert (await node.run_of(neighbour.task_id))[0].attempt == 1
+        assert node.pid() == pid, "the engine lives"
+
+
 async def test_an_engine_that_does_not_let_go_is_killed(nats_server: NatsServer, tmp_path: Path) -> None:
     async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50)]) as node:
         first = await node.ready()

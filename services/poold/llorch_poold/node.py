@@ -27,7 +27,6 @@ from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
 from llorch_shared.settings import Settings
 from llorch_shared.wire.registry import NodeRecord
-from llorch_shared.wire.run import CANCEL_DECODER
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 
 log = logging.getLogger(__name__)
@@ -209,14 +208,8 @@ class Node:
     def _on_cancel(self, message: Message) -> None:
         task_id = subjects.last_token(message.subject)
         run = next((run for run in self._runs() if run.task_id == task_id), None)
-        if run is None:
-            return
-        try:
-            wish = CANCEL_DECODER.decode(message.data)
-        except msgspec.DecodeError:
-            run.cancel("client")
-        else:
-            run.cancel(wish.reason, wish.requested_ms)
+        if run is not None:
+            run.wished(message.data)
 
     def _runs(self) -> list[TaskRun]:
         return [run for replica in self._replicas.values() for run in replica.runs.values()]

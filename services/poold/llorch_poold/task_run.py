@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from llorch_poold.adapters.port import (
     EngineBusy,
     EngineFailure,
@@ -120,6 +122,15 @@ class TaskRun:
         self._cancel_requested_ms = requested_ms
         self._conclude(Cancelled(reason))
 
+    def wished(self, data: bytes) -> None:
+        """A wish names its task by its subject; what cannot be read of its payload is not needed to obey it."""
+        try:
+            wish = CANCEL_DECODER.decode(data)
+        except msgspec.DecodeError:
+            self.cancel("client")
+        else:
+            self.cancel(wish.reason, wish.requested_ms)
+
     def lose(self, reason: str) -> None:
         """The engine is gone, or must go."""
         self._conclude(Lost(reason))
@@ -137,8 +148,7 @@ class TaskRun:
                     return
                 continue
             if message is not None and not message.deleted:
-                wish = CANCEL_DECODER.decode(message.data)
-                self.cancel(wish.reason, wish.requested_ms)
+                self.wished(message.data)
             return
 
     async def _claim(self) -> bool:

@@ -13,6 +13,7 @@ from llorch_gateway.core import record as records
 from llorch_gateway.relay.channel import Seat
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.wire.frames import BadFrame
 from llorch_shared.wire.run import RUN_DECODER, RunRecord
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class Stream:
                 )
                 for message in messages:
                     position = message.seq + 1
-                    if not reader.replayed(message.data) and not refused_at:
+                    if not self._taken(message.data) and not refused_at:
                         refused_at = message.seq
                 data = reader.take()
                 if data:
@@ -109,6 +110,14 @@ class Stream:
             self._pace_s, self._missing_since = 0.0, None
         else:
             self._again_later(progress=reader.next_index > before)
+
+    def _taken(self, data: bytes) -> bool:
+        """What is no frame is passed over, as it is when it comes live."""
+        try:
+            return self._reader.replayed(data)
+        except BadFrame as error:
+            log.warning("a stored message on the token subject of %s is not a frame: %s", self._task, error)
+            return True
 
     def _again_later(self, *, progress: bool) -> None:
         """Pace the next replay; give the stream up when its tokens have been missing for too long."""
