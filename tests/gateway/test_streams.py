@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from llorch_shared import streams
+from llorch_gateway import service
+from llorch_shared import streams, subjects
 from llorch_shared.bus.memory import MemoryBus
 from llorch_shared.errors import ErrorBody, ErrorCode
 from llorch_shared.wire.frames import Metrics, encode_metrics
@@ -212,6 +213,23 @@ async def test_stopping_ends_every_stream_with_a_word_and_the_client_goes_on_els
     resumed = other.stream(task, after="1-2")
     await cluster.publish(door.lane, task, tokens(3, 3), end(4))
     assert (await resumed.end()).names == ["token 1-3", "end 1-4"]
+
+
+async def test_a_cancel_that_waits_for_its_receipt_is_answered_before_the_gateway_goes(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "ANSWERS_STOP_S", 0.05)
+    door = await cluster.gateway(cancel_wait_ms=60_000)
+    task = await door.submit()
+    await cluster.record(run_record(task, TaskState.RUNNING, lane=door.lane))
+    reply = door.open("POST", f"/v1/tasks/{task}/cancel")
+    await settle()
+    async with asyncio.timeout(5):
+        await door.gateway.stop_serving()
+        await reply.end()
+    assert (reply.status, reply.error.code) == (503, ErrorCode.POOL_UNAVAILABLE)
+    assert "stopping" in reply.error.message
+    assert await cluster.bus.last(streams.RUN, subjects.cancel(task)) is not None, "the wish is kept"
 
 
 async def test_a_reader_that_takes_nothing_does_not_hold_up_the_stop(cluster: Cluster, door: Door) -> None:

@@ -4,9 +4,10 @@ Submission and streaming are raw ASGI because a framework costs more per request
 work itself. Whatever is answered here or there carries X-Correlation-Id, and every error the envelope.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -33,6 +34,9 @@ CALL: Final = "llorch.call"
 """Where the scope carries the Call to Litestar's handlers."""
 OPEN_PATHS: Final = frozenset({"/healthz"})
 SERVED_WHILE_STOPPING: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+STOPPING: Final = "this gateway is stopping; another one, or this one in a moment, takes the request"
+LAST_ANSWERS_S: Final = 0.5
+"""For the answers to those that are told to come back."""
 TASKS_PATH: Final = "/v1/tasks"
 STREAM_SUFFIX: Final = "/stream"
 DRAINED_BODY_MAX: Final = 32 * 1024 * 1024
@@ -69,6 +73,32 @@ class Front:
     tenant: str
     body_bytes_max: int
     stopping: bool = False
+    _answering: set["asyncio.Task[Any]"] = field(default_factory=set)
+    """Requests under way that are not streams."""
+
+    async def finish(self, within_s: float) -> None:
+        """Let what is under way be answered; what takes longer is told to come back, so that nobody is left without
+        a word when the server closes."""
+        for patience_s in (within_s, LAST_ANSWERS_S):
+            if not self._answering:
+                return
+            _, late = await asyncio.wait(tuple(self._answering), timeout=patience_s)
+            for task in late:
+                task.cancel()
+
+    async def _answered(self, work: Awaitable[None]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not self.stopping:
+                raise
+            task.uncancel()
+            raise unavailable(STOPPING) from None
+        finally:
+            self._answering.discard(task)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,16 +108,16 @@ class Front:
         path = scope["path"]
         try:
             if self.stopping and path not in SERVED_WHILE_STOPPING:
-                raise unavailable("this gateway is stopping; another one, or this one in a moment, takes the request")
+                raise unavailable(STOPPING)
             identity = "" if path in OPEN_PATHS else self.auth.identify(_caller(scope, headers))
             call = Call(correlation, identity, "http", self.tenant)
             if path == TASKS_PATH:
-                await self._submit(scope, receive, send, call, headers)
+                await self._answered(self._submit(scope, receive, send, call, headers))
             elif path.endswith(STREAM_SUFFIX) and path.startswith(TASKS_PATH):
                 await self._stream(scope, receive, send, call, headers)
             else:
                 scope[CALL] = call
-                await self.control(scope, receive, _correlated(send, correlation))
+                await self._answered(self.control(scope, receive, _correlated(send, correlation)))
         except Exception as error:  # noqa: BLE001  (this is the edge: every failure becomes an answer)
             await reply_error(send, as_orch_error(error, correlation), correlation)
 

@@ -44,6 +44,8 @@ CANCELS_MAX: Final = 10
 CANCEL_AGAIN_S: Final = 0.2
 """A wait inside the bus client may swallow a cancel that arrives as it ends (`asyncio.wait_for` before 3.12)."""
 STREAMS_STOP_S: Final = 2.0
+ANSWERS_STOP_S: Final = 2.0
+"""Requests under way get this long to be answered before they are told to come back."""
 REQUESTS_BESIDE_STREAMS: Final = 2048
 """Requests at once that are not streams; more wait in the kernel's queue."""
 
@@ -149,6 +151,7 @@ class Gateway:
         self.front.stopping = True
         await self._bus_api.stop()
         await self._streams.stop(STREAMS_STOP_S)
+        await self.front.finish(ANSWERS_STOP_S)
 
     async def close(self) -> None:
         await self._presence.close()
