@@ -28,6 +28,7 @@ OK: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
 INTERRUPTED: Final = 130
+STDOUT: Final = Path("-")
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tasks", type=int, metavar="N", help="how many tasks arrive (default: the scenario's)")
     made.add_argument("--scale", type=float, default=1.0, metavar="F", help="times the load; the fleet grows with it")
     made.add_argument("--trace", type=Path, metavar="FILE", help="replay a CSV trace (Azure LLM inference, BurstGPT)")
-    made.add_argument("--json", type=Path, metavar="FILE", help="where the result goes (default: standard output)")
+    made.add_argument("--json", type=Path, metavar="FILE", help="where the result goes (default: -, standard output)")
     made.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
     made.add_argument("--progress", choices=("json", "none"), default="none", help="lines on standard error")
     return made
@@ -110,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.html is not None:
             given.html.write_text(page(result), encoding="utf-8")
-        if given.json is not None:
+        if given.json not in (None, STDOUT):
             given.json.write_bytes(encode(result))
         else:
             sys.stdout.buffer.write(encode(result))

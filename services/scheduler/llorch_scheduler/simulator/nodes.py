@@ -74,8 +74,8 @@ class Replica:
 
     # life
 
-    def begin(self, *, provisioned: bool, loaded: bool) -> None:
-        """A life begins: at once ready, or through provisioning and loading."""
+    def begin(self, *, provisioned: bool, loaded: bool, beat_ms: float = BEAT_MS) -> None:
+        """A life begins: at once ready, or through provisioning and loading. Its first beat comes after `beat_ms`."""
         self._life += 1
         self.alive = True
         if loaded:
@@ -85,7 +85,7 @@ class Replica:
         else:
             self._enter(ReplicaState.PROVISIONING)
             self._clock.after(self.plan.provision_ms, self._load, self._life)
-        self._clock.after(BEAT_MS, self._beat, self._life)
+        self._clock.after(beat_ms, self._beat, self._life)
 
     def fail(self) -> None:
         """The node is gone with everything on it; its registry key stays until it expires."""
@@ -202,10 +202,11 @@ class Nodes:
         self._failures: Final = scenario.failures
 
     def begin(self) -> None:
-        """Plan the first lives, a little apart so that not all report at once, and the failures."""
+        """Begin the first lives, with beats spread so that not all report at once; plan the failures."""
         spread = BEAT_MS / max(1, len(self.replicas))
         for index, replica in enumerate(self.replicas.values()):
-            self._clock.at(index * spread, _first_life, replica)
+            warm = replica.plan.warm
+            replica.begin(provisioned=warm, loaded=warm, beat_ms=(index + 1) * spread)
         for failure in self._failures:
             self._clock.at(1000 * failure.at_s, self._fail, failure)
 
@@ -223,7 +224,3 @@ class Nodes:
 
     def _of(self, node: str) -> list[Replica]:
         return [replica for replica in self.replicas.values() if replica.plan.node == node]
-
-
-def _first_life(replica: Replica) -> None:
-    replica.begin(provisioned=replica.plan.warm, loaded=replica.plan.warm)

@@ -46,12 +46,12 @@ def _chat(tenant: str, pool_id: str, per_s: float) -> Flow:
 
 
 def _jobs(tenant: str, pool_id: str, per_s: float) -> Flow:
-    """Work that comes in bursts: twice the mean for ten minutes of every half hour, half of it otherwise."""
+    """Work that comes in bursts: twice the mean for the first third of every ten minutes, half of it otherwise."""
     return Flow(
         tenant=tenant,
         priority=BATCH,
         pool_id=pool_id,
-        arrivals=Bursts(per_s=per_s / 2, burst_per_s=2 * per_s, every_s=1_800, lasts_s=600),
+        arrivals=Bursts(per_s=per_s / 2, burst_per_s=2 * per_s, every_s=600, lasts_s=200),
         prompt=JOB_PROMPT,
         output=JOB_ANSWER,
     )

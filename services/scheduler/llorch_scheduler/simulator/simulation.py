@@ -18,13 +18,13 @@ from llorch_scheduler.core.events import (
     ReplicaLost,
     ReplicaReported,
     RunChanged,
-    TaskArrived,
     Tick,
     WriteDone,
     WriteRefused,
 )
 from llorch_scheduler.core.queue import CLASSES
 from llorch_scheduler.core.scheduler import SchedulerCore
+from llorch_scheduler.simulator.admission import arrival
 from llorch_scheduler.simulator.bus import AdmissionQueue, RunStore
 from llorch_scheduler.simulator.clients import Clients
 from llorch_scheduler.simulator.clock import Clock
@@ -35,13 +35,12 @@ from llorch_scheduler.simulator.tasks import SimTask
 from llorch_shared.states import FINAL
 from llorch_shared.wire.registry import PoolLoad, ReplicaRecord
 from llorch_shared.wire.run import RunRecord
-from llorch_shared.wire.task import Determinism, TaskRequest, TaskState, Workload
+from llorch_shared.wire.task import TaskState
 
 BEGAN_MS: Final = 1_000_000_000_000
 """Unix milliseconds at which every simulation begins: the core reads zero as "never"."""
 TICK_MS: Final = 50.0
 """As the live loop ticks."""
-SESSION: Final = "00000000-0000-4000-8000-000000000000"
 STEPS_PER_LOOK: Final = 1_024
 
 Going = Callable[["Simulation"], bool]
@@ -222,35 +221,8 @@ class Simulation:
             self.measured.returned_admitted += 1
         self.tasks[task.task_id] = task
         self.measured.depth[task.flow.pool_id, task.priority].add(1, self.clock.now_ms)
-        self._tell(self._arrival(task, AdmissionRef(queue.stream, seq)))
-
-    def _arrival(self, task: SimTask, ref: AdmissionRef) -> TaskArrived:
-        spec = self._specs[task.flow.pool_id]
-        return TaskArrived(
-            at_ms=self.wall_ms(),
-            ref=ref,
-            task_id=task.task_id,
-            pool_id=spec.id,
-            priority=task.priority,
-            tenant=task.tenant,
-            lane="simulator",
-            correlation_id=task.task_id,
-            channel="http",
-            admitted_ms=self.wall_ms(),
-            request=TaskRequest(
-                task_id=task.task_id,
-                session_id=SESSION,
-                workload=Workload.COMPLETION,
-                model_ref=spec.model,
-                engine=spec.engine,
-                ctx=max(1, task.prompt + task.output),
-                priority=task.priority,
-                max_tokens=task.output,
-                deadline_ms=task.flow.deadline_ms,
-                determinism=Determinism.STRICT,
-                prompt="",
-            ),
-        )
+        ref = AdmissionRef(queue.stream, seq)
+        self._tell(arrival(task, self._specs[task.flow.pool_id], ref, self.wall_ms()))
 
     def _end(self, task: SimTask, outcome: str) -> None:
         self.ended_count += 1

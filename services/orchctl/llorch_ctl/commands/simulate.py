@@ -1,0 +1,140 @@
+"""`orchctl simulate`: the scheduler's policy under a load that is only simulated."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Group as Stack
+from rich.console import RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from llorch_ctl import simulation
+from llorch_ctl.commands.status import plain_table
+from llorch_ctl.simulation import Group, Simulated, SimulatorProgress
+from llorch_ctl.terminal import ERR, OUT
+
+STDOUT: Final = Path("-")
+TENANTS_SHOWN_MAX: Final = 30
+
+
+def simulate(
+    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="One of those above.")],
+    *,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 1,
+    tasks: Annotated[int | None, typer.Option(help="How many tasks arrive. Default: as the scenario has it.")] = None,
+    scale: Annotated[float, typer.Option(help="Times the load; the fleet grows with it.")] = 1.0,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Replay a CSV trace: Azure LLM inference or BurstGPT.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is standard output.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with plots.")] = None,
+    progress: Annotated[bool, typer.Option(help="Show how far it is, at a terminal.")] = True,
+) -> None:
+    """Run the scheduler's own core against a simulated cluster.
+
+    home: an RTX 3090 and an RTX 3060, people who chat, and a job queue
+
+    team: 20 tenants on four RTX 3090
+
+    fleet: 100 replicas in five pools; --scale makes it larger
+
+    overload: ten times what the cards can do, with clients that come back as told
+
+    node-loss: nodes that die and return
+
+    cold-start: engines that are still loading when the first clients come
+
+    Ctrl-C ends it with what it has (exit code 130).
+    """
+    arguments = [scenario, f"--seed={seed}", f"--scale={scale}"]
+    arguments += [f"--tasks={tasks}"] if tasks is not None else []
+    arguments += [f"--trace={trace}"] if trace is not None else []
+    arguments += [f"--html={html}"] if html is not None else []
+    with tempfile.TemporaryDirectory(prefix="llorch-simulate-") as folder:
+        kept = json_file if json_file not in (None, STDOUT) else None
+        code, document = _run(arguments, kept or Path(folder) / "result.json", shown=progress)
+    if not document:
+        ERR.print("stopped before anything was simulated")
+    elif json_file == STDOUT:
+        sys.stdout.write(document.decode())
+        sys.stdout.flush()
+    else:
+        OUT.print(_table(simulation.read(document)))
+    raise typer.Exit(code)
+
+
+def _run(arguments: list[str], result: Path, *, shown: bool) -> tuple[int, bytes]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=ERR, transient=True, disable=not (shown and ERR.is_terminal)) as bar:
+        task = bar.add_task("simulating", total=None, speed="")
+
+        def told(line: SimulatorProgress) -> None:
+            speed = f"{line.simulated_s:,.0f} s simulated, {line.tasks_per_s:,.0f} tasks/s"
+            bar.update(task, total=line.tasks, completed=line.ended, speed=speed)
+
+        return simulation.simulate(arguments, result, told)
+
+
+def _table(result: Simulated) -> Stack:
+    """Title, facts, then classes, tenants and pools."""
+    title = Text.assemble((result.scenario, "bold"), f"  {result.about}; seed {result.seed}")
+    if result.partial:
+        title.append("  stopped early", "bold yellow")
+    tenants = list(result.tenants)
+    more = len(tenants) - TENANTS_SHOWN_MAX
+    parts: list[RenderableType] = [title, Text(), _facts(result), Text(), _waits("class", list(result.classes)), Text()]
+    parts += [_waits("tenant", tenants[:TENANTS_SHOWN_MAX])]
+    parts += [Text(f"and {more} more: see --json or --html", "bright_black")] if more > 0 else []
+    pools = plain_table("pool", "replicas", "slots", "utilisation", "tokens/s")
+    for pool in result.pools:
+        pools.add_row(
+            pool.pool_id,
+            str(pool.replicas),
+            str(pool.slots),
+            f"{100 * pool.utilisation:.1f} %",
+            f"{pool.tokens_per_s:,.1f}",
+        )
+    return Stack(*parts, Text(), pools)
+
+
+def _facts(result: Simulated) -> Text:
+    ends = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in result.outcomes.items() if number)
+    back = f"; {result.came_back_admitted:,} of {result.came_back:,} that came back as told were admitted"
+    again = ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in result.requeues.items())
+    error = result.prediction
+    told = f"{100 * error.error_median_ratio:.0f} % ({error.error_median_ms / 1000:,.1f} s) over {error.tasks:,} tasks"
+    return Text(
+        f"{result.arrived:,} tasks in {result.simulated_s:,.0f} s simulated: {ends or 'none ended'}\n"
+        f"{result.tokens_per_s:,.0f} tokens/s, utilisation {100 * result.utilisation:.1f} %\n"
+        f"{result.refusals:,} tries refused{back if result.came_back else ''}\n"
+        f"placed again: {again or 'none'}\n"
+        f"predicted start, median error: {told if error.tasks else 'nobody waited a second'}"
+    )
+
+
+def _waits(kind: str, groups: list[Group]) -> Table:
+    table = plain_table(kind, "", "arrived", "done", "gave up", "wait p50 s", "p95", "p99", "tokens/s")
+    for group in groups:
+        waits = (group.wait_ms.p50, group.wait_ms.p95, group.wait_ms.p99)
+        table.add_row(
+            group.name,
+            "" if kind == "class" else group.priority,
+            f"{group.arrived:,}",
+            f"{group.done:,}",
+            f"{group.gave_up:,}",
+            *(f"{wait / 1000:,.2f}" for wait in waits),
+            f"{group.tokens_per_s:,.1f}",
+        )
+    return table

@@ -1,0 +1,150 @@
+"""Runs the scheduler's simulator as a process of its own and reads what it found. Services do not import each other.
+
+The child has a session of its own, so that Ctrl-C reaches only this process, which passes it on once: the child then
+ends with what it has. A second one kills it. It dies with this process, too.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import msgspec
+
+from llorch_ctl.exits import Exit, Problem
+
+SAID_LINES_MAX: Final = 20
+"""Lines of the child kept for the message when it fails."""
+
+
+class SimulatorProgress(msgspec.Struct, frozen=True, kw_only=True):
+    tasks: int
+    ended: int
+    simulated_s: float
+    wall_s: float
+    tasks_per_s: float
+
+
+class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
+    p50: float
+    p95: float
+    p99: float
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    priority: str
+    arrived: int
+    done: int
+    gave_up: int
+    wait_ms: Quantiles
+    tokens_per_s: float
+
+
+class SimulatedPool(msgspec.Struct, frozen=True, kw_only=True):
+    pool_id: str
+    replicas: int
+    slots: int
+    utilisation: float
+    tokens_per_s: float
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    tasks: int
+    error_median_ms: float
+    error_median_ratio: float
+
+
+class Simulated(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of the simulator's result that is shown at a terminal."""
+
+    scenario: str
+    about: str
+    seed: int
+    partial: bool
+    simulated_s: float
+    arrived: int
+    outcomes: dict[str, int]
+    refusals: int
+    came_back: int
+    came_back_admitted: int
+    requeues: dict[str, int]
+    tokens_per_s: float
+    utilisation: float
+    prediction: Prediction
+    classes: tuple[Group, ...]
+    tenants: tuple[Group, ...]
+    pools: tuple[SimulatedPool, ...]
+
+
+_RESULT: Final = msgspec.json.Decoder(Simulated)
+_PROGRESS: Final = msgspec.json.Decoder(SimulatorProgress)
+
+
+def simulate(arguments: Sequence[str], result: Path, told: Callable[[SimulatorProgress], None]) -> tuple[int, bytes]:
+    """Run it to its end; the result is written to `result`. Returns the exit code, 0 or 130, and the document, empty
+    when it was stopped before it had one. Raises Problem."""
+    argv = [sys.executable, "-m", "llorch_shared.with_parent", f"--parent={os.getpid()}"]
+    argv += [
+        sys.executable,
+        "-m",
+        "llorch_scheduler.simulator",
+        *arguments,
+        "--json",
+        str(result),
+        "--progress",
+        "json",
+    ]
+    child = subprocess.Popen(  # noqa: S603  (our own interpreter and module, no shell)
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    said: list[str] = []
+    with child, _passing_on(child) as interrupted:
+        assert child.stderr is not None
+        for line in child.stderr:
+            try:
+                told(_PROGRESS.decode(line))
+            except msgspec.DecodeError:
+                said = [*said, line.decode(errors="replace").rstrip()][-SAID_LINES_MAX:]
+    if child.returncode == Exit.OK or (interrupted() and child.returncode in (Exit.INTERRUPTED, -signal.SIGINT)):
+        return (Exit.INTERRUPTED if interrupted() else Exit.OK), _read(result)
+    if interrupted():
+        return Exit.INTERRUPTED, b""
+    message = "\n".join(said).removeprefix("simulator: ") or f"the simulator ended with {child.returncode}"
+    if child.returncode == Exit.USAGE:
+        raise Problem(message, fix="see: orchctl simulate --help", exit_code=Exit.USAGE)
+    raise Problem(message)
+
+
+def read(document: bytes) -> Simulated:
+    return _RESULT.decode(document)
+
+
+def _read(result: Path) -> bytes:
+    try:
+        return result.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+@contextmanager
+def _passing_on(child: "subprocess.Popen[bytes]") -> Iterator[Callable[[], bool]]:
+    """Hand a wish to stop to the child; the second kills it. Yields a question: was there one?"""
+    wishes: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        wishes.append(number)
+        if child.poll() is None:
+            child.send_signal(signal.SIGINT if len(wishes) == 1 else signal.SIGKILL)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(wishes)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

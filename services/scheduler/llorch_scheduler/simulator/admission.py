@@ -1,0 +1,39 @@
+"""What the scheduler pulls for an admitted task: the event of its admission message."""
+
+from typing import Final
+
+from llorch_scheduler.core.events import AdmissionRef, TaskArrived
+from llorch_scheduler.simulator.tasks import SimTask
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import TaskRequest, Workload
+
+SESSION: Final = "00000000-0000-4000-8000-000000000000"
+LANE: Final = "simulator"
+
+
+def arrival(task: SimTask, spec: PoolSpec, ref: AdmissionRef, at_ms: int) -> TaskArrived:
+    """The prompt is left out: nobody who decides reads it."""
+    return TaskArrived(
+        at_ms=at_ms,
+        ref=ref,
+        task_id=task.task_id,
+        pool_id=spec.id,
+        priority=task.priority,
+        tenant=task.tenant,
+        lane=LANE,
+        correlation_id=task.task_id,
+        channel="http",
+        admitted_ms=at_ms,
+        request=TaskRequest(
+            task_id=task.task_id,
+            session_id=SESSION,
+            workload=Workload.COMPLETION,
+            model_ref=spec.model,
+            engine=spec.engine,
+            ctx=max(1, task.prompt + task.output),
+            priority=task.priority,
+            max_tokens=task.output,
+            deadline_ms=task.flow.deadline_ms,
+            prompt="",
+        ),
+    )
