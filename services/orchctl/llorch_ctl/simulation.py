@@ -8,11 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -100,20 +99,22 @@ def simulate(arguments: Sequence[str], result: Path, told: Callable[[SimulatorPr
         "--progress",
         "json",
     ]
-    child = subprocess.Popen(  # noqa: S603  (our own interpreter and module, no shell)
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
     said: list[str] = []
-    with child, _passing_on(child) as interrupted:
-        assert child.stderr is not None
-        for line in child.stderr:
-            try:
-                told(_PROGRESS.decode(line))
-            except msgspec.DecodeError:
-                said = [*said, line.decode(errors="replace").rstrip()][-SAID_LINES_MAX:]
-    if child.returncode == Exit.OK or (interrupted() and child.returncode in (Exit.INTERRUPTED, -signal.SIGINT)):
-        return (Exit.INTERRUPTED if interrupted() else Exit.OK), _read(result)
-    if interrupted():
+    with _Wishes() as wishes:
+        child = subprocess.Popen(  # noqa: S603  (our own interpreter and module, no shell)
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
+        with child:
+            wishes.pass_to(child)
+            assert child.stderr is not None
+            for line in child.stderr:
+                try:
+                    told(_PROGRESS.decode(line))
+                except msgspec.DecodeError:
+                    said = [*said, line.decode(errors="replace").rstrip()][-SAID_LINES_MAX:]
+    if child.returncode in (Exit.OK, Exit.INTERRUPTED):
+        return child.returncode, result.read_bytes()
+    if wishes.count:
         return Exit.INTERRUPTED, b""
     message = "\n".join(said).removeprefix("simulator: ") or f"the simulator ended with {child.returncode}"
     if child.returncode == Exit.USAGE:
@@ -125,26 +126,31 @@ def read(document: bytes) -> Simulated:
     return _RESULT.decode(document)
 
 
-def _read(result: Path) -> bytes:
-    try:
-        return result.read_bytes()
-    except FileNotFoundError:
-        return b""
+class _Wishes:
+    """Wishes to stop, Ctrl-C or SIGTERM: the first becomes an interrupt of the child, the second kills it."""
 
+    def __init__(self) -> None:
+        self.count = 0
+        self._child: subprocess.Popen[bytes] | None = None
+        self._before: dict[int, Any] = {}
 
-@contextmanager
-def _passing_on(child: "subprocess.Popen[bytes]") -> Iterator[Callable[[], bool]]:
-    """Hand a wish to stop to the child; the second kills it. Yields a question: was there one?"""
-    wishes: list[int] = []
+    def __enter__(self) -> "_Wishes":
+        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        wishes.append(number)
-        if child.poll() is None:
-            child.send_signal(signal.SIGINT if len(wishes) == 1 else signal.SIGKILL)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(wishes)
-    finally:
-        for number, handler in before.items():
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def pass_to(self, child: "subprocess.Popen[bytes]") -> None:
+        self._child = child
+        if self.count:
+            self._send()
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+        self._send()
+
+    def _send(self) -> None:
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(signal.SIGINT if self.count == 1 else signal.SIGKILL)

@@ -170,6 +170,39 @@ def test_orchctl_passes_ctrl_c_on_and_keeps_the_partial_result(tmp_path: Path) -
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_ctrl_c_at_orchctl_is_130_with_the_partial_result() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "llorch_ctl", "simulate", "fleet", "--json", "-"],
+        env={**os.environ, "FORCE_COLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert child.stderr is not None
+    shown = b""
+    while b"tasks/s" not in shown:
+        read = os.read(child.stderr.fileno(), 65_536)
+        assert read, shown
+        shown += read
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == Exit.INTERRUPTED, err
+    assert json.loads(out)["partial"] is True
+
+
+def test_stopped_before_it_began_an_older_result_is_not_taken_for_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)\n"
+    )
+    older = tmp_path / "result.json"
+    older.write_bytes(b"{}")
+    code, document = simulation.simulate(["home"], older, lambda _: None)
+    assert (code, document) == (Exit.INTERRUPTED, b"")
+
+
 def test_a_simulator_that_breaks_is_a_problem_with_its_last_words(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -49,6 +49,14 @@ def test_burstgpt_rows_bring_tenant_and_class_and_failed_ones_stay_out() -> None
     )
 
 
+def test_columns_that_newer_burstgpt_files_add_are_left_alone() -> None:
+    text = (
+        "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "0,s,1,GPT-4,100,10,110,Conversation log\n"
+    )
+    assert read(text).rows == (TraceRow(0.0, 100, 10, "gpt-4", Priority.INTERACTIVE),)
+
+
 def test_rows_in_disorder_are_put_in_order() -> None:
     first, *rest = AZURE.splitlines(keepends=True)
     assert read("".join([first, *reversed(rest)])) == read(AZURE)

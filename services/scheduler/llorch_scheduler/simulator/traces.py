@@ -3,13 +3,14 @@
     TIMESTAMP,ContextTokens,GeneratedTokens                              Azure; date and time, any fraction of a second
     Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type BurstGPT; seconds
 
+Columns are found by name; others, like the session of newer BurstGPT files, are left alone.
 A row that does not say what it should is refused with its line number, never guessed at; all bad rows are told at once,
 up to a limit. Azure rows are interactive and of tenant `trace`. BurstGPT rows take their tenant from the model and are
 batch when they came over the API; those without a response failed when they were recorded and are left out.
 """
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from math import isfinite
 from typing import Final
@@ -34,17 +35,18 @@ class _BadRow(ValueError):
     """What is wrong with one row."""
 
 
-_Reader = Callable[[list[str]], TraceRow | None]
+_Reader = Callable[[Sequence[str]], TraceRow | None]
 
 
 def read_trace(lines: Iterable[str], name: str) -> Trace:
     """The rows in order of time. Raises TraceError."""
     rows = csv.reader(lines)
-    header = tuple(cell.strip().removeprefix("\ufeff") for cell in next(rows, []))
-    reader = _READERS.get(header)
-    if reader is None:
-        wanted = " or ".join(",".join(columns) for columns in _READERS)
+    header = [cell.strip().removeprefix("\ufeff") for cell in next(rows, [])]
+    columns = next((each for each in _READERS if set(each) <= set(header)), None)
+    if columns is None:
+        wanted = " or ".join(",".join(each) for each in _READERS)
         raise TraceError(f"{name}:1: the header is {','.join(header)!r}; wanted {wanted}")
+    reader, places = _READERS[columns], [header.index(column) for column in columns]
     found: list[TraceRow] = []
     bad: list[str] = []
     count = 0
@@ -52,7 +54,9 @@ def read_trace(lines: Iterable[str], name: str) -> Trace:
         if not cells:
             continue
         try:
-            row = _read(reader, cells, len(header))
+            if len(cells) != len(header):
+                raise _BadRow(f"{len(cells)} columns instead of {len(header)}")
+            row = reader([cells[place].strip() for place in places])
         except _BadRow as problem:
             count += 1
             if count <= TOLD_MAX:
@@ -68,23 +72,17 @@ def read_trace(lines: Iterable[str], name: str) -> Trace:
     return _from_zero(found)
 
 
-def _read(reader: _Reader, cells: list[str], columns: int) -> TraceRow | None:
-    if len(cells) != columns:
-        raise _BadRow(f"{len(cells)} columns instead of {columns}")
-    return reader([cell.strip() for cell in cells])
-
-
 def _from_zero(rows: list[TraceRow]) -> Trace:
     rows.sort(key=lambda row: row.at_ms)
     first = rows[0].at_ms
     return Trace(tuple(TraceRow(row.at_ms - first, row.prompt, row.output, row.tenant, row.priority) for row in rows))
 
 
-def _azure(cells: list[str]) -> TraceRow:
+def _azure(cells: Sequence[str]) -> TraceRow:
     return TraceRow(_moment_ms(cells[0]), _tokens(cells[1]), max(1, _tokens(cells[2])), "trace", Priority.INTERACTIVE)
 
 
-def _burstgpt(cells: list[str]) -> TraceRow | None:
+def _burstgpt(cells: Sequence[str]) -> TraceRow | None:
     try:
         at_ms = 1000 * float(cells[0])
     except ValueError:
