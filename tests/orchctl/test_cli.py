@@ -93,6 +93,17 @@ def test_a_taken_port_is_named_with_who_has_it(
     assert f"127.0.0.1:{nats_server.port} (nats.url) is in use by nats-server (pid" in said
 
 
+def test_credentials_in_the_address_of_the_bus_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch, orchctl: Orchctl, nats_server: NatsServer
+) -> None:
+    for address in (nats_server.url, f"nats://127.0.0.1:{any_free()}"):
+        monkeypatch.setenv("NATS_URL", address.replace("//", "//me:hunter2@"))
+        code, out, err = orchctl("status")
+        assert code == Exit.UNREACHABLE
+        assert "127.0.0.1" in err
+        assert "hunter2" not in out + err
+
+
 def test_a_bus_without_a_system_is_told(
     monkeypatch: pytest.MonkeyPatch, orchctl: Orchctl, nats_server: NatsServer
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 from llorch_ctl.exits import Exit, Problem
 from llorch_shared.bus import nats
 from llorch_shared.bus.port import Bus
+from llorch_shared.logs import redact
 from llorch_shared.settings import NatsSettings, secret
 
 CONNECT_WITHIN_S: Final = 3.0
@@ -20,7 +21,7 @@ async def connect(settings: NatsSettings, *, within_s: float) -> Bus:
         bus = await asyncio.wait_for(trying, within_s)
     except TimeoutError:
         raise Problem(
-            f"nobody answers at {settings.url} (the bus)",
+            f"nobody answers at {redact(settings.url)} (the bus)",
             fix="start the system (orchctl up), or point NATS_URL or --config at a running one",
             exit_code=Exit.UNREACHABLE,
         ) from None

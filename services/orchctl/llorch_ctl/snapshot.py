@@ -12,6 +12,7 @@ import msgspec
 from llorch_ctl import pools
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.logs import redact
 from llorch_shared.settings import secret
 from llorch_shared.wire.registry import (
     LEASE_DECODER,
@@ -65,7 +66,7 @@ async def take(bus: Bus, *, nats_url: str, gateway_url: str) -> SystemStatus:
     wanted = await pools.stored(bus)
     pool_rows = [await _pool(bus, pool, replicas) for pool in wanted.values()]
     services = [
-        ServiceStatus(name="nats-server", ok=True, where=nats_url),
+        ServiceStatus(name="nats-server", ok=True, where=redact(nats_url)),
         await _gateway(gateway_url),
         _scheduler(values.get(subjects.LEASE_KEY)),
         *_nodes(nodes),

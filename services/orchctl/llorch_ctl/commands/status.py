@@ -15,6 +15,7 @@ from llorch_ctl.gateway_client import gateway_url
 from llorch_ctl.snapshot import SystemStatus
 from llorch_ctl.terminal import OUT, ConfigOption, JsonOption, run, settings_from, write_json
 from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.logs import redact
 from llorch_shared.settings import Settings
 from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
 
@@ -63,7 +64,7 @@ async def _take(bus: Bus, settings: Settings) -> SystemStatus:
         return await snapshot.take(bus, nats_url=settings.nats.url, gateway_url=gateway_url(settings))
     except BusError as error:
         raise Problem(
-            f"the bus at {settings.nats.url} answers, but holds no llama-orch: {error or type(error).__name__}",
+            f"the bus at {redact(settings.nats.url)} answers, but holds no llama-orch: {error or type(error).__name__}",
             fix="start the system: orchctl up",
             exit_code=Exit.UNREACHABLE,
         ) from error

@@ -13,6 +13,7 @@ from llorch_ctl.logfiles import LogView
 from llorch_ctl.running import run_system
 from llorch_ctl.system import System, require_gpu, require_ports
 from llorch_ctl.terminal import OUT, ConfigOption, JsonOption, settings_from
+from llorch_shared.logs import redact
 from llorch_shared.settings import Settings
 from llorch_shared.wire.spec import PoolSpec
 
@@ -55,7 +56,7 @@ def _default_pool(settings: Settings) -> PoolSpec:
 
 async def _stay(system: System, view: LogView) -> int:
     pools = ", ".join(f"{pool.id} ({pool.engine}, {pool.model})" for pool in system.settings.pools)
-    view.say(f"up: HTTP {system.gateway_url} · bus {system.settings.nats.url} · logs {system.folder.logs}")
+    view.say(f"up: HTTP {system.gateway_url} · bus {redact(system.settings.nats.url)} · logs {system.folder.logs}")
     view.say(f"pools: {pools}; see them get ready with: orchctl status --watch")
     await system.supervisor.given_up.wait()
     raise system.supervisor.problem()
