@@ -30,12 +30,11 @@ th{color:var(--soft);font-weight:500}th:first-child,td:first-child{text-align:le
 
 def page(result: Result) -> str:
     series = result.series
-    waits = [*lines_of(series.wait_p50_s, suffix=" median"), *lines_of(series.wait_p95_s, suffix=" 95 %", dashed=True)]
     parts = [
         f"<h1>{escape(result.scenario)}</h1><p>{escape(result.about)}; seed {result.seed}, scale {result.scale:g}</p>",
         '<p class="partial">Stopped early: this is what had happened by then.</p>' if result.partial else "",
         _facts(result),
-        chart("Waits by class", "seconds from admission to the engine, by start time", series.at_s, waits),
+        *(_waits(result, group.priority) for group in result.classes if group.started),
         chart("Tasks in the queues", "mean, by class", series.at_s, lines_of(series.queued)),
         chart("Utilisation", "busy by ready slots, by pool", series.at_s, lines_of(series.utilisation), top=1.0),
         chart("Refused tries", "per second", series.at_s, lines_of({"refused": series.refused_per_s})),
@@ -48,6 +47,15 @@ def page(result: Result) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(result.scenario)}: simulation</title><style>{_STYLE}</style></head>\n"
         f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _waits(result: Result, priority: str) -> str:
+    """Each class has a scale of its own: the waits of one may be a hundred times those of the other."""
+    series = result.series
+    lines = lines_of({"median": series.wait_p50_s[priority], "95 of 100 wait less": series.wait_p95_s[priority]})
+    return chart(
+        f"Waits of {priority} tasks", "seconds from admission to the engine, by when they started", series.at_s, lines
     )
 
 

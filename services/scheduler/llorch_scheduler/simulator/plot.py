@@ -28,9 +28,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     dashed: bool = False
 
 
-def lines_of(named: Mapping[str, Values], *, suffix: str = "", dashed: bool = False) -> list[Line]:
+def lines_of(named: Mapping[str, Values]) -> list[Line]:
     return [
-        Line(name=name + suffix, values=values, colour=index % COLOURS, dashed=dashed or index >= COLOURS)
+        Line(name=name, values=values, colour=index % COLOURS, dashed=index >= COLOURS)
         for index, (name, values) in enumerate(named.items())
     ]
 

@@ -21,7 +21,11 @@ _OUTCOMES: Final = ("done", "expired", "failed", "cancelled", "gave_up", "too_lo
 def summarise(simulation: Simulation, *, scale: float) -> Result:
     measured, scenario = simulation.measured, simulation.scenario
     end_ms = simulation.ended_ms
-    outcomes = {name: _count(measured, name) for name in _OUTCOMES}
+    keys = sorted({(tenant, priority) for tenant, priority, _ in measured.outcomes})
+    outcomes = {
+        name: sum(number for (_, _, outcome), number in measured.outcomes.items() if outcome == name)
+        for name in _OUTCOMES
+    }
     return Result(
         scenario=scenario.name,
         about=scenario.about,
@@ -39,11 +43,11 @@ def summarise(simulation: Simulation, *, scale: float) -> Result:
         tokens_per_s=_per_s(measured.tokens_out.total(), end_ms),
         utilisation=_utilisation(measured, list(measured.busy)),
         prediction=_prediction(measured.waits.values()),
-        classes=tuple(_group(measured, None, priority, end_ms) for priority in CLASSES),
-        tenants=tuple(
-            _group(measured, tenant, priority, end_ms)
-            for tenant, priority in sorted({(tenant, priority) for tenant, priority, _ in measured.outcomes})
+        classes=tuple(
+            _group(measured, str(priority), [key for key in keys if key[1] is priority], priority, end_ms)
+            for priority in CLASSES
         ),
+        tenants=tuple(_group(measured, tenant, [(tenant, priority)], priority, end_ms) for tenant, priority in keys),
         pools=tuple(_pool(simulation, pool_id, end_ms) for pool_id in measured.busy),
         series=series_of(measured),
     )
@@ -60,24 +64,14 @@ def _quantiles(values: Iterable[float]) -> Quantiles:
     )
 
 
-def _count(measured: Measurement, outcome: str, tenant: str | None = None, priority: Priority | None = None) -> int:
-    return sum(
-        number
-        for (of_tenant, of_priority, ended), number in measured.outcomes.items()
-        if ended == outcome and tenant in (None, of_tenant) and priority in (None, of_priority)
-    )
-
-
-def _group(measured: Measurement, tenant: str | None, priority: Priority, end_ms: float) -> Group:
-    """One class of one tenant; of all of them for None."""
-    waits = [
-        each
-        for (of_tenant, of_priority), each in measured.waits.items()
-        if tenant in (None, of_tenant) and priority is of_priority
-    ]
-    counts = {name: _count(measured, name, tenant, priority) for name in ("arrived", *_OUTCOMES)}
+def _group(
+    measured: Measurement, name: str, keys: list[tuple[str, Priority]], priority: Priority, end_ms: float
+) -> Group:
+    """The tasks of some tenants in one class, taken together."""
+    counts = {outcome: sum(measured.outcomes[*key, outcome] for key in keys) for outcome in ("arrived", *_OUTCOMES)}
+    waits = [measured.waits[key] for key in keys if key in measured.waits]
     return Group(
-        name=tenant or str(priority),
+        name=name,
         priority=str(priority),
         arrived=counts["arrived"],
         started=sum(len(each.waited_ms) for each in waits),
@@ -86,17 +80,10 @@ def _group(measured: Measurement, tenant: str | None, priority: Priority, end_ms
         failed=counts["failed"],
         gave_up=counts["gave_up"],
         too_long=counts["too_long"],
-        unfinished=counts["arrived"] - sum(counts[name] for name in _OUTCOMES),
+        unfinished=counts["arrived"] - sum(counts[outcome] for outcome in _OUTCOMES),
         wait_ms=_quantiles(chain.from_iterable(each.waited_ms for each in waits)),
         to_start_ms=_quantiles(chain.from_iterable(each.since_arrival_ms for each in waits)),
-        tokens_per_s=_per_s(
-            sum(
-                number
-                for (of_tenant, of_priority, _), number in measured.tokens_out.items()
-                if tenant in (None, of_tenant) and priority is of_priority
-            ),
-            end_ms,
-        ),
+        tokens_per_s=_per_s(sum(measured.tokens_out[*key, pool] for key in keys for pool in measured.busy), end_ms),
     )
 
 
