@@ -178,7 +178,7 @@ async def test_killed_in_mid_download_it_leaves_no_child_and_the_cache_usable(
             assert again.job == plan.job
             outcome = await client.until(again.job, lambda event: event.done)
             assert isinstance(outcome.result, ResolvedModel)
-            assert "1 unfinished leftovers removed" in running.log.read_text()
+            assert "unfinished leftovers removed: 1" in running.log.read_text()
             assert list((running.cache / files.STAGING).iterdir()) == []
     await bus.close()
 

@@ -17,7 +17,7 @@ from llorch_poold.run_store import RunStore
 from llorch_shared import streams
 from llorch_shared.audit import Audit
 from llorch_shared.bus import nats
-from llorch_shared.bus.patience import ensure_patiently
+from llorch_shared.bus.patience import ensure_patiently, unless_stopped
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 BUS_LOST: Final = 3
 """Exit code when the bus connection ended for good."""
 BUS_ENDED: Final = "the bus connection ended for good"
+REPAIR_AGAIN_S: Final = 1.0
 
 
 async def serve(settings: Settings, environment: Mapping[str, str], password: Secret, stop: Stop) -> int:
@@ -46,39 +47,35 @@ async def serve(settings: Settings, environment: Mapping[str, str], password: Se
             target=orphan.replica_id,
             level=logging.WARNING,
         )
-    name = f"poold/{settings.poold.node_id}"
-    connecting = asyncio.create_task(
-        nats.connect(
-            settings.nats,
-            name=name,
-            password=password,
-            metrics=metrics,
-            on_closed=lambda: stop.wish(BUS_ENDED),
-        )
-    )
     try:
-        await first_of(asyncio.shield(connecting), stop.wait())
-        if not connecting.done():
+        bus = await unless_stopped(
+            stop,
+            nats.connect(
+                settings.nats,
+                name=f"poold/{settings.poold.node_id}",
+                password=password,
+                metrics=metrics,
+                on_closed=lambda: stop.wish(BUS_ENDED),
+            ),
+        )
+        if bus is None:
             return 0
-        bus = connecting.result()
         try:
             base = streams.base(token_bytes_max=settings.nats.token_bytes_max, replicas=settings.nats.replicas)
-            if not await ensure_patiently(bus, base, stop):
-                return BUS_LOST if stop.reason == BUS_ENDED else 0
-            context = _context(bus, settings, metrics)
-            node = Node(
-                context,
-                settings,
-                probe=Nvml(),
-                processes=processes,
-                environment=environment,
-                metrics_addr=endpoint.address,
-            )
-            await _serve_on(context, node, stop)
+            if await ensure_patiently(bus, base, stop):
+                context = _context(bus, settings, metrics)
+                node = Node(
+                    context,
+                    settings,
+                    probe=Nvml(),
+                    processes=processes,
+                    environment=environment,
+                    metrics_addr=endpoint.address,
+                )
+                await _serve_on(context, node, stop)
         finally:
             await bus.close()
     finally:
-        connecting.cancel()
         endpoint.close()
     return BUS_LOST if stop.reason == BUS_ENDED else 0
 
@@ -124,16 +121,15 @@ async def _serve_on(context: NodeContext, node: Node, stop: Stop) -> None:
 
 async def _repair(context: NodeContext, stop: Stop) -> None:
     """Once after the start; then wait for the end like everybody else."""
-    while True:
+    while not stop:
         try:
             missing = await repair_audit(
                 context.bus, context.audit, node_id=context.node_id, now_ms=time.time_ns() // 1_000_000
             )
         except BusError as error:
             log.info("looking for unaudited ends waits for the bus: %s", error)
-            await asyncio.sleep(1)
-            continue
-        if missing:
-            log.warning("%d ends of an earlier life of this node were not audited; they are now", missing)
-        await stop.wait()
-        return
+            await stop.wait(REPAIR_AGAIN_S)
+        else:
+            if missing:
+                log.warning("ends of an earlier life of this node were not audited and are now: %d", missing)
+            await stop.wait()

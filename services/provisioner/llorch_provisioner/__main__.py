@@ -8,6 +8,7 @@ from llorch_shared import lifecycle, logs, settings
 
 
 def main() -> int:
+    """Exit code 0 after a wish to stop, 1 for an unusable cache, 2 for wrong settings, 3 for a bus lost for good."""
     try:
         chosen = settings.load()
         password = settings.secret("NATS_PASSWORD")

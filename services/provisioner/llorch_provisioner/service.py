@@ -3,7 +3,7 @@
 It keeps working while the bus is away: jobs run on, and tell their state again once it is back.
 """
 
-import asyncio
+import contextlib
 import logging
 import sys
 from collections.abc import Mapping
@@ -15,7 +15,8 @@ from llorch_provisioner.cache import Cache
 from llorch_provisioner.core.failure import Failure
 from llorch_provisioner.workshop import Workshop
 from llorch_shared import subjects
-from llorch_shared.bus.nats import NatsBus, connect
+from llorch_shared.bus.nats import connect
+from llorch_shared.bus.patience import unless_stopped
 from llorch_shared.bus.port import Bus, Message
 from llorch_shared.embedded_defaults import CPU_ONLY_ON_LINUX
 from llorch_shared.lifecycle import Stop
@@ -36,60 +37,51 @@ log: Final = logging.getLogger(__name__)
 
 _ENCODER: Final = msgspec.json.Encoder()
 _NOT_A_REQUEST: Final = "invalid"
+BUS_LOST: Final = 3
+"""Exit code when the bus connection ended for good."""
+BUS_ENDED: Final = "the bus connection ended for good"
 
 
 async def run(settings: Settings, environment: Mapping[str, str], password: Secret, stop: Stop) -> int:
-    """Serve until the wish to stop. Returns the exit code: 1 when the cache cannot be used. Raises SettingsError."""
+    """Serve until the wish to stop. Returns the exit code: 0 after that wish, 1 when the cache cannot be used, 3 when
+    the bus connection ended for good. Raises SettingsError."""
     actor = f"provisioner/{settings.poold.node_id}"
     metrics = Metrics()
-    endpoint = MetricsEndpoint(metrics, settings.provisioner.metrics_addr, key="provisioner.metrics_addr")
-    try:
-        cache = Cache(settings.cache_path())
-    except Failure as failure:
-        narrate(log, failure.sentence(), actor=actor, action="provisioner.unusable", level=logging.CRITICAL)
-        return 1
-    narrate(
-        log,
-        f"uses {cache.root}: {len(cache.engines.all())} engines, {len(cache.models.all())} models, "
-        f"{cache.swept} unfinished leftovers removed",
-        actor=actor,
-        action="provisioner.started",
-        metrics_addr=endpoint.address,
-        offline=settings.provisioner.offline,
-    )
-    try:
-        bus = await _connect(settings, password, metrics, stop)
+    with contextlib.ExitStack() as opened:
+        endpoint = MetricsEndpoint(metrics, settings.provisioner.metrics_addr, key="provisioner.metrics_addr")
+        opened.callback(endpoint.close)
+        try:
+            cache = Cache(settings.cache_path())
+        except Failure as failure:
+            narrate(log, failure.sentence(), actor=actor, action="provisioner.unusable", level=logging.CRITICAL)
+            return 1
+        opened.callback(cache.close)
+        narrate(
+            log,
+            f"uses {cache.root}; engines: {len(cache.engines.all())}, models: {len(cache.models.all())}, "
+            f"unfinished leftovers removed: {cache.swept}",
+            actor=actor,
+            action="provisioner.started",
+            metrics_addr=endpoint.address,
+            offline=settings.provisioner.offline,
+        )
+        bus = await unless_stopped(
+            stop,
+            connect(
+                settings.nats,
+                name="provisioner",
+                password=password,
+                metrics=metrics,
+                on_closed=lambda: stop.wish(BUS_ENDED),
+            ),
+        )
         if bus is not None:
             try:
                 await _serve(bus, cache, settings, environment, metrics=metrics, stop=stop)
             finally:
                 await bus.close()
-    finally:
-        cache.close()
     narrate(log, f"stops: {stop.reason}", actor=actor, action="provisioner.stopped")
-    return 0
-
-
-async def _connect(settings: Settings, password: Secret, metrics: Metrics, stop: Stop) -> NatsBus | None:
-    """The bus, however long it takes to be there; None when the wish to stop came first."""
-    connecting = asyncio.create_task(
-        connect(
-            settings.nats,
-            name="provisioner",
-            password=password,
-            metrics=metrics,
-            on_closed=lambda: stop.wish("the bus connection ended for good"),
-        ),
-        name="connect",
-    )
-    wish = asyncio.create_task(stop.wait(), name="stop")
-    await asyncio.wait({connecting, wish}, return_when=asyncio.FIRST_COMPLETED)
-    wish.cancel()
-    if not connecting.done():
-        connecting.cancel()
-        await asyncio.gather(connecting, return_exceptions=True)
-        return None
-    return connecting.result()
+    return BUS_LOST if stop.reason == BUS_ENDED else 0
 
 
 async def _serve(
