@@ -5,7 +5,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import uvloop
@@ -65,6 +65,11 @@ def die_with_parent(sent: signal.Signals = signal.SIGKILL, *, parent: int = 0) -
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:
         os.kill(os.getpid(), sent)
+
+
+def with_parent(argv: Sequence[str]) -> tuple[str, ...]:
+    """The command line that runs `argv` and is killed when this process dies, from the very fork on."""
+    return (sys.executable, "-P", "-m", "llorch_shared.with_parent", f"--parent={os.getpid()}", *argv)
 
 
 async def first_of(*waits: Awaitable[Any]) -> None:

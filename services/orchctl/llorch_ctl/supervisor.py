@@ -10,7 +10,6 @@ import contextlib
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import psutil
 from llorch_ctl.core.supervision import Life, Phase, RestartPolicy
 from llorch_ctl.exits import Problem
 from llorch_ctl.logfiles import LogFile, LogView
+from llorch_shared.lifecycle import first_of, with_parent
 
 LINE_BYTES_MAX: Final = 256 * 1024
 PROBE_EVERY_S: Final = 0.05
@@ -70,12 +70,7 @@ class Supervisor:
         """Return when each of `names` has become ready. Raises Problem when one is given up first."""
         for name in names:
             keeper = self._kept[name]
-            waits = [asyncio.create_task(keeper.ready.wait()), asyncio.create_task(self.given_up.wait())]
-            try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for wait in waits:
-                    wait.cancel()
+            await first_of(keeper.ready.wait(), self.given_up.wait())
             if not keeper.ready.is_set():
                 raise self.problem()
 
@@ -158,7 +153,7 @@ class _Keeper:
     async def _one_run(self) -> None:
         self.life.started()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "llorch_shared.with_parent", f"--parent={os.getpid()}", *self.spec.argv),
+            *with_parent(self.spec.argv),
             env=dict(self.spec.env),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

@@ -19,11 +19,13 @@ import msgspec
 
 from llorch_poold.adapters.launch import Launch
 from llorch_poold.core.orphans import EngineProcess, orphans
+from llorch_shared.lifecycle import with_parent
 
 log = logging.getLogger(__name__)
 
 LOG_BYTES_MAX: Final = 16 * 1024 * 1024
 LOG_HEAD_BYTES: Final = 256 * 1024
+LOG_TAIL_BYTES: Final = 4 * 1024
 TERM_GRACE_S: Final = 3.0
 PORTS_MAX: Final = 1000
 _LISTEN: Final = "0A"
@@ -116,8 +118,11 @@ class EngineChild:
         return f"the engine process ended ({how}): {self.log_tail()}"
 
     def log_tail(self, limit: int = 400) -> str:
+        """Its last lines, as one line of at most `limit` characters."""
         try:
-            data = self.log_path.read_bytes()[-4096:]
+            with self.log_path.open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
+                data = file.read(LOG_TAIL_BYTES)
         except OSError:
             return "no output"
         lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
@@ -168,8 +173,7 @@ class EngineProcesses:
         output = os.open(log_path, os.O_WRONLY | os.O_APPEND)
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "llorch_shared.with_parent", f"--parent={os.getpid()}"),
-                *launch.argv,
+                *with_parent(launch.argv),
                 env=dict(launch.env),
                 cwd=launch.workdir or None,
                 stdin=asyncio.subprocess.PIPE,

@@ -1,26 +1,15 @@
 """llama.cpp's own HTTP server out of the wheel `xllamacpp`, as a child process with a llama-server-like command line.
 
-Runs in the engine's own environment, as a file: it may import the standard library and xllamacpp, nothing of ours. It
-dies with its parent, and stops when standard input closes or SIGTERM comes. Prints its address as one JSON line when
-the model is loaded; a model that does not load ends it with the reason on standard error.
+Runs in the engine's own environment, as a file: it may import the standard library and xllamacpp, nothing of ours. The
+node starts it so that it dies with the node; it stops when standard input closes or SIGTERM comes. Prints its address
+as one JSON line when the model is loaded; a model that does not load ends it with the reason on standard error.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import signal
 import sys
-
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:
-            sys.exit(1)
 
 
 def main() -> None:
@@ -34,7 +23,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--gpu-layers", type=int, default=0)
     options = parser.parse_args()
-    die_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
     import xllamacpp  # type: ignore[import-not-found]  # only in the engine's own environment

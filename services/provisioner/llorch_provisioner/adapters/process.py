@@ -1,7 +1,7 @@
 """Child processes that end: their lines are read as they come, and none outlives its job.
 
-A child is the leader of its own process group, dies with this process (PR_SET_PDEATHSIG through
-`llorch_shared.with_parent`), and the whole group is killed when the job is cancelled or its time is over.
+A child is the leader of its own process group and dies with this process (`lifecycle.with_parent`); the whole group is
+killed when the job is cancelled or its time is over.
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import contextlib
 import os
 import re
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Final
 import msgspec
 
 from llorch_provisioner.core.failure import Failure
+from llorch_shared.lifecycle import with_parent
 
 LINES_KEPT: Final = 40
 LINE_BYTES_MAX: Final = 8 * 1024
@@ -43,12 +43,7 @@ async def run(
     """Run a program to its end. What `on_line` raises kills the child. Raises Failure after `timeout_s` and OSError
     when it cannot be started."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        "-m",
-        "llorch_shared.with_parent",
-        f"--parent={os.getpid()}",
-        *argv,
+        *with_parent(argv),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
