@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llorch_poold.gpu.probe import NoGpus
 from llorch_shared.wire.registry import Gpu
 
 PROBE = """
@@ -78,10 +77,6 @@ def test_an_xid_that_an_application_caused_is_no_fault(driver: Path) -> None:
 
 def test_uncorrected_memory_errors_are_a_fault(driver: Path) -> None:
     assert [gpu.fault for gpu in read(driver, FAKE_NVML_ECC="1").gpus] == ["7 uncorrected ECC errors", ""]
-
-
-def test_no_probe_finds_nothing_and_says_so() -> None:
-    assert NoGpus("not looked for").read().problem == "not looked for"
 
 
 def test_a_machine_without_the_library_is_a_problem_with_a_name(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ async def test_progress_frames_are_no_tokens() -> None:
     sink = await collect(chunked(PROGRESS, token(" a", 1), PROGRESS, token(" b", 2), last(2)))
     assert sink.texts == [" a", " b"]
     assert sink.tokens_in == 5
-    assert sink.finish == ("length", 5, 2, 0)
+    assert sink.finish == ("length", 5, 2)
 
 
 async def test_frames_split_inside_a_character_are_whole_again() -> None:
@@ -117,12 +117,12 @@ async def test_the_mock_engine_speaks_the_dialect() -> None:
         engine.submit(call(max_tokens=300, prompt="one two"), sink)
         await sink.over()
         assert sink.text == text_of("one two", 7, 300)
-        assert sink.finish == ("length", 2, 300, 0)
+        assert sink.finish == ("length", 2, 300)
         assert max(sink.reads) > 1, "tokens of one read are handed over together"
-        assert (await engine.scrape()).counters["llamacpp:tokens_predicted_total"] == 300
+        assert (await engine.counters())["llamacpp:tokens_predicted_total"] == 300
         ended = Collected()
         engine.submit(call(max_tokens=300, prompt="stop early [tokens=3]"), ended)
-        assert (await ended.over()).finish == ("stop", 3, 3, 0)
+        assert (await ended.over()).finish == ("stop", 3, 3)
 
 
 async def test_a_paced_engine_keeps_its_pace() -> None:

@@ -55,10 +55,9 @@ class ExchangeHandler(Protocol):
 class Exchange:
     """One request on its way. `abort` is how an engine is told to stop: its socket closes."""
 
-    __slots__ = ("_client", "connection", "handler", "opening", "request", "retriable")
+    __slots__ = ("connection", "handler", "opening", "request", "retriable")
 
-    def __init__(self, client: "EngineHttp", handler: ExchangeHandler, request: bytes) -> None:
-        self._client = client
+    def __init__(self, handler: ExchangeHandler, request: bytes) -> None:
         self.handler: ExchangeHandler | None = handler
         self.request = request
         self.connection: _Connection | None = None
@@ -235,7 +234,7 @@ class EngineHttp:
             len(body),
             body,
         )
-        exchange = Exchange(self, handler, request)
+        exchange = Exchange(handler, request)
         while self._idle:
             connection = self._idle.pop()
             if not connection.closing:

@@ -12,7 +12,7 @@ from typing import Final
 
 from llorch_poold.adapters.launch import HOST, Launch
 from llorch_poold.adapters.llamacpp import LlamaCpp
-from llorch_poold.adapters.port import EngineBroke, EngineFailure, Generation, GenerationCall, Scrape, TokenSink
+from llorch_poold.adapters.port import EngineBroke, EngineFailure, Generation, GenerationCall, TokenSink
 from llorch_poold.engine_http import EngineHttp
 from llorch_poold.process import EngineChild, EngineProcesses, listens
 from llorch_poold.self_test import self_test, wait_slot_free
@@ -129,10 +129,6 @@ class EngineLife:
             misses = 0 if health.live else misses + 1
             if misses >= HEALTH_MISSES_MAX:
                 self.kill(f"the engine does not answer: {health.detail}")
-
-    async def scrape(self) -> Scrape:
-        """Raises EngineBroke."""
-        return await self.adapter.scrape()
 
     async def end(self) -> None:
         """Stop the process for sure and forget it. Safe to call twice."""

@@ -216,7 +216,7 @@ class Node:
 
     async def _reconnected(self) -> None:
         """The bus is back: it may have forgotten token frames and missed cancels (D11)."""
-        await self._registrar.tell_all()
+        self._registrar.tell_all()
         published = 0
         for kept in self._context.retention.all():
             for data in kept.messages():

@@ -42,7 +42,7 @@ class Registrar:
         if wake := self._wake.get(key):
             wake.set()
 
-    async def tell_all(self) -> None:
+    def tell_all(self) -> None:
         for wake in self._wake.values():
             wake.set()
 

@@ -111,7 +111,7 @@ class Replica:
                 if happened is Happened.BROKE:
                     await self._bury(reason)
         finally:
-            await self._bury("the node stops")
+            await self._bury(self._drain.reason or "a fault of the node")
 
     def record(self) -> ReplicaRecord:
         core, spec = self._core, self.spec
@@ -249,12 +249,12 @@ class Replica:
     async def _scrape_now_and_then(self, life: EngineLife) -> None:
         while True:
             try:
-                scrape = await life.scrape()
+                used = await life.adapter.kv_used_ratio()
             except EngineBroke as error:
-                log.debug("scraping %s: %s", self.replica_id, error)
+                log.debug("the KV use of %s is not known: %s", self.replica_id, error)
             else:
                 assert self._facts is not None
-                self._facts.metrics.kv_used.set(scrape.kv_used_ratio)
+                self._facts.metrics.kv_used.set(used)
                 for gpu in self._gpus().gpus:
                     if gpu.uuid in self.desired.device.uuids:
                         self._facts.metrics.gpu(gpu)

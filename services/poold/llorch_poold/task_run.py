@@ -86,7 +86,7 @@ class TaskRun:
         self._loop: Final = asyncio.get_running_loop()
         self._concluded: Final = asyncio.Event()
         self._generation: Generation | None = None
-        self._busy: EngineBusy | None = None
+        self._busy = False
         self._timers: list[asyncio.TimerHandle] = []
         self._first_token_at = 0.0
         self._last_token_at = 0.0
@@ -208,25 +208,24 @@ class TaskRun:
             correlation_id=run.correlation_id if is_correlation_id(run.correlation_id) else "-",
         )
         self._arm_timers()
-        call_target = self._facts.replica_id
         for number in range(BUSY_TRIES_MAX):
             if self._core.outcome is not None:
                 return
             self._concluded.clear()
-            self._busy = None
+            self._busy = False
             self._submitted = True
             narrate(
                 log,
-                f"replica {call_target} asks its engine for {request.max_tokens} tokens, attempt {run.attempt}",
+                f"{self._facts.replica_id} asks its engine for {request.max_tokens} tokens, attempt {run.attempt}",
                 actor="poold",
                 action="engine.submit",
-                target=call_target,
+                target=self._facts.replica_id,
                 seed=call.seed,
                 **self._ids(),
             )
             self._generation = self._host.submit(call, self)
             await self._concluded.wait()
-            if self._busy is None or self._core.outcome is not None:
+            if not self._busy or self._core.outcome is not None:
                 return
             await asyncio.sleep(BUSY_RETRY_S * 2**number)
         self.lose("the engine stays busy although a slot should be free")
@@ -272,7 +271,7 @@ class TaskRun:
         if isinstance(failure, RequestRejected):
             self._fail(ErrorCode.INVALID_PARAMS, str(failure))
         elif isinstance(failure, EngineBusy) and self._core.phase is Phase.CALLING:
-            self._busy = failure
+            self._busy = True
             self._concluded.set()
         else:
             self.lose(str(failure))

@@ -20,7 +20,6 @@ from llorch_poold.adapters.port import (
     Health,
     Props,
     RequestRejected,
-    Scrape,
     TokenSink,
 )
 from llorch_poold.core.seed import SAMPLER_V1
@@ -34,10 +33,6 @@ ERROR_BYTES_MAX: Final = 64 * 1024
 
 class _Progress(msgspec.Struct, gc=False):
     total: int = 0
-
-
-class _Timings(msgspec.Struct, gc=False):
-    cache_n: int = 0
 
 
 class _Error(msgspec.Struct, gc=False):
@@ -54,7 +49,6 @@ class _Frame(msgspec.Struct, gc=False):
     prompt_progress: _Progress | None = None
     stop_type: str = ""
     tokens_evaluated: int = 0
-    timings: _Timings | None = None
     error: _Error | None = None
 
 
@@ -111,9 +105,8 @@ class LlamaCpp:
     async def version(self) -> str:
         return (await self.props()).build
 
-    async def scrape(self) -> Scrape:
+    async def kv_used_ratio(self) -> float:
         slots = await self._slots()
-        metrics = await self._get("/metrics")
         used = sum(
             slot.n_prompt_tokens_processed
             + slot.n_prompt_tokens_cache
@@ -122,11 +115,10 @@ class LlamaCpp:
             if slot.is_processing
         )
         room = sum(slot.n_ctx for slot in slots)
-        return Scrape(
-            busy=frozenset(slot.id for slot in slots if slot.is_processing),
-            kv_used_ratio=min(1.0, used / room) if room else 0.0,
-            counters=parse_counters(metrics.body),
-        )
+        return min(1.0, used / room) if room else 0.0
+
+    async def counters(self) -> dict[str, float]:
+        return parse_counters((await self._get("/metrics")).body)
 
     async def slot_free(self, slot: int) -> bool:
         return not any(each.id == slot and each.is_processing for each in await self._slots())
@@ -271,7 +263,6 @@ class LlamaStream:
                 reason="length" if frame.stop_type == "limit" else "stop",
                 tokens_in=frame.tokens_evaluated,
                 tokens_out=frame.tokens_predicted,
-                tokens_cached=frame.timings.cache_n if frame.timings is not None else 0,
             )
         )
 

@@ -45,20 +45,11 @@ class Props(NamedTuple):
     build: str
 
 
-class Scrape(NamedTuple):
-    """`kv_used_ratio` is the used share of the KV cache over all slots, 0 to 1."""
-
-    busy: frozenset[int]
-    kv_used_ratio: float
-    counters: Mapping[str, float]
-
-
 class Finish(NamedTuple):
     reason: str
     """`stop` or `length`."""
     tokens_in: int
     tokens_out: int
-    tokens_cached: int
 
 
 class TokenSink(Protocol):
@@ -102,8 +93,11 @@ class EngineAdapter(Protocol):
     async def version(self) -> str:
         """What the engine says it is; empty when it does not say."""
 
-    async def scrape(self) -> Scrape:
-        """Busy slots, KV use and counters. Raises EngineBroke."""
+    async def kv_used_ratio(self) -> float:
+        """Used share of the KV cache over all slots, 0 to 1. Raises EngineBroke."""
+
+    async def counters(self) -> Mapping[str, float]:
+        """The engine's own metrics without labels, by name. Raises EngineBroke."""
 
     async def slot_free(self, slot: int) -> bool:
         """Whether the engine itself says that this slot is idle. Raises EngineBroke."""

@@ -20,16 +20,3 @@ class GpuProbe(Protocol):
         """The state now. Blocking for milliseconds; never raises."""
 
     def close(self) -> None: ...
-
-
-class NoGpus:
-    """The probe of a node that must not look for GPUs (profile ci without a driver library)."""
-
-    def __init__(self, problem: str = "GPUs are not looked for in this profile") -> None:
-        self._report = GpuReport(problem=problem)
-
-    def read(self) -> GpuReport:
-        return self._report
-
-    def close(self) -> None:
-        """Nothing is open."""

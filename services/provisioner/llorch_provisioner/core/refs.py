@@ -38,10 +38,6 @@ class FileRef(msgspec.Struct, frozen=True):
     path: str
     """Absolute, or relative to the folder of models."""
 
-    @property
-    def model_id(self) -> str:
-        return f"file:{self.path}"
-
 
 class WheelRef(msgspec.Struct, frozen=True):
     """A file inside a wheel."""
