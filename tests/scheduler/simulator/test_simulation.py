@@ -88,6 +88,21 @@ def test_a_node_that_never_returns_leaves_its_tasks_to_the_others() -> None:
     assert simulation.measured.ready["p1"].value == 1
 
 
+def test_when_every_node_is_gone_for_good_every_task_still_ends() -> None:
+    dead = scenario(
+        pool(replicas=2, nodes=2),
+        flow(Poisson(30), deadline_ms=20_000, patience_s=5.0),
+        tasks=300,
+        failures=(Failure(node="n0", at_s=3), Failure(node="n1", at_s=4)),
+    )
+    simulation = Watched(dead)
+    result = summarise(simulation.run(), scale=1)
+    simulation.check_finished()
+    assert result.outcomes["expired"] > 0, "what was queued waits for its deadline"
+    assert result.outcomes["gave_up"] > 0, "a pool without a replica refuses"
+    assert result.pools[0].refusals == {"pool_unready": result.refusals}
+
+
 def test_a_full_queue_refuses_and_clients_come_back_as_told() -> None:
     crowded = scenario(pool(capacity=5), flow(Poisson(20), patience_s=5.0), tasks=300)
     simulation = Watched(crowded)
