@@ -125,13 +125,13 @@ def fleet(scale: float) -> Scenario:
 
 
 def overload(scale: float) -> Scenario:
-    """Two cards do about 2.7 chats a second; ten times as many want to."""
+    """Two cards do about 3.8 chats a second; ten times as many want to."""
     replicas = (ReplicaPlan(node=f"server-{number}", hardware=RTX_3090, slots=8, load_ms=12_000) for number in range(2))
     return Scenario(
         name="overload",
         about="ten times what two RTX 3090 can do; refused clients come back when they are told to",
         pools=(_pool("busy", *replicas),),
-        flows=(_chat("crowd", "busy", 24.0 * scale), _chat("regulars", "busy", 3.0 * scale)),
+        flows=(_chat("crowd", "busy", 34.0 * scale), _chat("regulars", "busy", 4.0 * scale)),
         tasks=20_000,
     )
 
