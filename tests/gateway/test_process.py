@@ -130,7 +130,7 @@ async def test_a_killed_gateway_costs_a_reader_no_token(nats_server: NatsServer,
         transcript = Transcript(task)
         reading = asyncio.create_task(read_on(client, transcript))
         await node.publish(lane, task, STARTED, tokens(0, 4))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while len(transcript.tokens) < 5:
                 await asyncio.sleep(0.005)
         await asyncio.to_thread(first.kill9)
@@ -138,7 +138,7 @@ async def test_a_killed_gateway_costs_a_reader_no_token(nats_server: NatsServer,
             await reading
         await node.publish(lane, task, tokens(5, 7))
         reading = asyncio.create_task(read_on(other, transcript))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while len(transcript.tokens) < 8:
                 await asyncio.sleep(0.005)
         await node.publish(lane, task, tokens(8, 8), end(9))
@@ -159,7 +159,7 @@ async def test_a_killed_bus_costs_a_reader_no_token_and_readiness_tells_of_it(
         transcript = Transcript(task)
         reading = asyncio.create_task(read_on(client, transcript))
         await node.publish(lane, task, STARTED, tokens(0, 4))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while len(transcript.tokens) < 5:
                 await asyncio.sleep(0.005)
         back = asyncio.Event()

@@ -76,7 +76,7 @@ async def test_stopping_ends_streams_cleanly_and_the_server_within_seconds(
                 return b"".join([piece async for piece in reply.aiter_raw()])
 
         reading = [asyncio.create_task(read(task)) for task in tasks]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while len(door.gateway.router.seats) < 2:
                 await asyncio.sleep(0.002)
             await door.gateway.stop_serving()

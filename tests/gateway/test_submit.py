@@ -36,7 +36,7 @@ async def test_an_accepted_task_is_stored_with_its_lane_correlation_id_and_audit
     assert REQUEST_DECODER.decode(message.data) == request
     assert message.headers["X-Correlation-Id"] == "from-the-client"
     assert message.headers["Llorch-Lane"] == door.lane
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while not (kept := await cluster.bus.replay(streams.AUD, "llorch.aud.>")):
             await asyncio.sleep(0.01)
     audited = AUDIT_DECODER.decode(kept[0].data)
@@ -228,7 +228,7 @@ async def _sample(door: Door, name: str) -> float:
 
 async def _until_routed(door: Door, sent: bytes) -> Reply:
     """Submit until the gateway has seen the pool that was just added."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while (reply := await door.post("/v1/tasks", sent)).status == 400:
             await asyncio.sleep(0.005)
     return reply

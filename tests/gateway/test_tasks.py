@@ -128,7 +128,7 @@ async def test_a_queued_task_is_cancelled_with_a_receipt(cluster: Cluster, door:
     await reader.until(lambda seen: bool(seen.body))
 
     async def scheduler() -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while await cluster.bus.last(streams.RUN, subjects.cancel(task)) is None:
                 await asyncio.sleep(0.005)
         await cluster.record(run_record(task, TaskState.CANCELLED, lane=door.lane, finish_reason="cancelled"))
@@ -198,7 +198,7 @@ async def test_a_reader_that_comes_back_at_another_gateway_keeps_its_task(cluste
     asked = asyncio.Event()
     await cluster.bus.subscribe(subjects.readers_answer(task, door.lane), lambda _message: asked.set())
     await reader.leave()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         await asked.wait()
     await settle()
     assert await cluster.bus.last(streams.RUN, subjects.cancel(task)) is None
@@ -218,7 +218,7 @@ async def test_a_task_that_nobody_read_or_whose_stream_ended_is_not_cancelled(cl
 
 
 async def _wish(cluster: Cluster, task: str) -> Message:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while (message := await cluster.bus.last(streams.RUN, subjects.cancel(task))) is None:
             await asyncio.sleep(0.005)
     return message

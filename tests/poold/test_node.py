@@ -56,7 +56,7 @@ async def test_a_placed_task_runs_to_its_end(nats_server: NatsServer, tmp_path: 
         assert run.request is None
         assert (sample(node, "tokens_out_total"), sample(node, "tokens_in_total")) == (12, 2)
         assert sample(node, "tasks_started_total") == 1
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while [record.event for record in await node.audits(task.task_id)] != ["running", "done"]:
                 await asyncio.sleep(0.02)
 

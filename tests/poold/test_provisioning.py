@@ -91,7 +91,7 @@ async def test_a_provisioner_that_comes_late_is_waited_for(bus: NatsBus, monkeyp
     monkeypatch.setattr(provisioning, "ASK_AGAIN_S", 0.02)
     said = asyncio.Event()
     asking = asyncio.create_task(Provisioning(bus, "node-1").model(SPEC, lambda _: said.set()))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         await said.wait()
         await FakeProvisioner(bus, (PLAN, [{"done": True, "result": MODEL}])).serve()
         assert await asking == MODEL

@@ -55,14 +55,14 @@ class NatsWorld:
         self.server.start()
 
 
-async def eventually(check: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def eventually(check: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Wait for something that has no event of its own."""
     async with asyncio.timeout(timeout_s):
         while not check():
             await asyncio.sleep(0.005)
 
 
-async def becomes_true(check: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> None:
+async def becomes_true(check: Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not await check():
             await asyncio.sleep(0.01)

@@ -100,4 +100,4 @@ async def test_a_correlation_id_reaches_the_line_about_the_engine(system: System
         logs = [await asyncio.to_thread(path.read_text) for path in paths]
         return all(mark in log for log in logs)
 
-    await system.until(told, "the correlation id in three logs", 5)
+    await system.until(told, "the correlation id in three logs", 15)
