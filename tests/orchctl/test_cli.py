@@ -141,7 +141,15 @@ def test_applied_pools_show_in_status(
     assert code == Exit.USAGE
 
 
-@pytest.mark.parametrize("arguments", [("task", "show", "1"), ("frobnicate",), ("task", "submit", "x", "-n", "0")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("task", "show", "1"),
+        ("task", "stream", TASK, "--after", "x"),
+        ("frobnicate",),
+        ("task", "submit", "x", "-n", "0"),
+    ],
+)
 def test_wrong_arguments_are_exit_2(
     monkeypatch: pytest.MonkeyPatch, orchctl: Orchctl, arguments: tuple[str, ...]
 ) -> None:

@@ -70,7 +70,7 @@ def _config(path: Path | None, state_dir: Path | None) -> tuple[Settings, Check]
         settings = load(file=path, flags={"state_dir": str(state_dir)} if state_dir else None)
     except SettingsError as error:
         return Settings(), Check(name="config", verdict=Verdict.LACK, found=str(error), fix="orchctl config example")
-    where = f"{named}: {len(settings.pools)} pools" if named else "no config file; defaults and environment"
+    where = f"{named} (pools defined: {len(settings.pools)})" if named else "no config file; defaults and environment"
     return settings, Check(name="config", verdict=Verdict.OK, found=where)
 
 

@@ -69,7 +69,7 @@ async def until_ready(system: System, pool_id: str, console: Console) -> Replica
     with Progress(*columns, console=console, transient=False) as progress:
         bars = _Bars(progress)
         node = system.settings.poold.node_id
-        subscription = await system.bus.subscribe(f"llorch.prov.{node}.progress.*", bars.saw)
+        subscription = await system.bus.subscribe(subjects.provision_progress_of_node(node), bars.saw)
         said = (ReplicaState.PROVISIONING, "")
         deadline = time.monotonic() + READY_WITHIN_S
         try:

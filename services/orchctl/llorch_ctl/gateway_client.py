@@ -18,7 +18,7 @@ from llorch_ctl.exits import Exit, Problem
 from llorch_shared.errors import ErrorBody
 from llorch_shared.http_api import LAST_EVENT_ID_HEADER
 from llorch_shared.settings import Secret, Settings
-from llorch_shared.wire.frames import Event
+from llorch_shared.wire.frames import Event, parse_cursor
 from llorch_shared.wire.registry import Capabilities, PoolHealth
 from llorch_shared.wire.run import TaskView
 from llorch_shared.wire.task import TaskAccepted, TaskRequest
@@ -31,6 +31,11 @@ RECONNECT_DELAY_MAX_S: Final = 5.0
 _EXITS: Final = {400: Exit.USAGE, 413: Exit.USAGE, 422: Exit.USAGE, 429: Exit.REFUSED, 503: Exit.REFUSED}
 
 T = TypeVar("T")
+
+
+def bearer(token: Secret) -> dict[str, str]:
+    """The header that carries `token`; none without one."""
+    return {"Authorization": f"Bearer {token.reveal()}"} if token else {}
 
 
 def gateway_url(settings: Settings) -> str:
@@ -57,9 +62,8 @@ class GatewayClient:
 
     def __init__(self, url: str, token: Secret) -> None:
         self.url: Final = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {token.reveal()}"} if token else {}
         limits = aiohttp.ClientTimeout(total=None, sock_connect=5)
-        self._http: Final = aiohttp.ClientSession(headers=headers, timeout=limits)
+        self._http: Final = aiohttp.ClientSession(headers=bearer(token), timeout=limits)
 
     async def __aenter__(self) -> Self:
         return self
@@ -92,10 +96,11 @@ class GatewayClient:
         return answer
 
     async def stream(self, task_id: str, after: str = "") -> AsyncIterator[Event]:
-        """Every event of the task from the cursor `after` on, each token once, over as many connections as it takes."""
+        """Every event of the task from the cursor `after` on, each token once, over as many connections as it takes.
+        Raises Problem, and ValueError for an `after` that is no cursor."""
         reading = Reading()
         if after:
-            reading.last_id, reading.tokens = after, int(after.rpartition("-")[2]) + 1
+            reading.last_id, reading.tokens = after, parse_cursor(after).token + 1
         fruitless = 0
         while not reading.ended:
             seen = (reading.tokens, reading.last_id)
@@ -108,7 +113,11 @@ class GatewayClient:
             reading.connection_lost()
             fruitless = 0 if (reading.tokens, reading.last_id) != seen else fruitless + 1
             if fruitless > RECONNECTS_MAX:
-                raise Problem(f"the stream of {task_id} breaks again and again", exit_code=Exit.UNREACHABLE)
+                raise Problem(
+                    f"the stream of {task_id} breaks again and again",
+                    fix=f"the task goes on; look at it with: orchctl task show {task_id}",
+                    exit_code=Exit.UNREACHABLE,
+                )
             if not reading.ended:
                 delay = reading.retry_ms / 1000 if reading.retry_ms is not None else RECONNECT_DELAY_S
                 await asyncio.sleep(min(RECONNECT_DELAY_MAX_S, delay * 1.5 ** min(fruitless, 10)))

@@ -56,6 +56,7 @@ async def change(bus: Bus, pool_id: str, edit: Callable[[PoolSpec | None], PoolS
 
 
 async def remove(bus: Bus, pool_id: str) -> None:
+    """Delete the spec; a pool that is not there is fine."""
     subject = subjects.spec(subjects.pool_key(pool_id))
     for attempt in range(1, TRIES_MAX + 1):
         message = await bus.last(streams.SPEC, subject)

@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 
 from llorch_ctl import pools
+from llorch_ctl.gateway_client import bearer
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.logs import redact
@@ -107,7 +108,7 @@ async def _depth(bus: Bus, pool_id: str, priority: Priority) -> int:
 
 
 async def _gateway(url: str) -> ServiceStatus:
-    headers = {"Authorization": f"Bearer {token.reveal()}"} if (token := secret("LLORCH_API_TOKEN")) else {}
+    headers = bearer(secret("LLORCH_API_TOKEN"))
     limit = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
     try:
         async with aiohttp.ClientSession(timeout=limit, headers=headers) as http, http.get(url + "/readyz") as answer:

@@ -18,7 +18,7 @@ import msgspec
 from llorch_ctl import bus_client, config_file, gpu, pools, ports
 from llorch_ctl.embedded import NatsConfig, ServerMissing, server_binary
 from llorch_ctl.exits import Problem
-from llorch_ctl.gateway_client import gateway_url
+from llorch_ctl.gateway_client import bearer, gateway_url
 from llorch_ctl.logfiles import LogView
 from llorch_ctl.state_dir import StateDir
 from llorch_ctl.supervisor import Probe, ProcessSpec, Supervisor
@@ -177,7 +177,7 @@ class System:
 
     async def _gateway_serves(self, _: float) -> bool:
         assert self._http is not None
-        headers = {"Authorization": f"Bearer {token.reveal()}"} if (token := secret("AUTH_TOKEN")) else {}
+        headers = bearer(secret("AUTH_TOKEN"))
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             async with self._http.get(self.gateway_url + "/readyz", headers=headers) as answer:
                 return answer.status == 200

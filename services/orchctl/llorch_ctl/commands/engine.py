@@ -76,7 +76,7 @@ async def _scale(settings: Settings, pool_id: str, count: int, wait_s: float, *,
         except BusError as error:
             raise Problem(f"the pool cannot be changed: {error or type(error).__name__}") from error
         if not as_json:
-            ERR.print(f"pool {pool_id}: {count} replicas per node are wanted")
+            ERR.print(f"pool {pool_id}: replicas wanted per node: {count}")
         found = await _settled(bus, pool_id, count, wait_s)
     _print(found, as_json=as_json)
     if wait_s and not _is_settled(found, count):

@@ -18,10 +18,12 @@ from llorch_ctl.gateway_client import GatewayClient, gateway_url
 from llorch_ctl.terminal import ERR, OUT, ConfigOption, JsonOption, run, settings_from, write_json
 from llorch_shared.identifiers import is_uuid
 from llorch_shared.settings import Settings, secret
-from llorch_shared.wire.frames import Event
+from llorch_shared.wire.frames import Event, parse_cursor
 from llorch_shared.wire.task import Determinism, Engine, Priority, TaskRequest, TaskState
 
 _CANCEL_WITHIN_S: Final = 10.0
+_WITHOUT_SUCCESS: Final = frozenset({TaskState.FAILED, TaskState.EXPIRED, TaskState.DROPPED})
+"""Ends that nobody asked for."""
 
 app = typer.Typer(
     help="Submit, read, cancel and look up tasks. The token, if one is needed, comes from LLORCH_API_TOKEN.",
@@ -33,6 +35,14 @@ def _task_id(text: str) -> str:
     if not is_uuid(text):
         raise typer.BadParameter(f"{text!r} is not a task id (a UUID)")
     return text.lower()
+
+
+def _cursor(text: str) -> str:
+    try:
+        parse_cursor(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not INDEX or ATTEMPT-INDEX, for example 12 or 1-12") from None
+    return text
 
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="Id of a task.", parser=_task_id)]
@@ -71,7 +81,10 @@ def submit(
     settings = settings_from(config)
     text = sys.stdin.read() if prompt == "-" else prompt
     if prompt_file is not None:
-        text += prompt_file.read_text(encoding="utf-8")
+        try:
+            text += prompt_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(f"{prompt_file} cannot be read as UTF-8 text: {error}") from error
     wish = Wish(
         prompt=text,
         template=template,
@@ -93,7 +106,9 @@ def submit(
 @app.command("stream")
 def stream(
     task: TaskArgument,
-    after: Annotated[str, typer.Option(help="Go on after this token: INDEX or ATTEMPT-INDEX.")] = "",
+    after: Annotated[
+        str | None, typer.Option(help="Go on after this token: INDEX or ATTEMPT-INDEX.", parser=_cursor)
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -102,7 +117,7 @@ def stream(
 
     async def main() -> int:
         async with _client(settings) as client:
-            return await _print_stream(client.stream(task, after), as_json=as_json)
+            return await _print_stream(client.stream(task, after or ""), as_json=as_json)
 
     raise typer.Exit(run(main))
 
@@ -133,7 +148,7 @@ def show(task: TaskArgument, config: ConfigOption = None, as_json: JsonOption = 
         else:
             for name, value in msgspec.to_builtins(view).items():
                 OUT.print(f"{name:<20} {_readable(name, value)}", markup=False)
-        return Exit.TASK_FAILED if view.state is TaskState.FAILED else Exit.OK
+        return Exit.TASK_FAILED if view.state in _WITHOUT_SUCCESS else Exit.OK
 
     raise typer.Exit(run(main))
 
@@ -186,8 +201,15 @@ async def _stream_own(client: GatewayClient, request: TaskRequest, *, as_json: b
         return await reading
     except asyncio.CancelledError:
         ERR.print(f"\ncancelling {request.task_id} (Ctrl-C again leaves it running)")
-        async with asyncio.timeout(_CANCEL_WITHIN_S):
-            await _cancel(client, request.task_id, as_json=as_json)
+        try:
+            async with asyncio.timeout(_CANCEL_WITHIN_S):
+                await _cancel(client, request.task_id, as_json=as_json)
+        except TimeoutError:
+            raise Problem(
+                f"no receipt of the cancel within {_CANCEL_WITHIN_S:.0f} s",
+                fix=f"orchctl task show {request.task_id}, then orchctl task cancel {request.task_id}",
+                exit_code=Exit.UNREACHABLE,
+            ) from None
         return Exit.INTERRUPTED
 
 
