@@ -5,9 +5,9 @@ matter. After a reconnect the snapshot is read again. Cost: O(keys) per snapshot
 """
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Literal
 
-from llorch_shared import subjects
+from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message, Subscription
 
 Changed = Callable[[str, bytes | None], None]
@@ -17,12 +17,13 @@ Changed = Callable[[str, bytes | None], None]
 class LiveTable:
     """`REG` or `SPEC` as a dict of raw values, following the server."""
 
-    def __init__(self, bus: Bus, *, bucket: str, changed: Changed) -> None:
+    def __init__(self, bus: Bus, *, bucket: Literal["REG", "SPEC"], changed: Changed) -> None:
         self._bus: Final = bus
-        self._stream: Final = f"KV_{bucket}"
-        self._filter: Final = f"$KV.{bucket}.>"
-        self._live: Final = subjects.ALL_REGISTRY_LIVE if bucket == "REG" else subjects.ALL_SPEC_LIVE
-        self._key: Final = subjects.registry_key if bucket == "REG" else subjects.spec_key
+        of_registry = bucket == "REG"
+        self._stream: Final = streams.REG if of_registry else streams.SPEC
+        self._filter: Final = subjects.registry(">") if of_registry else subjects.spec(">")
+        self._live: Final = subjects.ALL_REGISTRY_LIVE if of_registry else subjects.ALL_SPEC_LIVE
+        self._key: Final = subjects.registry_key if of_registry else subjects.spec_key
         self._changed: Final = changed
         self._values: dict[str, bytes] = {}
         self._seqs: dict[str, int] = {}

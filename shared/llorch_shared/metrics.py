@@ -23,8 +23,6 @@ _FIRST_TOKEN_MS: Final = (50, 100, 150, 200, 300, 500, 750, 1000, 1500, 2000, 30
 _DECODE_MS: Final = (250, 500, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 12000)
 _ADMISSION_MS: Final = (1, 2, 5, 10, 20, 50, 100, 250, 500, 1000, 2500)
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-
 
 class MetricSpec(msgspec.Struct, frozen=True):
     kind: Literal["counter", "gauge", "histogram"]

@@ -59,7 +59,7 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
     streams = (
         _stream(
             RUN,
-            [subjects.ALL_RUNS, "llorch.cxl.*"],
+            [subjects.ALL_RUNS, subjects.ALL_CANCELS],
             retention="limits",
             storage="file",
             discard="old",
@@ -67,7 +67,7 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
             max_age=72 * 3600 * _SECOND,
             max_bytes=2048 * _MIB,
             allow_direct=True,
-            republish={"src": "llorch.run.*", "dest": "llorch.live.run.{{wildcard(1)}}"},
+            republish={"src": subjects.ALL_RUNS, "dest": "llorch.live.run.{{wildcard(1)}}"},
         ),
         _stream(
             PLC,
@@ -107,8 +107,8 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
             allow_atomic=True,
             allow_direct=True,
         ),
-        _bucket("REG", history=1, max_bytes=64 * _MIB, live="llorch.reg.live.>"),
-        _bucket("SPEC", history=16, max_bytes=64 * _MIB, live="llorch.spec.live.>"),
+        _bucket("REG", history=1, max_bytes=64 * _MIB, live=subjects.ALL_REGISTRY_LIVE),
+        _bucket("SPEC", history=16, max_bytes=64 * _MIB, live=subjects.ALL_SPEC_LIVE),
     )
     return Topology(streams=tuple(_replicated(stream, replicas) for stream in streams))
 

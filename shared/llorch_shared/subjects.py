@@ -11,8 +11,6 @@ import msgspec
 
 from llorch_shared.identifiers import token
 
-PREFIX: Final = "llorch"
-
 ADMISSION: Final = "llorch.adm.{pool}.{priority}.{tenant}"
 RUN: Final = "llorch.run.{task}"
 RUN_LIVE: Final = "llorch.live.run.{task}"
@@ -39,7 +37,6 @@ API_GET: Final = "llorch.api.tasks.get"
 API_CAPABILITIES: Final = "llorch.api.capabilities"
 API_HEALTH: Final = "llorch.api.pools.health"
 
-ALL_ADMISSIONS: Final = "llorch.adm.>"
 ALL_RUNS: Final = "llorch.run.*"
 ALL_RUNS_LIVE: Final = "llorch.live.run.*"
 ALL_CANCELS: Final = "llorch.cxl.*"

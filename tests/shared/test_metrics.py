@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from llorch_shared.metrics import CONTENT_TYPE, METRICS, Metrics
+from llorch_shared.metrics import METRICS, Metrics
 
 V = ("engine", "engine_version", "pool_id")
 REQUIRED = {
@@ -85,10 +85,6 @@ def test_a_name_or_a_label_made_elsewhere_is_a_mistake() -> None:
         metrics.gauge("tokens_out_total")
     with pytest.raises(ValueError, match="label"):
         metrics.gauge("pool_ready").labels(tenant="t")
-
-
-def test_the_content_type_is_the_one_of_the_contract() -> None:
-    assert CONTENT_TYPE.startswith("text/plain; version=0.0.4")
 
 
 def test_nothing_is_exposed_beside_the_contract() -> None:

@@ -4,7 +4,8 @@ import urllib.request
 
 import pytest
 
-from llorch_shared.metrics import CONTENT_TYPE, Metrics
+from llorch_shared.http_api import METRICS_TEXT
+from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
 from llorch_shared.settings import SettingsError
 
@@ -13,7 +14,7 @@ def test_a_port_of_zero_takes_a_free_one_and_serves_the_contract() -> None:
     endpoint = MetricsEndpoint(Metrics(), "127.0.0.1:0", key="poold.metrics_addr")
     try:
         with urllib.request.urlopen(f"http://{endpoint.address}/metrics", timeout=5) as response:
-            assert response.headers["content-type"].partition(";")[0] == CONTENT_TYPE.partition(";")[0]
+            assert response.headers["content-type"].partition(";")[0] == METRICS_TEXT.partition(";")[0]
             assert b"bus_connected" in response.read()
     finally:
         endpoint.close()

@@ -5,6 +5,7 @@ away nothing piles up, and the first thing after a reconnect is to tell everythi
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any, Final
@@ -69,11 +70,9 @@ class Registrar:
     async def _keep(self, key: str, make: Make) -> None:
         wake = self._wake[key]
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(streams.REGISTRY_RENEW_S):
                     await wake.wait()
-            except TimeoutError:
-                pass
             wake.clear()
             try:
                 await self._store(key, make())
