@@ -5,11 +5,11 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from llorch_ctl.embedded import NatsConfig, server_binary
+from llorch_shared.lifecycle import with_parent
 
 
 def free_port() -> int:
@@ -44,7 +44,7 @@ class NatsServer:
         path.write_text(self.config.render())
         log = (self.folder / "nats.log").open("ab")
         # Dies with the test run, so a killed pytest leaves no server behind.
-        command = [sys.executable, "-m", "llorch_shared.with_parent", str(server_binary()), "--config", str(path)]
+        command = with_parent([str(server_binary()), "--config", str(path)])
         self.process = subprocess.Popen(command, stdout=log, stderr=log)
         log.close()
         deadline = time.monotonic() + deadline_s

@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llorch_shared.lifecycle import with_parent
+
 LOG_TAIL_BYTES = 6_000
 
 
@@ -47,7 +49,7 @@ class ServiceProcess:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "llorch_shared.with_parent", sys.executable, "-m", *self.arguments],
+                with_parent([sys.executable, "-m", *self.arguments]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -61,13 +63,6 @@ class ServiceProcess:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._popen.pid, signal.SIGKILL)
         self._popen.wait(10)
-
-    def pause(self) -> None:
-        """SIGSTOP: alive for the kernel, silent for everybody else."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def unpause(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
 
     def terminate(self) -> None:
         """SIGTERM, without waiting."""

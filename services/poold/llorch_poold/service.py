@@ -17,7 +17,7 @@ from llorch_poold.run_store import RunStore
 from llorch_shared import streams
 from llorch_shared.audit import Audit
 from llorch_shared.bus import nats
-from llorch_shared.bus.patience import ensure_patiently, unless_stopped
+from llorch_shared.bus.patience import BUS_ENDED, BUS_LOST, ensure_patiently, unless_stopped
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
@@ -27,9 +27,6 @@ from llorch_shared.settings import Secret, Settings
 
 log = logging.getLogger(__name__)
 
-BUS_LOST: Final = 3
-"""Exit code when the bus connection ended for good."""
-BUS_ENDED: Final = "the bus connection ended for good"
 REPAIR_AGAIN_S: Final = 1.0
 
 

@@ -16,7 +16,7 @@ from llorch_provisioner.core.failure import Failure
 from llorch_provisioner.workshop import Workshop
 from llorch_shared import subjects
 from llorch_shared.bus.nats import connect
-from llorch_shared.bus.patience import unless_stopped
+from llorch_shared.bus.patience import BUS_ENDED, BUS_LOST, unless_stopped
 from llorch_shared.bus.port import Bus, Message
 from llorch_shared.embedded_defaults import CPU_ONLY_ON_LINUX
 from llorch_shared.lifecycle import Stop
@@ -37,9 +37,6 @@ log: Final = logging.getLogger(__name__)
 
 _ENCODER: Final = msgspec.json.Encoder()
 _NOT_A_REQUEST: Final = "invalid"
-BUS_LOST: Final = 3
-"""Exit code when the bus connection ended for good."""
-BUS_ENDED: Final = "the bus connection ended for good"
 
 
 async def run(settings: Settings, environment: Mapping[str, str], password: Secret, stop: Stop) -> int:

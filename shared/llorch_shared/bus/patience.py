@@ -19,6 +19,10 @@ T = TypeVar("T")
 
 PAUSE_FIRST_S: Final = 0.2
 PAUSE_MAX_S: Final = 5.0
+BUS_LOST: Final = 3
+"""Exit code of a service whose bus connection ended for good."""
+BUS_ENDED: Final = "the bus connection ended for good"
+"""The reason for which such a service stops."""
 CANCELS_MAX: Final = 10
 CANCEL_AGAIN_S: Final = 0.2
 """A wait inside the bus client may swallow a cancel that arrives as it ends (`asyncio.wait_for` before 3.12)."""
