@@ -25,7 +25,7 @@ def route(
     request: TaskRequest, pools: Mapping[str, PoolSpec], replicas: Replicas, loads: Mapping[str, PoolLoad]
 ) -> PoolSpec:
     """The pool that will queue `request`. Raises OrchError: INVALID_PARAMS when no pool could ever serve it,
-    POOL_UNREADY or POOL_UNAVAILABLE when one could and none does now (D14)."""
+    POOL_UNREADY or POOL_UNAVAILABLE when one could and none does now."""
     wanted = _permitted(request, _matching(request, pools.values()))
     fitting = [pool for pool in wanted if request.ctx <= pool.ctx]
     if not fitting:

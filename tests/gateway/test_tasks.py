@@ -55,7 +55,7 @@ async def test_without_a_scheduler_nobody_knows_queued_tasks_of_others(cluster: 
 
 
 class Holder:
-    """Whoever holds the task: on the wake-up it ends it, in the order of D4."""
+    """Whoever holds the task: on the wake-up it ends it, in the order of ARCHITECTURE, invariant 3."""
 
     def __init__(self, cluster: Cluster, lane: str, *, count: int, state: TaskState = TaskState.CANCELLED) -> None:
         self._cluster = cluster

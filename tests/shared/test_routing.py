@@ -1,4 +1,4 @@
-"""Which pool serves a task (D14)."""
+"""Which pool serves a task."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Tasks after admission: where is it, how does it stand, end it. The same for HTTP and bus callers (D8, D9)."""
+"""Tasks after admission: where is it, how does it stand, end it. The same for HTTP and bus callers."""
 
 import asyncio
 import logging

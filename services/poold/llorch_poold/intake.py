@@ -1,4 +1,4 @@
-"""Takes placements of one replica off the bus, never more than it has free slots (D7)."""
+"""Takes placements of one replica off the bus, never more than it has free slots (ARCHITECTURE, invariant 6)."""
 
 import asyncio
 import logging

@@ -215,7 +215,7 @@ class Node:
         return [run for replica in self._replicas.values() for run in replica.runs.values()]
 
     async def _reconnected(self) -> None:
-        """The bus is back: it may have forgotten token frames and missed cancels (D11)."""
+        """The bus is back: it may have forgotten token frames and missed cancels."""
         self._registrar.tell_all()
         published = 0
         for kept in self._context.retention.all():

@@ -1,4 +1,4 @@
-"""Keeps this node's keys alive in the registry: each is told again every second, and at once when it changed (D13).
+"""Keeps this node's keys alive in the registry: each is told again every second, and at once when it changed.
 
 One writer per key, latest record wins: a record is made when it is about to be stored, never queued. While the bus is
 away nothing piles up, and the first thing after a reconnect is to tell everything again.

@@ -1,7 +1,7 @@
 """One replica: carries out the steps of `core.replica`, and holds the tasks of its engine's present life.
 
 Each step ends with one event; the core says what comes next. A new incarnation begins the moment an engine is found
-broken, so that nobody believes its tasks are still held (D5).
+broken, so that nobody believes its tasks are still held (ARCHITECTURE, invariant 7).
 """
 
 import asyncio

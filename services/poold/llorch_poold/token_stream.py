@@ -1,7 +1,7 @@
 """The frames of one attempt: encoded once, published and kept in the same breath, never sent twice.
 
 A later attempt first learns what readers already have. What they have is compared and not sent again; a difference
-ends the stream (D10).
+ends the stream (ARCHITECTURE, invariant 4).
 """
 
 import asyncio

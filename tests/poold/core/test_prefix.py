@@ -1,4 +1,4 @@
-"""A second attempt continues a stream only if it says the same (D10)."""
+"""A second attempt continues a stream only if it says the same (ARCHITECTURE, invariant 4)."""
 
 import random
 

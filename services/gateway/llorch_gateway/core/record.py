@@ -37,7 +37,7 @@ def has_all(record: RunRecord, cursor: Cursor | None) -> bool:
 
 
 def terminal_frame(record: RunRecord) -> bytes:
-    """The terminal event of a task in a final state, for a reader whose frame was lost (D4)."""
+    """The terminal event of a task in a final state, for a reader whose frame was lost (ARCHITECTURE, invariant 3)."""
     if record.state in (TaskState.DONE, TaskState.CANCELLED):
         cancelled = is_cancelled(record)
         end = End(

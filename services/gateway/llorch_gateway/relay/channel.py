@@ -158,7 +158,7 @@ class Channel:
             seat.wake()
 
     def hold(self) -> None:
-        """A cancel is under way: tokens wait until the terminal event tells whether it won (D9)."""
+        """A cancel is under way: tokens wait until the terminal event tells whether it won."""
         if not self.ended:
             self.holding = True
             for seat in self.seats:

@@ -24,7 +24,7 @@ PACE_FIRST_S: Final = 0.02
 PACE_MAX_S: Final = 1.0
 GONE_AFTER_S: Final = 15.0
 """How long missing tokens are looked for while the bus stands: a node publishes its frames again within seconds of a
-bus restart (D11). After it the reader is told that they are gone."""
+bus restart. After it the reader is told that they are gone."""
 REPUBLISHED_WITHIN_S: Final = 75.0
 """A node keeps the frames of an ended task for 60 s: tokens of one that ended earlier will not come back."""
 HEARTBEAT: Final = b":\n\n"
@@ -139,7 +139,7 @@ class Stream:
 
     async def _check_record(self) -> None:
         """The stream has been quiet. If the task's record is final, its last frame was missed: end with what the
-        record says, after one more look at the stored stream (D4)."""
+        record says, after one more look at the stored stream (ARCHITECTURE, invariant 3)."""
         record = await self._record()
         if record is None or not records.is_final(record):
             return

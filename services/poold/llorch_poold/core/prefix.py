@@ -1,4 +1,4 @@
-"""Continue a stream that readers have already seen the beginning of, honestly (D10).
+"""Continue a stream that readers have already seen the beginning of, honestly (ARCHITECTURE, invariant 4).
 
 A later attempt generates from the start with the same seed. What was sent before is compared byte for byte and not
 sent again; a difference means that the readers' text and this one do not belong together.

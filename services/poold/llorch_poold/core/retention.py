@@ -1,4 +1,4 @@
-"""Frames kept by the node, to be published again when the bus came back without them (D11).
+"""Frames kept by the node, to be published again when the bus came back without them.
 
 Kept: every frame of tasks that run, and of tasks that ended in the last minute; bounded in bytes. Over the bound the
 tasks that ended first go first, then the largest running one. Cost per frame: one append and two additions.
