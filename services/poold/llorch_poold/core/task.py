@@ -151,7 +151,7 @@ class TaskCore:
 
 
 def claim_record(run: RunRecord, *, node_id: str, replica_id: str, incarnation: str, now_ms: int) -> RunRecord:
-    """What a node stores to claim a placed task (ARCHITECTURE, invariant 2). Raises IllegalMove for any other."""
+    """What a node stores to claim a task (ARCHITECTURE, invariant 2). Raises IllegalMove for one that is not placed."""
     check_move(run.state, TaskState.RUNNING)
     return msgspec.structs.replace(
         run,
