@@ -104,7 +104,8 @@ def _ports(settings: Settings) -> list[Check]:
         try:
             host, port = ports.split(address.rpartition("@")[2])
         except ValueError:
-            checks.append(Check(name=name, verdict=Verdict.LACK, found=f"{address!r} is not host:port"))
+            found = f"{address!r} is not host:port"
+            checks.append(Check(name=name, verdict=Verdict.LACK, found=found, fix=f"set {elsewhere}"))
             continue
         if port == 0 or ports.is_free(host, port):
             checks.append(Check(name=name, verdict=Verdict.OK, found=f"{host}:{port} is free"))

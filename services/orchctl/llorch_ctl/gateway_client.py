@@ -29,6 +29,7 @@ RECONNECTS_MAX: Final = 30
 RECONNECT_DELAY_S: Final = 0.5
 RECONNECT_DELAY_MAX_S: Final = 5.0
 _EXITS: Final = {400: Exit.USAGE, 413: Exit.USAGE, 422: Exit.USAGE, 429: Exit.REFUSED, 503: Exit.REFUSED}
+_OTHER_SERVER: Final = "point ORCHD_ADDR or --config at a running gateway"
 
 T = TypeVar("T")
 
@@ -137,7 +138,7 @@ class GatewayClient:
                     for event in reading.feed(data):
                         yield event
             except BadStream as error:
-                raise Problem(f"{self.url} does not send an event stream: {error}") from error
+                raise Problem(f"{self.url} does not send an event stream: {error}", fix=_OTHER_SERVER) from error
 
     async def _call(self, method: str, path: str, answer_type: type[T], *, body: bytes | None = None) -> T | None:
         headers = {"Content-Type": "application/json"} if body is not None else {}
@@ -154,7 +155,9 @@ class GatewayClient:
         try:
             return msgspec.json.decode(data, type=answer_type)
         except msgspec.DecodeError as error:
-            raise Problem(f"{self.url} answers something else than a llama-orch gateway: {error}") from error
+            raise Problem(
+                f"{self.url} answers something else than a llama-orch gateway: {error}", fix=_OTHER_SERVER
+            ) from error
 
     def _unreachable(self, error: BaseException) -> Problem:
         return Problem(

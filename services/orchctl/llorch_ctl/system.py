@@ -62,7 +62,9 @@ def require_ports(settings: Settings) -> None:
         try:
             host, port = ports.split(address.rpartition("@")[2])
         except ValueError:
-            raise Problem(f"{key} = {address!r} is not host:port") from None
+            raise Problem(
+                f"{key} = {address!r} is not host:port", fix=f"write it like 127.0.0.1:8080 in the config ({key})"
+            ) from None
         if port and not ports.is_free(host, port):
             raise Problem(
                 f"{host}:{port} ({key}) is in use by {ports.owner(port)}",

@@ -74,7 +74,10 @@ async def _scale(settings: Settings, pool_id: str, count: int, wait_s: float, *,
         try:
             await pools.change(bus, pool_id, edit)
         except BusError as error:
-            raise Problem(f"the pool cannot be changed: {error or type(error).__name__}") from error
+            raise Problem(
+                f"the pool cannot be changed: {error or type(error).__name__}",
+                fix="try again; orchctl status shows more",
+            ) from error
         if not as_json:
             ERR.print(f"pool {pool_id}: replicas wanted per node: {count}")
         found = await _settled(bus, pool_id, count, wait_s)
