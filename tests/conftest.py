@@ -1,5 +1,6 @@
 """Fixtures that every folder of tests may use."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,3 +20,11 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(autouse=True)
+def root_log_level() -> Iterator[None]:
+    """What a test sets for its process does not silence the next test."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)

@@ -49,7 +49,7 @@ CONFIG = SchemathesisConfig.from_dict(
 )
 DATA = schemathesis.openapi.from_dict(openapi.document(Plane.DATA), config=CONFIG)
 CONTROL = schemathesis.openapi.from_dict(openapi.document(Plane.CONTROL), config=CONFIG)
-FEW = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 WALKS = settings(
     max_examples=4, stateful_step_count=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )

@@ -142,3 +142,11 @@ async def test_a_fault_of_ours_is_an_internal_error_that_shows_nothing(
         reply = await door.request(method, path)
         assert (reply.status, reply.error.code) == (500, ErrorCode.INTERNAL)
         assert b"swordfish" not in reply.body
+
+
+@pytest.mark.parametrize("after", ["", "soon", "%201", "1-", "-1", "1&after=x"])
+async def test_a_wrong_cursor_is_refused_even_beside_a_right_one(door: Door, after: str) -> None:
+    path = f"/v1/tasks/{uuid.uuid4()}/stream?after={after}"
+    reply = await door.request("GET", path, headers={"last-event-id": "1-2"})
+    assert (reply.status, reply.error.code) == (400, ErrorCode.INVALID_PARAMS)
+    assert "after" in reply.error.message

@@ -238,16 +238,19 @@ def _caller(scope: Scope, headers: dict[bytes, bytes]) -> Caller:
 
 
 def _cursor(last_event_id: bytes | None, query: bytes) -> Cursor | None:
-    """Last-Event-ID wins over `after`; neither means from the beginning. Raises OrchError."""
-    text = _text(last_event_id) or ""
-    if not text and query:
-        text = parse_qs(query.decode("latin-1")).get("after", [""])[0]
-    if not text:
-        return None
+    """Last-Event-ID wins over `after`; neither means from the beginning. Raises OrchError, whichever is wrong."""
+    given = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("after", []) if query else []
+    cursors = [_parsed_cursor("after", text) for text in given]
+    if last_event_id:
+        return _parsed_cursor("Last-Event-ID", last_event_id.decode("latin-1"))
+    return cursors[0] if cursors else None
+
+
+def _parsed_cursor(name: str, text: str) -> Cursor:
     try:
         return parse_cursor(text)
     except ValueError as error:
-        raise invalid(f"Last-Event-ID or after: {error}") from error
+        raise invalid(f"{name}: {error}") from error
 
 
 def _text(value: bytes | None) -> str | None:

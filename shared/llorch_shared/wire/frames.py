@@ -199,7 +199,7 @@ class Cursor(NamedTuple):
 
 def parse_cursor(text: str) -> Cursor:
     """`<attempt>-<i>` or a bare `<i>`. Raises ValueError."""
-    attempt, dash, index = text.strip().rpartition("-")
+    attempt, dash, index = text.rpartition("-")
     if not (index.isascii() and index.isdigit() and len(index) <= 9):
         raise ValueError("expected <attempt>-<index> or <index>")
     if dash and not (attempt.isascii() and attempt.isdigit() and len(attempt) <= 6):
