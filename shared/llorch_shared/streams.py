@@ -67,11 +67,11 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
             max_age=72 * 3600 * _SECOND,
             max_bytes=2048 * _MIB,
             allow_direct=True,
-            republish={"src": subjects.ALL_RUNS, "dest": "llorch.live.run.{{wildcard(1)}}"},
+            republish={"src": subjects.ALL_RUNS, "dest": subjects.ALL_RUNS_REPUBLISHED},
         ),
         _stream(
             PLC,
-            ["llorch.plc.*.*"],
+            [subjects.ALL_PLACEMENTS],
             retention="workqueue",
             storage="file",
             discard="new",
@@ -84,7 +84,7 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
         ),
         _stream(
             TOK,
-            ["llorch.tok.*.*"],
+            [subjects.ALL_TOKENS],
             retention="limits",
             storage="memory",
             discard="old",
@@ -95,7 +95,7 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
         ),
         _stream(
             AUD,
-            ["llorch.aud.*.*"],
+            [subjects.ALL_AUDITS],
             retention="limits",
             storage="file",
             discard="old",

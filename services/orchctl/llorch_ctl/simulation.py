@@ -4,7 +4,6 @@ The child has a session of its own, so that Ctrl-C reaches only this process, wh
 ends with what it has. A second one kills it. It dies with this process, too.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from llorch_ctl.exits import Exit, Problem
+from llorch_shared.lifecycle import with_parent
 
 SAID_LINES_MAX: Final = 20
 """Lines of the child kept for the message when it fails."""
@@ -88,17 +88,8 @@ _PROGRESS: Final = msgspec.json.Decoder(SimulatorProgress)
 def simulate(arguments: Sequence[str], result: Path, told: Callable[[SimulatorProgress], None]) -> tuple[int, bytes]:
     """Run it to its end; the result is written to `result`. Returns the exit code, 0 or 130, and the document, empty
     when it was stopped before it had one. Raises Problem."""
-    argv = [sys.executable, "-m", "llorch_shared.with_parent", f"--parent={os.getpid()}"]
-    argv += [
-        sys.executable,
-        "-m",
-        "llorch_scheduler.simulator",
-        *arguments,
-        "--json",
-        str(result),
-        "--progress",
-        "json",
-    ]
+    simulator = (sys.executable, "-m", "llorch_scheduler.simulator")
+    argv = with_parent((*simulator, *arguments, "--json", str(result), "--progress", "json"))
     said: list[str] = []
     with _Wishes() as wishes:
         child = subprocess.Popen(  # noqa: S603  (our own interpreter and module, no shell)

@@ -163,4 +163,5 @@ async def main(settings: Settings, stop: Stop) -> int:
         return 1
     finally:
         await bus.close()
+        endpoint.close()
     return 1 if closed else 0

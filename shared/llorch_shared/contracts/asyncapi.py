@@ -7,7 +7,7 @@ from llorch_shared import subjects
 from llorch_shared.contracts import examples, schemas
 from llorch_shared.http_api import API_VERSION
 from llorch_shared.identifiers import CORRELATION_PATTERN, NAME_PATTERN
-from llorch_shared.subjects import SUBJECTS, Subject
+from llorch_shared.subjects import ALL_API, SUBJECTS, Subject
 
 Document = dict[str, Any]
 
@@ -104,7 +104,7 @@ def _is_media_type(name: str) -> bool:
 
 
 def _headers(subject: Subject) -> dict[str, str]:
-    if subject.pattern.startswith("llorch.api."):
+    if subject.pattern.startswith(ALL_API.removesuffix(">")):
         return _API_HEADERS
     return _HEADERS.get(subject.pattern, {})
 
