@@ -7,9 +7,8 @@ back, then the server stops, then the bus.
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from llorch_gateway.admissions import Admissions
 from llorch_gateway.asgi import Front
@@ -27,6 +26,7 @@ from llorch_shared import streams
 from llorch_shared.audit import Audit
 from llorch_shared.auth import AuthPolicy, check_bind
 from llorch_shared.bus import nats
+from llorch_shared.bus.patience import unless_stopped
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.errors import OrchError
 from llorch_shared.lifecycle import Stop, first_of
@@ -36,13 +36,8 @@ from llorch_shared.settings import Secret, Settings
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 START_PAUSE_FIRST_S: Final = 0.2
 START_PAUSE_MAX_S: Final = 5.0
-CANCELS_MAX: Final = 10
-CANCEL_AGAIN_S: Final = 0.2
-"""A wait inside the bus client may swallow a cancel that arrives as it ends (`asyncio.wait_for` before 3.12)."""
 STREAMS_STOP_S: Final = 2.0
 ANSWERS_STOP_S: Final = 2.0
 """Requests under way get this long to be answered before they are told to come back."""
@@ -179,13 +174,13 @@ async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Se
     async with AsyncExitStack() as stack:
         await server.start()
         stack.push_async_callback(server.stop)
-        bus = await _unless(stop, _connect(settings, metrics, closed, bus_password))
+        bus = await unless_stopped(stop, _connect(settings, metrics, closed, bus_password))
         if bus is None:
             return 0
         stack.push_async_callback(bus.close)
         gateway = Gateway(settings, bus=bus, token=token, metrics=metrics)
         stack.push_async_callback(gateway.close)
-        if await _unless(stop, _started(gateway, entrance)) is None:
+        if await unless_stopped(stop, _started(gateway, entrance)) is None:
             return 0
         entrance.front = gateway.front
         stack.push_async_callback(gateway.stop_serving)
@@ -217,19 +212,3 @@ async def _started(gateway: Gateway, entrance: Entrance) -> bool:
         await gateway.undo()
         await asyncio.sleep(pause)
         pause = min(START_PAUSE_MAX_S, 2 * pause)
-
-
-async def _unless(stop: Stop, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of `work`; None when the wish to stop came first."""
-    doing = asyncio.create_task(work)
-    wish = asyncio.create_task(stop.wait())
-    await asyncio.wait((doing, wish), return_when=asyncio.FIRST_COMPLETED)
-    wish.cancel()
-    if doing.done():
-        return doing.result()
-    for _ in range(CANCELS_MAX):
-        doing.cancel()
-        await asyncio.wait((doing,), timeout=CANCEL_AGAIN_S)
-        if doing.done():
-            break
-    return None
