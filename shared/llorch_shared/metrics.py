@@ -51,6 +51,16 @@ METRICS: Final[dict[str, MetricSpec]] = {
     "latency_decode_ms": MetricSpec("histogram", "First to last token", (*_V, "priority"), _DECODE_MS),
     "placement_decisions_total": MetricSpec("counter", "Placement decisions", ("outcome", "pinned", "fallback")),
     "placement_candidates_considered": MetricSpec("gauge", "Replicas looked at by the last decision"),
+    "admission_share": MetricSpec(
+        "gauge", "Part of the slot time that a tenant's class got lately (EWMA)", ("tenant", "priority")
+    ),
+    "deadlines_met_ratio": MetricSpec("gauge", "Part of the lately ended tasks that met their deadline", ("priority",)),
+    "preemptions_total": MetricSpec("counter", "Work that had to make way for more urgent work", ("mode", "engine")),
+    "resumptions_total": MetricSpec("counter", "Preempted tasks that run again", ("engine",)),
+    "breaker_open": MetricSpec("gauge", "Classes that a pool's circuit breaker refuses now", ("pool_id",)),
+    "predicted_start_error_ratio": MetricSpec(
+        "gauge", "Median of |real - predicted| over real waits lately", ("pool_id", "priority")
+    ),
     "active_leases": MetricSpec("gauge", "Tasks a pool holds slots for", ("pool_id",)),
     "pool_ready": MetricSpec("gauge", "1 when a pool has a ready replica", ("pool_id",)),
     "sse_backpressure_drops_total": MetricSpec("counter", "Metrics frames not sent to slow readers"),

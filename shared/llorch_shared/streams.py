@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from llorch_shared import subjects
+from llorch_shared.pool_policy import server_capacity
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Priority
 
@@ -147,12 +148,16 @@ SCHEDULER_DURABLE: Final = "sched"
 
 
 def admission(pool: PoolSpec, *, replicas: int = 1) -> Topology:
-    """The queues of one pool: the server itself refuses what is over capacity.
+    """The queues of one pool: the server itself refuses what is over capacity, of the class and of one tenant.
 
-    No limit per tenant here: the server enforces a lowered `max_msgs_per_subject` by deleting messages, while a lowered
-    `max_msgs` keeps what was accepted and only refuses more. The server reserves `max_bytes`: no more of it than a
-    queue of the largest messages (1 MiB) needs, so that many pools fit.
+    A tenant's bound is set when the queue is made and only ever raised there (`bus.ensure`): the server enforces a
+    lowered `max_msgs_per_subject` by deleting messages, while a lowered `max_msgs` keeps what was accepted and only
+    refuses more. The server reserves `max_bytes`: no more of it than a queue of the largest messages (1 MiB) needs, so
+    that many pools fit.
     """
+    bounds = {}
+    if pool.queue.tenant_capacity is not None:
+        bounds = {"max_msgs_per_subject": pool.queue.tenant_capacity, "discard_new_per_subject": True}
     names = {priority: admission_stream(pool.id, priority) for priority in Priority}
     return Topology(
         streams=tuple(
@@ -163,10 +168,11 @@ def admission(pool: PoolSpec, *, replicas: int = 1) -> Topology:
                 retention="workqueue",
                 storage="file",
                 discard="new",
-                max_msgs=pool.queue.capacity,
-                max_bytes=min(2048, pool.queue.capacity + 1) * _MIB,
+                max_msgs=server_capacity(pool, priority),
+                max_bytes=min(2048, server_capacity(pool, priority) + 1) * _MIB,
                 duplicate_window=DEDUPE_WINDOW_S * _SECOND,
                 allow_direct=True,
+                **bounds,
             )
             for priority, name in names.items()
         ),

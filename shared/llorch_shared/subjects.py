@@ -6,6 +6,7 @@ written from that table. A subject spelled anywhere else in the code is a mistak
 
 from enum import StrEnum
 from typing import Final
+from zlib import crc32
 
 import msgspec
 
@@ -27,6 +28,8 @@ SPEC: Final = "$KV.SPEC.{key}"
 SPEC_LIVE: Final = "llorch.spec.live.{key}"
 LOAD: Final = "llorch.load.{pool}"
 LOCATE: Final = "llorch.sch.locate"
+APPOINT: Final = "llorch.sch.{shard}.appoint"
+PREEMPT: Final = "llorch.pre.{node}"
 PROVISION_ENGINE: Final = "llorch.prov.{node}.engine.ensure"
 PROVISION_MODEL: Final = "llorch.prov.{node}.model.ensure"
 PROVISION_STATUS: Final = "llorch.prov.{node}.status"
@@ -60,6 +63,13 @@ BUS_LANE: Final = "bus"
 
 LEASE_KEY: Final = "lease.scheduler"
 RUN_FLOOR_KEY: Final = "floor.run"
+SHARDS: Final = 8
+"""Parts of the pools that schedulers lease. Part of the contract: all processes of a system must agree on it."""
+
+
+def shard_of(pool: str) -> int:
+    """The shard a pool belongs to, the same on every machine."""
+    return crc32(pool.encode()) % SHARDS
 
 
 def admission(pool: str, priority: str, tenant: str) -> str:
@@ -145,6 +155,14 @@ def spec_key(subject: str) -> str:
 
 def load(pool: str) -> str:
     return f"llorch.load.{token(pool)}"
+
+
+def appoint(shard: int) -> str:
+    return f"llorch.sch.{shard}.appoint"
+
+
+def preempt(node: str) -> str:
+    return f"llorch.pre.{token(node)}"
 
 
 def provision_engine(node: str) -> str:
@@ -324,6 +342,23 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         delivery=Delivery.REQUEST,
         payload="TaskRef",
         reply="Located",
+    ),
+    Subject(
+        pattern=APPOINT,
+        title="May this task be admitted now, or when should it come back? Asked while places are promised",
+        publishers=("gateway",),
+        consumers=("scheduler",),
+        delivery=Delivery.REQUEST,
+        payload="AppointmentRequest",
+        reply="Appointment",
+    ),
+    Subject(
+        pattern=PREEMPT,
+        title="Stop a running task for more urgent work; it resumes later",
+        publishers=("scheduler",),
+        consumers=("poold",),
+        delivery=Delivery.SIGNAL,
+        payload="PreemptRequest",
     ),
     Subject(
         pattern=PROVISION_ENGINE,

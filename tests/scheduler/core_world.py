@@ -28,9 +28,9 @@ from llorch_scheduler.core.events import (
 )
 from llorch_scheduler.core.job import HOLDS_SLOT, Phase
 from llorch_scheduler.core.limits import Limits
-from llorch_scheduler.core.queue import CLASSES
 from llorch_scheduler.core.scheduler import SchedulerCore
 from llorch_shared.errors import ErrorBody
+from llorch_shared.pool_policy import CLASSES
 from llorch_shared.states import FINAL, check_move
 from llorch_shared.wire.registry import PoolLoad, ReplicaRecord, ReplicaState
 from llorch_shared.wire.run import RunRecord

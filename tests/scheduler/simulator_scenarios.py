@@ -7,7 +7,8 @@ from llorch_scheduler.simulator.scenario import Flow, Hardware, PoolPlan, Replic
 from llorch_scheduler.simulator.simulation import Simulation
 from llorch_scheduler.simulator.sizes import Fixed, Sizes
 from llorch_scheduler.simulator.tasks import SimTask
-from llorch_shared.wire.spec import PoolSpec, QueueSpec
+from llorch_shared.wire.policy import QueueSpec
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import CTX_MAX, Engine, Priority
 
 STEADY = Hardware(name="steady", vram_mb=80_000, prefill_per_s=1_000, step_ms=0.1)

@@ -17,9 +17,10 @@ from llorch_shared.lifecycle import Stop
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import SchedulerSettings, Settings
 from llorch_shared.states import FINAL
+from llorch_shared.wire.policy import QueueSpec
 from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
 from llorch_shared.wire.run import PLACEMENT_DECODER, RUN_DECODER, CancelRequest, Placement, RunRecord
-from llorch_shared.wire.spec import PoolSpec, QueueSpec
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine, Priority, TaskRequest, TaskState, Workload
 from support.bus_worlds import World
 

@@ -15,9 +15,10 @@ from llorch_shared.bus.port import Bus, Message
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import GatewaySettings, Secret, Settings
 from llorch_shared.wire import frames
+from llorch_shared.wire.policy import QueueSpec
 from llorch_shared.wire.registry import PoolLoad, ReplicaRecord, ReplicaState
 from llorch_shared.wire.run import Located, RunRecord
-from llorch_shared.wire.spec import PoolSpec, QueueSpec
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine, Priority, TaskRef, TaskState
 from support.asgi import AsgiClient, Reply
 from support.client import task_request

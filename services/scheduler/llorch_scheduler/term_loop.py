@@ -24,7 +24,6 @@ from llorch_scheduler.core.events import (
     Tick,
 )
 from llorch_scheduler.core.limits import Limits
-from llorch_scheduler.core.queue import CLASSES
 from llorch_scheduler.core.scheduler import SchedulerCore
 from llorch_scheduler.inbox import Inbox, Overflow
 from llorch_scheduler.lease import Lease, Term
@@ -35,6 +34,7 @@ from llorch_scheduler.rebuild import Floor, cancelled, read_cancels, read_floor,
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message
 from llorch_shared.live_table import LiveTable
+from llorch_shared.pool_policy import CLASSES
 from llorch_shared.wire.registry import REPLICA_DECODER
 from llorch_shared.wire.run import RUN_DECODER
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec

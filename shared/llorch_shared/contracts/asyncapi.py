@@ -26,6 +26,7 @@ _PARAMETERS: Final = {
     "key": "bucket key; may hold several dot-separated tokens",
     "node": "node_id",
     "job": "job id of the plan",
+    "shard": "part of the pools one scheduler holds: CRC-32 of pool_id, modulo 8",
 }
 _CHOICES: Final = {"priority": ["interactive", "batch"]}
 

@@ -16,6 +16,11 @@ class AuditEvent(StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     DROPPED = "dropped"
+    PREEMPTED = "preempted"
+    POOL_CHANGED = "pool_changed"
+    """Of a pool, not a task: the pool's id stands where a task's id would."""
+    BREAKER = "breaker"
+    """Of a pool: the circuit breaker opened or closed."""
 
 
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -56,6 +56,10 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int | None = None
     latency_first_token_ms: int | None = None
     tokens_out: int | None = None
+    preempted: bool | None = None
+    """True: the engine stopped for more urgent work, and the stream goes on later from `resume_from`."""
+    resume_from: int | None = None
+    """The resumable state: index of the next token this stream will carry (ORCH-3086)."""
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from llorch_shared.wire.task import Engine, Name, Workload
+from llorch_shared.wire.task import Engine, Name, Priority, Workload
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -67,6 +67,15 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     ctx_max: int = 0
     free_vram_mb: int = 0
     workloads: tuple[Workload, ...] = (Workload.COMPLETION,)
+    quant: str = ""
+    compute_capability: str = ""
+    features: tuple[str, ...] = ()
+    """What its self-test has shown, for example `interruptible_decode`."""
+    kv_bytes_per_token: int = 0
+    """For engines that take KV memory as tasks come; 0 when it was all taken at load."""
+    perf_tokens_per_s: float = 0
+    """Decode rate of one task as measured on this replica lately (ORCH-3972); 0 until one ended."""
+    perf_first_token_ms: float = 0
     live: bool = False
     heartbeat_ms: int = 0
     restart_count: int = 0
@@ -90,6 +99,36 @@ class RunFloor(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
 
 
+class FlowLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits of one tenant in one class."""
+
+    queued: int
+    work_ms: float
+    """Slot time it is expected to take, milliseconds."""
+    weight: int = 1
+    pace_ms: float = 0
+    """Measured mean time between two starts of this flow while it waits; 0 when unknown."""
+
+
+class ClassLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits in one class. `flows` are the longest; the others are short, and their sums are in the totals."""
+
+    queued: int
+    work_ms: float
+    weight: int
+    flows_weight: int
+    """Sum of the weights of the tenants that wait."""
+    bias: float = 1.0
+    """Measured ratio of real to predicted waits."""
+    flows: dict[str, FlowLoad] = {}
+    """By tenant."""
+    shed: str = ""
+    """Why newcomers of this class are refused now; empty when they are not."""
+    shed_for_ms: int = 0
+    promised: bool = False
+    """Places of this queue are promised: ask the scheduler before admitting (`sch.<shard>.appoint`)."""
+
+
 class PoolLoad(msgspec.Struct, frozen=True, kw_only=True):
     """`load.<pool>`: the backlog as the scheduler sees it, told at most every 100 ms and at least every second."""
 
@@ -106,6 +145,36 @@ class PoolLoad(msgspec.Struct, frozen=True, kw_only=True):
     replicas_ready: int
     service_ms: float
     """Measured mean time a task holds a slot (EWMA); 0 until the first task ended."""
+    loading_ms: int = 0
+    """With no ready replica: expected time until one is; 0 otherwise."""
+    classes: dict[str, ClassLoad] = {}
+    """By priority."""
+    token_ms: float = 0
+    """Measured slot time per generated token …"""
+    overhead_ms: float = 0
+    """… and per task besides; both 0 until the first task ended."""
+    spread: tuple[float, ...] = ()
+    """Measured distribution of real over predicted slot time, see `llorch_shared.on_time`."""
+    wait_spread: tuple[float, ...] = ()
+    """The same of real over predicted waits."""
+
+
+class AppointmentRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """May this task be admitted now? Asked when places are promised, or after the server refused."""
+
+    task_id: str
+    pool_id: Name
+    priority: Priority
+    tenant: Name
+    refused: bool = False
+    """The server has just refused it: the queue is full whatever the load report says."""
+
+
+class Appointment(msgspec.Struct, frozen=True, kw_only=True):
+    admit: bool
+    retry_after_ms: int = 0
+    """When to come back; the place is kept for that moment if `promised`."""
+    promised: bool = False
 
 
 class PoolRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -160,3 +229,5 @@ REPLICA_DECODER: Final = msgspec.json.Decoder(ReplicaRecord)
 LEASE_DECODER: Final = msgspec.json.Decoder(LeaseRecord)
 FLOOR_DECODER: Final = msgspec.json.Decoder(RunFloor)
 LOAD_DECODER: Final = msgspec.json.Decoder(PoolLoad)
+APPOINTMENT_REQUEST_DECODER: Final = msgspec.json.Decoder(AppointmentRequest)
+APPOINTMENT_DECODER: Final = msgspec.json.Decoder(Appointment)

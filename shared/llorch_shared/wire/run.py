@@ -36,6 +36,12 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """As told at admission."""
     predicted_start_ms: int = 0
     """As told at admission, milliseconds from admission."""
+    on_time_probability: float | None = None
+    """Chance that it ends before its deadline, as seen when it was placed (ORCH-3081)."""
+    kv_warmth: bool | None = None
+    """Whether it was placed where its session's cache is; None for a session's first task (ORCH-3009)."""
+    preemptions: int = 0
+    """Attempts that were stopped for more urgent work; they do not count as lost."""
     tokens_in: int = 0
     tokens_out: int = 0
     decode_ms: int = 0
@@ -61,6 +67,15 @@ class CancelRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Label of tasks_canceled_total: `client`, `disconnect`, `operator`."""
     correlation_id: str = ""
     requested_ms: int = 0
+
+
+class PreemptRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`pre.<node>`: stop this task, see its slot free, put its record back to placed on no replica. A signal: the node
+    that misses it just runs on."""
+
+    task_id: TaskId
+    run_seq: int
+    reason: str = "preempted"
 
 
 class Located(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,5 +119,6 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 RUN_DECODER: Final = msgspec.json.Decoder(RunRecord)
 PLACEMENT_DECODER: Final = msgspec.json.Decoder(Placement)
+PREEMPT_DECODER: Final = msgspec.json.Decoder(PreemptRequest)
 CANCEL_DECODER: Final = msgspec.json.Decoder(CancelRequest)
 LOCATED_DECODER: Final = msgspec.json.Decoder(Located)

@@ -7,6 +7,16 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from llorch_shared.wire.policy import (
+    AdmissionSpec,
+    AffinitySpec,
+    BreakerSpec,
+    CanarySpec,
+    DeadlineSpec,
+    PreemptionSpec,
+    QueueSpec,
+    WaitingSpec,
+)
 from llorch_shared.wire.task import CTX_MAX, Engine, Name
 
 
@@ -16,13 +26,6 @@ class ProvisioningMode(StrEnum):
     CONTAINER = "container"
     PACKAGE = "package"
     BINARY = "binary"
-
-
-class QueueSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    capacity: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
-    """Waiting tasks per priority. Beyond it the server refuses: longer waits outlast the clients' patience."""
-    full_policy: Literal["reject"] = "reject"
-    """What a full queue does: the server refuses the newcomer, exactly."""
 
 
 class TimeoutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,7 +81,17 @@ class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     preload: Literal[True] = True
     """Engines load at start, before the first task (ORCH-3002)."""
     sampler_profile_version: Name = "v1"
+    require_same_engine_version: bool = True
+    """Tasks go to replicas of one engine version, model digest and sampler profile, but for a canary (ORCH-3046)."""
     queue: QueueSpec = QueueSpec()
+    admission: AdmissionSpec = AdmissionSpec()
+    deadlines: DeadlineSpec = DeadlineSpec()
+    preemption: PreemptionSpec = PreemptionSpec()
+    affinity: AffinitySpec = AffinitySpec()
+    canary: CanarySpec | None = None
+    breaker: BreakerSpec | None = None
+    """Off unless an objective is set."""
+    waiting: WaitingSpec = WaitingSpec()
     timeouts: TimeoutSpec = TimeoutSpec()
     provisioning: ProvisioningSpec = ProvisioningSpec()
 

@@ -71,6 +71,8 @@ class PlacementOverrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     avoid_pools: tuple[Name, ...] = ()
     require_device_mask: str | None = None
     allow_fallback: bool = True
+    label: Name | None = None
+    """Compared with the labels of a pool's canary (ORCH-3033)."""
 
 
 class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -20,7 +20,8 @@ from llorch_shared.bus.port import (
     WrongSequence,
 )
 from llorch_shared.streams import Durable, Stream, Topology
-from llorch_shared.wire.spec import PoolSpec, QueueSpec
+from llorch_shared.wire.policy import QueueSpec
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine, Priority
 from support.bus_worlds import World, becomes_true, eventually
 

@@ -18,7 +18,8 @@ from llorch_shared.bus.port import Bus, BusError, Denied, Full, Message, NoStrea
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import NatsSettings, Secret
 from llorch_shared.streams import Stream, Topology
-from llorch_shared.wire.spec import PoolSpec, QueueSpec
+from llorch_shared.wire.policy import QueueSpec
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine, Priority
 from support.bus_worlds import NatsWorld, eventually
 from support.nats_server import NatsServer

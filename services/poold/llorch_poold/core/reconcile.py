@@ -7,8 +7,9 @@ import msgspec
 
 from llorch_poold.core.devices import DeviceMask, DeviceRefusal, mask_of
 from llorch_shared.identifiers import is_name
+from llorch_shared.wire.policy import QueueSpec
 from llorch_shared.wire.registry import Gpu
-from llorch_shared.wire.spec import PoolSpec, QueueSpec, TimeoutSpec
+from llorch_shared.wire.spec import PoolSpec, TimeoutSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from llorch_scheduler.core.estimate import SlotTime
 from llorch_scheduler.core.fleet import Replica
-from llorch_scheduler.core.queue import CLASSES, PoolQueue
+from llorch_scheduler.core.queue import PoolQueue
+from llorch_shared.pool_policy import CLASSES
 from llorch_shared.waiting import predicted_start_ms
 from llorch_shared.wire.registry import PoolLoad
 from llorch_shared.wire.spec import PoolSpec

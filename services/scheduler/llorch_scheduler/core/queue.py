@@ -15,10 +15,8 @@ from heapq import heapify, heappop, heappush
 from typing import Final
 
 from llorch_scheduler.core.job import Job
+from llorch_shared.pool_policy import CLASSES
 from llorch_shared.wire.task import Priority
-
-CLASSES: Final = (Priority.INTERACTIVE, Priority.BATCH)
-"""Classes in the order they are served."""
 
 _COMPACT_MIN: Final = 64
 

@@ -4,10 +4,10 @@ from bisect import bisect_left
 from itertools import pairwise
 from typing import Final
 
-from llorch_scheduler.core.queue import CLASSES
 from llorch_scheduler.simulator.measurement import Measurement
 from llorch_scheduler.simulator.quantiles import quantile
 from llorch_scheduler.simulator.result import Series
+from llorch_shared.pool_policy import CLASSES
 from llorch_shared.wire.task import Priority
 
 POINTS: Final = 120

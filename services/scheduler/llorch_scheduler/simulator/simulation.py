@@ -22,7 +22,6 @@ from llorch_scheduler.core.events import (
     WriteDone,
     WriteRefused,
 )
-from llorch_scheduler.core.queue import CLASSES
 from llorch_scheduler.core.scheduler import SchedulerCore
 from llorch_scheduler.simulator.admission import arrival
 from llorch_scheduler.simulator.bus import AdmissionQueue, RunStore
@@ -32,6 +31,7 @@ from llorch_scheduler.simulator.measurement import Measurement
 from llorch_scheduler.simulator.nodes import Nodes
 from llorch_scheduler.simulator.scenario import Scenario
 from llorch_scheduler.simulator.tasks import SimTask
+from llorch_shared.pool_policy import CLASSES
 from llorch_shared.states import FINAL
 from llorch_shared.wire.registry import PoolLoad, ReplicaRecord
 from llorch_shared.wire.run import RunRecord

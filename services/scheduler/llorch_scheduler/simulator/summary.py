@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Final
 
-from llorch_scheduler.core.queue import CLASSES
 from llorch_scheduler.simulator.measurement import Measurement, Waits
 from llorch_scheduler.simulator.quantiles import quantile
 from llorch_scheduler.simulator.result import Group, PoolResult, Prediction, Quantiles, Result
 from llorch_scheduler.simulator.series import series_of
 from llorch_scheduler.simulator.simulation import Simulation
+from llorch_shared.pool_policy import CLASSES
 from llorch_shared.wire.task import Priority
 
 TOLD_MS: Final = 1_000

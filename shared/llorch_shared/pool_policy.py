@@ -1,0 +1,53 @@
+"""What a pool's policy says about one class or tenant, defaults filled in. Pure; used by all who must agree."""
+
+from typing import Final
+
+from llorch_shared.wire.policy import FullPolicy, PrioritySpec, TenantLimits
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import Priority
+
+CLASSES: Final = (Priority.INTERACTIVE, Priority.BATCH)
+"""Highest class first."""
+DEFAULT_WEIGHT: Final = {Priority.INTERACTIVE: 8, Priority.BATCH: 1}
+HEADROOM: Final = 256
+"""Messages a queue may hold beyond its capacity while the scheduler ends the victims of drop-lru: what arrives in the
+moment that takes."""
+
+
+def class_policy(pool: PoolSpec, priority: Priority) -> PrioritySpec:
+    """As configured, or all defaults."""
+    return next((each for each in pool.admission.priorities if each.name is priority), PrioritySpec(name=priority))
+
+
+def class_weight(pool: PoolSpec, priority: Priority) -> int:
+    return class_policy(pool, priority).weight or DEFAULT_WEIGHT[priority]
+
+
+def class_capacity(pool: PoolSpec, priority: Priority) -> int:
+    """Waiting tasks of this class that the policy keeps, when no other class lends it places."""
+    return class_policy(pool, priority).queue_capacity or pool.queue.capacity
+
+
+def total_capacity(pool: PoolSpec) -> int:
+    return sum(class_capacity(pool, priority) for priority in CLASSES)
+
+
+def server_capacity(pool: PoolSpec, priority: Priority) -> int:
+    """Messages the server takes into this queue before it refuses.
+
+    reject: the capacity. drop-lru: both classes share their places, and the scheduler ends what is over. shed: a class
+    may use the places of all lower ones, whose tasks make way, so whatever the server takes has a place.
+    """
+    match pool.queue.full_policy:
+        case FullPolicy.REJECT:
+            return class_capacity(pool, priority)
+        case FullPolicy.DROP_LRU:
+            return total_capacity(pool) + HEADROOM
+        case FullPolicy.SHED_LOW_PRIORITY:
+            return sum(class_capacity(pool, each) for each in CLASSES[CLASSES.index(priority) :])
+
+
+def tenant_limits(pool: PoolSpec, tenant: str) -> TenantLimits:
+    """O(listed tenants): read once per flow, not per task."""
+    fairness = pool.admission.fairness
+    return next((each for each in fairness.tenants if each.id == tenant), fairness.default)
