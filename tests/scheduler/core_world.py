@@ -312,7 +312,8 @@ class World:
         """Its node dies: the engine with it; the registry key expires. Its placements stay in the stream."""
         self.replicas[replica_id].alive = False
         self.replicas[replica_id].held.clear()
-        return self.tell(ReplicaLost(at_ms=self.now, replica_id=replica_id))
+        pool_id = self.replicas[replica_id].record.pool_id
+        return self.tell(ReplicaLost(at_ms=self.now, pool_id=pool_id, replica_id=replica_id))
 
     # what always holds
 

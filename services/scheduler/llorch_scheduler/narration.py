@@ -3,7 +3,7 @@
 import logging
 from typing import Final
 
-from llorch_scheduler.core.effects import End, Place, Requeue, TellLoad
+from llorch_scheduler.core.effects import End, Place, Preempt, Requeue, TellLoad
 from llorch_scheduler.core.fleet import Fleet
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
@@ -68,6 +68,16 @@ class Narration:
             record,
             reason=effect.reason,
             error_kind=str(record.error.code) if record.error else "",
+        )
+
+    def preempted(self, effect: Preempt) -> None:
+        record = effect.record
+        self._say(
+            f"Task is asked to make way for {effect.urgent_task_id}",
+            "preempt",
+            record,
+            urgent_task_id=effect.urgent_task_id,
+            node_id=effect.node_id,
         )
 
     def refused(self, effect: Place | Requeue | End, record: RunRecord) -> None:

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import msgspec
 
 from llorch_scheduler.admissions import Admissions
-from llorch_scheduler.core.effects import Ack, Audit, Effect, End, Place, PlaceAgain, Requeue, TellLoad
+from llorch_scheduler.core.effects import Ack, Audit, Effect, End, Place, PlaceAgain, Preempt, Requeue, TellLoad
 from llorch_scheduler.core.events import AdmissionRef, Event, WriteDone, WriteFailed, WriteRefused
 from llorch_scheduler.lease import SteppedDown, Term
 from llorch_shared import streams, subjects
@@ -47,6 +47,8 @@ class Narrator(Protocol):
     def refused(self, effect: Place | Requeue | End, record: RunRecord) -> None: ...
 
     def failed(self, effect: Place | Requeue | End, error: Exception) -> None: ...
+
+    def preempted(self, effect: Preempt) -> None: ...
 
     def load(self, effect: TellLoad) -> None: ...
 
@@ -126,6 +128,8 @@ class Performer:
                 await self._admissions.ack(effect.ref)
             case Audit():
                 await self._audit.record(effect.record)
+            case Preempt():
+                self._preempt(effect)
             case TellLoad():
                 self._tell(effect)
 
@@ -133,6 +137,11 @@ class Performer:
         if self._term.active:
             self._bus.publish(subjects.load(effect.load.pool_id), _encode(effect.load))
             self._narrator.load(effect)
+
+    def _preempt(self, effect: Preempt) -> None:
+        if self._term.active:
+            self._bus.publish(subjects.preempt(effect.node_id), _encode(effect.request))
+            self._narrator.preempted(effect)
 
     async def _write(self, effect: Place | Requeue | End) -> None:
         """Run record first; what it entails; the event; the audit record."""

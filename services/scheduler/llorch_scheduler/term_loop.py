@@ -89,8 +89,8 @@ class TermLoop:
         self._actor: Final = actor
         self._rebuilt_seq = 0
         self._tasks: asyncio.TaskGroup | None = None
-        self._replica_ids: Final[dict[str, str]] = {}
-        """Registry key → replica, for keys that expire."""
+        self._replica_ids: Final[dict[str, tuple[str, str]]] = {}
+        """Registry key → pool and replica, for keys that expire."""
 
     # what the bus tells; these run in its reader
 
@@ -115,15 +115,15 @@ class TermLoop:
         if not key.startswith("replica."):
             return
         if value is None:
-            if replica_id := self._replica_ids.pop(key, ""):
-                self._offer(ReplicaLost(at_ms=now_ms(), replica_id=replica_id))
+            if (lost := self._replica_ids.pop(key, None)) is not None:
+                self._offer(ReplicaLost(at_ms=now_ms(), pool_id=lost[0], replica_id=lost[1]))
             return
         try:
             record = REPLICA_DECODER.decode(value)
         except msgspec.DecodeError:
             log.exception("the registry key %s cannot be read", key)
             return
-        self._replica_ids[key] = record.replica_id
+        self._replica_ids[key] = (record.pool_id, record.replica_id)
         self._offer(ReplicaReported(at_ms=now_ms(), record=record))
 
     def spec_changed(self, key: str, value: bytes | None) -> None:

@@ -10,7 +10,7 @@ from llorch_scheduler.core.events import AdmissionRef
 from llorch_scheduler.core.placement import DecisionLog
 from llorch_shared.wire.audit import AuditRecord
 from llorch_shared.wire.registry import PoolLoad
-from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.run import PreemptRequest, RunRecord
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +56,17 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
     ref: AdmissionRef
 
 
+class Preempt(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask the node to stop this task. A signal: if it is missed, the task runs on and the wish is forgotten."""
+
+    node_id: str
+    request: PreemptRequest
+    record: RunRecord
+    """The victim's, as it stands."""
+    urgent_task_id: str
+    """The task that waits for its slot."""
+
+
 class TellLoad(msgspec.Struct, frozen=True, kw_only=True):
     load: PoolLoad
 
@@ -64,4 +75,4 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
     record: AuditRecord
 
 
-Effect = Place | PlaceAgain | Requeue | End | Ack | TellLoad | Audit
+Effect = Place | PlaceAgain | Requeue | End | Ack | Preempt | TellLoad | Audit

@@ -93,6 +93,7 @@ class ReplicaLost(msgspec.Struct, frozen=True, kw_only=True):
 
     at_ms: int
     replica_id: str
+    pool_id: str
 
 
 class PoolChanged(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from llorch_scheduler.core.events import AdmissionRef, TaskArrived
+from llorch_scheduler.core.shape import ANY, Shape
 from llorch_shared.errors import ERRORS, ErrorBody, ErrorCode
 from llorch_shared.states import check_move
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
@@ -45,7 +46,16 @@ class Job:
     phase: Phase
     order: tuple[int, int]
     """Place in the line: (0, n) for tasks that come back from a replica, (1, admission sequence) for new ones."""
-    expires_ms: int
+    due_ms: int
+    """Its deadline: the last token is due by then, and waiting longer is pointless."""
+    shape: Shape = ANY
+    """What it requires of a replica."""
+    cost_ms: float = 0.0
+    """Slot time it is expected to take."""
+    tokens: float = 0.0
+    """Prompt and generated tokens it is expected to take."""
+    est_kv_mb: float = 0.0
+    """KV cache it is expected to take."""
     ref: AdmissionRef | None = None
     run_seq: int = 0
     ticket: int = 0
@@ -55,6 +65,10 @@ class Job:
     """When the present phase began."""
     held_ms: int = 0
     """When it took its slot."""
+    preempt_ms: int = 0
+    """When its node was asked to stop it for more urgent work; 0 when it was not, or did not answer in time."""
+    preempted_for: str = ""
+    """The task that waits for its slot."""
     missing_ms: int = 0
     """Since when its replica's reports do not list it; 0 when they do."""
     cancel_reason: str = ""
@@ -102,7 +116,7 @@ def arrived(event: TaskArrived, *, position: int, predicted_ms: int) -> Job:
         state=TaskState.QUEUED,
         phase=Phase.QUEUED,
         order=(1, event.ref.seq),
-        expires_ms=event.admitted_ms + deadline_ms,
+        due_ms=event.admitted_ms + deadline_ms,
         ref=event.ref,
         since_ms=event.at_ms,
     )
@@ -116,7 +130,7 @@ def recorded(record: RunRecord, seq: int, *, order: tuple[int, int], at_ms: int)
         state=record.state,
         phase=Phase.QUEUED,
         order=order,
-        expires_ms=record.admitted_ms + deadline_ms,
+        due_ms=record.admitted_ms + deadline_ms,
         run_seq=seq,
         floor=seq,
         since_ms=at_ms,

@@ -172,12 +172,12 @@ class SchedulerCore:
         elif job.record.request is None:
             problem = jobs.fault(ErrorCode.INTERNAL, "the record of this task has lost its request", job.record)
             self._end(job, TaskState.FAILED, at_ms, effects, error=problem, reason="no_request")
-        elif job.expires_ms <= at_ms:
+        elif job.due_ms <= at_ms:
             self._expire(job, at_ms, effects)
         else:
             pool.queue.push(job)
             pool.dirty = True
-            self._expiries.watch(job, job.expires_ms)
+            self._expiries.watch(job, job.due_ms)
             self._fill(pool, at_ms, effects)
 
     # placement

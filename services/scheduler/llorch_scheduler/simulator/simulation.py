@@ -178,7 +178,7 @@ class Simulation:
 
     def lost(self, replica_id: str, pool_id: str) -> None:
         self._registered[pool_id].discard(replica_id)
-        self._tell(ReplicaLost(at_ms=self.wall_ms(), replica_id=replica_id))
+        self._tell(ReplicaLost(at_ms=self.wall_ms(), pool_id=pool_id, replica_id=replica_id))
 
     def task(self, task_id: str) -> SimTask:
         return self.tasks[task_id]
