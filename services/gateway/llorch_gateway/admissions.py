@@ -23,7 +23,7 @@ from llorch_shared.errors import OrchError, Refused, invalid
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.waiting import predict, queue_position, retry_after_ms
-from llorch_shared.wire.audit import AuditEvent, AuditRecord
+from llorch_shared.wire.audit import AuditEvent, AuditRecord, admission_detail
 from llorch_shared.wire.run import Located
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import REQUEST_DECODER, TaskAccepted, TaskRequest
@@ -218,7 +218,11 @@ class Admissions:
                 identity=call.identity,
                 channel=call.channel,
                 pool_id=pool.id,
-                detail={"queue_position": accepted.queue_position, "predicted_start_ms": accepted.predicted_start_ms},
+                detail=admission_detail(
+                    request,
+                    queue_position=accepted.queue_position,
+                    predicted_start_ms=accepted.predicted_start_ms,
+                ),
             )
         )
 

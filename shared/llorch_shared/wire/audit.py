@@ -5,6 +5,10 @@ from typing import Final
 
 import msgspec
 
+from llorch_shared.wire.task import TaskRequest
+
+Detail = dict[str, str | int | float | bool | list[str]]
+
 
 class AuditEvent(StrEnum):
     ADMITTED = "admitted"
@@ -38,7 +42,20 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     replica_id: str = ""
     attempt: int = 0
     run_seq: int = 0
-    detail: dict[str, str | int | float | bool | list[str]] = {}
+    detail: Detail = {}
+
+
+def admission_detail(request: TaskRequest, *, queue_position: int, predicted_start_ms: int) -> Detail:
+    """What an `admitted` record says about the task: all that a replay of the hour needs, and nothing of its text."""
+    return {
+        "queue_position": queue_position,
+        "predicted_start_ms": predicted_start_ms,
+        "priority": str(request.priority),
+        "ctx": request.ctx,
+        "max_tokens": request.max_tokens,
+        "deadline_ms": request.deadline_ms,
+        "session_id": request.session_id,
+    }
 
 
 AUDIT_DECODER: Final = msgspec.json.Decoder(AuditRecord)

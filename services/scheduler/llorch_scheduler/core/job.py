@@ -10,7 +10,7 @@ from llorch_scheduler.core.events import AdmissionRef, TaskArrived
 from llorch_scheduler.core.shape import ANY, Shape
 from llorch_shared.errors import ERRORS, ErrorBody, ErrorCode
 from llorch_shared.states import check_move
-from llorch_shared.wire.audit import AuditEvent, AuditRecord
+from llorch_shared.wire.audit import AuditEvent, AuditRecord, admission_detail
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
 
@@ -151,8 +151,9 @@ def ended(job: Job, state: TaskState, at_ms: int, error: ErrorBody | None) -> Ru
     )
 
 
-def admission_audit(event: TaskArrived, actor: str) -> AuditRecord:
+def admission_audit(event: TaskArrived, record: RunRecord, actor: str) -> AuditRecord:
     """The audit record of a task that a bus client admitted itself; gateways write their own."""
+    told = {"queue_position": record.queue_position, "predicted_start_ms": record.predicted_start_ms}
     return AuditRecord(
         event=AuditEvent.ADMITTED,
         task_id=event.task_id,
@@ -162,6 +163,7 @@ def admission_audit(event: TaskArrived, actor: str) -> AuditRecord:
         tenant=event.tenant,
         channel=event.channel,
         pool_id=event.pool_id,
+        detail=admission_detail(event.request, **told) if event.request is not None else {**told},
     )
 
 

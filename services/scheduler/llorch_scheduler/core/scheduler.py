@@ -143,7 +143,7 @@ class SchedulerCore:
         predicted = pool.predict_ms(position, self.fleet.of_pool(pool.pool_id))
         job = self.jobs[event.task_id] = jobs.arrived(event, position=position, predicted_ms=predicted)
         if event.channel == "nats":
-            effects.append(Audit(record=jobs.admission_audit(event, self._actor)))
+            effects.append(Audit(record=jobs.admission_audit(event, job.record, self._actor)))
         wish = self._wishes.pop(event.task_id, None)
         if event.problem is not None or event.request is None:
             self._end(job, TaskState.FAILED, event.at_ms, effects, error=event.problem, reason="invalid")
