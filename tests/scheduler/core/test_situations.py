@@ -219,8 +219,8 @@ def test_a_task_that_a_replica_no_longer_lists_is_taken_back_only_after_a_while(
     assert effect.reason == "not_listed"
 
 
-def test_a_task_that_lost_all_its_attempts_fails(world: World) -> None:
-    world.core.limits = Limits(attempts_max=1)  # type: ignore[misc]
+def test_a_task_that_lost_all_its_attempts_fails() -> None:
+    world = World(limits=Limits(attempts_max=1))
     world.replica("r1")
     world.admit(1)
     world.settle()

@@ -1,0 +1,84 @@
+"""Tasks that join a queue: new ones, and those that come back from a replica. And wishes to cancel, which may come
+before the task they mean."""
+
+from collections import OrderedDict
+from typing import Final
+
+from llorch_scheduler.core import job as jobs
+from llorch_scheduler.core.effects import Ack, Audit
+from llorch_scheduler.core.endings import Endings
+from llorch_scheduler.core.events import TaskArrived, TaskCancelled
+from llorch_scheduler.core.job import Job, Phase
+from llorch_scheduler.core.placing import Placing
+from llorch_scheduler.core.state import State
+from llorch_shared.errors import ErrorCode
+from llorch_shared.wire.task import TaskState
+
+
+class Arrivals:
+    __slots__ = ("_endings", "_placing", "_state", "_wishes")
+
+    def __init__(self, state: State, endings: Endings, placing: Placing) -> None:
+        self._state: Final = state
+        self._endings: Final = endings
+        self._placing: Final = placing
+        self._wishes: Final[OrderedDict[str, str]] = OrderedDict()
+
+    def arrived(self, event: TaskArrived) -> None:
+        state, at_ms = self._state, event.at_ms
+        known = state.jobs.get(event.task_id)
+        pool = state.pool(event.pool_id, at_ms)
+        queue = pool.queue.classes[event.priority]
+        queue.seq = max(queue.seq, event.ref.seq)
+        pool.dirty = True
+        if known is not None:
+            if known.ref != event.ref:
+                state.effect(Ack(task_id=event.task_id, ref=event.ref))
+            return
+        position = pool.queue.ahead_of_newcomer(event.priority)
+        predicted = pool.predict_ms(position, state.fleet.of_pool(pool.pool_id))
+        job = state.jobs[event.task_id] = jobs.arrived(event, position=position, predicted_ms=predicted)
+        if event.channel == "nats":
+            state.effect(Audit(record=jobs.admission_audit(event, job.record, state.actor)))
+        job.cancel_reason = self.wish_for(event.task_id)
+        if event.problem is not None or event.request is None:
+            self._endings.end(job, TaskState.FAILED, at_ms, error=event.problem, reason="invalid")
+        else:
+            self.enqueue(job, at_ms)
+
+    def cancelled(self, event: TaskCancelled) -> None:
+        job = self._state.jobs.get(event.task_id)
+        if job is None:
+            self._wishes[event.task_id] = event.reason
+            if len(self._wishes) > self._state.limits.wishes_max:
+                self._wishes.popitem(last=False)
+            return
+        job.cancel_reason = job.cancel_reason or event.reason
+        if job.phase is Phase.QUEUED:
+            self._endings.cancel(job, event.at_ms)
+
+    def wish_for(self, task_id: str) -> str:
+        """Why this task was cancelled before it was known here; empty when it was not."""
+        return self._wishes.pop(task_id, "")
+
+    def enqueue(self, job: Job, at_ms: int) -> None:
+        """Let it wait, unless it is already over."""
+        job.enter(Phase.QUEUED, at_ms)
+        if job.cancel_reason:
+            self._endings.cancel(job, at_ms)
+        elif job.record.request is None:
+            message = "the record of this task has lost its request"
+            self._endings.fail(job, ErrorCode.INTERNAL, message, at_ms, reason="no_request")
+        elif job.due_ms <= at_ms:
+            self._endings.expire(job, at_ms)
+        else:
+            pool = self._state.pool(job.record.pool_id, at_ms)
+            pool.queue.push(job)
+            pool.dirty = True
+            self._state.expiries.watch(job, job.due_ms)
+            self._placing.fill(pool, at_ms)
+
+    def come_back(self, job: Job, at_ms: int) -> None:
+        """To the front of its queue, behind those that came back earlier."""
+        job.order = self._state.ledger.next_order()
+        self.enqueue(job, at_ms)

@@ -1,0 +1,120 @@
+"""Who holds a task: replicas report, fall silent and come back in another life, and what they can no longer finish is
+taken back from them."""
+
+from typing import Final
+
+from llorch_scheduler.core import job as jobs
+from llorch_scheduler.core.effects import Requeue
+from llorch_scheduler.core.endings import Endings
+from llorch_scheduler.core.events import ReplicaLost, ReplicaReported
+from llorch_scheduler.core.fleet import RUNS, abilities
+from llorch_scheduler.core.job import Job, Phase
+from llorch_scheduler.core.placing import Placing
+from llorch_scheduler.core.state import State
+from llorch_shared.errors import ErrorCode
+from llorch_shared.wire.registry import ReplicaRecord
+from llorch_shared.wire.task import TaskState
+
+
+class Holders:
+    __slots__ = ("_endings", "_placing", "_state")
+
+    def __init__(self, state: State, endings: Endings, placing: Placing) -> None:
+        self._state: Final = state
+        self._endings: Final = endings
+        self._placing: Final = placing
+
+    def reported(self, event: ReplicaReported) -> None:
+        record, at_ms = event.record, event.at_ms
+        replica = self._state.fleet.named(record.replica_id, record.pool_id, at_ms)
+        changed = replica.record is None or abilities(replica.record) != abilities(record)
+        replica.report(record)
+        for job in list(replica.held.values()):
+            if job.phase is Phase.RUNNING:
+                self._check_listed(job, record, at_ms)
+            self.check(job, at_ms)
+        pool = self._state.pool(record.pool_id, at_ms)
+        pool.dirty = True
+        if changed:
+            pool.queue.bring_back()
+        self._placing.fill(pool, at_ms)
+
+    def lost(self, event: ReplicaLost) -> None:
+        self.lose(event.replica_id, event.at_ms)
+
+    def lose(self, replica_id: str, at_ms: int) -> None:
+        fleet = self._state.fleet
+        replica = fleet.get(replica_id)
+        if replica is None:
+            return
+        replica.record, replica.absent_ms = None, at_ms
+        replica.strangers.clear()
+        replica.released.clear()
+        for job in list(replica.held.values()):
+            self.check(job, at_ms)
+        if not replica.held:
+            fleet.remove(replica_id)
+        self._state.pool(replica.pool_id, at_ms).dirty = True
+
+    def check(self, job: Job, at_ms: int) -> None:
+        """Take the task back when its replica can no longer have it."""
+        replica = self._state.fleet.get(job.record.replica_id)
+        if replica is None or replica.record is None:
+            if job.phase in (Phase.PLACED, Phase.RUNNING):
+                self.take_back(job, at_ms, reason="replica_gone")
+        elif job.phase is Phase.RUNNING:
+            if replica.record.incarnation != job.record.incarnation or replica.record.state not in RUNS:
+                self.take_back(job, at_ms, reason="engine_restarted")
+            elif job.missing_ms and at_ms - job.missing_ms >= self._state.limits.missing_ms:
+                self.take_back(job, at_ms, reason="not_listed")
+        elif job.phase is Phase.PLACED and not replica.ready:
+            self.take_back(job, at_ms, reason="replica_not_ready")
+
+    def take_back(self, job: Job, at_ms: int, *, reason: str) -> None:
+        """From a replica that cannot finish it. A claimed task counts an attempt, and so does one that a living replica
+        left lying; one that nobody could claim any more does not: no engine has seen it. Preempted attempts are not
+        counted as lost."""
+        counts = job.phase is Phase.RUNNING or reason == "not_claimed"
+        lost = job.record.attempt - job.record.preemptions
+        self._state.release(job, slot_is_free=False)
+        if job.cancel_reason:
+            self._endings.cancel(job, at_ms)
+        elif counts and lost >= self._state.limits.attempts_max:
+            message = f"{lost} attempts were lost with their engine or node"
+            self._endings.fail(job, ErrorCode.WORKER_RESET, message, at_ms, reason=reason)
+        else:
+            job.next_record = jobs.off_replica(job.moved(TaskState.PLACED, attempt=job.record.attempt + counts))
+            job.next_reason = reason
+            job.enter(Phase.REQUEUEING, at_ms)
+            self.again(job)
+
+    def again(self, job: Job) -> None:
+        """Ask for its requeueing (once more: what is stored already is recognised as ours)."""
+        assert job.next_record is not None
+        self._state.effect(
+            Requeue(
+                ticket=self._state.ledger.ticket(job),
+                record=job.next_record,
+                expect_seq=job.run_seq,
+                reason=job.next_reason,
+            )
+        )
+
+    def upkeep(self, at_ms: int) -> None:
+        """Placements nobody claims, replicas nobody hears of. O(replicas and held tasks)."""
+        limits = self._state.limits
+        for replica in list(self._state.fleet.replicas.values()):
+            if replica.record is None:
+                if at_ms - replica.absent_ms >= limits.absent_ms:
+                    self.lose(replica.replica_id, at_ms)
+                continue
+            for job in list(replica.held.values()):
+                if job.phase is Phase.PLACED and at_ms - job.since_ms >= limits.claim_ms:
+                    self.take_back(job, at_ms, reason="not_claimed")
+
+    @staticmethod
+    def _check_listed(job: Job, record: ReplicaRecord, at_ms: int) -> None:
+        if job.task_id in record.active:
+            job.missing_ms = 0
+        elif job.missing_ms == 0:
+            job.missing_ms = at_ms

@@ -1,0 +1,159 @@
+"""What became of our writes, and what others wrote. A stored record always wins over what is remembered here."""
+
+from typing import Final
+
+from llorch_scheduler.core import job as jobs
+from llorch_scheduler.core.arrivals import Arrivals
+from llorch_scheduler.core.effects import Ack, PlaceAgain
+from llorch_scheduler.core.endings import Endings
+from llorch_scheduler.core.events import Rebuilt, RunChanged, WriteDone, WriteFailed, WriteRefused
+from llorch_scheduler.core.holders import Holders
+from llorch_scheduler.core.job import HOLDS_SLOT, Job, Phase
+from llorch_scheduler.core.placing import Placing
+from llorch_scheduler.core.state import State
+from llorch_shared.states import FINAL
+from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.task import TaskState
+
+
+class Outcomes:
+    __slots__ = ("_arrivals", "_endings", "_holders", "_placing", "_state")
+
+    def __init__(self, state: State, arrivals: Arrivals, endings: Endings, holders: Holders, placing: Placing) -> None:
+        self._state: Final = state
+        self._arrivals: Final = arrivals
+        self._endings: Final = endings
+        self._holders: Final = holders
+        self._placing: Final = placing
+
+    # of our own writes
+
+    def done(self, event: WriteDone) -> None:
+        ledger = self._state.ledger
+        job = ledger.answered(event.ticket)
+        if job is None:
+            return
+        ledger.stands(job, event.run_seq)
+        job.ref = None
+        if job.phase is Phase.PLACING:
+            job.state = TaskState.PLACED
+            job.enter(Phase.PLACED, event.at_ms)
+            self._holders.check(job, event.at_ms)
+        elif job.phase is Phase.REQUEUEING:
+            assert job.next_record is not None
+            job.record, job.next_record, job.state = job.next_record, None, TaskState.PLACED
+            self._arrivals.come_back(job, event.at_ms)
+        else:
+            ledger.drop(job)
+
+    def refused(self, event: WriteRefused) -> None:
+        job = self._state.ledger.answered(event.ticket)
+        if job is None:
+            return
+        job.ref = None
+        self._adopt(job, event.record, event.run_seq, event.at_ms)
+
+    def failed(self, event: WriteFailed) -> None:
+        state, at_ms = self._state, event.at_ms
+        job = state.ledger.answered(event.ticket)
+        if job is None:
+            if event.ref is not None:
+                state.effect(Ack(task_id=event.task_id, ref=event.ref))
+            return
+        if job.phase is not Phase.PLACING:
+            state.repeats.watch(job, at_ms + state.limits.pause_ms)
+            return
+        if event.run_seq:
+            state.ledger.stands(job, event.run_seq)
+            job.state = TaskState.PLACED
+        state.release(job, slot_is_free=True)
+        job.record = jobs.off_replica(job.record)
+        if event.problem is not None:
+            self._endings.end(job, TaskState.FAILED, at_ms, error=event.problem, reason="unplaceable")
+            return
+        state.pool(job.record.pool_id, at_ms).paused_until_ms = at_ms + state.limits.pause_ms
+        self._arrivals.enqueue(job, at_ms)
+
+    def repeat(self, job: Job) -> None:
+        """Write again what the bus did not do, expecting the same sequence."""
+        if job.phase is Phase.ENDING:
+            self._endings.again(job)
+        else:
+            self._holders.again(job)
+
+    # of the writes of others
+
+    def changed(self, event: RunChanged) -> None:
+        record, seq, at_ms = event.record, event.seq, event.at_ms
+        ledger = self._state.ledger
+        ledger.see(seq)
+        job = ledger.jobs.get(record.task_id)
+        if job is None:
+            if record.state not in FINAL:
+                job = jobs.recorded(record, seq, order=ledger.next_order(), at_ms=at_ms)
+                ledger.jobs[record.task_id] = job
+                self._adopt(job, record, seq, at_ms)
+            return
+        if seq <= job.run_seq or job.phase is Phase.ENDING:
+            return
+        if job.phase is Phase.REQUEUEING and record.state not in FINAL:
+            return
+        if job.phase is Phase.PLACING and record == job.record:
+            ledger.stands(job, seq)
+            job.state = TaskState.PLACED
+            return
+        self._adopt(job, record, seq, at_ms)
+
+    def _adopt(self, job: Job, record: RunRecord, seq: int, at_ms: int) -> None:
+        """The stored record is the truth: whatever we thought of this task ends here."""
+        state = self._state
+        pool = state.pool(record.pool_id, at_ms)
+        pool.dirty = True
+        final = record.state in FINAL
+        held_here = job.phase in HOLDS_SLOT and job.record.replica_id == record.replica_id
+        if job.phase is Phase.QUEUED:
+            state.pool(job.record.pool_id, at_ms).queue.discard(job)
+            if job.ref is not None:
+                state.effect(Ack(task_id=job.task_id, ref=job.ref))
+        if not held_here or final:
+            state.release(job, slot_is_free=final)
+        state.ledger.forget_ticket(job)
+        job.ref, job.next_record = None, None
+        job.record, job.state = record, record.state
+        state.ledger.stands(job, seq)
+        job.cancel_reason = job.cancel_reason or self._arrivals.wish_for(record.task_id)
+        if final:
+            if held_here and record.started_ms:
+                pool.slot_time.add(at_ms - job.held_ms)
+            state.ledger.drop(job)
+            self._placing.fill(pool, at_ms)
+        elif record.replica_id and record.state in (TaskState.PLACED, TaskState.RUNNING):
+            self._hold(job, at_ms, again=not held_here)
+        else:
+            self._arrivals.come_back(job, at_ms)
+
+    def _hold(self, job: Job, at_ms: int, *, again: bool) -> None:
+        """A record that names a replica: the task is there."""
+        running = job.state is TaskState.RUNNING
+        replica = self._state.fleet.named(job.record.replica_id, job.record.pool_id, at_ms)
+        if again:
+            job.held_ms = job.record.placed_ms or at_ms
+            replica.hold(job)
+            if not running and self._state.rebuilt_ms >= 0:
+                self._state.effect(PlaceAgain(record=job.record, run_seq=job.run_seq))
+        job.enter(Phase.RUNNING if running else Phase.PLACED, at_ms)
+        if replica.record is not None:
+            self._holders.check(job, at_ms)
+
+    def rebuilt(self, event: Rebuilt) -> None:
+        state = self._state
+        state.ledger.see(event.run_seq)
+        state.rebuilt_ms = event.at_ms
+        for job in state.ledger.recorded.values():
+            if job.phase is Phase.PLACED:
+                state.effect(PlaceAgain(record=job.record, run_seq=job.run_seq))
+        for replica in state.fleet.replicas.values():
+            if replica.record is None:
+                replica.absent_ms = event.at_ms
+        for pool in list(state.pools.values()):
+            self._placing.fill(pool, event.at_ms)
