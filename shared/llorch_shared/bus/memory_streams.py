@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from llorch_shared.bus.port import BusError, Full, Message, Stored, StreamState, WrongSequence
+from llorch_shared.bus.port import BusError, Full, Message, Stored, StreamState, SubjectFull, WrongSequence
 
 _SECOND: Final = 1_000_000_000
 DEDUPE_DEFAULT_S: Final = 120.0
@@ -119,7 +119,7 @@ class MemoryStream:
         per_subject = self.config.get("max_msgs_per_subject", 0)
         if 0 < per_subject <= len(held):
             if self.config.get("discard_new_per_subject"):
-                raise Full("maximum messages per subject exceeded (10077)")
+                raise SubjectFull("maximum messages per subject exceeded (10077)")
             return
         if 0 < self.config.get("max_msgs", 0) <= len(self.kept) + more:
             raise Full("maximum messages exceeded (10077)")

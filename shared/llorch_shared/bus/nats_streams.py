@@ -19,6 +19,7 @@ from llorch_shared.bus.port import (
     NoStream,
     Stored,
     StreamState,
+    SubjectFull,
     TooLarge,
     WrongSequence,
 )
@@ -35,6 +36,8 @@ _STREAM_NAME_IN_USE: Final = 10058
 _CONSUMER_NOT_FOUND: Final = 10014
 _FULL: Final = frozenset({10077, 10023, 10047, 10028, 10122})
 """Limits of the stream, then of storage: the publish was refused and nothing is stored."""
+_PER_SUBJECT: Final = "per subject"
+"""In the description alone: the server has one code for every limit of a stream."""
 _WRONG_SEQUENCE: Final = frozenset({10071, 10164})
 _TOO_LARGE: Final = 10054
 _NO_STREAM: Final = frozenset({_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND, 10008, 10009, 10039, 10076})
@@ -61,7 +64,7 @@ def refused(refusal: _Refusal) -> BusError:
     """The port's exception for an error of the server."""
     words = f"{refusal.description} ({refusal.err_code or refusal.code})"
     if refusal.err_code in _FULL:
-        return Full(words)
+        return SubjectFull(words) if _PER_SUBJECT in refusal.description else Full(words)
     if refusal.err_code in _WRONG_SEQUENCE:
         return WrongSequence(words)
     if refusal.err_code == _TOO_LARGE:

@@ -2,6 +2,7 @@
 
 BusError
 ├─ Full             the stream is at its limit: the publish was refused, nothing is stored
+│  └─ SubjectFull   so is the bound of this one subject, the stream itself may have room
 ├─ WrongSequence    compare-and-set lost: somebody else wrote first
 ├─ NoStream         no stream takes this subject (not created yet, or its leader is being elected)
 ├─ TooLarge         the payload is over the server's limit
@@ -22,6 +23,9 @@ class BusError(Exception):
 
 
 class Full(BusError): ...
+
+
+class SubjectFull(Full): ...
 
 
 class WrongSequence(BusError): ...

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 
+import msgspec
 import pytest
 
 from llorch_shared import streams, subjects
@@ -15,6 +16,7 @@ from llorch_shared.bus.port import (
     NoResponder,
     NoStream,
     Stored,
+    SubjectFull,
     TooLarge,
     Unanswered,
     WrongSequence,
@@ -62,6 +64,18 @@ async def test_a_full_queue_refuses_and_keeps_nothing(ready: Bus) -> None:
     with pytest.raises(Full):
         await ready.store(ADMISSION, b"one too many", msg_id="late")
     assert (await ready.stream_state(ADM)).messages == 5
+
+
+async def test_the_bound_of_a_subject_is_told_from_that_of_the_stream(bus: Bus) -> None:
+    await bus.ensure(streams.admission(msgspec.structs.replace(POOL, queue=QueueSpec(capacity=3, tenant_capacity=1))))
+    await bus.store(ADMISSION, b"x")
+    with pytest.raises(SubjectFull):
+        await bus.store(ADMISSION, b"x")
+    for tenant in ("u", "v"):
+        await bus.store(subjects.admission("p", "batch", tenant), b"x")
+    with pytest.raises(Full) as refused:
+        await bus.store(subjects.admission("p", "batch", "w"), b"x")
+    assert not isinstance(refused.value, SubjectFull)
 
 
 async def test_concurrent_stores_fill_a_queue_exactly(ready: Bus, other: Bus) -> None:
