@@ -197,7 +197,7 @@ async def test_a_bus_that_does_not_answer_is_unavailable_and_retriable(
         raise Unanswered("no answer")
 
     monkeypatch.setattr(MemoryBus, "store", unanswered)
-    monkeypatch.setattr("llorch_gateway.admissions.PUBLISH_WITHIN_S", 0.2)
+    monkeypatch.setattr("llorch_gateway.enqueue.PUBLISH_WITHIN_S", 0.2)
     reply = await door.post("/v1/tasks", body())
     assert (reply.status, reply.error.code, reply.error.retriable) == (503, ErrorCode.POOL_UNAVAILABLE, True)
 

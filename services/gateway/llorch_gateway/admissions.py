@@ -1,9 +1,8 @@
-"""Tasks on their way into a durable queue: decide, publish, answer. The publish ack is the admission; nothing else is.
+"""Tasks on their way into a durable queue: decide, enqueue, answer. The publish ack is the admission; nothing else is.
 
 What was admitted here lately is remembered, so that its stream and its lookup need no question to anybody.
 """
 
-import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -12,31 +11,32 @@ from typing import Final
 import msgspec
 
 from llorch_gateway.call import Call
-from llorch_gateway.core.admission import admit
+from llorch_gateway.core.admission import admit, check_turn
+from llorch_gateway.core.prospect import prospect_of
+from llorch_gateway.core.refusals import TENANT_CAPACITY
+from llorch_gateway.enqueue import Enqueue
 from llorch_gateway.failures import unavailable
 from llorch_gateway.relay.router import Router
 from llorch_gateway.snapshot import Snapshot
 from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
-from llorch_shared.bus.port import Bus, Full, NoStream, Stored, Unanswered
-from llorch_shared.errors import OrchError, Refused, invalid
+from llorch_shared.bus.port import Bus, Stored
+from llorch_shared.errors import ErrorCode, OrchError, invalid
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
-from llorch_shared.waiting import predict, queue_position, retry_after_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord, admission_detail
+from llorch_shared.wire.policy import FullPolicy
 from llorch_shared.wire.run import Located
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import REQUEST_DECODER, TaskAccepted, TaskRequest
 
 log = logging.getLogger(__name__)
 
-PUBLISH_TIMEOUT_S: Final = 2.0
-"""One try; a server under load acks within milliseconds."""
-PUBLISH_WITHIN_S: Final = 6.0
-"""All tries with one msg_id: longer than a leader election, shorter than a client's patience."""
-PAUSE_FIRST_S: Final = 0.05
-PAUSE_MAX_S: Final = 0.5
 RECENT_MAX: Final = 16_384
+TURNED_AWAY: Final = frozenset({ErrorCode.ADMISSION_REJECT, ErrorCode.DEADLINE_UNMET})
+"""Refusals that depend on the moment: a task that was accepted in another one stays accepted."""
+BACKPRESSURE: Final = {TENANT_CAPACITY: FullPolicy.REJECT, **{policy.value: policy for policy in FullPolicy}}
+"""Policies of a full queue by the label of the refusal."""
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -59,6 +59,7 @@ class Admissions:
         self._snapshot: Final = snapshot
         self._audit: Final = audit
         self._actor: Final = actor
+        self._enqueue: Final = Enqueue(bus=bus, snapshot=snapshot, lane=router.lane)
         self._recent: OrderedDict[str, Located] = OrderedDict()
         self._seqs: dict[str, int] = {}
         self._enqueued: Final = metrics.counter("tasks_enqueued_total")
@@ -72,8 +73,8 @@ class Admissions:
         if located is None or located.priority is None:
             return None
         load = self._snapshot.loads.get(located.pool_id)
-        position = queue_position(load, located.priority, self._seqs[task])
-        return msgspec.structs.replace(located, queue_position=position, predicted_start_ms=predict(load, position))
+        prospect = prospect_of(load, located.priority, located.tenant, seq=self._seqs[task])
+        return msgspec.structs.replace(located, queue_position=prospect.position, predicted_start_ms=prospect.start_ms)
 
     def is_local(self, task: str) -> bool:
         return task in self._recent
@@ -97,24 +98,13 @@ class Admissions:
         if not snapshot.held:
             raise unavailable("this gateway has not read the registry yet")
         pool = admit(request, snapshot.pools, snapshot.replicas, snapshot.loads)
-        task = request.task_id
-        known = task in self._recent
-        if not known:
-            self._router.expect(task)
-        try:
-            stored, tries = await self._publish(request, pool, call)
-        except BaseException:
-            if not known:
-                self._router.unexpect(task)
-            raise
-        if stored.duplicate and not known:
-            self._router.unexpect(task)
+        stored, tries = await self._take(request, pool, call)
         load = snapshot.loads.get(pool.id)
-        position = queue_position(load, request.priority, stored.seq)
+        prospect = prospect_of(load, request.priority, call.tenant, seq=stored.seq)
         accepted = TaskAccepted(
-            task_id=task,
-            queue_position=position,
-            predicted_start_ms=predict(load, position),
+            task_id=request.task_id,
+            queue_position=prospect.position,
+            predicted_start_ms=prospect.start_ms,
             correlation_id=call.correlation_id,
         )
         if not stored.duplicate:
@@ -123,51 +113,33 @@ class Admissions:
             await self._tell(request, pool, call, accepted)
         return accepted
 
-    async def _publish(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
-        """Store the task, however often it takes within the bound: the msg_id makes repeats one task. Returns what was
-        stored and the number of tries. A duplicate after several tries may be ours or another gateway's: its lane is
-        looked up when somebody asks for its stream. Raises Refused when the server says that the queue is full."""
-        subject = subjects.admission(pool.id, request.priority, call.tenant)
-        headers = {subjects.CORRELATION_HEADER: call.correlation_id, subjects.LANE_HEADER: self._router.lane}
-        payload = _encode(request)
-        deadline = asyncio.get_running_loop().time() + PUBLISH_WITHIN_S
-        pause, tries = PAUSE_FIRST_S, 0
-        while True:
-            tries += 1
-            try:
-                stored = await self._bus.store(
-                    subject, payload, msg_id=request.task_id, headers=headers, timeout_s=PUBLISH_TIMEOUT_S
-                )
-                return stored, tries
-            except Full:
-                known = await self._known(request.task_id)
-                if known is not None:
-                    return known, 1
-                raise self._full(request, pool) from None
-            except (NoStream, Unanswered) as error:
-                if asyncio.get_running_loop().time() + pause > deadline:
-                    raise unavailable(
-                        f"the queue of pool {pool.id} cannot be reached: {error}", pool_id=pool.id
-                    ) from error
-            await asyncio.sleep(pause)
-            pause = min(PAUSE_MAX_S, 2 * pause)
+    async def _take(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
+        """Put the task into its queue, or find that it was accepted before. Its tokens are expected before there can
+        be any. Raises OrchError when it has no place."""
+        task = request.task_id
+        known = task in self._recent
+        if not known:
+            self._router.expect(task)
+        try:
+            check_turn(request, pool, self._snapshot.loads.get(pool.id))
+            stored, tries = await self._enqueue.store(request, pool, call)
+        except BaseException as error:
+            if not known:
+                self._router.unexpect(task)
+            before = await self._known(task) if _is_turned_away(error) else None
+            if before is None:
+                raise
+            return before, 1
+        if stored.duplicate and not known:
+            self._router.unexpect(task)
+        return stored, tries
 
     async def _known(self, task: str) -> Stored | None:
-        """A full queue refuses strangers; a task that was accepted before stays accepted."""
+        """Strangers are turned away; a task that was accepted before stays accepted."""
         if task in self._seqs:
             return Stored(stream="", seq=self._seqs[task], duplicate=True)
         record = await self._bus.last(streams.RUN, subjects.run(task))
         return None if record is None or record.deleted else Stored(stream="", seq=0, duplicate=True)
-
-    def _full(self, request: TaskRequest, pool: PoolSpec) -> Refused:
-        self._backpressure.labels(request.engine, pool.queue.full_policy).inc()
-        return Refused(
-            f"the {request.priority} queue of pool {pool.id} is full",
-            policy_label=pool.queue.full_policy,
-            retry_after_ms=retry_after_ms(self._snapshot.loads.get(pool.id)),
-            engine=request.engine,
-            pool_id=pool.id,
-        )
 
     def _remember(self, request: TaskRequest, pool: PoolSpec, call: Call, seq: int, accepted: TaskAccepted) -> None:
         task = request.task_id
@@ -188,7 +160,9 @@ class Admissions:
         self._seqs[task] = seq
 
     async def _tell(self, request: TaskRequest, pool: PoolSpec, call: Call, accepted: TaskAccepted) -> None:
+        """Telemetry (ORCH-3094) and the audit record of one admission."""
         self._enqueued.labels(request.engine, "", pool.id, "", request.priority).inc()
+        weight = self._snapshot.tenant_weight(pool, call.tenant)
         narrate(
             log,
             f"admits a task to pool {pool.id} at position {accepted.queue_position}",
@@ -204,8 +178,13 @@ class Admissions:
             engine=request.engine,
             pool_id=pool.id,
             priority=request.priority,
+            weight=weight,
+            deadline_ms=request.deadline_ms,
             queue_position=accepted.queue_position,
             predicted_start_ms=accepted.predicted_start_ms,
+        )
+        told = admission_detail(
+            request, queue_position=accepted.queue_position, predicted_start_ms=accepted.predicted_start_ms
         )
         await self._audit.record(
             AuditRecord(
@@ -218,17 +197,29 @@ class Admissions:
                 identity=call.identity,
                 channel=call.channel,
                 pool_id=pool.id,
-                detail=admission_detail(
-                    request,
-                    queue_position=accepted.queue_position,
-                    predicted_start_ms=accepted.predicted_start_ms,
-                ),
+                detail={**told, "weight": weight},
             )
         )
 
     def _count_refusal(self, error: OrchError, engine: str) -> None:
         self._rejected.labels(engine, error.code).inc()
-        log.info("refuses a task: %s", error, extra={"action": "refuse", "actor": "gateway", "error_kind": error.code})
+        policy = BACKPRESSURE.get(error.body.policy_label or "")
+        if policy is not None:
+            self._backpressure.labels(engine, policy).inc()
+        log.info(
+            "refuses a task: %s",
+            error,
+            extra={
+                "action": "refuse",
+                "actor": "gateway",
+                "error_kind": error.code,
+                "policy_label": error.body.policy_label,
+            },
+        )
+
+
+def _is_turned_away(error: BaseException) -> bool:
+    return isinstance(error, OrchError) and error.code in TURNED_AWAY
 
 
 def _decode(body: bytes) -> TaskRequest:

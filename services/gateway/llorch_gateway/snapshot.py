@@ -28,6 +28,7 @@ class Snapshot:
         self._records: dict[str, ReplicaRecord] = {}
         self._load_seen: dict[str, float] = {}
         self._subscription: Subscription | None = None
+        self._weights: dict[str, dict[str, int]] = {}
         self.pools: dict[str, PoolSpec] = {}
         self.replicas: dict[str, list[ReplicaRecord]] = {}
         self.loads: dict[str, PoolLoad] = {}
@@ -50,6 +51,10 @@ class Snapshot:
         for pool in [pool for pool, seen in self._load_seen.items() if now - seen > LOAD_STALE_S]:
             del self._load_seen[pool]
             self.loads.pop(pool, None)
+
+    def tenant_weight(self, pool: PoolSpec, tenant: str) -> int:
+        """Share of the tenant among those of its class. O(1)."""
+        return self._weights.get(pool.id, {}).get(tenant, pool.admission.fairness.default.weight)
 
     def _registry_changed(self, key: str, value: bytes | None) -> None:
         if not key.startswith("replica."):
@@ -76,9 +81,11 @@ class Snapshot:
         if kind != "pool":
             return
         self.pools.pop(name, None)
+        self._weights.pop(name, None)
         if value is not None:
             try:
-                self.pools[name] = POOL_DECODER.decode(value)
+                pool = self.pools[name] = POOL_DECODER.decode(value)
+                self._weights[name] = {tenant.id: tenant.weight for tenant in pool.admission.fairness.tenants}
             except msgspec.MsgspecError as error:
                 log.warning("the desired state of pool %s cannot be read: %s", name, error)
 

@@ -6,6 +6,7 @@ checked by the node, which ends the task with INVALID_PARAMS.
 
 from collections.abc import Mapping
 
+from llorch_gateway.core.refusals import shed
 from llorch_shared.guards import check_request
 from llorch_shared.routing import Replicas, route
 from llorch_shared.wire.registry import PoolLoad
@@ -19,3 +20,10 @@ def admit(
     """The pool whose queue takes `request`. Raises OrchError."""
     check_request(request)
     return route(request, pools, replicas, loads)
+
+
+def check_turn(request: TaskRequest, pool: PoolSpec, load: PoolLoad | None) -> None:
+    """Whether the pool takes such tasks at present: the circuit breaker first, then the deadline. Raises OrchError."""
+    line = load.classes.get(request.priority) if load is not None else None
+    if line is not None and line.shed:
+        raise shed(request, pool, line)

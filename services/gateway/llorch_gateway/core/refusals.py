@@ -1,0 +1,56 @@
+"""What a client is told that is not let into a queue now: why, by which policy, and when to come back. Pure."""
+
+from typing import Final
+
+from llorch_shared.errors import Refused
+from llorch_shared.waiting import RETRY_MIN_MS, retry_after_ms
+from llorch_shared.wire.registry import Appointment, ClassLoad, PoolLoad
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import TaskRequest
+
+CIRCUIT_BREAKER: Final = "circuit-breaker"
+TENANT_CAPACITY: Final = "tenant-capacity"
+
+
+def queue_full(request: TaskRequest, pool: PoolSpec, load: PoolLoad | None, appointment: Appointment | None) -> Refused:
+    """No place: the server said so, or those that come free are promised. `appointment` is the scheduler's word on
+    when to come back; without it that is reckoned from the load."""
+    message = f"the {request.priority} queue of pool {pool.id} is full"
+    wait_ms = retry_after_ms(load)
+    if appointment is not None and appointment.retry_after_ms > 0:
+        wait_ms = appointment.retry_after_ms
+        if appointment.promised:
+            message += f"; a place is kept for this task in {wait_ms} ms"
+    return Refused(
+        message,
+        policy_label=pool.queue.full_policy,
+        retry_after_ms=wait_ms,
+        engine=request.engine,
+        pool_id=pool.id,
+    )
+
+
+def tenant_full(request: TaskRequest, pool: PoolSpec, tenant: str, load: PoolLoad | None) -> Refused:
+    """The queue has room, this tenant has its share of it: it comes back when one of its own tasks has started."""
+    line = load.classes.get(request.priority) if load is not None else None
+    flow = line.flows.get(tenant) if line is not None else None
+    pace_ms = round(flow.pace_ms) if flow is not None else 0
+    return Refused(
+        f"tenant {tenant} has {pool.queue.tenant_capacity} {request.priority} tasks waiting in pool {pool.id}, "
+        "which is its bound",
+        policy_label=TENANT_CAPACITY,
+        retry_after_ms=max(RETRY_MIN_MS, pace_ms or retry_after_ms(load)),
+        engine=request.engine,
+        pool_id=pool.id,
+    )
+
+
+def shed(request: TaskRequest, pool: PoolSpec, line: ClassLoad) -> Refused:
+    """The circuit breaker of the pool refuses this class (ORCH-3040)."""
+    return Refused(
+        f"pool {pool.id} takes no {request.priority} tasks now: {line.shed}",
+        policy_label=CIRCUIT_BREAKER,
+        retry_after_ms=max(RETRY_MIN_MS, line.shed_for_ms),
+        engine=request.engine,
+        pool_id=pool.id,
+    )

@@ -1,0 +1,110 @@
+"""Into the queue: one publish whose ack is the admission, and what is said when there is no place.
+
+The server counts the places, nobody here does. While places of a queue are promised to clients who were sent away,
+the scheduler is asked before the publish; after a refusal it is asked when to come back. It is asked briefly: without
+an answer the server's word stands, and Retry-After comes from the last load report.
+"""
+
+import asyncio
+import logging
+from typing import Final
+
+import msgspec
+
+from llorch_gateway.call import Call
+from llorch_gateway.core.refusals import queue_full, tenant_full
+from llorch_gateway.failures import unavailable
+from llorch_gateway.snapshot import Snapshot
+from llorch_shared import subjects
+from llorch_shared.bus.port import Bus, BusError, Full, NoStream, Stored, SubjectFull, Unanswered
+from llorch_shared.errors import Refused
+from llorch_shared.wire.registry import APPOINTMENT_DECODER, Appointment, AppointmentRequest
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import TaskRequest
+
+log = logging.getLogger(__name__)
+
+PUBLISH_TIMEOUT_S: Final = 2.0
+"""One try; a server under load acks within milliseconds."""
+PUBLISH_WITHIN_S: Final = 6.0
+"""All tries with one msg_id: longer than a leader election, shorter than a client's patience."""
+PAUSE_FIRST_S: Final = 0.05
+PAUSE_MAX_S: Final = 0.5
+APPOINT_TIMEOUT_S: Final = 0.25
+"""The answer takes a millisecond; a client that is refused is not kept waiting for a scheduler that is away."""
+REFUSALS_MAX: Final = 2
+"""After the first refusal the scheduler may have seen a place that has just come free; it is believed once."""
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Enqueue:
+    """`lane` travels with each task: the gateway process that relays its tokens."""
+
+    def __init__(self, *, bus: Bus, snapshot: Snapshot, lane: str) -> None:
+        self._bus: Final = bus
+        self._snapshot: Final = snapshot
+        self._lane: Final = lane
+
+    async def store(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
+        """Store the task. Returns what was stored and the number of tries: a duplicate after several may be ours, or
+        another gateway's. Raises Refused when there is no place, OrchError when the queue cannot be reached."""
+        if self._promised(request, pool):
+            appointment = await self._ask(request, pool, call, refused=False)
+            if appointment is not None and not appointment.admit:
+                raise self._full(request, pool, appointment)
+        for refusals in range(1, REFUSALS_MAX + 1):
+            try:
+                return await self._publish(request, pool, call)
+            except SubjectFull:
+                raise tenant_full(request, pool, call.tenant, self._snapshot.loads.get(pool.id)) from None
+            except Full:
+                appointment = await self._ask(request, pool, call, refused=True)
+                if appointment is None or not appointment.admit or refusals == REFUSALS_MAX:
+                    raise self._full(request, pool, appointment) from None
+        raise AssertionError("unreachable: the last refusal raises")
+
+    def _promised(self, request: TaskRequest, pool: PoolSpec) -> bool:
+        load = self._snapshot.loads.get(pool.id)
+        line = load.classes.get(request.priority) if load is not None else None
+        return line is not None and line.promised
+
+    def _full(self, request: TaskRequest, pool: PoolSpec, appointment: Appointment | None) -> Refused:
+        return queue_full(request, pool, self._snapshot.loads.get(pool.id), appointment)
+
+    async def _publish(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
+        """Publish, however often it takes within the bound: the msg_id makes repeats one task."""
+        subject = subjects.admission(pool.id, request.priority, call.tenant)
+        headers = {subjects.CORRELATION_HEADER: call.correlation_id, subjects.LANE_HEADER: self._lane}
+        payload = _encode(request)
+        deadline = asyncio.get_running_loop().time() + PUBLISH_WITHIN_S
+        pause, tries = PAUSE_FIRST_S, 0
+        while True:
+            tries += 1
+            try:
+                stored = await self._bus.store(
+                    subject, payload, msg_id=request.task_id, headers=headers, timeout_s=PUBLISH_TIMEOUT_S
+                )
+                return stored, tries
+            except (NoStream, Unanswered) as error:
+                if asyncio.get_running_loop().time() + pause > deadline:
+                    raise unavailable(
+                        f"the queue of pool {pool.id} cannot be reached: {error}", pool_id=pool.id
+                    ) from error
+            await asyncio.sleep(pause)
+            pause = min(PAUSE_MAX_S, 2 * pause)
+
+    async def _ask(self, request: TaskRequest, pool: PoolSpec, call: Call, *, refused: bool) -> Appointment | None:
+        """The scheduler's word on this task; None when it does not answer in time."""
+        question = AppointmentRequest(
+            task_id=request.task_id, pool_id=pool.id, priority=request.priority, tenant=call.tenant, refused=refused
+        )
+        subject = subjects.appoint(subjects.shard_of(pool.id))
+        try:
+            answer = await self._bus.request(subject, _encode(question), timeout_s=APPOINT_TIMEOUT_S)
+            return APPOINTMENT_DECODER.decode(answer.data)
+        except BusError as error:
+            log.debug("no appointment for %s: %s", request.task_id, error)
+        except msgspec.MsgspecError as error:
+            log.warning("the answer on %s is not an appointment: %s", subject, error)
+        return None
