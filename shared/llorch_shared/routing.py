@@ -8,6 +8,8 @@ routed: it waits in the queue. O(pools + replicas).
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from llorch_shared.errors import ErrorCode, OrchError, invalid
 from llorch_shared.waiting import predict, queue_position
 from llorch_shared.wire.registry import PoolLoad, ReplicaRecord, ReplicaState
@@ -16,6 +18,8 @@ from llorch_shared.wire.task import PlacementMode, PlacementOverrides, TaskReque
 
 POOL_RETRY_MS: Final = 1_000
 """When to ask again for a pool that serves nothing now: engines need seconds to start."""
+PINNED_INFEASIBLE: Final = "pinned_pool_infeasible"
+PREFERRED_INFEASIBLE: Final = "no_preferred_feasible"
 
 Replicas = Mapping[str, Sequence[ReplicaRecord]]
 """Live replica records by pool."""
@@ -25,7 +29,27 @@ def route(
     request: TaskRequest, pools: Mapping[str, PoolSpec], replicas: Replicas, loads: Mapping[str, PoolLoad]
 ) -> PoolSpec:
     """The pool that will queue `request`. Raises OrchError: INVALID_PARAMS when no pool could ever serve it,
-    POOL_UNREADY or POOL_UNAVAILABLE when one could and none does now."""
+    POOL_UNREADY or POOL_UNAVAILABLE when one could and none does now. Where the client's own wish left no choice, the
+    error's policy_label says so."""
+    try:
+        return _route(request, pools, replicas, loads)
+    except OrchError as error:
+        label = _without_choice(request.placement)
+        error.body = msgspec.structs.replace(error.body, policy_label=label)
+        raise
+
+
+def _without_choice(wish: PlacementOverrides | None) -> str | None:
+    if wish is not None and wish.mode is PlacementMode.PIN:
+        return PINNED_INFEASIBLE
+    if wish is not None and _strictly_prefers(wish):
+        return PREFERRED_INFEASIBLE
+    return None
+
+
+def _route(
+    request: TaskRequest, pools: Mapping[str, PoolSpec], replicas: Replicas, loads: Mapping[str, PoolLoad]
+) -> PoolSpec:
     wanted = _permitted(request, _matching(request, pools.values()))
     fitting = [pool for pool in wanted if request.ctx <= pool.ctx]
     if not fitting:
@@ -127,8 +151,12 @@ def _preferred(request: TaskRequest, pools: list[PoolSpec]) -> list[PoolSpec]:
 
 
 def _wait_ms(request: TaskRequest, pool: PoolSpec, load: PoolLoad | None) -> tuple[int, int]:
-    """Predicted wait of a newcomer; a pool that nobody has reported on yet comes last."""
+    """Predicted wait of a newcomer; a pool that nobody has reported on yet comes late, one that refuses the class at
+    present last."""
     if load is None:
         return (1, 0)
+    line = load.classes.get(request.priority)
+    if line is not None and line.shed:
+        return (2, line.shed_for_ms)
     newcomer = load.queue_seq.get(request.priority, 0) + 1
     return (0, predict(load, queue_position(load, request.priority, newcomer)))

@@ -6,7 +6,7 @@ import pytest
 
 from llorch_shared.errors import ErrorCode, OrchError
 from llorch_shared.routing import route
-from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
+from llorch_shared.wire.registry import ClassLoad, ReplicaRecord, ReplicaState
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import PlacementMode, PlacementOverrides, TaskRequest, Workload
 from support.client import task_request
@@ -91,7 +91,8 @@ def test_a_pin_is_kept_or_refused_and_never_replaced() -> None:
     assert refusal(placed(mode=PlacementMode.PIN, pin_pool_id="c"), *both).code is ErrorCode.INVALID_PARAMS
     assert refusal(placed(mode=PlacementMode.PIN), *both).code is ErrorCode.INVALID_PARAMS
     dead = world(pool_spec("a"), pool_spec("b"), records=(replica("b"),))
-    assert refusal(placed(mode=PlacementMode.PIN, pin_pool_id="a"), *dead).code is ErrorCode.POOL_UNREADY
+    refused = refusal(placed(mode=PlacementMode.PIN, pin_pool_id="a"), *dead)
+    assert (refused.code, refused.body.policy_label) == (ErrorCode.POOL_UNREADY, "pinned_pool_infeasible")
 
 
 def test_a_preference_widens_only_when_that_is_allowed() -> None:
@@ -99,7 +100,21 @@ def test_a_preference_widens_only_when_that_is_allowed() -> None:
     assert chosen(placed(mode=PlacementMode.PREFER, prefer_pools=("a",)), *both, BUSY, IDLE) == "a"
     assert chosen(placed(mode=PlacementMode.PREFER, prefer_pools=("c",)), *both, IDLE) == "b"
     strict = placed(mode=PlacementMode.PREFER, prefer_pools=("c",), allow_fallback=False)
-    assert refusal(strict, *both).code is ErrorCode.INVALID_PARAMS
+    refused = refusal(strict, *both)
+    assert (refused.code, refused.body.policy_label) == (ErrorCode.INVALID_PARAMS, "no_preferred_feasible")
+
+
+def test_a_refusal_that_no_wish_caused_names_none() -> None:
+    assert refusal(task_request(model_ref="x"), *world(pool_spec("a"))).body.policy_label is None
+
+
+def test_a_pool_that_sheds_the_class_is_the_last_choice() -> None:
+    both = world(pool_spec("a"), pool_spec("b"))
+    shedding = ClassLoad(queued=0, work_ms=0, weight=8, flows_weight=0, shed="late", shed_for_ms=5_000)
+    loads = (load_report("b", classes={"interactive": shedding}), BUSY)
+    assert chosen(task_request(), *both, *loads) == "a"
+    assert chosen(task_request(priority="batch"), *both, *loads) == "b"
+    assert chosen(placed(mode=PlacementMode.PIN, pin_pool_id="b"), *both, *loads) == "b"
 
 
 def test_avoided_pools_are_left_out() -> None:
