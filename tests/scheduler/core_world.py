@@ -51,7 +51,7 @@ def task_id(number: int) -> str:
 def request(number: int, **fields: Any) -> TaskRequest:
     values: dict[str, Any] = {
         "task_id": task_id(number),
-        "session_id": task_id(0),
+        "session_id": task_id(number),
         "workload": Workload.COMPLETION,
         "model_ref": MODEL,
         "engine": Engine.MOCK,
@@ -336,7 +336,7 @@ class World:
         for effect in effects:
             if not isinstance(effect, Place):
                 continue
-            replica = self.core.fleet.get(effect.record.replica_id)
+            replica = self.core.fleet.get(effect.record.pool_id, effect.record.replica_id)
             assert replica is not None
             assert replica.slots_taken <= replica.slots_total, "more in flight than slots"
             placed = before.get(effect.record.task_id)

@@ -3,8 +3,10 @@
 import logging
 from typing import Final
 
-from llorch_scheduler.core.effects import End, Place, Preempt, Requeue, TellLoad
+from llorch_scheduler.core.effects import End, Place, Preempt, Preempted, Requeue, TellLoad
 from llorch_scheduler.core.fleet import Fleet
+from llorch_scheduler.gauges import PoolGauges
+from llorch_shared import subjects
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.wire.run import RunRecord
@@ -16,9 +18,11 @@ log = logging.getLogger("llorch_scheduler")
 class Narration:
     """`fleet` is that of the present term; it knows the engine versions of the labels."""
 
-    def __init__(self, metrics: Metrics, actor: str) -> None:
+    def __init__(self, metrics: Metrics, actor: str, *, shard: int = 0) -> None:
         self._metrics: Final = metrics
+        self._shard: Final = shard
         self._actor: Final = actor
+        self._gauges: Final = PoolGauges(metrics)
         self.fleet = Fleet()
 
     def placed(self, effect: Place, run_seq: int) -> None:
@@ -27,6 +31,10 @@ class Narration:
             "assigned", str(why.pinned).lower(), str(why.fallback_used).lower()
         ).inc()
         self._metrics.gauge("placement_candidates_considered").set(why.candidates_considered)
+        if effect.passed_over is not None:
+            self._metrics.counter("preemptions_total").labels("soft", self._engine(record)[0]).inc()
+        if effect.resumed:
+            self._metrics.counter("resumptions_total").labels(self._engine(record)[0]).inc()
         self._say(
             f"Task goes to {record.replica_id} after {_waited_s(record):.1f} s in the queue",
             "place",
@@ -70,11 +78,22 @@ class Narration:
             error_kind=str(record.error.code) if record.error else "",
         )
 
-    def preempted(self, effect: Preempt) -> None:
+    def preempted(self, effect: Preempted) -> None:
+        record = effect.record
+        self._metrics.counter("preemptions_total").labels("hard", self._engine(record)[0]).inc()
+        self._say(
+            f"Task has made way for {effect.urgent_task_id or 'more urgent work'} and resumes later",
+            "preempt",
+            record,
+            urgent_task_id=effect.urgent_task_id,
+            preemptions=record.preemptions,
+        )
+
+    def stop_asked(self, effect: Preempt) -> None:
         record = effect.record
         self._say(
             f"Task is asked to make way for {effect.urgent_task_id}",
-            "preempt",
+            "ask_to_stop",
             record,
             urgent_task_id=effect.urgent_task_id,
             node_id=effect.node_id,
@@ -109,6 +128,7 @@ class Narration:
         version = replicas[0].engine_version if replicas else ""
         for priority, depth in load.queued.items():
             self._metrics.gauge("queue_depth").labels(engine, version, load.pool_id, priority).set(depth)
+        self._gauges.told(load.pool_id, load.slots_total, effect.figures)
         self._metrics.gauge("active_leases").labels(load.pool_id).set(load.running)
         self._metrics.gauge("pool_ready").labels(load.pool_id).set(1 if load.replicas_ready else 0)
 
@@ -119,7 +139,7 @@ class Narration:
             f"This scheduler is active (epoch {epoch}); {runs} unfinished runs read in {waited_s:.2f} s",
             actor=self._actor,
             action="take_over",
-            target="lease.scheduler",
+            target=subjects.lease_key(self._shard),
             epoch=epoch,
             runs=runs,
             duration_ms=round(waited_s * 1000),
@@ -132,7 +152,7 @@ class Narration:
             f"This scheduler steps down (epoch {epoch}): {reason}",
             actor=self._actor,
             action="step_down",
-            target="lease.scheduler",
+            target=subjects.lease_key(self._shard),
             level=logging.INFO if asked else logging.WARNING,
             epoch=epoch,
         )

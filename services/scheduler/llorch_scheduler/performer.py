@@ -12,13 +12,25 @@ from typing import Final, Protocol
 import msgspec
 
 from llorch_scheduler.admissions import Admissions
-from llorch_scheduler.core.effects import Ack, Audit, Effect, End, Place, PlaceAgain, Preempt, Requeue, TellLoad
+from llorch_scheduler.core.effects import (
+    Ack,
+    Audit,
+    Effect,
+    End,
+    Place,
+    PlaceAgain,
+    Preempt,
+    Preempted,
+    Requeue,
+    TellLoad,
+)
 from llorch_scheduler.core.events import AdmissionRef, Event, WriteDone, WriteFailed, WriteRefused
 from llorch_scheduler.lease import SteppedDown, Term
+from llorch_scheduler.trail import audit_of
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, NoStream, Stored, TooLarge, Unanswered, WrongSequence
 from llorch_shared.errors import ErrorBody, invalid
-from llorch_shared.wire.audit import AuditEvent, AuditRecord
+from llorch_shared.wire.audit import AuditRecord
 from llorch_shared.wire.frames import BadFrame, Kind, announced_attempt, encode_end, encode_error, peek
 from llorch_shared.wire.frames import End as EndFrame
 from llorch_shared.wire.run import RUN_DECODER, Placement, RunRecord
@@ -48,7 +60,9 @@ class Narrator(Protocol):
 
     def failed(self, effect: Place | Requeue | End, error: Exception) -> None: ...
 
-    def preempted(self, effect: Preempt) -> None: ...
+    def stop_asked(self, effect: Preempt) -> None: ...
+
+    def preempted(self, effect: Preempted) -> None: ...
 
     def load(self, effect: TellLoad) -> None: ...
 
@@ -117,6 +131,12 @@ class Performer:
                             ref=_ref(effect),
                         )
                     )
+            finally:
+                self._effects.task_done()
+
+    async def finished(self) -> None:
+        """Everything submitted so far has been performed."""
+        await self._effects.join()
 
     async def _perform(self, effect: Effect) -> None:
         match effect:
@@ -130,6 +150,9 @@ class Performer:
                 await self._audit.record(effect.record)
             case Preempt():
                 self._preempt(effect)
+            case Preempted():
+                self._narrator.preempted(effect)
+                await self._audit.record(audit_of(effect, effect.run_seq, effect.at_ms, self._actor))
             case TellLoad():
                 self._tell(effect)
 
@@ -141,7 +164,7 @@ class Performer:
     def _preempt(self, effect: Preempt) -> None:
         if self._term.active:
             self._bus.publish(subjects.preempt(effect.node_id), _encode(effect.request))
-            self._narrator.preempted(effect)
+            self._narrator.stop_asked(effect)
 
     async def _write(self, effect: Place | Requeue | End) -> None:
         """Run record first; what it entails; the event; the audit record."""
@@ -159,7 +182,7 @@ class Performer:
                     self._narrator.requeued(effect)
                 case End():
                     self._publish_terminal(effect.record)
-                    await self._audit.record(self._audited(effect, seq))
+                    await self._audit.record(audit_of(effect, seq, self._now_ms(), self._actor))
                     self._narrator.ended(effect)
             await self._ack(ref)
         except Conflict as conflict:
@@ -186,7 +209,7 @@ class Performer:
             return
         self._emit(WriteDone(at_ms=self._now_ms(), ticket=effect.ticket, task_id=task_id, run_seq=seq))
         if not isinstance(effect, End):
-            await self._audit.record(self._audited(effect, seq))
+            await self._audit.record(audit_of(effect, seq, self._now_ms(), self._actor))
 
     async def _ack(self, ref: AdmissionRef | None) -> None:
         if ref is not None:
@@ -291,37 +314,6 @@ class Performer:
             elif header.kind is Kind.TOKENS and header.attempt >= attempt:
                 last = max(last, header.last)
         return last + 1
-
-    def _audited(self, effect: Place | Requeue | End, run_seq: int) -> AuditRecord:
-        record = effect.record
-        detail: dict[str, str | int | float | bool | list[str]] = {}
-        if isinstance(effect, Place):
-            event = AuditEvent.PLACED
-            detail = {
-                "candidates_considered": effect.log.candidates_considered,
-                "filters_applied": list(effect.log.filters_applied),
-                "tie_breakers_applied": list(effect.log.tie_breakers_applied),
-                "pinned": effect.log.pinned,
-                "fallback_used": effect.log.fallback_used,
-                "decision_reason": effect.log.decision_reason,
-            }
-        else:
-            event = AuditEvent.REQUEUED if isinstance(effect, Requeue) else AuditEvent(str(record.state))
-            detail = {"reason": effect.reason}
-        return AuditRecord(
-            event=event,
-            task_id=record.task_id,
-            at_ms=self._now_ms(),
-            actor=self._actor,
-            correlation_id=record.correlation_id,
-            tenant=record.tenant,
-            channel=record.channel,
-            pool_id=record.pool_id,
-            replica_id=record.replica_id,
-            attempt=record.attempt,
-            run_seq=run_seq,
-            detail=detail,
-        )
 
 
 def _ref(effect: Place | Requeue | End) -> AdmissionRef | None:

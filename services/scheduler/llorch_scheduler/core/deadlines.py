@@ -1,4 +1,4 @@
-"""Which waiting tasks are out of time, or due to be tried again: a heap of times whose stale entries are forgotten.
+"""Times at which a task must be looked at again: a heap whose stale entries are forgotten.
 
 O(log n) per entry; rebuilt when most entries are stale, so it stays proportional to what it watches.
 """
@@ -13,7 +13,7 @@ _COMPACT_MIN: Final = 64
 
 
 class Deadlines:
-    """`stale(job)` tells that an entry no longer matters."""
+    """One time per job: watching it again replaces the time before. `stale(job)` tells that it no longer matters."""
 
     __slots__ = ("_entries", "_heap", "_stale", "_trim_at")
 
@@ -26,19 +26,24 @@ class Deadlines:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def watch(self, job: Job, due_ms: int) -> None:
+    def watch(self, job: Job, at_ms: int) -> None:
         self._entries += 1
-        heappush(self._heap, (due_ms, job.order, self._entries, job))
+        job.watch = self._entries
+        heappush(self._heap, (at_ms, job.order, self._entries, job))
         if len(self._heap) > self._trim_at:
-            self._heap = [entry for entry in self._heap if not self._stale(entry[3])]
+            self._heap = [entry for entry in self._heap if self._matters(entry[2], entry[3])]
             heapify(self._heap)
             self._trim_at = 2 * len(self._heap) + _COMPACT_MIN
 
     def due(self, at_ms: int, limit: int) -> list[Job]:
         """Up to `limit` jobs whose time has come, earliest first. They are no longer watched."""
         found: list[Job] = []
-        while self._heap and self._heap[0][0] <= at_ms and len(found) < limit:
-            job = heappop(self._heap)[3]
-            if not self._stale(job) and job not in found:
+        heap = self._heap
+        while heap and heap[0][0] <= at_ms and len(found) < limit:
+            _, _, number, job = heappop(heap)
+            if self._matters(number, job):
                 found.append(job)
         return found
+
+    def _matters(self, number: int, job: Job) -> bool:
+        return job.watch == number and not self._stale(job)

@@ -11,6 +11,10 @@ from llorch_scheduler.core.placement import DecisionLog
 from llorch_shared.wire.audit import AuditRecord
 from llorch_shared.wire.registry import PoolLoad
 from llorch_shared.wire.run import PreemptRequest, RunRecord
+from llorch_shared.wire.task import Priority
+
+Detail = dict[str, str | int | float | bool | list[str]]
+"""As an audit record keeps it."""
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +25,12 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     expect_seq: int
     ref: AdmissionRef | None
     log: DecisionLog
+    detail: Detail
+    """What else the audit trail keeps of this decision."""
+    passed_over: Priority | None = None
+    """The class that the shares would have served next, and that this more urgent task went before."""
+    resumed: bool = False
+    """It was preempted, and runs again."""
 
 
 class PlaceAgain(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +57,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     expect_seq: int
     ref: AdmissionRef | None
     reason: str
+    detail: Detail = {}
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,12 +78,36 @@ class Preempt(msgspec.Struct, frozen=True, kw_only=True):
     """The task that waits for its slot."""
 
 
+class Preempted(msgspec.Struct, frozen=True, kw_only=True):
+    """This task has made way: its slot is free and its record stands as placed on no replica."""
+
+    record: RunRecord
+    run_seq: int
+    at_ms: int
+    urgent_task_id: str
+    """The task it made way for; empty when that is not remembered."""
+
+
+class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What is measured of a pool for its operators, beside its load."""
+
+    shares: tuple[tuple[str, Priority, float], ...] | None = None
+    """Part of the slot time that a tenant's class got lately: tenant, priority, share; the largest. None: as told."""
+    deadlines_met: dict[Priority, float] = {}
+    """Of the lately ended tasks of all pools."""
+    start_error: dict[Priority, float] = {}
+    """Median of |real - predicted| over real waits lately."""
+    breaker_level: int = 0
+    """How many classes the breaker refuses."""
+
+
 class TellLoad(msgspec.Struct, frozen=True, kw_only=True):
     load: PoolLoad
+    figures: PoolFigures = PoolFigures()
 
 
 class Audit(msgspec.Struct, frozen=True, kw_only=True):
     record: AuditRecord
 
 
-Effect = Place | PlaceAgain | Requeue | End | Ack | Preempt | TellLoad | Audit
+Effect = Place | PlaceAgain | Requeue | End | Ack | Preempt | Preempted | TellLoad | Audit

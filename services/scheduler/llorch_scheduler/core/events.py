@@ -127,6 +127,8 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
 
 class Tick(msgspec.Struct, frozen=True, kw_only=True):
     at_ms: int
+    run_seq: int = 0
+    """Newest run sequence of pools that are not ours: what was stored before it has been told."""
 
 
 Event = (

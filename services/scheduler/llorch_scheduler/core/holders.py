@@ -7,9 +7,9 @@ from llorch_scheduler.core import job as jobs
 from llorch_scheduler.core.effects import Requeue
 from llorch_scheduler.core.endings import Endings
 from llorch_scheduler.core.events import ReplicaLost, ReplicaReported
-from llorch_scheduler.core.fleet import RUNS, abilities
 from llorch_scheduler.core.job import Job, Phase
 from llorch_scheduler.core.placing import Placing
+from llorch_scheduler.core.replica import RUNS, Replica, abilities
 from llorch_scheduler.core.state import State
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.registry import ReplicaRecord
@@ -26,7 +26,7 @@ class Holders:
 
     def reported(self, event: ReplicaReported) -> None:
         record, at_ms = event.record, event.at_ms
-        replica = self._state.fleet.named(record.replica_id, record.pool_id, at_ms)
+        replica = self._state.fleet.named(record.pool_id, record.replica_id, at_ms)
         changed = replica.record is None or abilities(replica.record) != abilities(record)
         replica.report(record)
         for job in list(replica.held.values()):
@@ -40,25 +40,21 @@ class Holders:
         self._placing.fill(pool, at_ms)
 
     def lost(self, event: ReplicaLost) -> None:
-        self.lose(event.replica_id, event.at_ms)
+        replica = self._state.fleet.get(event.pool_id, event.replica_id)
+        if replica is not None:
+            self.lose(replica, event.at_ms)
 
-    def lose(self, replica_id: str, at_ms: int) -> None:
-        fleet = self._state.fleet
-        replica = fleet.get(replica_id)
-        if replica is None:
-            return
-        replica.record, replica.absent_ms = None, at_ms
-        replica.strangers.clear()
-        replica.released.clear()
+    def lose(self, replica: Replica, at_ms: int) -> None:
+        replica.lose(at_ms)
         for job in list(replica.held.values()):
             self.check(job, at_ms)
         if not replica.held:
-            fleet.remove(replica_id)
+            self._state.fleet.remove(replica)
         self._state.pool(replica.pool_id, at_ms).dirty = True
 
     def check(self, job: Job, at_ms: int) -> None:
         """Take the task back when its replica can no longer have it."""
-        replica = self._state.fleet.get(job.record.replica_id)
+        replica = self._state.fleet.get(job.record.pool_id, job.record.replica_id)
         if replica is None or replica.record is None:
             if job.phase in (Phase.PLACED, Phase.RUNNING):
                 self.take_back(job, at_ms, reason="replica_gone")
@@ -106,7 +102,7 @@ class Holders:
         for replica in list(self._state.fleet.replicas.values()):
             if replica.record is None:
                 if at_ms - replica.absent_ms >= limits.absent_ms:
-                    self.lose(replica.replica_id, at_ms)
+                    self.lose(replica, at_ms)
                 continue
             for job in list(replica.held.values()):
                 if job.phase is Phase.PLACED and at_ms - job.since_ms >= limits.claim_ms:

@@ -69,6 +69,8 @@ class Job:
     """When its node was asked to stop it for more urgent work; 0 when it was not, or did not answer in time."""
     preempted_for: str = ""
     """The task that waits for its slot."""
+    watch: int = 0
+    """Which entry of a heap of times is the one that counts."""
     missing_ms: int = 0
     """Since when its replica's reports do not list it; 0 when they do."""
     cancel_reason: str = ""

@@ -44,6 +44,8 @@ class Outcomes:
             job.record, job.next_record, job.state = job.next_record, None, TaskState.PLACED
             self._arrivals.come_back(job, event.at_ms)
         else:
+            if job.next_record is not None:
+                self._state.tally.ended(job.next_record, job.due_ms)
             ledger.drop(job)
 
     def refused(self, event: WriteRefused) -> None:
@@ -123,6 +125,7 @@ class Outcomes:
         state.ledger.stands(job, seq)
         job.cancel_reason = job.cancel_reason or self._arrivals.wish_for(record.task_id)
         if final:
+            state.tally.ended(record, job.due_ms)
             if held_here and record.started_ms:
                 pool.slot_time.add(at_ms - job.held_ms)
             state.ledger.drop(job)
@@ -135,7 +138,7 @@ class Outcomes:
     def _hold(self, job: Job, at_ms: int, *, again: bool) -> None:
         """A record that names a replica: the task is there."""
         running = job.state is TaskState.RUNNING
-        replica = self._state.fleet.named(job.record.replica_id, job.record.pool_id, at_ms)
+        replica = self._state.fleet.named(job.record.pool_id, job.record.replica_id, at_ms)
         if again:
             job.held_ms = job.record.placed_ms or at_ms
             replica.hold(job)

@@ -3,10 +3,10 @@
 from typing import Final
 
 from llorch_scheduler.core.effects import Place
-from llorch_scheduler.core.fleet import Replica
 from llorch_scheduler.core.job import Job, Phase
-from llorch_scheduler.core.placement import Decision, decide
+from llorch_scheduler.core.placement import Decision
 from llorch_scheduler.core.pool import Pool
+from llorch_scheduler.core.replica import Replica
 from llorch_scheduler.core.state import State
 from llorch_shared.wire.task import TaskState
 
@@ -27,7 +27,7 @@ class Placing:
             job = pool.queue.head(masks)
             if job is None or job.record.request is None:
                 return
-            decision = decide(job.record.request, pool.spec, replicas)
+            decision = self._state.fleet.pool(pool.pool_id).decide(job.record.request, at_ms=at_ms)
             if decision.replica is not None:
                 pool.queue.discard(job)
                 self._place(pool, job, decision, decision.replica, at_ms)
@@ -46,5 +46,16 @@ class Placing:
         ledger.may_be_recorded(job)
         pool.dirty = True
         self._state.effect(
-            Place(ticket=ledger.ticket(job), record=record, expect_seq=job.run_seq, ref=job.ref, log=decision.log)
+            Place(
+                ticket=ledger.ticket(job),
+                record=record,
+                expect_seq=job.run_seq,
+                ref=job.ref,
+                log=decision.log,
+                detail={
+                    "waited_ms": at_ms - record.admitted_ms,
+                    "queue_position": record.queue_position,
+                    "predicted_start_ms": record.predicted_start_ms,
+                },
+            )
         )

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from llorch_scheduler.core.estimate import SlotTime
-from llorch_scheduler.core.fleet import Replica
 from llorch_scheduler.core.queue import PoolQueue
+from llorch_scheduler.core.replica import Replica
 from llorch_shared.pool_policy import CLASSES
 from llorch_shared.waiting import predicted_start_ms
 from llorch_shared.wire.registry import PoolLoad

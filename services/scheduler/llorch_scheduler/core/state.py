@@ -10,12 +10,25 @@ from llorch_scheduler.core.job import HOLDS_SLOT, Job, Phase
 from llorch_scheduler.core.ledger import Ledger
 from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.core.pool import Pool
+from llorch_scheduler.core.tally import DeadlineTally
 
 
 class State:
     """Shared by the concerns of the core: each changes it only as its module says."""
 
-    __slots__ = ("actor", "effect", "expiries", "fleet", "jobs", "ledger", "limits", "pools", "rebuilt_ms", "repeats")
+    __slots__ = (
+        "actor",
+        "effect",
+        "expiries",
+        "fleet",
+        "jobs",
+        "ledger",
+        "limits",
+        "pools",
+        "rebuilt_ms",
+        "repeats",
+        "tally",
+    )
 
     def __init__(self, *, actor: str, limits: Limits) -> None:
         self.actor: Final = actor
@@ -28,6 +41,7 @@ class State:
         self.repeats: Final = Deadlines(
             lambda job: job.ticket != 0 or job.phase not in (Phase.ENDING, Phase.REQUEUEING)
         )
+        self.tally: Final = DeadlineTally()
         self.rebuilt_ms = -1
         """When runs and registry had been read; negative before."""
         first: list[Effect] = []
@@ -48,7 +62,10 @@ class State:
 
     def release(self, job: Job, *, slot_is_free: bool) -> None:
         """The job gives up its slot, if it holds one. A replica that only run records name goes with its last job."""
-        if job.phase in HOLDS_SLOT and (replica := self.fleet.get(job.record.replica_id)) is not None:
+        if job.phase not in HOLDS_SLOT:
+            return
+        replica = self.fleet.get(job.record.pool_id, job.record.replica_id)
+        if replica is not None:
             replica.release(job, slot_is_free=slot_is_free)
             if replica.record is None and not replica.held:
-                self.fleet.remove(replica.replica_id)
+                self.fleet.remove(replica)

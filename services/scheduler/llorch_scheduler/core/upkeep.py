@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from llorch_scheduler.core.effects import TellLoad
+from llorch_scheduler.core import spec_change
+from llorch_scheduler.core.effects import Audit, PoolFigures, TellLoad
 from llorch_scheduler.core.endings import Endings
 from llorch_scheduler.core.events import BacklogRead, PoolChanged, PoolRemoved, Tick
 from llorch_scheduler.core.holders import Holders
@@ -10,6 +11,7 @@ from llorch_scheduler.core.outcomes import Outcomes
 from llorch_scheduler.core.placing import Placing
 from llorch_scheduler.core.pool import Pool
 from llorch_scheduler.core.state import State
+from llorch_shared.wire.spec import PoolSpec
 
 
 class Upkeep:
@@ -26,12 +28,26 @@ class Upkeep:
 
     def pool_changed(self, event: PoolChanged) -> None:
         pool = self._state.pool(event.spec.id, event.at_ms)
+        if pool.spec == event.spec:
+            return
+        self._audit(pool, event.spec, event.at_ms)
         pool.spec, pool.dirty = event.spec, True
+        self._state.fleet.pool(pool.pool_id).configure(event.spec)
         pool.queue.bring_back()
         self._placing.fill(pool, event.at_ms)
 
     def pool_removed(self, event: PoolRemoved) -> None:
-        self._state.pool(event.pool_id, event.at_ms).spec = None
+        pool = self._state.pool(event.pool_id, event.at_ms)
+        if pool.spec is not None:
+            self._audit(pool, None, event.at_ms)
+            pool.spec, pool.dirty = None, True
+            self._state.fleet.pool(pool.pool_id).configure(None)
+
+    def _audit(self, pool: Pool, after: PoolSpec | None, at_ms: int) -> None:
+        """What a takeover reads is no change; what changed while nobody was in office is not known."""
+        if self._state.rebuilt_ms >= 0:
+            record = spec_change.audit(pool.spec, after, pool.pool_id, at_ms, self._state.actor)
+            self._state.effect(Audit(record=record))
 
     def backlog_read(self, event: BacklogRead) -> None:
         pool = self._state.pool(event.pool_id, event.at_ms)
@@ -44,6 +60,7 @@ class Upkeep:
     def tick(self, event: Tick) -> None:
         state, at_ms = self._state, event.at_ms
         limits = state.limits
+        state.ledger.see(event.run_seq)
         for job in state.expiries.due(at_ms, limits.expired_per_tick_max):
             self._endings.expire(job, at_ms)
         for job in state.repeats.due(at_ms, limits.expired_per_tick_max):
@@ -64,4 +81,5 @@ class Upkeep:
         self._version += 1
         pool.told_ms, pool.dirty = at_ms, False
         load = pool.load(self._state.fleet.of_pool(pool.pool_id), at_ms=at_ms, version=self._version)
-        self._state.effect(TellLoad(load=load))
+        figures = PoolFigures(deadlines_met=self._state.tally.ratios())
+        self._state.effect(TellLoad(load=load, figures=figures))

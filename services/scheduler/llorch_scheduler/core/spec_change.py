@@ -1,0 +1,47 @@
+"""What a changed specification changes, key by key, as the audit trail keeps it."""
+
+import msgspec
+
+from llorch_shared.wire.audit import AuditEvent, AuditRecord
+from llorch_shared.wire.spec import PoolSpec
+
+_ABSENT = "unset"
+
+
+def audit(before: PoolSpec | None, after: PoolSpec | None, pool_id: str, at_ms: int, actor: str) -> AuditRecord:
+    """The record of a change; `before` is None for a new pool, `after` for a removed one."""
+    detail: dict[str, str | int | float | bool | list[str]]
+    if before is None or after is None:
+        detail = {"pool": "removed" if after is None else "created"}
+    else:
+        detail = dict(changes(before, after))
+    return AuditRecord(
+        event=AuditEvent.POOL_CHANGED, task_id=pool_id, pool_id=pool_id, at_ms=at_ms, actor=actor, detail=detail
+    )
+
+
+def changes(before: PoolSpec, after: PoolSpec) -> dict[str, str]:
+    """`old→new` of every key that differs, by dotted path. Named members of a list (tenants, priorities) are told
+    one by one: `admission.fairness.tenants.acme.weight`."""
+    old, new = _flat(before), _flat(after)
+    return {
+        key: f"{old.get(key, _ABSENT)}→{new.get(key, _ABSENT)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, _ABSENT) != new.get(key, _ABSENT)
+    }
+
+
+def _flat(spec: PoolSpec) -> dict[str, str]:
+    found: dict[str, str] = {}
+    _collect(msgspec.to_builtins(spec), "", found)
+    return found
+
+
+def _collect(value: object, path: str, found: dict[str, str]) -> None:
+    if isinstance(value, list | tuple) and value and all(isinstance(each, dict) for each in value):
+        value = {str(each.get("id", each.get("name", place))): each for place, each in enumerate(value)}
+    if isinstance(value, dict) and value:
+        for key, each in value.items():
+            _collect(each, f"{path}.{key}" if path else str(key), found)
+    elif value is not None and path:
+        found[path] = msgspec.json.encode(value).decode()

@@ -1,0 +1,42 @@
+"""Gauges of what the core measures: shares, deadlines, the error of its predictions, the circuit breaker."""
+
+from collections import defaultdict
+from typing import Final
+
+from llorch_scheduler.core.effects import PoolFigures
+from llorch_shared.metrics import Metrics
+from llorch_shared.wire.task import Priority
+
+_Flow = tuple[str, Priority]
+
+
+class PoolGauges:
+    """A tenant has one share whatever pools it uses: the mean of its shares, weighted by the pools' slots."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics: Final = metrics
+        self._shares: Final[dict[str, tuple[int, dict[_Flow, float]]]] = {}
+        self._told: set[_Flow] = set()
+
+    def told(self, pool_id: str, slots: int, figures: PoolFigures) -> None:
+        for priority, ratio in figures.deadlines_met.items():
+            self._metrics.gauge("deadlines_met_ratio").labels(str(priority)).set(ratio)
+        for priority, ratio in figures.start_error.items():
+            self._metrics.gauge("predicted_start_error_ratio").labels(pool_id, str(priority)).set(ratio)
+        self._metrics.gauge("breaker_open").labels(pool_id).set(figures.breaker_level)
+        if figures.shares is not None:
+            self._shares[pool_id] = (slots, {(tenant, each): share for tenant, each, share in figures.shares})
+            self._tell_shares()
+
+    def _tell_shares(self) -> None:
+        slots = max(1, sum(weight for weight, _ in self._shares.values()))
+        sums: defaultdict[_Flow, float] = defaultdict(float)
+        for weight, shares in self._shares.values():
+            for flow, share in shares.items():
+                sums[flow] += weight * share / slots
+        gauge = self._metrics.gauge("admission_share")
+        for tenant, priority in self._told - sums.keys():
+            gauge.remove(tenant, str(priority))
+        for (tenant, priority), share in sums.items():
+            gauge.labels(tenant, str(priority)).set(share)
+        self._told = set(sums)

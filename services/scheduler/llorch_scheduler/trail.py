@@ -1,0 +1,54 @@
+"""The audit record of what was done, with everything that explains it: `orchctl why TASK` reads nothing else."""
+
+from llorch_scheduler.core.effects import Detail, End, Place, Preempted, Requeue
+from llorch_shared.wire.audit import AuditEvent, AuditRecord
+
+
+def audit_of(effect: Place | Requeue | End | Preempted, run_seq: int, at_ms: int, actor: str) -> AuditRecord:
+    record = effect.record
+    event, detail = _event(effect)
+    return AuditRecord(
+        event=event,
+        task_id=record.task_id,
+        at_ms=at_ms,
+        actor=actor,
+        correlation_id=record.correlation_id,
+        tenant=record.tenant,
+        channel=record.channel,
+        pool_id=record.pool_id,
+        replica_id=record.replica_id,
+        attempt=record.attempt,
+        run_seq=run_seq,
+        detail=detail,
+    )
+
+
+def _event(effect: Place | Requeue | End | Preempted) -> tuple[AuditEvent, Detail]:
+    match effect:
+        case Place():
+            return AuditEvent.PLACED, {**_decision(effect), **effect.detail}
+        case Requeue():
+            return AuditEvent.REQUEUED, {"reason": effect.reason}
+        case Preempted():
+            return AuditEvent.PREEMPTED, {"mode": "hard", "urgent_task_id": effect.urgent_task_id}
+        case End():
+            return AuditEvent(str(effect.record.state)), {"reason": effect.reason, **_error(effect), **effect.detail}
+
+
+def _decision(effect: Place) -> Detail:
+    log = effect.log
+    return {
+        "candidates_considered": log.candidates_considered,
+        "filters_applied": list(log.filters_applied),
+        "tie_breakers_applied": list(log.tie_breakers_applied),
+        "pinned": log.pinned,
+        "fallback_used": log.fallback_used,
+        "decision_reason": log.decision_reason,
+    }
+
+
+def _error(effect: End) -> Detail:
+    error = effect.record.error
+    if error is None:
+        return {}
+    return {"error_code": str(error.code), "policy_label": error.policy_label or ""}
