@@ -1,18 +1,43 @@
 """Which replica takes a task: filter, score, pick, and a log that says why. Pure: equal inputs give an equal decision.
 
-Filters, in order: ready, engine, model, device_mask, ctx, workload, slots. Score (OC-CORE-1017): most free VRAM, then
-fewest active slots, then the least replica id. O(replicas of the pool).
+Filters, in order: `FILTERS`. Score: the soonest predicted end where speeds were measured; among those that end about as
+soon, the replica that had the session last; then most free VRAM, fewest taken slots, least id (OC-CORE-1017).
+
+    predicted_end_ms = first_token_ms + 1000 * expected tokens / tokens_per_s
+
+A replica that was not measured yet counts as one of the soonest: its first task measures it.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Collection, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
-from llorch_scheduler.core.fleet import Replica
-from llorch_shared.wire.registry import ReplicaRecord
+from llorch_scheduler.core.peers import Abilities, Entry, Peers, Speed
+from llorch_scheduler.core.replica import Replica
+from llorch_scheduler.core.replica_sets import ReplicaSets, side_of
+from llorch_scheduler.core.shape import Shape
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import PlacementMode, TaskRequest
+
+FILTERS: Final = (
+    "ready",
+    "draining",
+    "engine",
+    "model",
+    "device_mask",
+    "ctx",
+    "quant",
+    "workload",
+    "extensions",
+    "replica_set",
+    "slots",
+    "vram",
+)
+ABOUT: Final = 1.15
+"""Ends within this factor of the soonest count as equal: speeds are measured no better than that, and a warm cache is
+worth more than the difference."""
+_CTX_CLASS_LEAST: Final = 256
 
 
 class DecisionLog(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,93 +48,109 @@ class DecisionLog(msgspec.Struct, frozen=True, kw_only=True):
     filters_applied: tuple[str, ...]
     """Filters that removed a candidate, with how many, for example `slots:2`."""
     tie_breakers_applied: tuple[str, ...]
+    """Parts of the score that had to be looked at until one candidate was left."""
     pinned: bool
     fallback_used: bool
     decision_reason: str
+    replica_set: str = ""
+    """Version of the set that the task goes to; empty when versions may mix."""
+    predicted_end_ms: float = 0
+    """From the placement; 0 when the replica was not measured yet."""
+    free_vram_mb: int = 0
+    active_slots: int = 0
+    """Of the selected replica, before this task."""
+    kv_warmth: bool | None = None
+    """As in `Decision`."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """`busy` is true when a replica could take the task as soon as a slot is free."""
+    """`busy` is true when a replica could take the task as soon as a slot, or memory, is free. Neither a replica nor
+    busy: no replica of the pool can serve it as they are."""
 
     replica: Replica | None
     log: DecisionLog
     busy: bool = False
+    kv_warmth: bool | None = None
+    """Whether it goes where its session was last; None for a session that was not seen within its time to live."""
 
 
-_Check = Callable[[ReplicaRecord, TaskRequest, PoolSpec], bool]
+class Offer(NamedTuple):
+    """The best free replica among peers."""
+
+    end_ms: float
+    """Predicted; 0 when their speed was not measured."""
+    best: Entry
+    peers: Peers
+    need_mb: int
 
 
-def _mask_fits(record: ReplicaRecord, request: TaskRequest, _pool: PoolSpec) -> bool:
-    mask = request.placement.require_device_mask if request.placement else None
-    return mask is None or record.device == mask
-
-
-_CHECKS: Final[tuple[tuple[str, _Check], ...]] = (
-    ("engine", lambda record, _request, pool: record.engine is pool.engine),
-    ("model", lambda record, _request, pool: record.model_ref in ("", pool.model)),
-    ("device_mask", _mask_fits),
-    ("ctx", lambda record, request, _pool: record.ctx_max == 0 or record.ctx_max >= request.ctx),
-    ("workload", lambda record, request, _pool: request.workload in record.workloads),
-)
-_TIE_BREAKERS: Final = ("free_vram_mb", "active_slots", "replica_id")
-
-
-def _score(replica: Replica) -> tuple[int, int, str]:
-    free_vram_mb = replica.record.free_vram_mb if replica.record is not None else 0
-    return (-free_vram_mb, replica.slots_taken, replica.replica_id)
-
-
-def decide(request: TaskRequest, pool: PoolSpec, replicas: Sequence[Replica]) -> Decision:
-    """Pick the replica of `pool` that takes the task now."""
-    removed: list[str] = []
-    fit = [replica for replica in replicas if replica.ready]
-    if len(fit) < len(replicas):
-        removed.append(f"ready:{len(replicas) - len(fit)}")
-    for name, check in _CHECKS:
-        kept = [each for each in fit if each.record is not None and check(each.record, request, pool)]
-        if len(kept) < len(fit):
-            removed.append(f"{name}:{len(fit) - len(kept)}")
-            fit = kept
-    free = [replica for replica in fit if replica.slots_free > 0]
-    if len(free) < len(fit):
-        removed.append(f"slots:{len(fit) - len(free)}")
-    picked = min(free, key=_score, default=None)
-    ties = _ties(picked, free) if picked is not None else ()
-    if picked is None:
-        reason = "all_slots_taken" if fit else "no_feasible_replica"
-    else:
-        reason = ties[-1] if ties else "only_candidate"
-    log = DecisionLog(
-        selected=picked.replica_id if picked is not None else "",
-        candidates_considered=len(replicas),
-        filters_applied=tuple(removed),
-        tie_breakers_applied=ties,
-        pinned=_pinned(request),
-        fallback_used=_fell_back(request, pool),
-        decision_reason=reason,
+def shape_of(request: TaskRequest, spec: PoolSpec, ctx_limits: Collection[int] = ()) -> Shape:
+    """What the task requires. Its context class is the next power of two, the pool's size, or one of `ctx_limits`,
+    the smaller sizes that replicas of the pool have, whichever is least; so there are few shapes."""
+    classes = [max(_CTX_CLASS_LEAST, 1 << (request.ctx - 1).bit_length()), spec.ctx, *ctx_limits]
+    wish = request.placement
+    return Shape(
+        workload=request.workload,
+        ctx=min((each for each in classes if each >= request.ctx), default=request.ctx),
+        device=(wish.require_device_mask or "") if wish is not None else "",
+        side=side_of(request, spec),
     )
-    return Decision(replica=picked, log=log, busy=picked is None and bool(fit))
 
 
-def _ties(picked: Replica, free: Sequence[Replica]) -> tuple[str, ...]:
-    """The score's parts that had to be looked at until one candidate was left."""
-    rivals = [replica for replica in free if replica is not picked]
-    used: list[str] = []
-    for index, name in enumerate(_TIE_BREAKERS):
-        if not rivals:
-            break
-        used.append(name)
-        rivals = [rival for rival in rivals if _score(rival)[index] == _score(picked)[index]]
-    return tuple(used)
+def refusal(abilities: Abilities, shape: Shape, spec: PoolSpec, sets: ReplicaSets) -> str:
+    """The first filter that a ready replica of these abilities does not pass; empty when it passes all."""
+    version = abilities.version
+    checks = (
+        ("engine", version.engine is spec.engine),
+        ("model", version.model_ref in ("", spec.model)),
+        ("device_mask", shape.device in ("", abilities.device)),
+        ("ctx", version.ctx_max == 0 or version.ctx_max >= shape.ctx),
+        ("quant", spec.quant is None or version.quant in ("", spec.quant)),
+        ("workload", shape.workload in abilities.workloads),
+        ("extensions", set(shape.extensions) <= set(abilities.features)),
+        ("replica_set", sets.takes(version, shape.side, spec)),
+    )
+    return next((name for name, passes in checks if not passes), "")
 
 
-def _pinned(request: TaskRequest) -> bool:
+def predicted_end_ms(speed: Speed, expected_tokens: float) -> float:
+    """0 when either was not measured."""
+    if speed.tokens_per_s <= 0 or speed.first_token_ms <= 0:
+        return 0.0
+    return speed.first_token_ms + 1_000 * expected_tokens / speed.tokens_per_s
+
+
+def soonest(offers: Sequence[Offer]) -> list[Offer]:
+    """Those that end about as soon as the soonest, and those of which nobody knows."""
+    least = min((offer.end_ms for offer in offers if offer.end_ms), default=0.0)
+    return [offer for offer in offers if offer.end_ms <= least * ABOUT]
+
+
+def terms(picked: Entry, runner_up: Entry | None) -> tuple[str, ...]:
+    """The terms of OC-CORE-1017 up to the first in which they differ."""
+    if runner_up is None:
+        return ()
+    if picked[0] != runner_up[0]:
+        return ("free_vram_mb",)
+    return (
+        ("free_vram_mb", "active_slots")
+        if picked[1] != runner_up[1]
+        else ("free_vram_mb", "active_slots", "replica_id")
+    )
+
+
+def pinned(request: TaskRequest) -> bool:
     return request.placement is not None and request.placement.mode is PlacementMode.PIN
 
 
-def _fell_back(request: TaskRequest, pool: PoolSpec) -> bool:
+def fell_back(request: TaskRequest, pool: PoolSpec) -> bool:
     """The client preferred other pools; the router used this one because they could not serve it."""
     wish = request.placement
     if wish is None or wish.mode is not PlacementMode.PREFER or not wish.prefer_pools:
         return False
     return pool.id not in wish.prefer_pools
+
+
+def nobody(request: TaskRequest) -> str:
+    """Why a task that no replica can serve is not placed."""
+    return "pinned_pool_infeasible" if pinned(request) else "no_feasible_replica"

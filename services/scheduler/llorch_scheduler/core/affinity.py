@@ -1,0 +1,45 @@
+"""Where a session's tasks ran last, so that its next one finds a warm cache (ORCH-3009, OC-CORE-1013).
+
+A wish, not a bond: it breaks ties and never makes a task wait. It holds for `ttl_ms` after the session's last placement
+and for the life of the engine that had it. Memory is bounded: the sessions that were seen longest ago are forgotten.
+"""
+
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+SESSIONS_MAX: Final = 65_536
+"""Per pool. Some hundred bytes each: more sessions than that are not warm anywhere."""
+
+
+class Last(NamedTuple):
+    replica_id: str
+    incarnation: str
+    """The life of its engine: the cache ends with it."""
+    at_ms: int
+
+
+class Affinity:
+    """All methods cost O(1), amortised."""
+
+    __slots__ = ("_last", "_max")
+
+    def __init__(self, sessions_max: int = SESSIONS_MAX) -> None:
+        self._last: Final[OrderedDict[str, Last]] = OrderedDict()
+        self._max: Final = sessions_max
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def saw(self, session_id: str, replica_id: str, incarnation: str, at_ms: int) -> None:
+        """A task of the session was placed there."""
+        self._last[session_id] = Last(replica_id, incarnation, at_ms)
+        self._last.move_to_end(session_id)
+        if len(self._last) > self._max:
+            self._last.popitem(last=False)
+
+    def last(self, session_id: str, *, at_ms: int, ttl_ms: int) -> Last | None:
+        """None for a session that was not seen within `ttl_ms`."""
+        last = self._last.get(session_id)
+        if last is None or at_ms - last.at_ms >= ttl_ms:
+            return None
+        return last

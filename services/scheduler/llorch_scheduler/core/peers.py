@@ -1,0 +1,95 @@
+"""Replicas that are alike: of equal abilities, and of about equal speed."""
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from llorch_scheduler.core.replica import Replica
+from llorch_scheduler.core.replica_sets import SetKey, set_key
+from llorch_shared.wire.registry import ReplicaRecord
+from llorch_shared.wire.task import Workload
+
+
+def _steps(least: float, most: float) -> tuple[float, ...]:
+    """Multiplication only, so that every machine makes the same ones."""
+    steps = [least]
+    while steps[-1] < most:
+        steps.append(steps[-1] * 1.1)
+    return tuple(steps)
+
+
+_STEPS: Final = _steps(1e-3, 1e8)
+
+
+def quantised(measured: float) -> float:
+    """The step of 10 % at or below `measured`; 0 for what was not measured."""
+    return _STEPS[max(0, bisect_right(_STEPS, measured) - 1)] if measured > 0 else 0.0
+
+
+class Abilities(NamedTuple):
+    """What feasibility looks at."""
+
+    version: SetKey
+    device: str
+    workloads: tuple[Workload, ...]
+    features: tuple[str, ...]
+    kv_bytes_per_token: int
+
+
+class Speed(NamedTuple):
+    """Tokens per second of one task and milliseconds to its first token; 0 when not measured."""
+
+    tokens_per_s: float
+    first_token_ms: float
+
+
+Entry = tuple[int, int, str, int, Replica]
+"""(-free VRAM, taken slots, id, stamp, replica). No two have one stamp, so replicas are never compared."""
+
+
+@dataclass(slots=True, eq=False)
+class Peers:
+    """Ready replicas of one kind and speed."""
+
+    speed: Speed
+    free: int = 0
+    """How many have a free slot."""
+    size: int = 0
+    heap: list[Entry] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Kind:
+    """Ready replicas of equal abilities."""
+
+    abilities: Abilities
+    size: int = 0
+    free: int = 0
+    peers: dict[Speed, Peers] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Standing:
+    """What the index holds of one replica."""
+
+    kind: Kind | None = None
+    peers: Peers | None = None
+    entry: Entry | None = None
+    version: SetKey | None = None
+    """Of its engine when it was ready last."""
+    returns: SetKey | None = None
+    """The version it counts for while it comes back."""
+    draining: bool = False
+    slots_total: int = 0
+    slots_free: int = 0
+    held: int = 0
+
+
+def abilities_of(record: ReplicaRecord) -> Abilities:
+    return Abilities(
+        set_key(record), record.device, record.workloads, tuple(sorted(record.features)), record.kv_bytes_per_token
+    )
+
+
+def speed_of(record: ReplicaRecord) -> Speed:
+    return Speed(quantised(record.perf_tokens_per_s), quantised(record.perf_first_token_ms))

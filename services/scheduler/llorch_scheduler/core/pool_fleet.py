@@ -1,0 +1,271 @@
+"""The replicas of one pool, and which of them takes a task. The rules are `placement`'s and `replica_sets`'.
+
+A decision costs O(kinds and peers + log replicas), a change of a replica O(log replicas), see `index`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from llorch_scheduler.core.affinity import Affinity, Last
+from llorch_scheduler.core.index import PoolIndex
+from llorch_scheduler.core.job import Job
+from llorch_scheduler.core.peers import Entry, Kind
+from llorch_scheduler.core.placement import (
+    FILTERS,
+    Decision,
+    DecisionLog,
+    Offer,
+    fell_back,
+    nobody,
+    pinned,
+    predicted_end_ms,
+    refusal,
+    shape_of,
+    soonest,
+    terms,
+)
+from llorch_scheduler.core.replica import Replica, kv_mb
+from llorch_scheduler.core.replica_sets import ReplicaSets, SetKey
+from llorch_scheduler.core.shape import Shape
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import TaskRequest
+
+_CTX_LIMITS_MAX: Final = 8
+_VIEWS_MAX: Final = 1_024
+"""Shapes whose feasible kinds are remembered; clients choose device masks."""
+
+
+class _View(NamedTuple):
+    """Who may serve a shape while no replica changes its abilities."""
+
+    kinds: tuple[Kind, ...]
+    removed: tuple[tuple[str, int], ...]
+    """Replicas that did not pass, by filter."""
+    replica_set: str
+
+
+class PoolFleet:
+    def __init__(self) -> None:
+        self.index: Final = PoolIndex()
+        self.sets: Final = ReplicaSets()
+        self.affinity: Final = Affinity()
+        self.spec: PoolSpec | None = None
+        """None: the pool is not wanted, and nothing is placed on it."""
+        self.shapes_version = 0
+        """Changes when `shape_of` may answer otherwise than before: the shapes of waiting tasks are to be made again.
+        Until then they are at worst narrower than they need be."""
+        self._ctx_limits: tuple[int, ...] = ()
+        self._views: Final[dict[Shape, _View]] = {}
+        self._seen = -1
+
+    # what replicas tell, see `replica.Watcher`
+
+    def reported(self, replica: Replica) -> None:
+        self.index.reported(replica)
+
+    def moved(self, replica: Replica) -> None:
+        self.index.moved(replica)
+
+    def held(self, replica: Replica, job: Job) -> None:
+        request, record = job.record.request, replica.record
+        incarnation = record.incarnation if record is not None else job.record.incarnation
+        if request is not None and incarnation:
+            self.affinity.saw(request.session_id, replica.replica_id, incarnation, job.held_ms)
+
+    # what is asked
+
+    def get(self, replica_id: str) -> Replica | None:
+        return self.index.replicas.get(replica_id)
+
+    def configure(self, spec: PoolSpec | None) -> None:
+        before, self.spec = self.spec, spec
+        self._seen = -1
+        if spec is None or before is None or (spec.canary, spec.ctx) != (before.canary, before.ctx):
+            self.shapes_version += 1
+            self._ctx_limits = ()
+
+    def shape_of(self, request: TaskRequest) -> Shape:
+        """For a pool that is wanted."""
+        assert self.spec is not None
+        self._refresh(self.spec)
+        return shape_of(request, self.spec, self._ctx_limits)
+
+    def can_take(self, shape: Shape) -> bool:
+        """Whether a replica that serves this shape has a free slot. O(kinds)."""
+        return self.spec is not None and any(kind.free for kind in self._view(shape, self.spec).kinds)
+
+    def can_serve(self, shape: Shape) -> bool:
+        """Whether a ready replica serves this shape, with a free slot or without."""
+        return self.spec is not None and bool(self._view(shape, self.spec).kinds)
+
+    def could_take(self, shape: Shape, replica: Replica) -> bool:
+        """Whether this replica serves the shape, with a free slot or without."""
+        if self.spec is None:
+            return False
+        kind = self.index.kind_of(replica)
+        return kind is not None and kind in self._view(shape, self.spec).kinds
+
+    def kv_mb(self, request: TaskRequest) -> int:
+        """KV memory the task takes where engines take it as tasks come, MiB; 0 where none does. O(kinds)."""
+        return max((kv_mb(request.ctx, each.kv_bytes_per_token) for each in self.index.kinds), default=0)
+
+    def decide(
+        self, request: TaskRequest, *, at_ms: int, shape: Shape | None = None, expected_tokens: float | None = None
+    ) -> Decision:
+        """Pick the replica that takes the task now. `shape` is `shape_of(request)`, if the caller has it;
+        `expected_tokens` will be generated, by default as many as the client expects or permits."""
+        spec = self.spec
+        assert spec is not None, "nothing is placed on a pool that is not wanted"
+        view = self._view(shape or self.shape_of(request), spec)
+        expected = expected_tokens if expected_tokens is not None else request.expected_tokens or request.max_tokens
+        offers, removed = self._offers(view, request, expected)
+        last = self.affinity.last(request.session_id, at_ms=at_ms, ttl_ms=spec.affinity.ttl_ms)
+        if not offers:
+            reason = "all_slots_taken" if view.kinds else nobody(request)
+            log = self._log(request, spec, view, removed, reason=reason)
+            return Decision(replica=None, log=log, busy=bool(view.kinds))
+        self.sets.settle()
+        tied = soonest(offers)
+        warm = self._warm(last, tied)
+        offer, entry = warm if warm is not None else _roomiest(tied)
+        ties = self._ties(offers, tied, entry, by_session=warm is not None)
+        kv_warmth = _had_last(entry[4], last) if last is not None else None
+        log = self._log(
+            request,
+            spec,
+            view,
+            removed,
+            reason=ties[-1] if ties else "only_candidate",
+            ties=ties,
+            entry=entry,
+            end_ms=offer.end_ms,
+            kv_warmth=kv_warmth,
+        )
+        return Decision(replica=entry[4], log=log, kv_warmth=kv_warmth)
+
+    # how it is answered
+
+    def _refresh(self, spec: PoolSpec) -> None:
+        if self._seen == self.index.version:
+            return
+        self._seen = self.index.version
+        self._views.clear()
+        ready: Counter[SetKey] = Counter()
+        for abilities, kind in self.index.kinds.items():
+            ready[abilities.version] += kind.size
+        self.sets.choose(ready, self.index.returning, spec)
+        limits = {key.ctx_max for key in ready if 0 < key.ctx_max < spec.ctx}
+        if not limits <= set(self._ctx_limits):
+            self._ctx_limits = tuple(sorted(limits.union(self._ctx_limits))[-_CTX_LIMITS_MAX:])
+            self.shapes_version += 1
+
+    def _view(self, shape: Shape, spec: PoolSpec) -> _View:
+        self._refresh(spec)
+        view = self._views.get(shape)
+        if view is None:
+            if len(self._views) >= _VIEWS_MAX:
+                self._views.clear()
+            view = self._views[shape] = self._look(shape, spec)
+        return view
+
+    def _look(self, shape: Shape, spec: PoolSpec) -> _View:
+        removed: Counter[str] = Counter(draining=self.index.draining)
+        removed["ready"] = len(self.index.replicas) - self.index.ready - self.index.draining
+        kinds: list[Kind] = []
+        for abilities, kind in self.index.kinds.items():
+            name = refusal(abilities, shape, spec, self.sets)
+            if name:
+                removed[name] += kind.size
+            else:
+                kinds.append(kind)
+        counts = tuple((name, removed[name]) for name in FILTERS if removed[name])
+        return _View(tuple(kinds), counts, self.sets.name(shape.side, spec))
+
+    def _offers(self, view: _View, request: TaskRequest, expected: float) -> tuple[list[Offer], list[tuple[str, int]]]:
+        offers: list[Offer] = []
+        full = short = 0
+        for kind in view.kinds:
+            full += kind.size - kind.free
+            if not kind.free:
+                continue
+            need_mb = kv_mb(request.ctx, kind.abilities.kv_bytes_per_token)
+            for peers in kind.peers.values():
+                best = self.index.best(peers)
+                if best is None:
+                    continue
+                if need_mb and -best[0] < need_mb:
+                    short += peers.free
+                else:
+                    offers.append(Offer(predicted_end_ms(peers.speed, expected), best, peers, need_mb))
+        dynamic = (("slots", full), ("vram", short))
+        return offers, [*view.removed, *(each for each in dynamic if each[1])]
+
+    def _warm(self, last: Last | None, tied: Sequence[Offer]) -> tuple[Offer, Entry] | None:
+        """The replica that had the session last, if it is one of those that end about as soon as any."""
+        place = self.index.free_place(last.replica_id) if last is not None else None
+        if place is None:
+            return None
+        peers, entry = place
+        if not _had_last(entry[4], last):
+            return None
+        offer = next((each for each in tied if each.peers is peers), None)
+        if offer is None or (offer.need_mb and -entry[0] < offer.need_mb):
+            return None
+        return offer, entry
+
+    def _ties(
+        self, offers: Sequence[Offer], tied: Sequence[Offer], picked: Entry, *, by_session: bool
+    ) -> tuple[str, ...]:
+        candidates = sum(offer.peers.free for offer in offers)
+        if candidates == 1:
+            return ()
+        first = ("predicted_end_ms",) if any(offer.end_ms for offer in offers) else ()
+        left = sum(offer.peers.free for offer in tied)
+        if left == 1 and first:
+            return first
+        if by_session:
+            return (*first, "session_affinity")
+        rivals = [offer.best for offer in tied if offer.best is not picked]
+        second = next((self.index.second(offer.peers) for offer in tied if offer.best is picked), None)
+        return (*first, *terms(picked, min((*rivals, second) if second is not None else rivals, default=None)))
+
+    def _log(
+        self,
+        request: TaskRequest,
+        spec: PoolSpec,
+        view: _View,
+        removed: Sequence[tuple[str, int]],
+        *,
+        reason: str,
+        ties: tuple[str, ...] = (),
+        entry: Entry | None = None,
+        end_ms: float = 0,
+        kv_warmth: bool | None = None,
+    ) -> DecisionLog:
+        return DecisionLog(
+            selected=entry[2] if entry is not None else "",
+            candidates_considered=len(self.index.replicas),
+            filters_applied=tuple(f"{name}:{count}" for name, count in removed),
+            tie_breakers_applied=ties,
+            pinned=pinned(request),
+            fallback_used=fell_back(request, spec),
+            decision_reason=reason,
+            replica_set=view.replica_set,
+            predicted_end_ms=round(end_ms, 3),
+            free_vram_mb=-entry[0] if entry is not None else 0,
+            active_slots=entry[1] if entry is not None else 0,
+            kv_warmth=kv_warmth,
+        )
+
+
+def _roomiest(tied: Sequence[Offer]) -> tuple[Offer, Entry]:
+    offer = min(tied, key=lambda each: each.best[:3])
+    return offer, offer.best
+
+
+def _had_last(replica: Replica, last: Last | None) -> bool:
+    """In the same life of its engine."""
+    if last is None or replica.record is None:
+        return False
+    return (replica.replica_id, replica.record.incarnation) == (last.replica_id, last.incarnation)

@@ -1,0 +1,134 @@
+"""One replica as the scheduler sees it, and how many of its slots are taken.
+
+A slot is taken by a task we hold on the replica (placed or running) and by a task the replica lists that we do not
+hold there: one that was moved away while its engine is still busy with it. A task whose record is final no longer takes
+a slot even while an older report still lists it, because the record becomes final after the slot is free.
+
+Every change goes through a method here, and the pool's index learns of it in the same call.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from llorch_scheduler.core.job import Job
+from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
+
+RUNS: Final = frozenset({ReplicaState.READY, ReplicaState.DRAINING})
+"""States in which an engine may be busy with a task."""
+MIB: Final = 1 << 20
+
+
+class Watcher(Protocol):
+    """Who must know when a replica changes."""
+
+    def reported(self, replica: "Replica") -> None:
+        """Its record is another one, or gone."""
+
+    def moved(self, replica: "Replica") -> None:
+        """Its slots are taken otherwise than before."""
+
+    def held(self, replica: "Replica", job: Job) -> None:
+        """A task was placed on it, or was found there."""
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """`record` is None while only run records name it: after a takeover, until its report comes or the grace ends."""
+
+    replica_id: str
+    pool_id: str
+    watcher: Watcher
+    record: ReplicaRecord | None = None
+    absent_ms: int = 0
+    held: dict[str, Job] = field(default_factory=dict)
+    strangers: set[str] = field(default_factory=set)
+    released: set[str] = field(default_factory=set)
+
+    @property
+    def ready(self) -> bool:
+        return self.record is not None and self.record.state is ReplicaState.READY
+
+    @property
+    def slots_total(self) -> int:
+        return self.record.slots_total if self.record is not None and self.ready else 0
+
+    @property
+    def slots_taken(self) -> int:
+        return len(self.held) + len(self.strangers)
+
+    @property
+    def slots_free(self) -> int:
+        return max(0, self.slots_total - self.slots_taken)
+
+    @property
+    def free_vram_mb(self) -> int:
+        """As reported, less what held tasks will take that the report does not know yet, for engines that take KV
+        memory as tasks come. O(held) for those, O(1) for the others."""
+        record = self.record
+        if record is None:
+            return 0
+        if record.kv_bytes_per_token == 0:
+            return record.free_vram_mb
+        coming = sum(
+            kv_mb(job.record.request.ctx, record.kv_bytes_per_token)
+            for job in self.held.values()
+            if job.record.request is not None and job.task_id not in record.active
+        )
+        return record.free_vram_mb - coming
+
+    def hold(self, job: Job) -> None:
+        self.held[job.task_id] = job
+        self.strangers.discard(job.task_id)
+        self.released.discard(job.task_id)
+        self.watcher.moved(self)
+        self.watcher.held(self, job)
+
+    def release(self, job: Job, *, slot_is_free: bool) -> None:
+        """`slot_is_free`: its record is final. Otherwise the engine may still be busy with it."""
+        if self.held.pop(job.task_id, None) is None:
+            return
+        listed = self.record is not None and job.task_id in self.record.active
+        if slot_is_free:
+            self.released.add(job.task_id)
+        elif listed:
+            self.strangers.add(job.task_id)
+        self.watcher.moved(self)
+
+    def report(self, record: ReplicaRecord) -> None:
+        active = set(record.active)
+        if self.record is not None and self.record.incarnation != record.incarnation:
+            self.released.clear()
+        self.record = record
+        self.absent_ms = 0
+        self.released &= active
+        self.strangers = active - self.held.keys() - self.released
+        self.watcher.reported(self)
+
+    def lose(self, at_ms: int) -> None:
+        """Nobody renews its registry key any more. The tasks it holds stay until they are released."""
+        self.record, self.absent_ms = None, at_ms
+        self.strangers.clear()
+        self.released.clear()
+        self.watcher.reported(self)
+
+
+def kv_mb(ctx: int, bytes_per_token: int) -> int:
+    """KV memory of one task, MiB, rounded up: a context is reserved whole."""
+    return -(-ctx * bytes_per_token // MIB)
+
+
+def abilities(record: ReplicaRecord) -> tuple[object, ...]:
+    """What decides whether a replica could serve a task at all; a change of it is worth another look at the queue."""
+    return (
+        record.state,
+        record.engine,
+        record.model_ref,
+        record.model_digest,
+        record.engine_version,
+        record.sampler_profile_version,
+        record.quant,
+        record.device,
+        record.ctx_max,
+        record.workloads,
+        record.features,
+    )
