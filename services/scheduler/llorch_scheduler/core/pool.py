@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from llorch_scheduler.core.estimate import SlotTime
-from llorch_scheduler.core.queue import PoolQueue
+from llorch_scheduler.core.strict_queue import PoolQueue
 from llorch_scheduler.core.replica import Replica
 from llorch_shared.pool_policy import CLASSES
 from llorch_shared.waiting import predicted_start_ms

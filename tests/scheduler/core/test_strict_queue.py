@@ -3,7 +3,7 @@
 from llorch_scheduler.core.estimate import SlotTime
 from llorch_scheduler.core.events import AdmissionRef, TaskArrived
 from llorch_scheduler.core.job import Job, arrived
-from llorch_scheduler.core.queue import Line, PoolQueue
+from llorch_scheduler.core.strict_queue import Line, PoolQueue
 from llorch_shared.wire.task import Priority
 from scheduler.core_world import request, task_id
 
