@@ -21,6 +21,7 @@ from llorch_poold.gpu.probe import GpuReport
 from llorch_poold.node import Node
 from llorch_poold.node_context import NodeContext
 from llorch_poold.outlet import TokenOutlet
+from llorch_poold.pool_loads import PoolLoads
 from llorch_poold.process import EngineProcesses
 from llorch_poold.run_store import RunStore
 from llorch_shared import streams, subjects
@@ -32,7 +33,7 @@ from llorch_shared.settings import NatsSettings, PooldSettings, Settings
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditRecord
 from llorch_shared.wire.frames import Event, split_events
 from llorch_shared.wire.registry import NODE_DECODER, REPLICA_DECODER, NodeRecord, ReplicaRecord, ReplicaState
-from llorch_shared.wire.run import RUN_DECODER, CancelRequest, Placement, RunRecord
+from llorch_shared.wire.run import RUN_DECODER, CancelRequest, Placement, PreemptRequest, RunRecord
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskRequest, TaskState
 from support.nats_server import NatsServer
@@ -165,6 +166,7 @@ class NodeHarness:
             outlet=TokenOutlet(self.node_bus),
             retention=FrameRetention(self.settings.poold.frames_kept_bytes),
             audit=self.audit,
+            loads=PoolLoads(self.node_bus),
             metrics=self.metrics,
             settings=self.settings.poold,
         )
@@ -251,6 +253,30 @@ class NodeHarness:
             subjects.placement(run.pool_id, replica_id), msgspec.json.encode(Placement(run=run, run_seq=seq))
         )
         return placed
+
+    async def resume(self, placed: Placed, *, replica_id: str = "mock-node-1-1", **changes: Any) -> Placed:
+        """What the scheduler does with a task that came back placed on no replica."""
+        record, seq = await self.run_of(placed.task_id)
+        assert (record.state, record.replica_id) == (TaskState.PLACED, "")
+        run = msgspec.structs.replace(record, replica_id=replica_id, **changes)
+        seq = (await self.bus.store(subjects.run(run.task_id), msgspec.json.encode(run), expect_seq=seq)).seq
+        again = self.placed[run.task_id] = Placed(run, seq, placed.messages)
+        await self.bus.store(
+            subjects.placement(run.pool_id, replica_id), msgspec.json.encode(Placement(run=run, run_seq=seq))
+        )
+        return again
+
+    async def preempt(self, task_id: str, *, run_seq: int | None = None) -> None:
+        """Asks the node to stop what runs now."""
+        if run_seq is None:
+            run_seq = (await self.run_of(task_id))[1]
+        request = PreemptRequest(task_id=task_id, run_seq=run_seq, reason="interactive work is late")
+        self.bus.publish(subjects.preempt("node-1"), msgspec.json.encode(request))
+
+    async def until_preempted(self, placed: Placed) -> RunRecord:
+        """The record that the node gave back, once readers have been told."""
+        await self.until("the preemption", lambda: any(each.get("preempted") for each in placed.data("metrics")))
+        return (await self.run_of(placed.task_id))[0]
 
     async def cancel(self, task_id: str, *, signal: bool = True) -> None:
         wish = msgspec.json.encode(

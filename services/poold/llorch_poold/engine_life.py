@@ -14,6 +14,7 @@ from llorch_poold.adapters.launch import HOST, Launch
 from llorch_poold.adapters.llamacpp import LlamaCpp
 from llorch_poold.adapters.port import EngineBroke, EngineFailure, Generation, GenerationCall, TokenSink
 from llorch_poold.engine_http import EngineHttp
+from llorch_poold.interruption import NotShown, show_interruption
 from llorch_poold.process import EngineChild, EngineProcesses, listens
 from llorch_poold.self_test import self_test, wait_slot_free
 from llorch_shared.lifecycle import first_of
@@ -94,6 +95,20 @@ class EngineLife:
                 await self._child.wait()
                 raise EngineBroke(self._child.explain_exit()) from None
             raise
+
+    async def interruptible(self, spec: PoolSpec, *, timeout_s: float, free_timeout_s: float) -> bool:
+        """Whether this engine has shown `interruptible_decode`. One that has not serves all the same, once it has let
+        go of what it was asked for. Raises EngineFailure."""
+        try:
+            await show_interruption(self.adapter, spec, self.slots, free_timeout_s)
+        except NotShown as problem:
+            log.warning("this engine cannot be interrupted and resumed, its tasks are not preempted: %s", problem)
+            for slot in {0, self.slots - 1}:
+                await first_of(wait_slot_free(self.adapter, slot, timeout_s), self._child.wait())
+            if not self._child.alive:
+                raise EngineBroke(self._child.explain_exit()) from problem
+            return False
+        return True
 
     def submit(self, call: GenerationCall, sink: TokenSink) -> Generation:
         return self.adapter.submit(call, sink)

@@ -35,6 +35,8 @@ class FaultKind(StrEnum):
     """Answer HTTP 500."""
     BUSY = "busy"
     """Answer HTTP 503."""
+    DRIFT = "drift"
+    """Say other words in every block that begins at token `after` or later."""
     REFUSE_CANCEL = "refuse_cancel"
     """Keep the slot busy although the caller has left."""
 
@@ -204,6 +206,8 @@ class Generation:
             return
         if self._engine.stamp:
             data = stamped_frames(first, count)
+        elif self._fault is not None and self._kind is FaultKind.DRIFT and first >= self._fault.after:
+            data = b"".join(_frame(index, f" d{index}") for index in range(first, first + count))
         elif first == 0:
             data = _frame(0, f" {digest(self.request.prompt, self.request.seed)}")
             if count > 1:

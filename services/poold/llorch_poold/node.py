@@ -22,11 +22,12 @@ from llorch_poold.registrar import Registrar
 from llorch_poold.replica import Replica
 from llorch_poold.task_run import TaskRun
 from llorch_shared import subjects
-from llorch_shared.bus.port import Message
+from llorch_shared.bus.port import BusError, Message
 from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
 from llorch_shared.settings import Settings
 from llorch_shared.wire.registry import NodeRecord
+from llorch_shared.wire.run import PREEMPT_DECODER
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Node:
         context = self._context
         self._report = await asyncio.to_thread(self._probe.read)
         await context.bus.subscribe(subjects.ALL_CANCEL_SIGNALS, self._on_cancel)
+        await context.bus.subscribe(subjects.preempt(context.node_id), self._on_preempt)
         context.bus.on_reconnect(self._reconnected)
         self._registrar.keep(subjects.node_key(context.node_id), self._node_record)
         await self._specs.start()
@@ -99,6 +101,10 @@ class Node:
             await self._dirty.wait()
             self._dirty.clear()
             self._reconcile()
+            try:
+                await self._context.loads.follow(replica.spec.id for replica in self._replicas.values())
+            except BusError as error:
+                log.debug("the loads of the pools are followed when the bus is back: %s", error)
 
     def _reconcile(self) -> None:
         if self._stopping:
@@ -207,16 +213,32 @@ class Node:
 
     def _on_cancel(self, message: Message) -> None:
         task_id = subjects.last_token(message.subject)
-        run = next((run for run in self._runs() if run.task_id == task_id), None)
-        if run is not None:
+        for run in self._runs_of(task_id):
             run.wished(message.data)
+
+    def _on_preempt(self, message: Message) -> None:
+        try:
+            request = PREEMPT_DECODER.decode(message.data)
+        except msgspec.DecodeError as error:
+            log.warning("a request to preempt cannot be read and is ignored: %s", error)
+            return
+        runs = self._runs_of(request.task_id)
+        if not runs:
+            log.info("task %s does not run here and cannot be preempted", request.task_id)
+        for run in runs:
+            run.preempt(request)
 
     def _runs(self) -> list[TaskRun]:
         return [run for replica in self._replicas.values() for run in replica.runs.values()]
 
+    def _runs_of(self, task_id: str) -> list[TaskRun]:
+        """More than one while a broken engine's slot is still being released and another replica has the task again."""
+        return [run for run in self._runs() if run.task_id == task_id]
+
     async def _reconnected(self) -> None:
         """The bus is back: it may have forgotten token frames and missed cancels."""
         self._registrar.tell_all()
+        self._dirty.set()
         published = 0
         for kept in self._context.retention.all():
             for data in kept.messages():

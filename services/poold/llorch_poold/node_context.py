@@ -1,16 +1,22 @@
 """What the parts of one node share: the bus and what is built on it, and the facts of a replica's present life."""
 
 from dataclasses import dataclass
+from typing import Final
 
+from llorch_poold.core.pace import Pace
 from llorch_poold.core.retention import FrameRetention
 from llorch_poold.node_metrics import ReplicaMetrics
 from llorch_poold.outlet import TokenOutlet
+from llorch_poold.pool_loads import PoolLoads
 from llorch_poold.run_store import RunStore
 from llorch_shared.audit import Audit
 from llorch_shared.bus.port import Bus
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import PooldSettings
 from llorch_shared.wire.task import Engine
+
+INTERRUPTIBLE_DECODE: Final = "interruptible_decode"
+"""The feature of an engine that can be stopped within a generation and repeats itself (ORCH-3086)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +29,7 @@ class NodeContext:
     outlet: TokenOutlet
     retention: FrameRetention
     audit: Audit
+    loads: PoolLoads
     metrics: Metrics
     settings: PooldSettings
 
@@ -39,4 +46,8 @@ class ReplicaFacts:
     model_digest: str
     sampler_profile_version: str
     device: str
+    features: tuple[str, ...]
+    """What this life has shown, as `ReplicaRecord.features`."""
     metrics: ReplicaMetrics
+    pace: Pace
+    """Measured here, told in the replica's record."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from llorch_poold.adapters.port import EngineBroke
 from llorch_poold.core import vram
 from llorch_poold.core.devices import DeviceMask
+from llorch_poold.core.pace import Pace
 from llorch_poold.core.reconcile import Desired
 from llorch_poold.gguf import NotGguf, read_facts
 from llorch_poold.gpu.probe import GpuReport
@@ -60,7 +61,14 @@ async def _check_vram(spec: PoolSpec, device: DeviceMask, model: ResolvedModel, 
 
 
 def facts_of(
-    desired: Desired, prepared: Prepared, metrics: Metrics, *, incarnation: str, engine_version: str
+    desired: Desired,
+    prepared: Prepared,
+    metrics: Metrics,
+    pace: Pace,
+    *,
+    incarnation: str,
+    engine_version: str,
+    features: tuple[str, ...],
 ) -> ReplicaFacts:
     """What the tasks of this life of the engine tell their readers."""
     spec = desired.spec
@@ -73,6 +81,8 @@ def facts_of(
         model_digest=prepared.model.digest if prepared.model is not None else "",
         sampler_profile_version=spec.sampler_profile_version,
         device=desired.device.label,
+        features=features,
+        pace=pace,
         metrics=ReplicaMetrics(
             metrics,
             engine=spec.engine,

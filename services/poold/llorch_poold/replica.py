@@ -16,13 +16,15 @@ import msgspec
 
 from llorch_poold.adapters.launch import Unlaunchable, plan_launch
 from llorch_poold.adapters.port import EngineBroke, EngineFailure, Generation, GenerationCall
+from llorch_poold.core.devices import compute_capability
+from llorch_poold.core.pace import Pace
 from llorch_poold.core.reconcile import Desired
 from llorch_poold.core.replica import Happened, ReplicaCore, RestartPolicy, Step
 from llorch_poold.core.task import Phase
 from llorch_poold.engine_life import EngineLife
 from llorch_poold.gpu.probe import GpuReport
 from llorch_poold.intake import Intake
-from llorch_poold.node_context import NodeContext, ReplicaFacts
+from llorch_poold.node_context import INTERRUPTIBLE_DECODE, NodeContext, ReplicaFacts
 from llorch_poold.preparation import Prepared, facts_of, prepare
 from llorch_poold.process import EngineProcesses, NoPort
 from llorch_poold.provisioning import NotProvisioned, Provisioning
@@ -66,6 +68,7 @@ class Replica:
         self._prepared = Prepared()
         self._life: EngineLife | None = None
         self._facts: ReplicaFacts | None = None
+        self._pace: Final = Pace()
         self._intake: Intake | None = None
         self._progress = ""
         self.incarnation = secrets.token_hex(8)
@@ -117,7 +120,7 @@ class Replica:
         core, spec = self._core, self.spec
         ready = core.state is ReplicaState.READY
         facts = self._facts
-        report = self._gpus()
+        gpus = [gpu for gpu in self._gpus().gpus if gpu.uuid in self.desired.device.uuids]
         return ReplicaRecord(
             replica_id=self.replica_id,
             pool_id=spec.id,
@@ -133,7 +136,12 @@ class Replica:
             slots_total=self._life.slots if ready and self._life is not None else 0,
             active=tuple(run.task_id for run in self.runs.values()),
             ctx_max=spec.ctx,
-            free_vram_mb=sum(gpu.vram_free_mb for gpu in report.gpus if gpu.uuid in self.desired.device.uuids),
+            free_vram_mb=sum(gpu.vram_free_mb for gpu in gpus),
+            quant=spec.quant or "",
+            compute_capability=compute_capability(gpus),
+            features=facts.features if facts is not None else (),
+            perf_tokens_per_s=self._pace.tokens_per_s,
+            perf_first_token_ms=self._pace.first_token_ms,
             live=self._life is not None and self._life.alive,
             heartbeat_ms=time.time_ns() // 1_000_000,
             restart_count=core.restart_count,
@@ -218,14 +226,18 @@ class Replica:
     async def _self_test(self) -> tuple[Happened, str]:
         assert self._life is not None
         settings = self._node.settings
-        await self._life.test(
-            self.spec,
-            timeout_s=settings.start_timeout_ms / 1000,
-            free_timeout_s=settings.slot_free_timeout_ms / 1000,
-        )
+        timeout_s, free_timeout_s = settings.start_timeout_ms / 1000, settings.slot_free_timeout_ms / 1000
+        await self._life.test(self.spec, timeout_s=timeout_s, free_timeout_s=free_timeout_s)
+        shown = await self._life.interruptible(self.spec, timeout_s=timeout_s, free_timeout_s=free_timeout_s)
         version = self._prepared.engine_version or await self._life.adapter.version()
         self._facts = facts_of(
-            self.desired, self._prepared, self._node.metrics, incarnation=self.incarnation, engine_version=version
+            self.desired,
+            self._prepared,
+            self._node.metrics,
+            self._pace,
+            incarnation=self.incarnation,
+            engine_version=version,
+            features=(INTERRUPTIBLE_DECODE,) if shown else (),
         )
         return Happened.PASSED, ""
 

@@ -55,7 +55,7 @@ async def self_test(adapter: EngineAdapter, spec: PoolSpec, *, timeout_s: float,
 
 async def _one_token(adapter: EngineAdapter, spec: PoolSpec) -> None:
     probe = _Probe()
-    generation = adapter.submit(_call(spec, tokens=1), probe)
+    generation = adapter.submit(probe_call(spec, tokens=1), probe)
     try:
         await probe.done.wait()
     finally:
@@ -68,7 +68,7 @@ async def _one_token(adapter: EngineAdapter, spec: PoolSpec) -> None:
 
 async def _cancel(adapter: EngineAdapter, spec: PoolSpec, free_timeout_s: float) -> None:
     probe = _Probe()
-    generation = adapter.submit(_call(spec, tokens=CANCEL_TOKENS), probe)
+    generation = adapter.submit(probe_call(spec, tokens=CANCEL_TOKENS), probe)
     try:
         await probe.begun.wait()
     finally:
@@ -96,7 +96,8 @@ async def wait_slot_free(adapter: EngineAdapter, slot: int, timeout_s: float) ->
         raise EngineBroke(f"slot {slot} is {answer} {timeout_s:g} s after its call was closed") from error
 
 
-def _call(spec: PoolSpec, *, tokens: int) -> GenerationCall:
+def probe_call(spec: PoolSpec, *, tokens: int, slot: int = 0, seed: int = 1) -> GenerationCall:
+    """A strict request that is nobody's task."""
     request = TaskRequest(
         task_id=_NIL,
         session_id=_NIL,
@@ -110,4 +111,4 @@ def _call(spec: PoolSpec, *, tokens: int) -> GenerationCall:
         determinism=Determinism.STRICT,
         prompt="Hello",
     )
-    return GenerationCall(request=request, seed=1, slot=0, correlation_id="self-test")
+    return GenerationCall(request=request, seed=seed, slot=slot, correlation_id="self-test")

@@ -12,6 +12,7 @@ from llorch_poold.gpu.nvml import Nvml
 from llorch_poold.node import Node
 from llorch_poold.node_context import NodeContext
 from llorch_poold.outlet import TokenOutlet
+from llorch_poold.pool_loads import PoolLoads
 from llorch_poold.process import EngineProcesses
 from llorch_poold.run_store import RunStore
 from llorch_shared import streams
@@ -85,6 +86,7 @@ def _context(bus: Bus, settings: Settings, metrics: Metrics) -> NodeContext:
         outlet=TokenOutlet(bus),
         retention=FrameRetention(settings.poold.frames_kept_bytes),
         audit=Audit(bus),
+        loads=PoolLoads(bus),
         metrics=metrics,
         settings=settings.poold,
     )

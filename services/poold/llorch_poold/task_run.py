@@ -21,7 +21,8 @@ from llorch_poold.adapters.port import (
     GenerationCall,
     RequestRejected,
 )
-from llorch_poold.core.audit import audit_of
+from llorch_poold.attempt_clock import AttemptClock
+from llorch_poold.core.audit import audit_of, preemption_of
 from llorch_poold.core.prefix import PrefixMismatch
 from llorch_poold.core.seed import seed_of
 from llorch_poold.core.task import (
@@ -31,11 +32,12 @@ from llorch_poold.core.task import (
     Lost,
     Outcome,
     Phase,
+    Preempted,
     TaskCore,
     claim_record,
     error_body,
 )
-from llorch_poold.node_context import NodeContext, ReplicaFacts
+from llorch_poold.node_context import INTERRUPTIBLE_DECODE, NodeContext, ReplicaFacts
 from llorch_poold.run_store import NotStorable
 from llorch_poold.token_stream import BacklogUnread, CannotContinue, TokenStream
 from llorch_shared.bus.port import BusError, Delivery
@@ -43,7 +45,8 @@ from llorch_shared.errors import ErrorCode
 from llorch_shared.identifiers import is_correlation_id
 from llorch_shared.logs import narrate
 from llorch_shared.states import IllegalMove
-from llorch_shared.wire.run import CANCEL_DECODER, Placement
+from llorch_shared.wire.audit import AuditRecord
+from llorch_shared.wire.run import CANCEL_DECODER, Placement, PreemptRequest, RunRecord
 from llorch_shared.wire.spec import TimeoutSpec
 
 log = logging.getLogger(__name__)
@@ -65,7 +68,7 @@ class Host(Protocol):
 
 
 class TaskRun:
-    """`run` is its whole life. `cancel` and `lose` may come at any time."""
+    """`run` is its whole life. `cancel`, `preempt` and `lose` may come at any time."""
 
     def __init__(
         self,
@@ -83,15 +86,16 @@ class TaskRun:
         self._delivery: Final = delivery
         self._core: Final = TaskCore(placement.run, placement.run_seq)
         self._stream: Final = TokenStream(node, facts, placement.run)
-        self._loop: Final = asyncio.get_running_loop()
+        self._clock: Final = AttemptClock(lambda reason: self._fail(ErrorCode.DECODE_TIMEOUT, reason))
         self._concluded: Final = asyncio.Event()
         self._generation: Generation | None = None
         self._busy = False
-        self._timers: list[asyncio.TimerHandle] = []
-        self._first_token_at = 0.0
-        self._last_token_at = 0.0
         self._first_token_ms: int | None = None
         self._cancel_requested_ms = 0
+        self._preemption: PreemptRequest | None = None
+        """Heard before it was known what readers have."""
+        self._preempt_asked_ms = 0
+        self._end_audit: AuditRecord | None = None
         self._submitted = False
         self.slot: Final = slot
         self.task_id: Final = placement.run.task_id
@@ -112,8 +116,7 @@ class TaskRun:
                 await self._generate()
             await self._finish()
         finally:
-            for timer in self._timers:
-                timer.cancel()
+            self._clock.stop()
             await asyncio.gather(acknowledged, return_exceptions=True)
 
     def cancel(self, reason: str, requested_ms: int = 0) -> None:
@@ -130,6 +133,22 @@ class TaskRun:
             self.cancel("client")
         else:
             self.cancel(wish.reason, wish.requested_ms)
+
+    def preempt(self, request: PreemptRequest) -> None:
+        """Make way at once if a later attempt can say the same again, else run on: the scheduler only asked."""
+        if not self._stream.opened and self._core.phase in (Phase.CLAIMING, Phase.CALLING):
+            self._preemption, self._preempt_asked_ms = request, _now_ms()
+            return
+        refusal = self._core.refuses_preemption(
+            request.run_seq, tokens_sent=max(self._core.tokens_out, self._stream.sent_before)
+        )
+        if INTERRUPTIBLE_DECODE not in self._facts.features:
+            refusal = refusal or "its engine has not shown that it can be interrupted"
+        if refusal:
+            self._tell("preempt_refused", f"is not preempted: {refusal}")
+            return
+        self._preempt_asked_ms = self._preempt_asked_ms or _now_ms()
+        self._conclude(Preempted(request.reason))
 
     def lose(self, reason: str) -> None:
         """The engine is gone, or must go."""
@@ -201,13 +220,15 @@ class TaskRun:
         except BacklogUnread as error:
             self.lose(str(error))
             return
+        if self._preemption is not None:
+            self.preempt(self._preemption)
         call = GenerationCall(
             request=request,
             seed=seed_of(self.task_id, request.seed),
             slot=self.slot,
             correlation_id=run.correlation_id if is_correlation_id(run.correlation_id) else "-",
         )
-        self._arm_timers()
+        self._clock.start(self._host.timeouts())
         for number in range(BUSY_TRIES_MAX):
             if self._core.outcome is not None:
                 return
@@ -223,6 +244,7 @@ class TaskRun:
                 seed=call.seed,
                 **self._ids(),
             )
+            self._clock.submitted()
             self._generation = self._host.submit(call, self)
             await self._concluded.wait()
             if not self._busy or self._core.outcome is not None:
@@ -248,7 +270,7 @@ class TaskRun:
         if core.outcome is not None:
             return
         first = core.tokens(len(texts))
-        self._last_token_at = self._loop.time()
+        self._clock.token()
         if first == 0:
             self._on_first_token()
         try:
@@ -277,28 +299,9 @@ class TaskRun:
             self.lose(str(failure))
 
     def _on_first_token(self) -> None:
-        self._first_token_at = self._last_token_at
+        self._facts.pace.first_token(self._clock.first_token_s)
         self._first_token_ms = max(0, _now_ms() - self._core.run.admitted_ms)
         self._facts.metrics.first_token(self._core.run.priority, self._first_token_ms)
-
-    def _arm_timers(self) -> None:
-        timeouts = self._host.timeouts()
-        self._last_token_at = self._loop.time()
-        self._timers = [
-            self._loop.call_later(
-                timeouts.wall_ms / 1000,
-                lambda: self._fail(ErrorCode.DECODE_TIMEOUT, f"the task held its slot for {timeouts.wall_ms} ms"),
-            ),
-            self._loop.call_later(timeouts.idle_ms / 1000, self._check_idle, timeouts.idle_ms),
-        ]
-
-    def _check_idle(self, idle_ms: int) -> None:
-        silent_s = self._loop.time() - self._last_token_at
-        left_s = idle_ms / 1000 - silent_s
-        if left_s <= 0.001:
-            self._fail(ErrorCode.DECODE_TIMEOUT, f"the engine was silent for {idle_ms} ms")
-        else:
-            self._timers[1] = self._loop.call_later(left_s, self._check_idle, idle_ms)
 
     def _fail(self, code: ErrorCode, message: str) -> None:
         facts = self._facts
@@ -312,64 +315,103 @@ class TaskRun:
         self._concluded.set()
 
     async def _finish(self) -> None:
-        outcome = self._core.outcome
-        assert outcome is not None
-        if self._submitted and not isinstance(outcome, Finished):
+        assert self._core.outcome is not None
+        if self._submitted and not isinstance(self._core.outcome, Finished):
             await self._host.free_slot(self.slot)
-        if isinstance(outcome, Cancelled) and self._cancel_requested_ms:
-            self._facts.metrics.cancel_ms.observe(max(0, _now_ms() - self._cancel_requested_ms))
+        outcome = self._core.outcome
         if isinstance(outcome, Lost):
-            self._core.dropped()
-            narrate(
-                log,
-                f"task {self.task_id} is lost by replica {self._facts.replica_id}: {outcome.reason}",
-                actor="poold",
-                action="task.lost",
-                target=self._facts.replica_id,
-                level=logging.WARNING,
-                **self._ids(),
-            )
+            self._give_back(outcome)
             return
         self._core.released()
+        try:
+            await self._stream.look_back()
+        except BacklogUnread as error:
+            log.warning("task %s ends with what its record says was sent: %s", self.task_id, error)
         self._core.sent_before = self._stream.sent_before
-        decode_ms = round((self._last_token_at - self._first_token_at) * 1000) if self._first_token_at else 0
+        self._facts.pace.decoded(self._core.tokens_out - 1, self._clock.decode_s)
+        if isinstance(outcome, Preempted):
+            await self._make_way(outcome)
+        else:
+            await self._end(outcome)
+
+    def _give_back(self, outcome: Lost) -> None:
+        self._core.dropped()
+        self._tell("lost", f"is lost by replica {self._facts.replica_id}: {outcome.reason}", level=logging.WARNING)
+
+    async def _end(self, outcome: Finished | Cancelled | Failed) -> None:
+        """Store the final record, then say so."""
+        if isinstance(outcome, Cancelled) and self._cancel_requested_ms:
+            self._facts.metrics.cancel_ms.observe(max(0, _now_ms() - self._cancel_requested_ms))
+        decode_ms = round(self._clock.decode_s * 1000)
         record = self._core.final_record(now_ms=_now_ms(), decode_ms=decode_ms)
+        if not await self._store(record):
+            return
+        self._end_audit = audit_of(record, self._core.seq, self._node.node_id)
+        self._stream.end(record, latency_first_token_ms=self._first_token_ms, now=asyncio.get_running_loop().time())
+        self._count(outcome)
+
+    async def _make_way(self, outcome: Preempted) -> None:
+        """Give the task back to the scheduler, then tell its readers where it will go on. In this order: from the frame
+        on they take nothing of this attempt, and a node that lost the task meanwhile has no say."""
+        before, resume_from = self._core.run, self._stream.next_index(self._core.tokens_out)
+        record = self._core.preempted_record(resume_from=resume_from)
+        if not await self._store(record):
+            return
+        now_ms = _now_ms()
+        stop_ms = max(0, now_ms - self._preempt_asked_ms)
+        self._end_audit = preemption_of(
+            before, record, self._core.seq, at_ms=now_ms, stop_ms=stop_ms, reason=outcome.reason
+        )
+        self._stream.preempted(record.attempt, resume_from, now=asyncio.get_running_loop().time())
+        self._tell(
+            "preempted", f"made way in {stop_ms} ms and goes on from token {resume_from}", tokens_out=resume_from
+        )
+
+    async def _store(self, record: RunRecord) -> bool:
+        """Whether the record of this attempt's end stands; if not, this attempt is over without a word."""
         seq = await self._node.runs.swap(record, self._core.seq)
         if seq is None:
             self._core.dropped()
             self._stream.forget()
             log.warning("task %s was taken over by another attempt; this one says nothing more", self.task_id)
-            return
+            return False
         self._core.ended()
         self._core.run, self._core.seq = record, seq
-        self._stream.end(record, latency_first_token_ms=self._first_token_ms, now=self._loop.time())
-        self._count(outcome, decode_ms)
+        return True
 
-    def _count(self, outcome: Outcome, decode_ms: int) -> None:
+    def _count(self, outcome: Outcome) -> None:
         run, metrics = self._core.run, self._facts.metrics
         metrics.tokens_in.inc(run.tokens_in)
         metrics.tokens_out.inc(run.tokens_out)
         if run.tokens_out:
-            metrics.decoded(run.priority, decode_ms)
+            metrics.decoded(run.priority, run.decode_ms)
         if isinstance(outcome, Cancelled):
             metrics.canceled(outcome.reason)
-        narrate(
-            log,
-            f"task {self.task_id} is {run.state}: {run.tokens_out} tokens in {decode_ms} ms",
-            actor="poold",
-            action=f"task.{run.state}",
-            target=self._facts.replica_id,
+        self._tell(
+            run.state,
+            f"is {run.state}: {run.tokens_out} tokens in {run.decode_ms} ms",
             tokens_in=run.tokens_in,
             tokens_out=run.tokens_out,
-            decode_time_ms=decode_ms,
+            decode_time_ms=run.decode_ms,
             error_kind=run.error.code if run.error is not None else "",
-            **self._ids(),
         )
 
     async def audit(self) -> None:
-        """Record the end, if there was one; the slot is free already."""
-        if self._core.phase is Phase.ENDED:
-            await self._node.audit.record(audit_of(self._core.run, self._core.seq, self._node.node_id))
+        """Record the end of this attempt, if it has stored one; the slot is free already."""
+        if self._end_audit is not None:
+            await self._node.audit.record(self._end_audit)
+
+    def _tell(self, what: str, says: str, *, level: int = logging.INFO, **fields: Any) -> None:
+        narrate(
+            log,
+            f"task {self.task_id} {says}",
+            actor="poold",
+            action=f"task.{what}",
+            target=self._facts.replica_id,
+            level=level,
+            **fields,
+            **self._ids(),
+        )
 
     def _ids(self) -> dict[str, Any]:
         facts, run = self._facts, self._core.run

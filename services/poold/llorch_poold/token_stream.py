@@ -32,7 +32,9 @@ from llorch_shared.wire.task import Determinism
 log = logging.getLogger(__name__)
 
 READ_TRIES_MAX: Final = 5
-READ_RETRY_S: Final = 0.2
+READ_RETRY_FIRST_S: Final = 0.01
+READ_RETRY_FACTOR: Final = 3
+_NO_FACTS: Final = Metrics()
 
 
 class CannotContinue(Exception):
@@ -52,22 +54,45 @@ class TokenStream:
         self._run: Final = run
         self._attempt: Final = run.attempt
         self._subject: Final = subjects.tokens(run.lane, run.task_id)
-        self._announcement: Final = encode_metrics(Metrics(attempt=run.attempt, kv_migrated=False))
+        self._announcement: Final = encode_metrics(
+            Metrics(
+                attempt=run.attempt,
+                kv_migrated=False,
+                kv_warmth=run.kv_warmth,
+                on_time_probability=run.on_time_probability,
+                preempted=False if run.preemptions else None,
+            )
+        )
         self._guard: PrefixGuard | None = None
         self._sent = Sent(started=False, tokens={})
+        self._looked_back = run.attempt == 1
         self._kept: KeptFrames | None = None
 
     @property
     def sent_before(self) -> int:
-        """Tokens that readers have from earlier attempts. Known after `open`, whether that raised or not."""
+        """Tokens that readers have from earlier attempts. Known after `look_back`."""
         return self._sent.count
 
-    async def open(self) -> None:
-        """Learn what was sent before and start keeping. Raises CannotContinue, BacklogUnread."""
-        run, retention = self._run, self._node.retention
-        if self._attempt > 1:
-            earlier = retention.get(run.task_id)
+    @property
+    def opened(self) -> bool:
+        """Whether tokens may be published."""
+        return self._kept is not None
+
+    def next_index(self, taken: int) -> int:
+        """The next token this stream will carry, once this attempt has produced `taken`."""
+        return self._sent.next_index(taken)
+
+    async def look_back(self) -> None:
+        """Learn what was sent before, once. Raises BacklogUnread."""
+        if not self._looked_back:
+            earlier = self._node.retention.get(self._run.task_id)
             self._sent = sent_before([*(earlier.parts if earlier is not None else []), *await self._backlog()])
+            self._looked_back = True
+
+    async def open(self) -> None:
+        """Look back and start keeping. Raises CannotContinue, BacklogUnread."""
+        run, retention = self._run, self._node.retention
+        await self.look_back()
         strict = run.request is not None and run.request.determinism is Determinism.STRICT
         if self._sent.tokens and not strict:
             raise CannotContinue("the engine was lost after tokens of a best_effort task were sent")
@@ -83,7 +108,9 @@ class TokenStream:
 
     async def _backlog(self) -> list[bytes]:
         """Everything up to our own announcement: readers take nothing of an earlier attempt that comes after it, so a
-        node that was asleep when it lost the task cannot add to what is read here."""
+        node that was asleep when it lost the task cannot add to what is read here. The server takes a moment to store
+        it; one that is sent again is the same to readers."""
+        delay = READ_RETRY_FIRST_S
         for _ in range(READ_TRIES_MAX):
             self._node.outlet.publish(self._subject, self._announcement)
             try:
@@ -94,12 +121,14 @@ class TokenStream:
                 stored = [message.data for message in messages]
                 if self._announcement in stored:
                     return stored
-            await asyncio.sleep(READ_RETRY_S)
+            await asyncio.sleep(delay)
+            delay *= READ_RETRY_FACTOR
         raise BacklogUnread("the bus does not tell which tokens were already sent")
 
     def begin(self, tokens_in: int) -> None:
         if not (self._sent.started or self._sent.tokens):
             self._publish(encode_started(self._started(tokens_in)))
+            self._publish_facts()
 
     def tokens(self, first: int, texts: Sequence[str]) -> None:
         """Tokens `first`, `first + 1`, …: all of one read in one message. Raises PrefixMismatch."""
@@ -130,6 +159,13 @@ class TokenStream:
                 latency_first_token_ms=latency_first_token_ms,
             )
             self._publish(encode_end(self._attempt, end))
+        self._node.retention.end(self._run.task_id, now)
+
+    def preempted(self, attempt: int, resume_from: int, *, now: float) -> None:
+        """Say that the stream goes on later, as `attempt`. Only after that attempt's record is stored: from here on
+        readers take nothing of an earlier one. Not kept: it would be untrue when it is published again."""
+        frame = encode_metrics(Metrics(attempt=attempt, preempted=True, resume_from=resume_from))
+        self._node.outlet.publish(self._subject, frame)
         self._node.retention.end(self._run.task_id, now)
 
     def forget(self) -> None:
@@ -166,6 +202,17 @@ class TokenStream:
         self._node.outlet.publish(self._subject, data)
         if self._kept is not None:
             self._kept.add(data)
+
+    def _publish_facts(self) -> None:
+        """What is known about the task besides its tokens (ORCH-3081, 3100); nothing when nothing is known."""
+        run = self._run
+        facts = Metrics(
+            queue_depth=self._node.loads.queue_depth(run.pool_id),
+            on_time_probability=run.on_time_probability,
+            kv_warmth=run.kv_warmth,
+        )
+        if facts != _NO_FACTS:
+            self._publish(encode_metrics(facts))
 
     def _started(self, tokens_in: int) -> Started:
         facts, run = self._facts, self._run

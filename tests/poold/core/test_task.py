@@ -12,6 +12,7 @@ from llorch_poold.core.task import (
     Finished,
     IllegalPhase,
     Lost,
+    Outcome,
     Phase,
     TaskCore,
     claim_record,
@@ -106,7 +107,7 @@ def test_the_seed_is_the_requests_or_follows_from_the_task() -> None:
 def test_in_any_order_of_events_one_outcome_stands(seed: int) -> None:
     chance = random.Random(seed)
     core, first, counted = running(), None, 0
-    outcomes = [
+    outcomes: list[Outcome] = [
         Finished("stop", 1, 1),
         Cancelled("client"),
         Lost("x"),

@@ -39,3 +39,29 @@ def audit_of(run: RunRecord, seq: int, node_id: str) -> AuditRecord:
         run_seq=seq,
         detail=detail,
     )
+
+
+def preemption_of(
+    before: RunRecord, after: RunRecord, seq: int, *, at_ms: int, stop_ms: int, reason: str
+) -> AuditRecord:
+    """`before` is the record of the stopped attempt, `after` the one that was stored at `seq`. `stop_ms`: from the
+    request until the record was stored."""
+    return AuditRecord(
+        event=AuditEvent.PREEMPTED,
+        task_id=before.task_id,
+        at_ms=at_ms,
+        actor=f"poold/{before.node_id}",
+        correlation_id=before.correlation_id,
+        tenant=before.tenant,
+        channel=before.channel,
+        pool_id=before.pool_id,
+        replica_id=before.replica_id,
+        attempt=before.attempt,
+        run_seq=seq,
+        detail={
+            "resume_from": after.tokens_out,
+            "preemptions": after.preemptions,
+            "stop_ms": stop_ms,
+            "reason": reason,
+        },
+    )

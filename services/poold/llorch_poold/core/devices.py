@@ -1,5 +1,6 @@
 """Device masks: which devices one engine process may see, and why a pool's wish cannot be met."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,3 +52,11 @@ def mask_of(
     return DeviceMask(
         label="cuda:" + ",".join(str(gpu.index) for gpu in chosen), uuids=tuple(gpu.uuid for gpu in chosen)
     )
+
+
+def compute_capability(gpus: Sequence[Gpu]) -> str:
+    """Of the weakest device of a mask, which is what an engine can use on all of them; empty when one is unknown."""
+    known = [gpu.compute_capability for gpu in gpus if gpu.compute_capability]
+    if len(known) < len(gpus) or not known:
+        return ""
+    return min(known, key=lambda capability: [int(part) for part in capability.split(".")])

@@ -28,6 +28,12 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
     def count(self) -> int:
         return max(self.tokens, default=-1) + 1
 
+    def next_index(self, taken: int) -> int:
+        """First token that readers do not have once an attempt has produced `taken` tokens."""
+        while taken in self.tokens:
+            taken += 1
+        return taken
+
 
 def sent_before(messages: Iterable[bytes]) -> Sent:
     """Read the backlog of a task's token subject. The first text of an index is what readers kept; they take nothing

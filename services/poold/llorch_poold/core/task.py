@@ -5,6 +5,7 @@
 
 The first outcome wins and nothing that comes after it changes it: a cancel that comes after the engine's last frame
 is too late, and a last frame that comes after a cancel is not shown. No token is taken once there is an outcome.
+One exception: a preempted task is not over, so a cancel that comes while its slot is released ends it after all.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import msgspec
 from llorch_shared.errors import ERRORS, ErrorBody, ErrorCode
 from llorch_shared.states import check_move
 from llorch_shared.wire.run import RunRecord
-from llorch_shared.wire.task import Engine, TaskState
+from llorch_shared.wire.task import Determinism, Engine, TaskState, Workload
 
 
 class Phase(StrEnum):
@@ -70,7 +71,14 @@ class Lost:
     reason: str
 
 
-Outcome = Finished | Cancelled | Failed | Lost
+@dataclass(frozen=True, slots=True)
+class Preempted:
+    """Stopped for more urgent work. Its record goes back to the scheduler and its stream goes on in a later attempt."""
+
+    reason: str
+
+
+Outcome = Finished | Cancelled | Failed | Lost | Preempted
 
 
 class TaskCore:
@@ -81,7 +89,7 @@ class TaskCore:
         self.seq = run_seq
         self.phase = _P.CLAIMING
         self.outcome: Outcome | None = None
-        self.tokens_in = 0
+        self.tokens_in = run.tokens_in
         self.tokens_out = 0
         self.sent_before = 0
         """Tokens that readers have from earlier attempts: the end counts the stream, not the attempt."""
@@ -107,11 +115,28 @@ class TaskCore:
 
     def conclude(self, outcome: Outcome) -> bool:
         """The first outcome wins; false for every later one."""
+        if self.phase is _P.RELEASING and isinstance(self.outcome, Preempted) and isinstance(outcome, Cancelled):
+            self.outcome = outcome
+            return True
         if self.outcome is not None or self.phase in (_P.CLAIMING, _P.ENDED, _P.DROPPED):
             return False
         self.outcome = outcome
         self._move(_P.RELEASING)
         return True
+
+    def refuses_preemption(self, run_seq: int, *, tokens_sent: int) -> str:
+        """Why this attempt runs on although it was asked to make way; empty when it must stop. Only what a later
+        attempt can repeat token by token may be stopped (ORCH-3086)."""
+        request = self.run.request
+        if run_seq != self.seq:
+            return "another claim was meant"
+        if self.outcome is not None or self.phase not in (_P.CALLING, _P.STREAMING):
+            return "it is ending"
+        if request is None or request.workload is not Workload.COMPLETION:
+            return "only a completion can be resumed"
+        if request.determinism is not Determinism.STRICT and tokens_sent:
+            return "tokens of a best_effort task were sent, which no later attempt repeats"
+        return ""
 
     def released(self) -> None:
         """The engine's slot is free."""
@@ -137,11 +162,29 @@ class TaskCore:
             state=state,
             ended_ms=now_ms,
             tokens_in=self.tokens_in,
-            tokens_out=max(self.tokens_out, self.sent_before),
+            tokens_out=max(self.tokens_out, self.sent_before, self.run.tokens_out),
             decode_ms=decode_ms,
             finish_reason=reason,
             error=error,
             request=None,
+        )
+
+    def preempted_record(self, *, resume_from: int) -> RunRecord:
+        """The run record of a preempted task: placed on no replica, for the scheduler to place again. The request is
+        kept; `resume_from` tokens of its stream were sent."""
+        check_move(self.run.state, TaskState.PLACED)
+        return msgspec.structs.replace(
+            self.run,
+            state=TaskState.PLACED,
+            attempt=self.run.attempt + 1,
+            preemptions=self.run.preemptions + 1,
+            replica_id="",
+            node_id="",
+            incarnation="",
+            placed_ms=0,
+            started_ms=0,
+            tokens_in=self.tokens_in,
+            tokens_out=resume_from,
         )
 
     def _move(self, after: Phase) -> None:
