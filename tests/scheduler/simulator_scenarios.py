@@ -8,6 +8,7 @@ from llorch_scheduler.simulator.simulation import Simulation
 from llorch_scheduler.simulator.sizes import Fixed, Sizes
 from llorch_scheduler.simulator.tasks import SimTask
 from llorch_shared.wire.policy import QueueSpec
+from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import CTX_MAX, Engine, Priority
 
@@ -77,9 +78,9 @@ class Watched(Simulation):
         self.ends: dict[str, list[str]] = {}
         super().__init__(wanted, seed)
 
-    def started(self, task: SimTask) -> None:
+    def started(self, task: SimTask, record: RunRecord, version: str) -> None:
         self.starts.append(task)
-        super().started(task)
+        super().started(task, record, version)
 
     def _end(self, task: SimTask, outcome: str) -> None:
         self.ends.setdefault(task.task_id, []).append(outcome)

@@ -41,8 +41,12 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     arrived: int
     done: int
     gave_up: int
+    infeasible: int
+    dropped: int
+    expired: int
+    due: int
+    met: float
     wait_ms: Quantiles
-    tokens_per_s: float
 
 
 class SimulatedPool(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +63,20 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     error_median_ratio: float
 
 
+class Returns(msgspec.Struct, frozen=True, kw_only=True):
+    tries: int
+    admitted: int
+    promised: int
+    promised_admitted: int
+
+
+class Fairness(msgspec.Struct, frozen=True, kw_only=True):
+    priority: str
+    jain_mean: float | None
+    jain_least: float | None
+    share_deviation: float
+
+
 class Simulated(msgspec.Struct, frozen=True, kw_only=True):
     """The part of the simulator's result that is shown at a terminal."""
 
@@ -70,8 +88,9 @@ class Simulated(msgspec.Struct, frozen=True, kw_only=True):
     arrived: int
     outcomes: dict[str, int]
     refusals: int
-    came_back: int
-    came_back_admitted: int
+    returns: Returns
+    preemptions: int
+    fairness: tuple[Fairness, ...]
     requeues: dict[str, int]
     tokens_per_s: float
     utilisation: float

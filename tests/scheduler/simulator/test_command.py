@@ -88,7 +88,7 @@ def test_the_page_needs_nothing_from_anywhere_and_carries_its_plots() -> None:
     result = summarise(Watched(shipped("overload", tasks=600)).run(), scale=1)
     html = page(result)
     assert not re.search(r"https?:|//|src=|href=|url\(|@import|<script|<link|<iframe", html)
-    assert html.count("<svg") == 4
+    assert html.count("<svg") == 8
     assert "prefers-color-scheme:dark" in html
 
 

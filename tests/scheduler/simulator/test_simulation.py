@@ -91,7 +91,7 @@ def test_a_node_that_never_returns_leaves_its_tasks_to_the_others() -> None:
 def test_when_every_node_is_gone_for_good_every_task_still_ends() -> None:
     dead = scenario(
         pool(replicas=2, nodes=2),
-        flow(Poisson(30), deadline_ms=20_000, patience_s=5.0),
+        flow(Poisson(30), deadlines_ms=(20_000,), patience_s=5.0),
         tasks=300,
         failures=(Failure(node="n0", at_s=3), Failure(node="n1", at_s=4)),
     )
@@ -111,11 +111,11 @@ def test_a_full_queue_refuses_and_clients_come_back_as_told() -> None:
     assert simulation.measured.depth["p1", Priority.INTERACTIVE].peak == 5
     assert result.outcomes["gave_up"] > 0
     assert result.outcomes["done"] + result.outcomes["gave_up"] == 300
-    assert 0 < result.came_back_admitted < result.came_back <= result.refusals + result.came_back_admitted
+    assert 0 < result.returns.admitted < result.returns.tries <= result.refusals + result.returns.admitted
 
 
 def test_what_waits_past_its_deadline_expires() -> None:
-    late = scenario(pool(), flow(Poisson(20), deadline_ms=1_000), tasks=200)
+    late = scenario(pool(), flow(Poisson(20), deadlines_ms=(1_000,)), tasks=200)
     simulation = Watched(late)
     result = summarise(simulation.run(), scale=1)
     simulation.check_finished()

@@ -111,30 +111,40 @@ def _table(result: Simulated) -> Stack:
 
 def _facts(result: Simulated) -> Text:
     ends = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in result.outcomes.items() if number)
-    back = f"; {result.came_back_admitted:,} of {result.came_back:,} that came back as told were admitted"
+    returns = result.returns
+    back = f"; {returns.admitted:,} of {returns.tries:,} that came back as told were admitted"
     again = ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in result.requeues.items())
+    fair = ", ".join(
+        f"{each.priority} {each.jain_mean:.3f} (worst minute {each.jain_least:.3f})"
+        for each in result.fairness
+        if each.jain_mean is not None
+    )
     error = result.prediction
     told = f"{100 * error.error_median_ratio:.0f} % ({error.error_median_ms / 1000:,.1f} s) over {error.tasks:,} tasks"
     return Text(
         f"{result.arrived:,} tasks in {result.simulated_s:,.0f} s simulated: {ends or 'none ended'}\n"
         f"{result.tokens_per_s:,.0f} tokens/s, utilisation {100 * result.utilisation:.1f} %\n"
-        f"{result.refusals:,} tries refused{back if result.came_back else ''}\n"
+        f"{result.refusals:,} tries refused{back if returns.tries else ''}\n"
         f"placed again: {again or 'none'}\n"
+        f"stopped for more urgent work: {result.preemptions:,}\n"
+        f"fairness: {fair or 'not judged: there were no two tenants for a minute'}\n"
         f"predicted start, median error: {told if error.tasks else 'nobody waited a second'}"
     )
 
 
 def _waits(kind: str, groups: list[Group]) -> Table:
-    table = plain_table(kind, "", "arrived", "done", "gave up", "wait p50 s", "p95", "p99", "tokens/s")
+    """Waits in seconds. Refused: sent away for good, or gave up. Late: ended before an engine had it."""
+    table = plain_table(kind, "", "tasks", "done", "refused", "late", "in time", "p50 s", "p95", "p99")
     for group in groups:
         waits = (group.wait_ms.p50, group.wait_ms.p95, group.wait_ms.p99)
         table.add_row(
             group.name,
-            "" if kind == "class" else group.priority,
+            "" if kind == "class" else group.priority[:5],
             f"{group.arrived:,}",
             f"{group.done:,}",
-            f"{group.gave_up:,}",
+            f"{group.gave_up + group.infeasible:,}",
+            f"{group.expired + group.dropped:,}",
+            f"{100 * group.met:.1f}%",
             *(f"{wait / 1000:,.2f}" for wait in waits),
-            f"{group.tokens_per_s:,.1f}",
         )
     return table

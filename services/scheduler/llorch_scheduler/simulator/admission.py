@@ -7,7 +7,6 @@ from llorch_scheduler.simulator.tasks import SimTask
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskRequest, Workload
 
-SESSION: Final = "00000000-0000-4000-8000-000000000000"
 LANE: Final = "simulator"
 
 
@@ -26,14 +25,14 @@ def arrival(task: SimTask, spec: PoolSpec, ref: AdmissionRef, at_ms: int) -> Tas
         admitted_ms=at_ms,
         request=TaskRequest(
             task_id=task.task_id,
-            session_id=SESSION,
+            session_id=task.session,
             workload=Workload.COMPLETION,
             model_ref=spec.model,
             engine=spec.engine,
-            ctx=max(1, task.prompt + task.output),
+            ctx=max(1, task.prompt + task.max_tokens),
             priority=task.priority,
-            max_tokens=task.output,
-            deadline_ms=task.flow.deadline_ms,
+            max_tokens=task.max_tokens,
+            deadline_ms=task.deadline_ms,
             prompt="",
         ),
     )

@@ -53,6 +53,20 @@ class ClosedLoop(msgspec.Struct, frozen=True, kw_only=True, tag="closed_loop"):
         return 1000 * dice.expovariate(1 / self.think_s) if self.think_s > 0 else 0.0
 
 
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """What else is known of a task that a live system ran."""
+
+    max_tokens: int
+    deadline_ms: int
+    session: str
+    served_ms: float
+    """How long it held its slot."""
+    cancel_ms: float = -1.0
+    """When its client cancelled, from admission on; negative: never."""
+    waited_ms: float = -1.0
+    """From admission to the engine; negative when no engine had it."""
+
+
 class TraceRow(msgspec.Struct, frozen=True):
     """One recorded request. `at_ms` counts from the first row."""
 
@@ -61,6 +75,7 @@ class TraceRow(msgspec.Struct, frozen=True):
     output: int
     tenant: str
     priority: Priority
+    recorded: Recorded | None = None
 
 
 class Trace(msgspec.Struct, frozen=True, tag="trace"):

@@ -2,13 +2,15 @@
 compare-and-set. What it takes to store something is the caller's to wait for.
 """
 
-from collections import deque
+from collections import Counter, deque
 from typing import Final
 
 from llorch_scheduler.core.events import AdmissionRef
+from llorch_shared.pool_policy import server_capacity
 from llorch_shared.states import FINAL, check_move
 from llorch_shared.streams import admission_stream
 from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Priority, TaskState
 
 FORGET_MS: Final = 60_000
@@ -16,32 +18,45 @@ FORGET_MS: Final = 60_000
 
 
 class AdmissionQueue:
-    """One admission stream: it refuses at capacity, counting what is stored and not acknowledged."""
+    """One admission stream: it refuses at its capacity, and at a tenant's, counting what is stored and not
+    acknowledged."""
 
-    __slots__ = ("_capacity", "_stored", "last_seq", "stream")
+    __slots__ = ("_capacity", "_of_tenant", "_priority", "_stored", "_tenant_capacity", "last_seq", "stream")
 
-    def __init__(self, pool_id: str, priority: Priority, capacity: int) -> None:
-        self.stream: Final = admission_stream(pool_id, priority)
-        self._capacity: Final = capacity
-        self._stored: Final[set[int]] = set()
+    def __init__(self, spec: PoolSpec, priority: Priority) -> None:
+        self.stream: Final = admission_stream(spec.id, priority)
+        self._priority: Final = priority
+        self._stored: Final[dict[int, str]] = {}
+        self._of_tenant: Final[Counter[str]] = Counter()
         self.last_seq = 0
+        self.configure(spec)
+
+    def configure(self, spec: PoolSpec) -> None:
+        self._capacity = server_capacity(spec, self._priority)
+        self._tenant_capacity = spec.queue.tenant_capacity or self._capacity
 
     def __len__(self) -> int:
         return len(self._stored)
 
-    def publish(self) -> int:
-        """The sequence of the stored message, or 0: the queue is full."""
-        if len(self._stored) >= self._capacity:
+    def tenant_full(self, tenant: str) -> bool:
+        """The queue may have room; this tenant has its part of it."""
+        return self._of_tenant[tenant] >= self._tenant_capacity
+
+    def publish(self, tenant: str) -> int:
+        """The sequence of the stored message, or 0: the queue is full, for all or for this tenant."""
+        if len(self._stored) >= self._capacity or self.tenant_full(tenant):
             return 0
         self.last_seq += 1
-        self._stored.add(self.last_seq)
+        self._stored[self.last_seq] = tenant
+        self._of_tenant[tenant] += 1
         return self.last_seq
 
     def ack(self, ref: AdmissionRef) -> bool:
         """Give the place back; false when that was done before."""
-        if ref.seq not in self._stored:
+        tenant = self._stored.pop(ref.seq, None)
+        if tenant is None:
             return False
-        self._stored.remove(ref.seq)
+        self._of_tenant[tenant] -= 1
         return True
 
 

@@ -1,37 +1,16 @@
-"""Clients and the gateway in front of them: tasks arrive, are admitted or refused, and the refused come back as told.
+"""Clients: they make tasks when their kind of arrival says so and hand them to the gateway."""
 
-The gateway's part is what it does live: an admission queue that is full, or a pool that nobody serves, refuses with a
-time to come back after; an admission is answered with position and expected start from the scheduler's last load
-report. A client waits as it was told and tries again, unless that would outlast its patience.
-"""
-
+from collections.abc import Callable
 from random import Random
-from typing import Final, Protocol
+from typing import Final
 
 from llorch_scheduler.simulator.arrivals import Bursts, ClosedLoop, Poisson, Trace, TraceRow
-from llorch_scheduler.simulator.bus import AdmissionQueue
 from llorch_scheduler.simulator.clock import Clock
 from llorch_scheduler.simulator.scenario import Flow, Scenario
 from llorch_scheduler.simulator.tasks import SimTask
-from llorch_shared.waiting import RETRY_MIN_MS, predict, queue_position, retry_after_ms
-from llorch_shared.wire.registry import PoolLoad
 from llorch_shared.wire.task import CTX_MAX, MAX_TOKENS_MAX, Priority
 
-
-class Outside(Protocol):
-    """Where admitted tasks go, and who keeps count."""
-
-    def arrived(self, task: SimTask) -> None: ...
-
-    def refused(self, task: SimTask, reason: str) -> None: ...
-
-    def gave_up(self, task: SimTask, reason: str) -> None: ...
-
-    def admitted(self, task: SimTask, queue: AdmissionQueue, seq: int) -> None: ...
-
-    def load(self, pool_id: str) -> PoolLoad | None: ...
-
-    def served(self, pool_id: str) -> bool: ...
+_Tell = Callable[[SimTask], None]
 
 
 class _Source:
@@ -42,11 +21,13 @@ class _Source:
         self.flow: Final = flow
         self.dice: Final = Random(f"{seed}/{index}/{flow.tenant}")  # noqa: S311  (chance that can be repeated)
         self.rows: Final = iter(flow.arrivals.rows) if isinstance(flow.arrivals, Trace) else None
+        self.turn = 0
         self.times: Final = flow.arrivals.times_ms(self.dice) if isinstance(flow.arrivals, Poisson | Bursts) else None
 
 
 class Clients:
-    """`queues` is by pool and class. Arrivals stop after the scenario's number of tasks."""
+    """`arrived` is told of each task once, `too_long` of those no context can hold, `submit` of the others. Arrivals
+    stop after the scenario's number of tasks."""
 
     def __init__(
         self,
@@ -54,14 +35,16 @@ class Clients:
         seed: int,
         *,
         clock: Clock,
-        queues: dict[tuple[str, Priority], AdmissionQueue],
-        outside: Outside,
+        arrived: _Tell,
+        too_long: _Tell,
+        submit: _Tell,
     ) -> None:
         self._sources: Final = [_Source(index, flow, seed) for index, flow in enumerate(scenario.flows)]
         self._ctx: Final = {pool.spec.id: pool.spec.ctx for pool in scenario.pools}
         self._clock: Final = clock
-        self._queues: Final = queues
-        self._outside: Final = outside
+        self._arrived: Final = arrived
+        self._too_long: Final = too_long
+        self._submit: Final = submit
         self._tasks: Final = scenario.tasks
         self._made = 0
         self._open = len(self._sources)
@@ -107,18 +90,22 @@ class Clients:
     def _replay(self, read: tuple[_Source, TraceRow]) -> None:
         source, row = read
         if not self.exhausted:
-            self._new(source, row.prompt, row.output, row.tenant, row.priority)
+            task = self._make(source, row.prompt, row.output, row.tenant, row.priority)
+            if row.recorded is not None:
+                task.follow(row.recorded)
+            self._hand_over(task)
             self._plan(source)
 
     def _ask(self, source: _Source) -> None:
         if not self.exhausted:
             flow = source.flow
             prompt, output = flow.prompt.draw(source.dice), flow.output.draw(source.dice)
-            self._new(source, prompt, output, flow.tenant, flow.priority)
+            self._hand_over(self._make(source, prompt, output, flow.tenant, flow.priority))
 
-    def _new(self, source: _Source, prompt: int, output: int, tenant: str, priority: Priority) -> None:
+    def _make(self, source: _Source, prompt: int, output: int, tenant: str, priority: Priority) -> SimTask:
         self._made += 1
-        task = SimTask(
+        source.turn += 1
+        return SimTask(
             self._made,
             source.flow,
             source.index,
@@ -127,35 +114,13 @@ class Clients:
             output=output,
             tenant=tenant,
             priority=priority,
+            turn=source.turn,
         )
-        self._outside.arrived(task)
-        if prompt + output > min(CTX_MAX, self._ctx[task.flow.pool_id]) or output > MAX_TOKENS_MAX:
-            self._outside.gave_up(task, "too_long")
+
+    def _hand_over(self, task: SimTask) -> None:
+        self._arrived(task)
+        ctx = task.prompt + task.max_tokens
+        if ctx > min(CTX_MAX, self._ctx[task.flow.pool_id]) or task.max_tokens > MAX_TOKENS_MAX:
+            self._too_long(task)
         else:
             self._submit(task)
-
-    # admission
-
-    def _submit(self, task: SimTask) -> None:
-        pool_id = task.flow.pool_id
-        load = self._outside.load(pool_id)
-        if not self._outside.served(pool_id):
-            self._refuse(task, "pool_unready", RETRY_MIN_MS)
-            return
-        queue = self._queues[pool_id, task.priority]
-        seq = queue.publish()
-        if not seq:
-            self._refuse(task, "queue_full", retry_after_ms(load))
-            return
-        task.position = queue_position(load, task.priority, seq)
-        task.told_ms = predict(load, task.position)
-        task.admitted_ms = self._clock.now_ms
-        self._outside.admitted(task, queue, seq)
-
-    def _refuse(self, task: SimTask, reason: str, wait_ms: int) -> None:
-        task.refusals += 1
-        self._outside.refused(task, reason)
-        if self._clock.now_ms + wait_ms > task.arrived_ms + 1000 * task.flow.patience_s:
-            self._outside.gave_up(task, reason)
-        else:
-            self._clock.after(wait_ms, self._submit, task)

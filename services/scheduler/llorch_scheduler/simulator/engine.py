@@ -2,11 +2,12 @@
 
 Tasks in the same phase progress at the same rate, so one counter per phase says how many tokens each has been given
 since the engine started, and a task ends its phase when that counter reaches the value it was entered with. A change of
-occupancy costs O(log slots), however many tasks are in the batch.
+occupancy costs O(log slots), however many tasks are in the batch. A task that was recorded on a live system takes the
+time it took there: what shared the batch with it then is in that time.
 """
 
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from llorch_scheduler.simulator.clock import Clock
@@ -21,12 +22,26 @@ class SlotExceeded(AssertionError):
     """More tasks than slots were started on an engine: the core broke its word."""
 
 
+_Phase = list[tuple[float, int, SimTask]]
+
+
 class Engine:
     """Calls `done(task)` when a task has its last token."""
 
     __slots__ = (
-        "_clock", "_decoded", "_decoding", "_done", "_entered", "_hardware", "_plan", "_read", "_reading", "_slots",
-        "_touched_ms", "stopped",
+        "_clock",
+        "_decoded",
+        "_decoding",
+        "_done",
+        "_entered",
+        "_hardware",
+        "_plan",
+        "_read",
+        "_reading",
+        "_recorded",
+        "_slots",
+        "_touched_ms",
+        "stopped",
     )  # fmt: skip
 
     def __init__(self, hardware: Hardware, slots: int, clock: Clock, done: Callable[[SimTask], None]) -> None:
@@ -34,8 +49,10 @@ class Engine:
         self._slots: Final = slots
         self._clock: Final = clock
         self._done: Final = done
-        self._reading: Final[list[tuple[float, int, SimTask]]] = []
-        self._decoding: Final[list[tuple[float, int, SimTask]]] = []
+        self._reading: Final[_Phase] = []
+        self._decoding: Final[_Phase] = []
+        self._recorded: Final[_Phase] = []
+        """By the time they end."""
         self._read = 0.0
         self._decoded = 0.0
         self._entered = 0
@@ -45,7 +62,7 @@ class Engine:
 
     @property
     def busy(self) -> int:
-        return len(self._reading) + len(self._decoding)
+        return len(self._reading) + len(self._decoding) + len(self._recorded)
 
     def start(self, task: SimTask) -> None:
         """Raises SlotExceeded."""
@@ -53,7 +70,10 @@ class Engine:
             raise SlotExceeded(f"{task.task_id} was started on an engine whose {self._slots} slots are taken")
         self._catch_up()
         self._entered += 1
-        if task.prompt:
+        task.first_token_ms = self._clock.now_ms
+        if task.served_ms > 0:
+            heappush(self._recorded, (self._clock.now_ms + task.served_ms, self._entered, task))
+        elif task.prompt:
             heappush(self._reading, (self._read + task.prompt, self._entered, task))
         else:
             heappush(self._decoding, (self._decoded + task.output, self._entered, task))
@@ -62,8 +82,18 @@ class Engine:
     def stop(self) -> None:
         """The process is gone; nothing it had is heard of again."""
         self.stopped = True
-        self._reading.clear()
-        self._decoding.clear()
+        for phase in (self._reading, self._decoding, self._recorded):
+            phase.clear()
+
+    def interrupt(self, task: SimTask) -> None:
+        """The task leaves its slot before it is done. O(slots)."""
+        self._catch_up()
+        for phase in (self._reading, self._decoding, self._recorded):
+            kept = [entry for entry in phase if entry[2] is not task]
+            if len(kept) < len(phase):
+                phase[:] = kept
+                heapify(phase)
+        self._plan_next()
 
     def _read_per_ms(self) -> float:
         return self._hardware.prefill_per_s / 1000 / len(self._reading)
@@ -88,6 +118,8 @@ class Engine:
             waits.append((self._reading[0][0] - self._read) / self._read_per_ms())
         if self._decoding:
             waits.append((self._decoding[0][0] - self._decoded) / self._decode_per_ms())
+        if self._recorded:
+            waits.append(self._recorded[0][0] - self._touched_ms)
         if waits:
             self._clock.after(min(waits), self._wake, self._plan)
 
@@ -97,10 +129,13 @@ class Engine:
         self._catch_up()
         while self._reading and self._reading[0][0] <= self._read + _EPSILON:
             _, number, task = heappop(self._reading)
+            task.first_token_ms = self._clock.now_ms
             heappush(self._decoding, (self._decoded + task.output, number, task))
         ended = []
         while self._decoding and self._decoding[0][0] <= self._decoded + _EPSILON:
             ended.append(heappop(self._decoding)[2])
+        while self._recorded and self._recorded[0][0] <= self._clock.now_ms + _EPSILON:
+            ended.append(heappop(self._recorded)[2])
         self._plan_next()
         for task in ended:
             self._done(task)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Final
 
-from llorch_scheduler.simulator.plot import chart, lines_of
-from llorch_scheduler.simulator.result import Group, Result
+from llorch_scheduler.simulator.plot import COLOURS, Line, chart, lines_of
+from llorch_scheduler.simulator.result import Group, Result, Returns
 
 _STYLE: Final = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1b1f24;--soft:#5b6570;--rule:#dfe3e8;
@@ -35,12 +35,35 @@ def page(result: Result) -> str:
         '<p class="partial">Stopped early: this is what had happened by then.</p>' if result.partial else "",
         _facts(result),
         *(_waits(result, group.priority) for group in result.classes if group.started),
+        chart(
+            "Waits of tenants",
+            "seconds that 95 of 100 wait less than, of those with the most tasks",
+            series.at_s,
+            lines_of(series.tenant_wait_p95_s),
+        ),
+        _shares(result),
+        chart(
+            "Fairness",
+            "Jain's index over the minute before, by class",
+            result.shares.at_s,
+            lines_of(result.shares.jain),
+            top=1.0,
+        ),
+        chart(
+            "Deadlines met",
+            "part of the admitted tasks that ended, by class",
+            series.at_s,
+            lines_of(series.met),
+            top=1.0,
+        ),
         chart("Tasks in the queues", "mean, by class", series.at_s, lines_of(series.queued)),
         chart("Utilisation", "busy by ready slots, by pool", series.at_s, lines_of(series.utilisation), top=1.0),
         chart("Refused tries", "per second", series.at_s, lines_of({"refused": series.refused_per_s})),
         "<h2>Classes</h2>" + _groups(result.classes),
         "<h2>Tenants</h2>" + _groups(result.tenants),
         "<h2>Pools</h2>" + _pools(result),
+        "<h2>Fairness</h2>" + _fairness(result),
+        "<h2>Told chances to be on time</h2>" + _calibration(result),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -59,6 +82,38 @@ def _waits(result: Result, priority: str) -> str:
     )
 
 
+def _shares(result: Result) -> str:
+    """Solid: what each used. Dashed in the same colour: what would have been fair."""
+    shares = result.shares
+    lines = [
+        Line(name=f"{name}{', ideal' if dashed else ''}", values=values, colour=index % COLOURS, dashed=dashed)
+        for dashed, named in ((False, shares.used), (True, shares.ideal))
+        for index, (name, values) in enumerate(list(named.items())[:COLOURS])
+    ]
+    return chart("Shares of the slot time", "solid: used, dashed: ideal", shares.at_s, lines)
+
+
+def _fairness(result: Result) -> str:
+    rows = [
+        (each.priority, _optional(each.jain_mean), _optional(each.jain_least), f"{each.share_deviation:.4f}")
+        for each in result.fairness
+    ]
+    return _table(("", "Jain, mean of minutes", "worst minute", "largest deviation from the ideal share"), rows)
+
+
+def _calibration(result: Result) -> str:
+    rows = [
+        (name, f"{tenth.tasks:,}", f"{100 * tenth.told:.1f} %", f"{100 * tenth.real:.1f} %")
+        for name, tenths in (
+            ("at admission", result.calibration.at_admission),
+            ("when placed", result.calibration.at_placement),
+        )
+        for tenth in tenths
+        if tenth.tasks
+    ]
+    return _table(("", "tasks", "told", "were on time"), rows)
+
+
 def _facts(result: Result) -> str:
     ends = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in result.outcomes.items() if number)
     facts = {
@@ -68,6 +123,8 @@ def _facts(result: Result) -> str:
         "tokens per second": f"{result.tokens_per_s:,.0f}",
         "utilisation": f"{100 * result.utilisation:.1f} %",
         "refused tries": f"{result.refusals:,}",
+        "came back as told, admitted": _returns(result.returns),
+        "stopped for others": f"{result.preemptions:,}",
         "placed again": f"{sum(result.requeues.values()):,}",
         "predicted start, median error": f"{100 * result.prediction.error_median_ratio:.0f} %",
     }
@@ -78,12 +135,14 @@ def _facts(result: Result) -> str:
 
 def _groups(groups: Sequence[Group]) -> str:
     head = (
-        "", "class", "arrived", "done", "gave up", "expired", "failed", "wait p50 s", "p95", "p99", "tokens/s",
+        "", "class", "arrived", "done", "gave up", "infeasible", "expired", "dropped", "failed", "in time",
+        "wait p50 s", "p95", "p99", "tokens/s",
     )  # fmt: skip
     rows = [
         (
             group.name, group.priority, f"{group.arrived:,}", f"{group.done:,}", f"{group.gave_up:,}",
-            f"{group.expired:,}", f"{group.failed:,}", _seconds(group.wait_ms.p50), _seconds(group.wait_ms.p95),
+            f"{group.infeasible:,}", f"{group.expired:,}", f"{group.dropped:,}", f"{group.failed:,}",
+            f"{100 * group.met:.1f} %", _seconds(group.wait_ms.p50), _seconds(group.wait_ms.p95),
             _seconds(group.wait_ms.p99), f"{group.tokens_per_s:,.1f}",
         )
         for group in groups
@@ -97,16 +156,25 @@ def _pools(result: Result) -> str:
             pool.pool_id, f"{pool.replicas}", f"{pool.slots}", f"{100 * pool.utilisation:.1f} %",
             f"{pool.tokens_per_s:,.1f}", ", ".join(f"{name} {peak}" for name, peak in pool.queue_peak.items()),
             ", ".join(f"{reason} {number:,}" for reason, number in pool.refusals.items()) or "none",
+            ", ".join(f"{version} {number:,}" for version, number in pool.starts.items()) or "none",
         )
         for pool in result.pools
     ]  # fmt: skip
-    return _table(("", "replicas", "slots", "utilisation", "tokens/s", "longest queue", "refused"), rows)
+    return _table(("", "replicas", "slots", "utilisation", "tokens/s", "longest queue", "refused", "starts"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<div><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _returns(returns: Returns) -> str:
+    return f"{100 * returns.admitted / returns.tries:.1f} % of {returns.tries:,}" if returns.tries else "nobody"
+
+
+def _optional(value: float | None) -> str:
+    return f"{value:.3f}" if value is not None else "-"
 
 
 def _seconds(ms: float) -> str:

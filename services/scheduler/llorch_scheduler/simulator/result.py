@@ -26,6 +26,10 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     done: int
     expired: int
     failed: int
+    dropped: int
+    """Admitted, and ended in favour of others: evicted from a full queue, or no longer able to be in time."""
+    infeasible: int
+    """Refused for good: their deadline could not be met."""
     gave_up: int
     """Clients whose patience ended before they were admitted."""
     too_long: int
@@ -36,6 +40,12 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     to_start_ms: Quantiles
     """From the first try to the engine, with the waits of refused tries."""
     tokens_per_s: float
+    due: int
+    """Admitted tasks that ended and were not cancelled …"""
+    met: float
+    """… and the part of them that was done within its deadline."""
+    preempted: int
+    """Attempts that were stopped for more urgent work."""
 
 
 class PoolResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +58,8 @@ class PoolResult(msgspec.Struct, frozen=True, kw_only=True):
     queue_peak: dict[str, int]
     refusals: dict[str, int]
     """Refused tries by reason."""
+    starts: dict[str, int]
+    """Attempts by engine version."""
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +71,45 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     error_median_ratio: float
     """Of |told - waited| / waited."""
     within_20_percent: float
+
+
+class Returns(msgspec.Struct, frozen=True, kw_only=True):
+    """Tries that clients made when a refusal had told them to."""
+
+    tries: int
+    admitted: int
+    promised: int
+    """Those for which a place was to be kept …"""
+    promised_admitted: int
+    """… and was."""
+
+
+class Tenth(msgspec.Struct, frozen=True, kw_only=True):
+    """Tasks that were told a chance to be on time within one tenth of the scale."""
+
+    tasks: int
+    told: float
+    """Mean of what they were told."""
+    real: float
+    """Part of them that was on time."""
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """Ten tenths each, the lowest first; empty when nobody was told a chance."""
+
+    at_admission: tuple[Tenth, ...]
+    at_placement: tuple[Tenth, ...]
+
+
+class Fairness(msgspec.Struct, frozen=True, kw_only=True):
+    """One class, judged over minutes; None where no minute had two tenants to judge."""
+
+    priority: str
+    jain_mean: float | None
+    jain_least: float | None
+    """Of the worst minute."""
+    share_deviation: float
+    """Largest |used - ideal| of a tenant over the whole run, as a part of all slot time that was used."""
 
 
 class Series(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +124,22 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
     utilisation: dict[str, tuple[float | None, ...]]
     """By pool, mean; None while no slot was ready."""
     refused_per_s: tuple[float, ...]
+    met: dict[str, tuple[float | None, ...]]
+    """By class, part of the admitted tasks that ended in the interval which was done within its deadline."""
+    tenant_wait_p95_s: dict[str, tuple[float | None, ...]]
+    """By tenant and class, of those with the most tasks."""
+
+
+class ShareSeries(msgspec.Struct, frozen=True, kw_only=True):
+    """Parts of the used slot time over time, by pool, tenant and class, of those that used most."""
+
+    at_s: tuple[float, ...]
+    """Ends of the windows."""
+    used: dict[str, tuple[float, ...]]
+    ideal: dict[str, tuple[float, ...]]
+    """What weighted max-min fairness would have given them."""
+    jain: dict[str, tuple[float | None, ...]]
+    """By class, over the minute that ends here."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,17 +156,19 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """How the arrived tasks ended; `unfinished` are those that had not. They add up to `arrived`."""
     refusals: int
     """Refused tries; one task may try several times."""
-    came_back: int
-    """Tries made when a refusal had told the client to."""
-    came_back_admitted: int
+    returns: Returns
     requeues: dict[str, int]
     tokens_per_s: float
     utilisation: float
+    preemptions: int
     prediction: Prediction
+    calibration: Calibration
+    fairness: tuple[Fairness, ...]
     classes: tuple[Group, ...]
     tenants: tuple[Group, ...]
     pools: tuple[PoolResult, ...]
     series: Series
+    shares: ShareSeries
 
 
 def encode(result: Result) -> bytes:

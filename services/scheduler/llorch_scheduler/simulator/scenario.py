@@ -1,4 +1,4 @@
-"""What a scenario is made of, as data: hardware, pools of replicas, flows of tasks, failures.
+"""What a scenario is made of, as data: hardware, pools of replicas, flows of tasks, failures, changes of policy.
 
 An engine decodes all its tasks in one batch: a step takes `step_ms + step_per_task_ms · tasks` and gives each task one
 token. Prompts are read at `prefill_per_s` tokens a second, shared by the tasks that are being read; such a task
@@ -37,6 +37,9 @@ class ReplicaPlan(msgspec.Struct, frozen=True, kw_only=True):
     """From process start to ready, at every start."""
     warm: bool = True
     """Ready when the simulation begins; otherwise it provisions and loads first."""
+    engine_version: str = "v1"
+    features: tuple[str, ...] = ()
+    """What its self-test shows. Only an engine with `interruptible_decode` stops a task when asked to."""
 
 
 class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,8 +70,13 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     arrivals: Arrivals
     prompt: Sizes = Fixed(256)
     output: Sizes = Fixed(128)
-    deadline_ms: int = 3_600_000
+    max_tokens: int = 0
+    """What clients ask for at most; 0: they know how long their answer will be."""
+    deadlines_ms: tuple[int, ...] = (3_600_000,)
+    """Each as likely, in turn."""
     patience_s: float = 60.0
+    sessions: int = 100
+    """Different sessions that tasks belong to, in turn."""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +87,13 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     back_after_s: float | None = None
 
 
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator stores another specification of a pool."""
+
+    at_s: float
+    spec: PoolSpec
+
+
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     about: str
@@ -87,10 +102,11 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     tasks: int
     """Tasks that arrive; the simulation ends when all of them have ended."""
     failures: tuple[Failure, ...] = ()
+    changes: tuple[Change, ...] = ()
     store_ms: float = 2.0
     """From a decision to its run record, placement and acknowledgement being stored."""
     claim_ms: float = 1.0
-    """From a stored placement to the node's claim."""
+    """From a stored placement to the node's claim, and from a wish to preempt to the node that hears it."""
 
     def check(self) -> None:
         """Raises ScenarioError."""
@@ -105,6 +121,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         for failure in self.failures:
             if failure.node not in nodes:
                 raise ScenarioError(f"node {failure.node} is to fail and is not there")
+        for change in self.changes:
+            if change.spec.id not in pools:
+                raise ScenarioError(f"pool {change.spec.id} is to change and is not there")
         if self.tasks < 1 or not self.flows:
             raise ScenarioError("no task would arrive")
 

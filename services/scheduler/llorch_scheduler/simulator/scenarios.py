@@ -41,7 +41,7 @@ def _chat(tenant: str, pool_id: str, per_s: float) -> Flow:
         arrivals=Poisson(per_s),
         prompt=CHAT_PROMPT,
         output=CHAT_ANSWER,
-        deadline_ms=600_000,
+        deadlines_ms=(600_000,),
     )
 
 
@@ -66,7 +66,7 @@ def home(scale: float) -> Scenario:
         arrivals=ClosedLoop(users=users, think_s=20),
         prompt=CHAT_PROMPT,
         output=CHAT_ANSWER,
-        deadline_ms=600_000,
+        deadlines_ms=(600_000,),
     )
     return Scenario(
         name="home",

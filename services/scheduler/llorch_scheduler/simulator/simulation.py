@@ -8,7 +8,7 @@ bus; what a lossy one does to the core is shown by the random walks of its own t
 from collections.abc import Callable
 from typing import Final
 
-from llorch_scheduler.core.effects import Ack, End, Place, PlaceAgain, Requeue, TellLoad
+from llorch_scheduler.core.effects import Ack, End, Place, PlaceAgain, Preempt, Requeue, TellLoad
 from llorch_scheduler.core.events import (
     AdmissionRef,
     BacklogRead,
@@ -18,6 +18,7 @@ from llorch_scheduler.core.events import (
     ReplicaLost,
     ReplicaReported,
     RunChanged,
+    TaskCancelled,
     Tick,
     WriteDone,
     WriteRefused,
@@ -27,14 +28,16 @@ from llorch_scheduler.simulator.admission import arrival
 from llorch_scheduler.simulator.bus import AdmissionQueue, RunStore
 from llorch_scheduler.simulator.clients import Clients
 from llorch_scheduler.simulator.clock import Clock
+from llorch_scheduler.simulator.gateway import Gateway
 from llorch_scheduler.simulator.measurement import Measurement
 from llorch_scheduler.simulator.nodes import Nodes
-from llorch_scheduler.simulator.scenario import Scenario
+from llorch_scheduler.simulator.scenario import Change, Scenario
 from llorch_scheduler.simulator.tasks import SimTask
 from llorch_shared.pool_policy import CLASSES
 from llorch_shared.states import FINAL
-from llorch_shared.wire.registry import PoolLoad, ReplicaRecord
+from llorch_shared.wire.registry import Appointment, AppointmentRequest, PoolLoad, ReplicaRecord
 from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskState
 
 BEGAN_MS: Final = 1_000_000_000_000
@@ -65,28 +68,38 @@ class Simulation:
         self.partial = False
         self.ended_ms = 0.0
         """When the last task ended."""
-        self._specs: Final = {pool.spec.id: pool.spec for pool in scenario.pools}
+        self.specs: Final = {pool.spec.id: pool.spec for pool in scenario.pools}
         self._queues: Final = {
-            (pool.spec.id, priority): AdmissionQueue(pool.spec.id, priority, pool.spec.queue.capacity)
+            (pool.spec.id, priority): AdmissionQueue(pool.spec, priority)
             for pool in scenario.pools
             for priority in CLASSES
         }
         self._streams: Final = {queue.stream: (key, queue) for key, queue in self._queues.items()}
         self._runs: Final = RunStore()
         self._loads: Final[dict[str, PoolLoad]] = {}
-        self._registered: Final[dict[str, set[str]]] = {pool: set() for pool in self._specs}
+        self._registered: Final[dict[str, set[str]]] = {pool: set() for pool in self.specs}
         self._nodes: Final = Nodes(scenario, self.clock, self)
-        self._clients: Final = Clients(scenario, seed, clock=self.clock, queues=self._queues, outside=self)
+        self._gateway: Final = Gateway(self.clock, self._queues, self)
+        self._clients: Final = Clients(
+            scenario,
+            seed,
+            clock=self.clock,
+            arrived=self.arrived,
+            too_long=self.too_long,
+            submit=self._gateway.submit,
+        )
 
     def run(self, going: Going = lambda _: True) -> "Simulation":
         """Until every task has ended, or `going` says no."""
-        for spec in self._specs.values():
+        for spec in self.specs.values():
             self._tell(PoolChanged(at_ms=self.wall_ms(), spec=spec))
             for priority in CLASSES:
                 self._tell(BacklogRead(at_ms=self.wall_ms(), pool_id=spec.id, priority=priority))
         self._tell(Rebuilt(at_ms=self.wall_ms(), run_seq=0))
         self._nodes.begin()
         self._clients.begin()
+        for change in self.scenario.changes:
+            self.clock.at(1000 * change.at_s, self._change, change)
         self.clock.after(TICK_MS, self._tick)
         self.clock.after(0, self._sample)
         while not self.over:
@@ -104,6 +117,13 @@ class Simulation:
 
     def wall_ms(self) -> int:
         return BEGAN_MS + int(self.clock.now_ms)
+
+    def _change(self, change: Change) -> None:
+        """An operator's wish, as the spec bucket tells everybody at once."""
+        self.specs[change.spec.id] = change.spec
+        for priority in CLASSES:
+            self._queues[change.spec.id, priority].configure(change.spec)
+        self._tell(PoolChanged(at_ms=self.wall_ms(), spec=change.spec))
 
     def _tick(self, _: None) -> None:
         self._tell(Tick(at_ms=self.wall_ms()))
@@ -124,6 +144,8 @@ class Simulation:
                     self._place(effect.record, effect.run_seq)
                 case Ack():
                     self._ack(effect.ref)
+                case Preempt():
+                    self._nodes.preempt(effect.node_id, effect.request.task_id)
                 case TellLoad():
                     self._loads[effect.load.pool_id] = effect.load
 
@@ -183,16 +205,20 @@ class Simulation:
     def task(self, task_id: str) -> SimTask:
         return self.tasks[task_id]
 
-    def started(self, task: SimTask) -> None:
+    def started(self, task: SimTask, record: RunRecord, version: str) -> None:
+        task.took_slot_ms = self.clock.now_ms
+        self.measured.started(task, record, version, self.clock.now_ms)
         if task.started_ms < 0:
             task.started_ms = self.clock.now_ms
-            self.measured.started(task, self.clock.now_ms)
 
-    def slots_changed(self, pool_id: str, *, busy: int = 0, ready: int = 0) -> None:
-        if busy:
-            self.measured.busy[pool_id].add(busy, self.clock.now_ms)
-        if ready:
-            self.measured.ready[pool_id].add(ready, self.clock.now_ms)
+    def left(self, task: SimTask) -> None:
+        self.measured.left(task, self.clock.now_ms)
+
+    def preempted(self, task: SimTask) -> None:
+        self.measured.preempted[task.tenant, task.priority] += 1
+
+    def slots_changed(self, pool_id: str, ready: int) -> None:
+        self.measured.ready[pool_id].add(ready, self.clock.now_ms)
 
     # what clients say
 
@@ -203,29 +229,41 @@ class Simulation:
         """A replica of the pool is in the registry, whatever its state."""
         return bool(self._registered[pool_id])
 
+    def spec(self, pool_id: str) -> PoolSpec:
+        return self.specs[pool_id]
+
+    def appoint(self, request: AppointmentRequest) -> Appointment:
+        return Appointment(admit=False)
+
     def arrived(self, task: SimTask) -> None:
         self.arrived_count += 1
         self.measured.outcomes[task.tenant, task.priority, "arrived"] += 1
 
+    def too_long(self, task: SimTask) -> None:
+        self._end(task, "too_long")
+
     def refused(self, task: SimTask, reason: str) -> None:
-        self.measured.refusals[task.flow.pool_id, task.priority, reason] += 1
-        if task.refusals > 1:
-            self.measured.returned += 1
+        self.measured.refused(task, reason)
 
     def gave_up(self, task: SimTask, reason: str) -> None:
-        self._end(task, "too_long" if reason == "too_long" else "gave_up")
+        self._end(task, "infeasible" if reason == "infeasible" else "gave_up")
 
     def admitted(self, task: SimTask, queue: AdmissionQueue, seq: int) -> None:
-        if task.refusals:
-            self.measured.returned += 1
-            self.measured.returned_admitted += 1
+        self.measured.admitted(task, self.clock.now_ms)
         self.tasks[task.task_id] = task
-        self.measured.depth[task.flow.pool_id, task.priority].add(1, self.clock.now_ms)
+        if task.cancel_ms >= 0:
+            self.clock.after(task.cancel_ms, self._cancel, task.task_id)
         ref = AdmissionRef(queue.stream, seq)
-        self._tell(arrival(task, self._specs[task.flow.pool_id], ref, self.wall_ms()))
+        self._tell(arrival(task, self.specs[task.flow.pool_id], ref, self.wall_ms()))
+
+    def _cancel(self, task_id: str) -> None:
+        """The client's wish reaches the scheduler and the node that may have the task."""
+        if task_id in self.tasks:
+            self._tell(TaskCancelled(at_ms=self.wall_ms(), task_id=task_id))
+            self._nodes.cancel(task_id)
 
     def _end(self, task: SimTask, outcome: str) -> None:
         self.ended_count += 1
         self.ended_ms = self.clock.now_ms
-        self.measured.ended(task, outcome)
+        self.measured.ended(task, outcome, self.clock.now_ms)
         self._clients.ended(task)

@@ -4,10 +4,20 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Final
 
-from llorch_scheduler.simulator.measurement import Measurement, Waits
+from llorch_scheduler.simulator.measurement import Chances, Measurement, Waits
 from llorch_scheduler.simulator.quantiles import quantile
-from llorch_scheduler.simulator.result import Group, PoolResult, Prediction, Quantiles, Result
+from llorch_scheduler.simulator.result import (
+    Calibration,
+    Group,
+    PoolResult,
+    Prediction,
+    Quantiles,
+    Result,
+    Returns,
+    Tenth,
+)
 from llorch_scheduler.simulator.series import series_of
+from llorch_scheduler.simulator.share_series import fairness_of, shares_of
 from llorch_scheduler.simulator.simulation import Simulation
 from llorch_shared.pool_policy import CLASSES
 from llorch_shared.wire.task import Priority
@@ -15,7 +25,7 @@ from llorch_shared.wire.task import Priority
 TOLD_MS: Final = 1_000
 """Waits below this are not what anybody plans by."""
 
-_OUTCOMES: Final = ("done", "expired", "failed", "cancelled", "gave_up", "too_long")
+_OUTCOMES: Final = ("done", "expired", "failed", "dropped", "cancelled", "gave_up", "infeasible", "too_long")
 
 
 def summarise(simulation: Simulation, *, scale: float) -> Result:
@@ -37,12 +47,21 @@ def summarise(simulation: Simulation, *, scale: float) -> Result:
         arrived=simulation.arrived_count,
         outcomes={**outcomes, "unfinished": simulation.arrived_count - sum(outcomes.values())},
         refusals=measured.refusals.total(),
-        came_back=measured.returned,
-        came_back_admitted=measured.returned_admitted,
+        returns=Returns(
+            tries=measured.returned,
+            admitted=measured.returned_admitted,
+            promised=measured.promised,
+            promised_admitted=measured.promised_admitted,
+        ),
         requeues=dict(sorted(measured.requeues.items())),
         tokens_per_s=_per_s(measured.tokens_out.total(), end_ms),
         utilisation=_utilisation(measured, list(measured.busy)),
+        preemptions=measured.preempted.total(),
         prediction=_prediction(measured.waits.values()),
+        calibration=Calibration(
+            at_admission=_tenths(measured.told_at_admission), at_placement=_tenths(measured.told_at_placement)
+        ),
+        fairness=tuple(fairness_of(measured.shares.windows, simulation.specs, priority) for priority in CLASSES),
         classes=tuple(
             _group(measured, str(priority), [key for key in keys if key[1] is priority], priority, end_ms)
             for priority in CLASSES
@@ -50,6 +69,7 @@ def summarise(simulation: Simulation, *, scale: float) -> Result:
         tenants=tuple(_group(measured, tenant, [(tenant, priority)], priority, end_ms) for tenant, priority in keys),
         pools=tuple(_pool(simulation, pool_id, end_ms) for pool_id in measured.busy),
         series=series_of(measured),
+        shares=shares_of(measured.shares.windows, simulation.specs),
     )
 
 
@@ -70,6 +90,7 @@ def _group(
     """The tasks of some tenants in one class, taken together."""
     counts = {outcome: sum(measured.outcomes[*key, outcome] for key in keys) for outcome in ("arrived", *_OUTCOMES)}
     waits = [measured.waits[key] for key in keys if key in measured.waits]
+    due = sum(measured.due[key] for key in keys)
     return Group(
         name=name,
         priority=str(priority),
@@ -78,12 +99,17 @@ def _group(
         done=counts["done"],
         expired=counts["expired"],
         failed=counts["failed"],
+        dropped=counts["dropped"],
+        infeasible=counts["infeasible"],
         gave_up=counts["gave_up"],
         too_long=counts["too_long"],
         unfinished=counts["arrived"] - sum(counts[outcome] for outcome in _OUTCOMES),
         wait_ms=_quantiles(chain.from_iterable(each.waited_ms for each in waits)),
         to_start_ms=_quantiles(chain.from_iterable(each.since_arrival_ms for each in waits)),
         tokens_per_s=_per_s(sum(measured.tokens_out[*key, pool] for key in keys for pool in measured.busy), end_ms),
+        due=due,
+        met=_part(sum(measured.met[key] for key in keys), due),
+        preempted=sum(measured.preempted[key] for key in keys),
     )
 
 
@@ -104,6 +130,7 @@ def _pool(simulation: Simulation, pool_id: str, end_ms: float) -> PoolResult:
         ),
         queue_peak={str(priority): measured.depth[pool_id, priority].peak for priority in CLASSES},
         refusals=refusals,
+        starts={version: number for (pool, version), number in sorted(measured.versions.items()) if pool == pool_id},
     )
 
 
@@ -129,6 +156,19 @@ def _prediction(groups: Iterable[Waits]) -> Prediction:
         error_median_ratio=round(quantile(ratios, 0.5), 4),
         within_20_percent=round(sum(ratio <= 0.2 for ratio in ratios) / len(ratios), 4) if ratios else 0.0,
     )
+
+
+def _tenths(chances: Chances) -> tuple[Tenth, ...]:
+    if not sum(chances.number):
+        return ()
+    return tuple(
+        Tenth(tasks=number, told=_part(told, number), real=_part(met, number))
+        for number, told, met in zip(chances.number, chances.told, chances.met, strict=True)
+    )
+
+
+def _part(number: float, of: int) -> float:
+    return round(number / of, 4) if of else 0.0
 
 
 def _per_s(number: float, ms: float) -> float:

@@ -1,0 +1,116 @@
+"""The gateway as clients meet it: what it admits, what it refuses and with which time to come back, what it tells.
+
+The steps and their order are those of the live one: a pool that nobody serves, the circuit breaker, the deadline,
+places that are promised, then the server's own count. It knows the pool by the scheduler's last load report only, and
+derives from it what the live one derives, by the same shared code. A client that is told to come back waits as told and
+tries again, unless that would outlast its patience.
+"""
+
+from typing import Final, Protocol
+
+from llorch_scheduler.simulator.bus import AdmissionQueue
+from llorch_scheduler.simulator.clock import Clock
+from llorch_scheduler.simulator.tasks import SimTask
+from llorch_shared.waiting import RETRY_MIN_MS, predict, queue_position, retry_after_ms
+from llorch_shared.wire.registry import Appointment, AppointmentRequest, ClassLoad, PoolLoad
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import Priority
+
+REFUSALS_MAX: Final = 2
+"""After the first refusal the scheduler may have seen a place that has just come free; it is believed once."""
+
+
+class Outside(Protocol):
+    """Where admitted tasks go, who gives appointments, and who keeps count."""
+
+    def refused(self, task: SimTask, reason: str) -> None: ...
+
+    def gave_up(self, task: SimTask, reason: str) -> None: ...
+
+    def admitted(self, task: SimTask, queue: AdmissionQueue, seq: int) -> None: ...
+
+    def appoint(self, request: AppointmentRequest) -> Appointment: ...
+
+    def load(self, pool_id: str) -> PoolLoad | None: ...
+
+    def spec(self, pool_id: str) -> PoolSpec: ...
+
+    def served(self, pool_id: str) -> bool: ...
+
+
+class Gateway:
+    """`queues` is by pool and class."""
+
+    def __init__(self, clock: Clock, queues: dict[tuple[str, Priority], AdmissionQueue], outside: Outside) -> None:
+        self._clock: Final = clock
+        self._queues: Final = queues
+        self._outside: Final = outside
+
+    def submit(self, task: SimTask) -> None:
+        """Admit it, end it, or send its client away for a while."""
+        pool_id = task.flow.pool_id
+        load = self._outside.load(pool_id)
+        line = load.classes.get(task.priority) if load is not None else None
+        if not self._outside.served(pool_id):
+            self._refuse(task, "pool_unready", RETRY_MIN_MS)
+        elif line is not None and line.shed:
+            self._refuse(task, "circuit_breaker", max(RETRY_MIN_MS, line.shed_for_ms))
+        else:
+            self._enqueue(task, load, line)
+
+    def _enqueue(self, task: SimTask, load: PoolLoad | None, line: ClassLoad | None) -> None:
+        queue = self._queues[task.flow.pool_id, task.priority]
+        if line is not None and line.promised:
+            appointment = self._ask(task, refused=False)
+            if not appointment.admit:
+                self._send_away(task, "promised", appointment, load)
+                return
+        for refusals in range(1, REFUSALS_MAX + 1):
+            if queue.tenant_full(task.tenant):
+                self._refuse(task, "tenant_full", _pace_ms(line, task.tenant) or retry_after_ms(load))
+                return
+            seq = queue.publish(task.tenant)
+            if seq:
+                self._admit(task, queue, seq, load)
+                return
+            appointment = self._ask(task, refused=True)
+            if not appointment.admit or refusals == REFUSALS_MAX:
+                self._send_away(task, "queue_full", appointment, load)
+                return
+
+    def _admit(self, task: SimTask, queue: AdmissionQueue, seq: int, load: PoolLoad | None) -> None:
+        position = queue_position(load, task.priority, seq)
+        task.told_ms = predict(load, position)
+        task.admitted_ms = self._clock.now_ms
+        self._outside.admitted(task, queue, seq)
+
+    def _ask(self, task: SimTask, *, refused: bool) -> Appointment:
+        return self._outside.appoint(
+            AppointmentRequest(
+                task_id=task.task_id,
+                pool_id=task.flow.pool_id,
+                priority=task.priority,
+                tenant=task.tenant,
+                refused=refused,
+            )
+        )
+
+    def _send_away(self, task: SimTask, reason: str, appointment: Appointment, load: PoolLoad | None) -> None:
+        wait_ms = appointment.retry_after_ms if appointment.retry_after_ms > 0 else retry_after_ms(load)
+        self._refuse(task, reason, wait_ms, promised=appointment.promised)
+
+    def _refuse(self, task: SimTask, reason: str, wait_ms: int, *, promised: bool = False) -> None:
+        task.refusals += 1
+        self._outside.refused(task, reason)
+        task.promised = promised
+        wait_ms = max(RETRY_MIN_MS, wait_ms)
+        if self._clock.now_ms + wait_ms > task.arrived_ms + 1000 * task.flow.patience_s:
+            self._outside.gave_up(task, reason)
+        else:
+            self._clock.after(wait_ms, self.submit, task)
+
+
+def _pace_ms(line: ClassLoad | None, tenant: str) -> int:
+    """Between two starts of this tenant."""
+    flow = line.flows.get(tenant) if line is not None else None
+    return round(flow.pace_ms) if flow is not None else 0

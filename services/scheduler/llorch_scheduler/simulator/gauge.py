@@ -1,0 +1,21 @@
+"""A value over time, and its integral."""
+
+
+class Gauge:
+    __slots__ = ("_since_ms", "_sum", "peak", "value")
+
+    def __init__(self) -> None:
+        self.value = 0
+        self.peak = 0
+        self._sum = 0.0
+        self._since_ms = 0.0
+
+    def add(self, change: int, at_ms: float) -> None:
+        self._sum += self.value * (at_ms - self._since_ms)
+        self._since_ms = at_ms
+        self.value += change
+        self.peak = max(self.peak, self.value)
+
+    def integral(self, at_ms: float) -> float:
+        """Value times milliseconds up to now."""
+        return self._sum + self.value * (at_ms - self._since_ms)

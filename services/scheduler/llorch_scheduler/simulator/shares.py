@@ -1,0 +1,101 @@
+"""Who used how many slots, and who wanted how many, in windows of time: what fairness is judged by.
+
+A task wants one slot from its admission to its end and uses one while an engine has it. The time averages of both say
+all there is to say about a window, whatever the tasks' lengths: `fairness` derives from them what would have been
+fair.
+"""
+
+from typing import Final, NamedTuple
+
+from llorch_scheduler.simulator.gauge import Gauge
+from llorch_scheduler.simulator.tasks import SimTask
+from llorch_shared.wire.task import Priority
+
+WINDOW_MS: Final = 10_000.0
+WINDOWS_MAX: Final = 360
+"""Beyond it, windows are joined in pairs and twice as long from then on."""
+
+
+class Key(NamedTuple):
+    """One tenant's tasks of one class in one pool."""
+
+    pool_id: str
+    tenant: str
+    priority: Priority
+
+
+class Use(NamedTuple):
+    """Slots used and wanted in one window, times milliseconds."""
+
+    used: float
+    wanted: float
+
+
+class Window(NamedTuple):
+    begin_ms: float
+    end_ms: float
+    uses: dict[Key, Use]
+
+
+class _Flow:
+    __slots__ = ("told_used", "told_wanted", "used", "wanted")
+
+    def __init__(self) -> None:
+        self.used: Final = Gauge()
+        self.wanted: Final = Gauge()
+        self.told_used = 0.0
+        self.told_wanted = 0.0
+
+
+class Shares:
+    def __init__(self) -> None:
+        self.windows: list[Window] = []
+        self._flows: Final[dict[Key, _Flow]] = {}
+        self._begin_ms = 0.0
+        self._width_ms = WINDOW_MS
+
+    def came(self, task: SimTask, at_ms: float) -> None:
+        self._flow(task).wanted.add(1, at_ms)
+
+    def gone(self, task: SimTask, at_ms: float) -> None:
+        self._flow(task).wanted.add(-1, at_ms)
+
+    def took(self, task: SimTask, at_ms: float) -> None:
+        self._flow(task).used.add(1, at_ms)
+
+    def left(self, task: SimTask, at_ms: float) -> None:
+        self._flow(task).used.add(-1, at_ms)
+
+    def cut(self, at_ms: float) -> None:
+        """End the present window if it is long enough. O(flows) when it is."""
+        if at_ms - self._begin_ms < self._width_ms:
+            return
+        uses: dict[Key, Use] = {}
+        for key, flow in self._flows.items():
+            used, wanted = flow.used.integral(at_ms), flow.wanted.integral(at_ms)
+            if wanted > flow.told_wanted:
+                uses[key] = Use(used - flow.told_used, wanted - flow.told_wanted)
+            flow.told_used, flow.told_wanted = used, wanted
+        self.windows.append(Window(self._begin_ms, at_ms, uses))
+        self._begin_ms = at_ms
+        if len(self.windows) > WINDOWS_MAX:
+            pairs = zip(self.windows[::2], [*self.windows[1::2], None], strict=False)
+            self.windows = [joined([first, second]) if second else first for first, second in pairs]
+            self._width_ms *= 2
+
+    def _flow(self, task: SimTask) -> _Flow:
+        key = Key(task.flow.pool_id, task.tenant, task.priority)
+        flow = self._flows.get(key)
+        if flow is None:
+            flow = self._flows[key] = _Flow()
+        return flow
+
+
+def joined(windows: list[Window]) -> Window:
+    """Neighbouring windows as one."""
+    uses: dict[Key, Use] = {}
+    for window in windows:
+        for key, use in window.uses.items():
+            before = uses.get(key, Use(0.0, 0.0))
+            uses[key] = Use(before.used + use.used, before.wanted + use.wanted)
+    return Window(windows[0].begin_ms, windows[-1].end_ms, uses)
