@@ -6,6 +6,9 @@ from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.spec import PoolSpec
 
 _ABSENT = "unset"
+_SECRET_PREFIX = "provisioning.env."  # noqa: S105  (a key, not a secret)
+_HIDDEN = "changed, hidden"
+"""An engine's environment is where its secrets are: its values are never written."""
 
 
 def audit(before: PoolSpec | None, after: PoolSpec | None, pool_id: str, at_ms: int, actor: str) -> AuditRecord:
@@ -22,10 +25,10 @@ def audit(before: PoolSpec | None, after: PoolSpec | None, pool_id: str, at_ms: 
 
 def changes(before: PoolSpec, after: PoolSpec) -> dict[str, str]:
     """`old→new` of every key that differs, by dotted path. Named members of a list (tenants, priorities) are told
-    one by one: `admission.fairness.tenants.acme.weight`."""
+    one by one: `admission.fairness.tenants.acme.weight`. Values that may be secrets are hidden."""
     old, new = _flat(before), _flat(after)
     return {
-        key: f"{old.get(key, _ABSENT)}→{new.get(key, _ABSENT)}"
+        key: _HIDDEN if key.startswith(_SECRET_PREFIX) else f"{old.get(key, _ABSENT)}→{new.get(key, _ABSENT)}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, _ABSENT) != new.get(key, _ABSENT)
     }
