@@ -45,5 +45,5 @@ async def test_a_write_of_somebody_else_is_not_overwritten_unseen(bus: Bus) -> N
 
     changed = await pools.change(bus, "one", edit)  # type: ignore[arg-type]
     assert seen == [1, 5]
-    assert (changed.replicas, changed.slots) == (5, 9)
+    assert (changed.pool.replicas, changed.pool.slots) == (5, 9)
     await bus.close()

@@ -2,7 +2,7 @@
 
 import typer
 
-from llorch_ctl.commands import config, demo, doctor, engine, simulate, status, task, up, version
+from llorch_ctl.commands import config, demo, doctor, engine, pool, simulate, status, task, up, version
 from llorch_ctl.exits import MEANINGS
 
 _EPILOG = "Exit codes:\n\n" + "\n\n".join(f"{int(code):>3}  {meaning}" for code, meaning in MEANINGS.items())
@@ -21,6 +21,7 @@ app.command("up")(up.up)
 app.command("status")(status.status)
 app.add_typer(task.app, name="task")
 app.add_typer(engine.app, name="engine")
+app.add_typer(pool.app, name="pool")
 app.command("simulate")(simulate.simulate)
 app.command("doctor")(doctor.doctor)
 app.add_typer(config.app, name="config")

@@ -72,7 +72,7 @@ async def _scale(settings: Settings, pool_id: str, count: int, wait_s: float, *,
 
     async with bus_client.connected(settings.nats) as bus:
         try:
-            await pools.change(bus, pool_id, edit)
+            await pools.change(bus, pool_id, edit, command="engine up" if count else "engine down")
         except BusError as error:
             raise Problem(
                 f"the pool cannot be changed: {error or type(error).__name__}",
