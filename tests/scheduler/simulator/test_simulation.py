@@ -50,7 +50,7 @@ def test_interactive_tasks_go_before_batch_tasks() -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_in_every_scenario_each_task_ends_once(name: str, seed: int) -> None:
-    scale = 0.05 if name == "fleet" else 1.0
+    scale = 0.01 if name == "fleet" else 1.0
     simulation = Watched(shipped(name, scale=scale, tasks=400), seed)
     result = summarise(simulation.run(), scale=scale)
     simulation.check_finished()

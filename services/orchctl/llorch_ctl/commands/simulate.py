@@ -42,11 +42,17 @@ def simulate(
 
     team: 20 tenants on four RTX 3090
 
-    fleet: 100 replicas in five pools; --scale makes it larger
+    fleet: 1,000 replicas in five pools, a million tasks; --scale makes it smaller
 
     overload: ten times what the cards can do, with clients that come back as told
 
+    noisy-neighbour: two equal tenants, one of which sends fifty times as much
+
+    deadline-mix: deadlines from seconds to half an hour, in bursts above what can be done
+
     node-loss: nodes that die and return
+
+    canary: a tenth of the sessions on the next engine version, then back
 
     cold-start: engines that are still loading when the first clients come
 
