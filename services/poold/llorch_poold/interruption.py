@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
-from llorch_poold.adapters.port import EngineAdapter, EngineFailure, Finish, GenerationCall
+from llorch_poold.adapters.port import EngineAdapter, EngineFailure, Finish, Generation, GenerationCall
 from llorch_poold.self_test import probe_call, wait_slot_free
 from llorch_shared.wire.spec import PoolSpec
 
@@ -27,13 +27,15 @@ class NotShown(Exception):
 
 
 class _Listener:
-    """Takes tokens until it has `wanted` of them."""
+    """Takes tokens until it has `wanted` of them, and closes the call in the same breath: a fast engine has sent its
+    last token soon after."""
 
     def __init__(self, wanted: int) -> None:
         self._wanted: Final = wanted
         self.texts: list[str] = []
         self.reached: Final = asyncio.Event()
         self.ended = ""
+        self.generation: Generation | None = None
 
     def on_begin(self) -> None:
         """Nothing to do before the first token."""
@@ -44,7 +46,7 @@ class _Listener:
     def on_tokens(self, texts: Sequence[str]) -> None:
         self.texts += texts
         if len(self.texts) >= self._wanted:
-            self.reached.set()
+            self.stop()
 
     def on_finish(self, finish: Finish) -> None:
         self.ended = f"it ended by itself after {finish.tokens_out} tokens"
@@ -54,12 +56,19 @@ class _Listener:
         self.ended = str(failure)
         self.reached.set()
 
+    def stop(self) -> None:
+        if self.generation is not None:
+            self.generation.abort()
+        self.reached.set()
+
 
 async def show_interruption(adapter: EngineAdapter, spec: PoolSpec, slots: int, free_timeout_s: float) -> None:
     """Raises NotShown."""
     try:
         async with asyncio.timeout(PROOF_TIMEOUT_S + 3 * free_timeout_s):
             first = await _interrupted(adapter, spec, 0, STOP_AFTER_TOKENS, free_timeout_s)
+            if len(first) == _tokens_of(spec):
+                raise NotShown("it was done before it could be stopped")
             async with AsyncExitStack() as company:
                 if slots > 1:
                     await company.enter_async_context(_Company(adapter, spec, free_timeout_s))
@@ -77,11 +86,11 @@ async def _interrupted(
 ) -> list[str]:
     """At least `wanted` tokens of a generation that was stopped then. Raises NotShown, EngineBroke."""
     listener = _Listener(wanted)
-    generation = adapter.submit(_call(spec, slot), listener)
+    listener.generation = adapter.submit(_call(spec, slot), listener)
     try:
         await listener.reached.wait()
     finally:
-        generation.abort()
+        listener.stop()
     if listener.ended:
         raise NotShown(listener.ended)
     await wait_slot_free(adapter, slot, free_timeout_s)
@@ -97,10 +106,10 @@ class _Company:
         self._free_timeout_s: Final = free_timeout_s
 
     async def __aenter__(self) -> None:
-        listener = _Listener(1)
-        self._generation = self._adapter.submit(_call(self._spec, 0, seed=2), listener)
+        begun = _Listener(1)
+        self._generation = self._adapter.submit(_call(self._spec, 0, seed=2), begun)
         try:
-            await listener.reached.wait()
+            await begun.reached.wait()
         except asyncio.CancelledError:
             self._generation.abort()
             raise
@@ -111,4 +120,8 @@ class _Company:
 
 
 def _call(spec: PoolSpec, slot: int, *, seed: int = 1) -> GenerationCall:
-    return probe_call(spec, tokens=min(TOKENS_MAX, max(1, spec.ctx // 2)), slot=slot, seed=seed)
+    return probe_call(spec, tokens=_tokens_of(spec), slot=slot, seed=seed)
+
+
+def _tokens_of(spec: PoolSpec) -> int:
+    return min(TOKENS_MAX, max(1, spec.ctx // 2))

@@ -1,0 +1,50 @@
+"""Which engines prove that they can be interrupted, and what the others do instead (ORCH-3086)."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from llorch_poold.interruption import NotShown, show_interruption
+from poold.engines import mock_engine, set_fault
+from support.node_harness import mock_pool
+
+FREE_TIMEOUT_S = 0.5
+
+
+@pytest.mark.parametrize(("slots", "rate"), [(1, 100), (4, 100), (1, 5000), (2, 20)])
+async def test_an_engine_that_stops_and_repeats_itself_proves_it_in_no_time(slots: int, rate: int) -> None:
+    async with mock_engine("--slots", str(slots), "--rate", str(rate), "--ctx", "2048") as (engine, _):
+        begin = asyncio.get_running_loop().time()
+        await show_interruption(engine, mock_pool(slots=slots), slots, FREE_TIMEOUT_S)
+        assert asyncio.get_running_loop().time() - begin < 1
+        assert all([await engine.slot_free(slot) for slot in range(slots)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault", "says"),
+    [
+        (["--stamp"], {}, "other tokens the second time"),
+        ([], {"kind": "drift", "after": 0, "times": 1}, "other tokens the second time"),
+        ([], {"kind": "drift", "after": 2, "times": 1}, "other tokens the second time"),
+        ([], {"kind": "refuse_cancel", "times": 1}, "is still busy"),
+        ([], {"kind": "hang", "after": 2, "times": 1}, "took longer than"),
+        ([], {"kind": "reset", "after": 2, "times": 1}, "closed"),
+        ([], {"kind": "error", "times": 1}, "HTTP 500"),
+    ],
+)
+async def test_an_engine_that_does_not_is_told_why(
+    flags: list[str], fault: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llorch_poold.interruption.PROOF_TIMEOUT_S", 0.5)
+    async with mock_engine("--rate", "50", "--ctx", "2048", *flags) as (engine, http):
+        if fault:
+            await set_fault(http, **fault)
+        with pytest.raises(NotShown, match=says):
+            await show_interruption(engine, mock_pool(), 1, FREE_TIMEOUT_S)
+
+
+async def test_a_context_too_small_to_be_stopped_in_shows_nothing() -> None:
+    async with mock_engine("--rate", "200", "--ctx", "4") as (engine, _):
+        with pytest.raises(NotShown, match="ended by itself after 2 tokens"):
+            await show_interruption(engine, mock_pool(ctx=4), 1, FREE_TIMEOUT_S)
