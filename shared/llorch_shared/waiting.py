@@ -1,20 +1,212 @@
-"""How long a task will wait: one formula, used by the gateway for its answer and by the scheduler for its record.
+"""How long a task will wait: one formula, used by the gateway for its answer and by the scheduler for its record. Pure.
 
-    position = tasks that start before it: everything of a higher class, and what came earlier in its own
-    start    = 0                                          while position < slots_free
-             = (position - slots_free + 1) · service / slots    otherwise
+Tasks that start before it (the position): its own flow's n, and of the others what fair queueing serves meanwhile,
 
-`slots` busy slots end one task every service/slots on average. Until a first task has ended the bootstrap of
-REQUIREMENTS section 7 holds: position · 100 ms.
+    position = own + others,   own    = n + min(C - n, n · (Σw - w) / w)       flows of its class, weights w
+                               others = min(O, own · v / w_class)             classes, v the weight of the other ones
+
+and the same in expected slot time instead of tasks gives the work before it. Then, with s slots,
+
+    gap   = service / (s · work_rate)                  mean time between two starts of the pool
+    start = 0                                          while position < slots_free
+          = bias · (n · pace + (gap + pace) / 2)       if the flow's own pace is known: it already holds its share
+          = bias · (work / (s · work_rate) + gap)      otherwise
+
+`bias` is how much longer tasks of this class really waited than this said. While nothing is ready, the time until
+something is comes first, and its slots count as free then. Until a first task has ended the bootstrap of REQUIREMENTS
+section 7 holds: position · 100 ms.
 """
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
-from llorch_shared.wire.registry import PoolLoad
-from llorch_shared.wire.task import Priority
+from llorch_shared.on_time import on_time_probability
+from llorch_shared.wire.registry import ClassLoad, PoolLoad
+from llorch_shared.wire.task import Priority, TaskRequest
 
 BOOTSTRAP_MS: Final = 100
 RETRY_MIN_MS: Final = 1_000
+
+
+class Waiting(NamedTuple):
+    position: int
+    """Tasks that start before it."""
+    start_ms: float
+    """Until it starts."""
+    raw_ms: float
+    """The same before `bias`, for whoever measures it; 0 where the formula does not apply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What stands before a task in the queue. Work is expected slot time, milliseconds. Sums are without the task
+    itself; weights count its flow and class."""
+
+    flow_tasks: int
+    """Tasks of its own flow (tenant and class) that are served before it …"""
+    flow_work_ms: float
+    """… and their work."""
+    flow_weight: int
+    flows_weight: int
+    """Sum of the weights of the flows of its class that wait, its own included."""
+    class_tasks: int
+    """All tasks that wait in its class …"""
+    class_work_ms: float
+    """… and their work."""
+    class_weight: int
+    other_tasks: int
+    """All tasks that wait in other classes …"""
+    other_work_ms: float
+    """… and their work."""
+    other_weight: int
+    """Sum of the weights of the other classes in which tasks wait."""
+
+
+class Pace(NamedTuple):
+    """How fast the pool works."""
+
+    slots_total: int
+    slots_free: int
+    service_ms: float
+    work_rate: float = 1.0
+    flow_pace_ms: float = 0.0
+    bias: float = 1.0
+    loading_ms: int = 0
+    loading_slots: int = 0
+
+    @property
+    def gap_ms(self) -> float:
+        """Mean time between two starts; 0 while unknown."""
+        slots = self.slots_total or self.loading_slots
+        return self.service_ms / (slots * self.work_rate) if slots and self.work_rate > 0 else 0.0
+
+
+def foresee(ahead: Ahead, pace: Pace) -> Waiting:
+    """The formula."""
+    position = _before(ahead, ahead.flow_tasks, ahead.class_tasks, ahead.other_tasks)
+    loading_ms, slots, free = 0.0, pace.slots_total, pace.slots_free
+    if slots <= 0:
+        loading_ms, slots = float(pace.loading_ms), pace.loading_slots
+        free = slots
+    if position < free:
+        return Waiting(int(position), loading_ms, 0.0)
+    if pace.service_ms <= 0 or slots <= 0 or pace.work_rate <= 0:
+        return Waiting(int(position), loading_ms + (position - free + 1) * BOOTSTRAP_MS, 0.0)
+    gap_ms = pace.gap_ms
+    if pace.flow_pace_ms > 0:
+        raw_ms = ahead.flow_tasks * pace.flow_pace_ms + (gap_ms + pace.flow_pace_ms) / 2
+    else:
+        work_ms = _before(ahead, ahead.flow_work_ms, ahead.class_work_ms, ahead.other_work_ms)
+        raw_ms = work_ms / (slots * pace.work_rate) + gap_ms
+    raw_ms = max(0.0, raw_ms - free * gap_ms)
+    if loading_ms:
+        return Waiting(int(position), loading_ms + raw_ms, 0.0)
+    return Waiting(int(position), raw_ms * pace.bias, raw_ms)
+
+
+def _before(ahead: Ahead, flow: float, in_class: float, others: float) -> float:
+    """Tasks or work that are served before it: of its flow, of its class, of other classes."""
+    rivals = max(1, ahead.flows_weight) - ahead.flow_weight
+    own = flow + min(max(0.0, in_class - flow), flow * max(0, rivals) / max(1, ahead.flow_weight))
+    return own + min(others, own * ahead.other_weight / max(1, ahead.class_weight))
+
+
+def expect(load: PoolLoad | None, priority: Priority, tenant: str, seq: int | None = None) -> Waiting:
+    """Of the task of `tenant` stored at `seq` of its admission stream (none: of a newcomer), from the scheduler's last
+    load report."""
+    if load is None:
+        return Waiting(0, 0.0, 0.0)
+    accounted = load.queue_seq.get(priority, 0)
+    since = 0 if seq is None else max(seq - accounted - 1, -1 - load.queued.get(priority, 0))
+    return foresee(_ahead(load, priority, tenant, since), _pace(load, priority, tenant))
+
+
+def chance(load: PoolLoad | None, request: TaskRequest, tenant: str, *, start_ms: float) -> float | None:
+    """Chance that it ends before its deadline; None while nothing is known of this pool's slot times."""
+    if load is None or load.service_ms <= 0:
+        return None
+    line = load.classes.get(request.priority)
+    flow = line.flows.get(tenant) if line is not None else None
+    used = (flow.used if flow is not None else 0.0) or load.used or 1.0
+    tokens = request.max_tokens * used
+    if request.expected_tokens is not None:
+        tokens = float(min(request.expected_tokens, request.max_tokens))
+    return on_time_probability(
+        wait_ms=start_ms,
+        service_ms=load.overhead_ms + load.token_ms * tokens,
+        budget_ms=request.deadline_ms,
+        waits=load.wait_spread,
+        services=load.spread,
+        gap_ms=_pace(load, request.priority, tenant).gap_ms,
+    )
+
+
+def retry_after_ms(load: PoolLoad | None) -> int:
+    """When one place of a full queue is expected to be free, at least a second: what is said when nobody can promise
+    one."""
+    if load is None:
+        return RETRY_MIN_MS
+    pace = Pace(load.slots_total, 0, load.service_ms, load.work_rate, 0.0, 1.0, load.loading_ms, load.loading_slots)
+    wait_ms = pace.gap_ms + (load.loading_ms if load.slots_total <= 0 else 0)
+    return max(RETRY_MIN_MS, round(wait_ms))
+
+
+def _pace(load: PoolLoad, priority: Priority, tenant: str) -> Pace:
+    line = load.classes.get(priority)
+    flow = line.flows.get(tenant) if line is not None else None
+    return Pace(
+        slots_total=load.slots_total,
+        slots_free=load.slots_free,
+        service_ms=load.service_ms,
+        work_rate=load.work_rate,
+        flow_pace_ms=flow.pace_ms if flow is not None else 0.0,
+        bias=line.bias if line is not None else 1.0,
+        loading_ms=load.loading_ms,
+        loading_slots=load.loading_slots,
+    )
+
+
+def _ahead(load: PoolLoad, priority: Priority, tenant: str, since: int) -> Ahead:
+    """`since`: arrivals of the class that the report does not know, taken to be of the tenants in proportion to what
+    waits of them; negative: arrivals it knows that stand behind the task."""
+    line = load.classes.get(priority)
+    if line is None:
+        line = ClassLoad(queued=load.queued.get(priority, 0), work_ms=0, weight=1, flows_weight=1)
+    flow = line.flows.get(tenant)
+    if flow is not None:
+        tasks, work_ms, weight, weights = flow.queued, flow.work_ms, flow.weight, line.flows_weight
+    elif not line.flows:
+        tasks, work_ms, weight, weights = line.queued, line.work_ms, 1, 1
+    else:
+        tasks, work_ms, weight, weights = _unlisted(line)
+    each_ms = line.work_ms / line.queued if line.queued else load.service_ms
+    part = tasks / line.queued if line.queued else 1.0
+    own = max(0.0, tasks + since * part if since >= 0 else tasks - 1 + (since + 1) * part)
+    others = [(other.weight, other.queued, other.work_ms) for name, other in load.classes.items() if name != priority]
+    return Ahead(
+        flow_tasks=round(own),
+        flow_work_ms=max(0.0, work_ms + (own - tasks) * each_ms),
+        flow_weight=weight,
+        flows_weight=weights,
+        class_tasks=max(0, line.queued + since),
+        class_work_ms=max(0.0, line.work_ms + since * each_ms),
+        class_weight=line.weight,
+        other_tasks=sum(tasks for _, tasks, _ in others),
+        other_work_ms=sum(work_ms for _, _, work_ms in others),
+        other_weight=sum(weight for weight, tasks, _ in others if tasks),
+    )
+
+
+def _unlisted(line: ClassLoad) -> tuple[int, float, int, int]:
+    """A tenant that is not among those told: it waits for nothing of its own, or it is one of many with little."""
+    listed = sum(flow.queued for flow in line.flows.values())
+    weight = sum(flow.weight for flow in line.flows.values())
+    rest = line.queued - listed
+    if rest <= 0:
+        return 0, 0.0, 1, line.flows_weight + 1
+    work_ms = line.work_ms - sum(flow.work_ms for flow in line.flows.values())
+    flows = max(1, line.flows_weight - weight)
+    return round(rest / flows), max(0.0, work_ms / flows), 1, line.flows_weight
 
 
 def queue_position(load: PoolLoad | None, priority: Priority, seq: int) -> int:
@@ -44,10 +236,3 @@ def predict(load: PoolLoad | None, position: int) -> int:
     return predicted_start_ms(
         position, slots_total=load.slots_total, slots_free=load.slots_free, service_ms=load.service_ms
     )
-
-
-def retry_after_ms(load: PoolLoad | None) -> int:
-    """When one place of a full queue is expected to be free, at least a second."""
-    if load is None or load.service_ms <= 0 or load.slots_total <= 0:
-        return RETRY_MIN_MS
-    return max(RETRY_MIN_MS, round(load.service_ms / load.slots_total))

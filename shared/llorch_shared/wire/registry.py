@@ -85,8 +85,16 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """What it is busy with before it is ready, for people."""
 
 
+class SchedulerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`scheduler.<instance>`: a scheduler process that lives. The pools are shared among as many as there are."""
+
+    instance: Name
+    started_ms: int
+    renewed_ms: int
+
+
 class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """`lease.<role>`: who is active, by compare-and-set."""
+    """`lease.scheduler.<shard>`: who decides for the pools of this shard, by compare-and-set."""
 
     holder: str
     epoch: int
@@ -94,7 +102,8 @@ class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunFloor(msgspec.Struct, frozen=True, kw_only=True):
-    """`floor.run`: no unfinished run has a lower sequence, so a takeover reads only what lies above."""
+    """`floor.run.<shard>`: no unfinished run of the shard's pools has a lower sequence, so a takeover reads only what
+    lies above."""
 
     seq: int
 
@@ -108,6 +117,8 @@ class FlowLoad(msgspec.Struct, frozen=True, kw_only=True):
     weight: int = 1
     pace_ms: float = 0
     """Measured mean time between two starts of this flow while it waits; 0 when unknown."""
+    used: float = 0
+    """Part of max_tokens that its tasks generate, as measured; 0 when unknown."""
 
 
 class ClassLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,8 +156,14 @@ class PoolLoad(msgspec.Struct, frozen=True, kw_only=True):
     replicas_ready: int
     service_ms: float
     """Measured mean time a task holds a slot (EWMA); 0 until the first task ended."""
+    work_rate: float = 1.0
+    """Expected slot time that one slot works off per millisecond, as measured while tasks wait."""
+    used: float = 0
+    """Part of max_tokens that tasks of this pool generate, as measured; 0 until the first task ended."""
     loading_ms: int = 0
     """With no ready replica: expected time until one is; 0 otherwise."""
+    loading_slots: int = 0
+    """Slots it will bring."""
     classes: dict[str, ClassLoad] = {}
     """By priority."""
     token_ms: float = 0
@@ -226,6 +243,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
 NODE_DECODER: Final = msgspec.json.Decoder(NodeRecord)
 REPLICA_DECODER: Final = msgspec.json.Decoder(ReplicaRecord)
+SCHEDULER_DECODER: Final = msgspec.json.Decoder(SchedulerRecord)
 LEASE_DECODER: Final = msgspec.json.Decoder(LeaseRecord)
 FLOOR_DECODER: Final = msgspec.json.Decoder(RunFloor)
 LOAD_DECODER: Final = msgspec.json.Decoder(PoolLoad)

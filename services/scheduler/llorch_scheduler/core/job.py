@@ -56,6 +56,8 @@ class Job:
     """Prompt and generated tokens it is expected to take."""
     est_kv_mb: float = 0.0
     """KV cache it is expected to take."""
+    raw_wait_ms: float = 0.0
+    """Its wait as forecast at arrival, before correction by what others waited; 0 when there was no forecast."""
     ref: AdmissionRef | None = None
     run_seq: int = 0
     ticket: int = 0
@@ -69,6 +71,8 @@ class Job:
     """When its node was asked to stop it for more urgent work; 0 when it was not, or did not answer in time."""
     preempted_for: str = ""
     """The task that waits for its slot."""
+    stopped: bool = False
+    """It was preempted and has not been placed since."""
     watch: int = 0
     """Which entry of a heap of times is the one that counts."""
     missing_ms: int = 0

@@ -1,0 +1,230 @@
+"""What a pool's tasks may expect, learned from what its slots do: waits, chances, the rate at which places come back.
+
+Everything counts only while tasks wait: between two starts of which the later task waited already at the earlier one.
+
+    work_rate = expected slot time started / (time passed · slots)          what one slot works off per millisecond
+    share     = expected slot time a flow started / what the pool started between two starts of the flow
+    pace      = mean expected slot time of the flow's tasks / (share · slots · work_rate)
+
+Fair queueing is regular where time is not: a flow's share is known after a few of its starts. `bias` compares what
+tasks waited with what the formula said before it was corrected, so correcting it feeds nothing back.
+"""
+
+from collections import OrderedDict
+from typing import Final
+
+from msgspec import structs
+
+from llorch_scheduler.core.estimate import ServiceModel
+from llorch_scheduler.core.job import Job
+from llorch_shared.on_time import Spread, on_time_probability
+from llorch_shared.waiting import Ahead, Pace, Waiting, foresee
+from llorch_shared.wire.registry import ClassLoad
+from llorch_shared.wire.task import Priority
+
+FLOWS_MAX: Final = 4_096
+KEEP: Final = 0.99
+"""Of the pool's pace: the last 100 starts carry 63 %."""
+FLOW_KEEP: Final = 0.9
+BIAS_KEEP: Final = 0.98
+BIAS_RANGE: Final = (0.2, 5.0)
+_Flow = tuple[str, Priority]
+_PRIOR: Final = 10.0
+"""Samples that the expectation counts for, against what is measured."""
+_FLOW_KNOWN: Final = 3.0
+"""Weight of samples from which on a flow's own share is believed."""
+
+
+class _Turns:
+    """One flow's starts."""
+
+    __slots__ = ("between_ms", "count", "last_ms", "mark_ms", "own_ms")
+
+    def __init__(self) -> None:
+        self.count = self.own_ms = self.between_ms = 0.0
+        self.last_ms = -1
+        self.mark_ms = 0.0
+        """What the pool had started at its last start."""
+
+
+class _Bias:
+    """Real over predicted waits of one class."""
+
+    __slots__ = ("count", "real", "said")
+
+    def __init__(self) -> None:
+        self.count = self.real = self.said = 0.0
+
+    def add(self, real_ms: float, said_ms: float) -> None:
+        self.count = BIAS_KEEP * self.count + 1
+        self.real = BIAS_KEEP * self.real + real_ms
+        self.said = BIAS_KEEP * self.said + said_ms
+
+    @property
+    def value(self) -> float:
+        if not self.count:
+            return 1.0
+        prior = self.said / self.count * _PRIOR
+        low, high = BIAS_RANGE
+        return min(high, max(low, (self.real + prior) / (self.said + prior)))
+
+
+class _Drain:
+    """Places of one class's queue that are given back while tasks wait in it."""
+
+    __slots__ = ("_last_ms", "count", "time_ms")
+
+    def __init__(self) -> None:
+        self.count = self.time_ms = 0.0
+        self._last_ms = -1
+
+    def gave_back(self, at_ms: int, waited_since_ms: int) -> None:
+        if 0 <= waited_since_ms <= self._last_ms:
+            self.count = KEEP * self.count + 1
+            self.time_ms = KEEP * self.time_ms + at_ms - self._last_ms
+        self._last_ms = at_ms
+
+
+class Forecast:
+    """Of one pool. Every call is O(1), but `told`, which is O(flows told)."""
+
+    __slots__ = (
+        "_bias",
+        "_costs",
+        "_drains",
+        "_flows",
+        "_last_ms",
+        "_n",
+        "_slot_time_ms",
+        "_started_ms",
+        "loading_ms",
+        "loading_slots",
+        "service",
+        "slots_free",
+        "slots_total",
+        "waits",
+    )
+
+    def __init__(self) -> None:
+        self.service: Final = ServiceModel()
+        self.waits: Final = Spread()
+        """Real over told waits."""
+        self.slots_total = self.slots_free = 0
+        """Of the ready replicas: set by whoever calls, before anything is asked."""
+        self.loading_ms = self.loading_slots = 0
+        """With no ready replica: until one is, and what it brings; else 0."""
+        self._bias: Final = {priority: _Bias() for priority in Priority}
+        self._drains: Final = {priority: _Drain() for priority in Priority}
+        self._flows: Final[OrderedDict[_Flow, _Turns]] = OrderedDict()
+        self._n = self._costs = self._slot_time_ms = 0.0
+        self._started_ms = 0.0
+        """Expected slot time of all that started."""
+        self._last_ms = -1
+
+    # what happens
+
+    def started(self, job: Job, at_ms: int, *, waited_since_ms: int) -> None:
+        """A task of the queue takes a slot."""
+        self._started_ms += job.cost_ms
+        if 0 <= waited_since_ms <= self._last_ms and self.slots_total > 0:
+            self._n = KEEP * self._n + 1
+            self._costs = KEEP * self._costs + job.cost_ms
+            self._slot_time_ms = KEEP * self._slot_time_ms + (at_ms - self._last_ms) * self.slots_total
+        self._last_ms = at_ms
+        self._drains[job.record.priority].gave_back(at_ms, waited_since_ms)
+        self._turn(job, at_ms, waited_since_ms)
+        self._learn_wait(job, at_ms)
+
+    def left(self, job: Job, at_ms: int, *, waited_since_ms: int) -> None:
+        """A task of the queue ended there: its place is given back."""
+        self._drains[job.record.priority].gave_back(at_ms, waited_since_ms)
+
+    def _turn(self, job: Job, at_ms: int, waited_since_ms: int) -> None:
+        key = (job.record.tenant, job.record.priority)
+        turns = self._flows.pop(key, None) or _Turns()
+        if 0 <= waited_since_ms <= turns.last_ms:
+            turns.count = FLOW_KEEP * turns.count + 1
+            turns.own_ms = FLOW_KEEP * turns.own_ms + job.cost_ms
+            turns.between_ms = FLOW_KEEP * turns.between_ms + self._started_ms - turns.mark_ms
+        turns.last_ms, turns.mark_ms = at_ms, self._started_ms
+        self._flows[key] = turns
+        if len(self._flows) > FLOWS_MAX:
+            self._flows.popitem(last=False)
+
+    def _learn_wait(self, job: Job, at_ms: int) -> None:
+        """Once per task: what comes back from a replica was forecast for another line."""
+        raw_ms, job.raw_wait_ms = job.raw_wait_ms, 0.0
+        if raw_ms > 0:
+            real_ms, gap_ms = max(0, at_ms - job.record.admitted_ms), self.pace().gap_ms
+            self._bias[job.record.priority].add(real_ms, raw_ms)
+            self.waits.add((real_ms + gap_ms) / (job.record.predicted_start_ms + gap_ms))
+
+    # what is expected
+
+    @property
+    def work_rate(self) -> float:
+        if not self._n:
+            return 1.0
+        prior_ms = self._costs / self._n * _PRIOR
+        return (self._costs + prior_ms) / (self._slot_time_ms + prior_ms)
+
+    def pace(self, priority: Priority | None = None, tenant: str = "", cost_ms: float = 0.0) -> Pace:
+        """Of the pool; and of a flow, whose tasks cost `cost_ms` on average, with its class's bias."""
+        return Pace(
+            slots_total=self.slots_total,
+            slots_free=self.slots_free,
+            service_ms=self.service.mean_ms,
+            work_rate=self.work_rate,
+            flow_pace_ms=self._flow_pace_ms(priority, tenant, cost_ms) if priority is not None else 0.0,
+            bias=self._bias[priority].value if priority is not None else 1.0,
+            loading_ms=self.loading_ms,
+            loading_slots=self.loading_slots,
+        )
+
+    def waiting(self, ahead: Ahead, priority: Priority, tenant: str) -> Waiting:
+        """Of a task that stands behind `ahead`."""
+        cost_ms = ahead.flow_work_ms / ahead.flow_tasks if ahead.flow_tasks else 0.0
+        return foresee(ahead, self.pace(priority, tenant, cost_ms))
+
+    def chance(self, waiting_ms: float, service_ms: float, budget_ms: float) -> float:
+        """Chance that a task ends within `budget_ms` from now."""
+        return on_time_probability(
+            wait_ms=waiting_ms,
+            service_ms=service_ms,
+            budget_ms=budget_ms,
+            waits=self.waits.parts() if waiting_ms > 0 else (),
+            services=self.service.spread.parts(),
+            gap_ms=self.pace().gap_ms,
+        )
+
+    def places_per_ms(self, priority: Priority, *, share: float = 1.0) -> float:
+        """Places of this class's queue that are given back per millisecond while tasks wait in it; 0 while unknown.
+        `share`: of the class by weight, what is expected until enough were seen."""
+        gap_ms, drain = self.pace().gap_ms, self._drains[priority]
+        if gap_ms <= 0 or share <= 0:
+            return drain.count / drain.time_ms if drain.count >= _PRIOR and drain.time_ms else 0.0
+        return (drain.count + _PRIOR) / (drain.time_ms + _PRIOR * gap_ms / share)
+
+    def told(self, classes: dict[str, ClassLoad]) -> dict[str, ClassLoad]:
+        """The backlog by class with what was learned about it."""
+        return {name: self._told_class(Priority(name), line) for name, line in classes.items()}
+
+    def _told_class(self, priority: Priority, line: ClassLoad) -> ClassLoad:
+        flows = {
+            tenant: structs.replace(
+                flow,
+                pace_ms=round(self._flow_pace_ms(priority, tenant, flow.work_ms / flow.queued), 3)
+                if flow.queued
+                else 0,
+                used=round(self.service.used(tenant, priority), 4),
+            )
+            for tenant, flow in line.flows.items()
+        }
+        return structs.replace(line, flows=flows, bias=round(self._bias[priority].value, 4))
+
+    def _flow_pace_ms(self, priority: Priority, tenant: str, cost_ms: float) -> float:
+        turns = self._flows.get((tenant, priority))
+        if turns is None or turns.count < _FLOW_KNOWN or turns.between_ms <= 0 or self.slots_total <= 0:
+            return 0.0
+        share = min(1.0, turns.own_ms / turns.between_ms)
+        return (cost_ms or turns.own_ms / turns.count) / (share * self.slots_total * self.work_rate)

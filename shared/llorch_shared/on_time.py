@@ -1,0 +1,101 @@
+"""Chance that a task ends before its deadline, from measured distributions. Pure.
+
+With r the ratio of real to told wait and s that of real to expected slot time, both as measured lately (`Spread`), and
+g the mean time between two starts of the pool, a task that was told to wait w and is expected to take c is in time with
+
+    P = Σ_i Σ_j p_i · q_j · [ (w + g) · r_i - g + c · s_j ≤ budget ]
+
+p and q are the parts of the samples in each bucket of r and s; g keeps short waits comparable with long ones. The sum
+over the larger of the two terms is taken within its buckets, too, as if samples lay evenly in each, so that P does not
+jump. Without a wait (w = 0) only c counts. Buckets are a quarter of an octave wide, from 1/16 to 16; what is
+beyond counts in the outermost.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Final
+
+_PER_OCTAVE: Final = 4
+_OCTAVES: Final = 4
+BUCKETS: Final = 2 * _OCTAVES * _PER_OCTAVE
+EDGES: Final = tuple(round(2 ** (i / _PER_OCTAVE - _OCTAVES), 9) for i in range(BUCKETS + 1))
+_MIDS: Final = tuple(round(2 ** ((i + 0.5) / _PER_OCTAVE - _OCTAVES), 9) for i in range(BUCKETS))
+"""Rounded: the last bits of a power differ between machines, decisions must not."""
+
+_KEEP: Final = 0.995
+"""Weight of a sample against the next one: the last 200 carry 63 %."""
+_RESCALE_AT: Final = 1e9
+_PRIOR_WEIGHT: Final = 8.0
+_PRIOR_HALF: Final = 2 * _PER_OCTAVE
+_PRIOR: Final = tuple(max(0.0, _PRIOR_HALF + 0.5 - abs(i + 0.5 - BUCKETS / 2)) / _PRIOR_HALF**2 for i in range(BUCKETS))
+"""Before anything was measured: a triangle from a quarter to four times what was expected."""
+
+
+class Spread:
+    """Decaying histogram of ratios of real to expected values. `add` is O(1)."""
+
+    __slots__ = ("_counts", "_total", "_unit")
+
+    def __init__(self) -> None:
+        self._counts = [_PRIOR_WEIGHT * part for part in _PRIOR]
+        self._total = _PRIOR_WEIGHT
+        self._unit = 1.0
+
+    def add(self, ratio: float) -> None:
+        self._unit /= _KEEP
+        self._counts[bucket(ratio)] += self._unit
+        self._total += self._unit
+        if self._unit > _RESCALE_AT:
+            self._counts = [count / self._unit for count in self._counts]
+            self._total /= self._unit
+            self._unit = 1.0
+
+    def parts(self) -> tuple[float, ...]:
+        """Part of the samples in each bucket, as it is told."""
+        return tuple(round(count / self._total, 4) for count in self._counts)
+
+
+def bucket(ratio: float) -> int:
+    return min(BUCKETS - 1, max(0, bisect_right(EDGES, ratio) - 1))
+
+
+def on_time_probability(
+    *,
+    wait_ms: float,
+    service_ms: float,
+    budget_ms: float,
+    waits: Sequence[float] = (),
+    services: Sequence[float] = (),
+    gap_ms: float = 0.0,
+) -> float:
+    """P as above, 0..1. `waits` and `services` are `Spread.parts`; an empty one stands for the spread before
+    anything was measured."""
+    if budget_ms <= 0:
+        return 0.0
+    services = services if len(services) == BUCKETS else _PRIOR
+    waits = waits if len(waits) == BUCKETS else _PRIOR
+    if service_ms <= 0:
+        service_ms = 1.0
+    if wait_ms <= 0:
+        return _below(services, budget_ms / service_ms)
+    wait_ms, budget_ms = wait_ms + gap_ms, budget_ms + gap_ms
+    if wait_ms >= service_ms:
+        outer, outer_ms, inner, inner_ms = services, service_ms, waits, wait_ms
+    else:
+        outer, outer_ms, inner, inner_ms = waits, wait_ms, services, service_ms
+    chance = 0.0
+    for part, mid in zip(outer, _MIDS, strict=True):
+        if part:
+            chance += part * _below(inner, (budget_ms - outer_ms * mid) / inner_ms)
+    return min(1.0, chance)
+
+
+def _below(parts: Sequence[float], ratio: float) -> float:
+    """Part of the samples that are at most `ratio`."""
+    if ratio <= EDGES[0]:
+        return 0.0
+    if ratio >= EDGES[-1]:
+        return 1.0
+    at = bucket(ratio)
+    inside = (ratio - EDGES[at]) / (EDGES[at + 1] - EDGES[at])
+    return min(1.0, (sum(parts[:at]) + parts[at] * inside) / max(sum(parts), 1e-9))
