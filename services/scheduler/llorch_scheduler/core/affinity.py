@@ -7,6 +7,8 @@ and for the life of the engine that had it. Memory is bounded: the sessions that
 from collections import OrderedDict
 from typing import Final, NamedTuple
 
+from llorch_scheduler.core.replica import Replica
+
 SESSIONS_MAX: Final = 65_536
 """Per pool. Some hundred bytes each: more sessions than that are not warm anywhere."""
 
@@ -16,6 +18,11 @@ class Last(NamedTuple):
     incarnation: str
     """The life of its engine: the cache ends with it."""
     at_ms: int
+
+    def was_on(self, replica: Replica) -> bool:
+        """In the same life of its engine."""
+        record = replica.record
+        return record is not None and (replica.replica_id, record.incarnation) == (self.replica_id, self.incarnation)
 
 
 class Affinity:

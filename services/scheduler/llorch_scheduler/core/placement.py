@@ -37,6 +37,7 @@ FILTERS: Final = (
 ABOUT: Final = 1.15
 """Ends within this factor of the soonest count as equal: speeds are measured no better than that, and a warm cache is
 worth more than the difference."""
+_TERMS: Final = ("free_vram_mb", "active_slots", "replica_id")
 _CTX_CLASS_LEAST: Final = 256
 
 
@@ -126,17 +127,24 @@ def soonest(offers: Sequence[Offer]) -> list[Offer]:
     return [offer for offer in offers if offer.end_ms <= least * ABOUT]
 
 
-def terms(picked: Entry, runner_up: Entry | None) -> tuple[str, ...]:
-    """The terms of OC-CORE-1017 up to the first in which they differ."""
-    if runner_up is None:
+def tie_breakers(
+    offers: Sequence[Offer], tied: Sequence[Offer], picked: Entry, second: Entry | None, *, by_session: bool
+) -> tuple[str, ...]:
+    """Parts of the score that had to be looked at until one candidate was left. `second` would be picked among its
+    peers if `picked` were not there."""
+    if sum(offer.peers.free for offer in offers) == 1:
         return ()
-    if picked[0] != runner_up[0]:
-        return ("free_vram_mb",)
-    return (
-        ("free_vram_mb", "active_slots")
-        if picked[1] != runner_up[1]
-        else ("free_vram_mb", "active_slots", "replica_id")
-    )
+    first = ("predicted_end_ms",) if any(offer.end_ms for offer in offers) else ()
+    if first and sum(offer.peers.free for offer in tied) == 1:
+        return first
+    if by_session:
+        return (*first, "session_affinity")
+    rivals = [offer.best for offer in tied if offer.best is not picked]
+    runner_up = min([*rivals, second] if second is not None else rivals, default=None)
+    if runner_up is None:
+        return first
+    differs = next(place for place in range(len(_TERMS)) if picked[place] != runner_up[place])
+    return (*first, *_TERMS[: differs + 1])
 
 
 def pinned(request: TaskRequest) -> bool:

@@ -23,7 +23,7 @@ from llorch_scheduler.core.placement import (
     refusal,
     shape_of,
     soonest,
-    terms,
+    tie_breakers,
 )
 from llorch_scheduler.core.replica import Replica, kv_mb
 from llorch_scheduler.core.replica_sets import ReplicaSets, SetKey
@@ -41,7 +41,7 @@ class _View(NamedTuple):
 
     kinds: tuple[Kind, ...]
     removed: tuple[tuple[str, int], ...]
-    """Replicas that did not pass, by filter."""
+    """Ready replicas that did not pass, by filter."""
     replica_set: str
 
 
@@ -110,14 +110,12 @@ class PoolFleet:
         """KV memory the task takes where engines take it as tasks come, MiB; 0 where none does. O(kinds)."""
         return max((kv_mb(request.ctx, each.kv_bytes_per_token) for each in self.index.kinds), default=0)
 
-    def decide(
-        self, request: TaskRequest, *, at_ms: int, shape: Shape | None = None, expected_tokens: float | None = None
-    ) -> Decision:
-        """Pick the replica that takes the task now. `shape` is `shape_of(request)`, if the caller has it;
-        `expected_tokens` will be generated, by default as many as the client expects or permits."""
+    def decide(self, request: TaskRequest, *, at_ms: int, expected_tokens: float | None = None) -> Decision:
+        """Pick the replica that takes the task now. `expected_tokens` will be generated; by default as many as the
+        client expects or permits."""
         spec = self.spec
         assert spec is not None, "nothing is placed on a pool that is not wanted"
-        view = self._view(shape or self.shape_of(request), spec)
+        view = self._view(self.shape_of(request), spec)
         expected = expected_tokens if expected_tokens is not None else request.expected_tokens or request.max_tokens
         offers, removed = self._offers(view, request, expected)
         last = self.affinity.last(request.session_id, at_ms=at_ms, ttl_ms=spec.affinity.ttl_ms)
@@ -129,8 +127,8 @@ class PoolFleet:
         tied = soonest(offers)
         warm = self._warm(last, tied)
         offer, entry = warm if warm is not None else _roomiest(tied)
-        ties = self._ties(offers, tied, entry, by_session=warm is not None)
-        kv_warmth = _had_last(entry[4], last) if last is not None else None
+        ties = tie_breakers(offers, tied, entry, self.index.second(offer.peers), by_session=warm is not None)
+        kv_warmth = last.was_on(entry[4]) if last is not None else None
         log = self._log(
             request,
             spec,
@@ -170,8 +168,7 @@ class PoolFleet:
         return view
 
     def _look(self, shape: Shape, spec: PoolSpec) -> _View:
-        removed: Counter[str] = Counter(draining=self.index.draining)
-        removed["ready"] = len(self.index.replicas) - self.index.ready - self.index.draining
+        removed: Counter[str] = Counter()
         kinds: list[Kind] = []
         for abilities, kind in self.index.kinds.items():
             name = refusal(abilities, shape, spec, self.sets)
@@ -198,37 +195,23 @@ class PoolFleet:
                     short += peers.free
                 else:
                     offers.append(Offer(predicted_end_ms(peers.speed, expected), best, peers, need_mb))
-        dynamic = (("slots", full), ("vram", short))
-        return offers, [*view.removed, *(each for each in dynamic if each[1])]
+        index = self.index
+        away = (("ready", len(index.replicas) - index.ready - index.draining), ("draining", index.draining))
+        removed = (*away, *view.removed, ("slots", full), ("vram", short))
+        return offers, [each for each in removed if each[1]]
 
     def _warm(self, last: Last | None, tied: Sequence[Offer]) -> tuple[Offer, Entry] | None:
         """The replica that had the session last, if it is one of those that end about as soon as any."""
         place = self.index.free_place(last.replica_id) if last is not None else None
-        if place is None:
+        if last is None or place is None:
             return None
         peers, entry = place
-        if not _had_last(entry[4], last):
+        if not last.was_on(entry[4]):
             return None
         offer = next((each for each in tied if each.peers is peers), None)
         if offer is None or (offer.need_mb and -entry[0] < offer.need_mb):
             return None
         return offer, entry
-
-    def _ties(
-        self, offers: Sequence[Offer], tied: Sequence[Offer], picked: Entry, *, by_session: bool
-    ) -> tuple[str, ...]:
-        candidates = sum(offer.peers.free for offer in offers)
-        if candidates == 1:
-            return ()
-        first = ("predicted_end_ms",) if any(offer.end_ms for offer in offers) else ()
-        left = sum(offer.peers.free for offer in tied)
-        if left == 1 and first:
-            return first
-        if by_session:
-            return (*first, "session_affinity")
-        rivals = [offer.best for offer in tied if offer.best is not picked]
-        second = next((self.index.second(offer.peers) for offer in tied if offer.best is picked), None)
-        return (*first, *terms(picked, min((*rivals, second) if second is not None else rivals, default=None)))
 
     def _log(
         self,
@@ -262,10 +245,3 @@ class PoolFleet:
 def _roomiest(tied: Sequence[Offer]) -> tuple[Offer, Entry]:
     offer = min(tied, key=lambda each: each.best[:3])
     return offer, offer.best
-
-
-def _had_last(replica: Replica, last: Last | None) -> bool:
-    """In the same life of its engine."""
-    if last is None or replica.record is None:
-        return False
-    return (replica.replica_id, replica.record.incarnation) == (last.replica_id, last.incarnation)
