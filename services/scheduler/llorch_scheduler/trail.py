@@ -36,7 +36,9 @@ def _event(effect: Place | Requeue | End | Preempted) -> tuple[AuditEvent, Detai
 
 
 def _decision(effect: Place) -> Detail:
+    """The decision log: who was looked at, what removed candidates, and the score of the one that was picked."""
     log = effect.log
+    warmth: Detail = {} if log.kv_warmth is None else {"kv_warmth": log.kv_warmth}
     return {
         "candidates_considered": log.candidates_considered,
         "filters_applied": list(log.filters_applied),
@@ -44,6 +46,11 @@ def _decision(effect: Place) -> Detail:
         "pinned": log.pinned,
         "fallback_used": log.fallback_used,
         "decision_reason": log.decision_reason,
+        "predicted_end_ms": log.predicted_end_ms,
+        "free_vram_mb": log.free_vram_mb,
+        "active_slots": log.active_slots,
+        "replica_set": log.replica_set,
+        **warmth,
     }
 
 
