@@ -4,7 +4,7 @@ Subscribed first, read second; of two versions of a key the higher sequence wins
 matter. After a reconnect the snapshot is read again. Cost: O(keys) per snapshot, O(1) per change.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal
 
 from llorch_shared import streams, subjects
@@ -32,6 +32,11 @@ class LiveTable:
     @property
     def values(self) -> Mapping[str, bytes]:
         return self._values
+
+    @property
+    def known(self) -> Iterable[str]:
+        """Every key that was ever seen, removed ones included."""
+        return self._seqs
 
     def seq(self, key: str) -> int:
         """Sequence of the newest version seen, markers included; what a compare-and-set expects. 0 if never seen."""

@@ -68,7 +68,7 @@ METRICS: Final[dict[str, MetricSpec]] = {
     "sse_streams_open": MetricSpec("gauge", "Open token streams"),
     "bus_connected": MetricSpec("gauge", "1 while the bus connection stands"),
     "bus_errors_total": MetricSpec("counter", "Errors the bus connection reported", ("kind",)),
-    "scheduler_active": MetricSpec("gauge", "1 while this scheduler holds the lease"),
+    "scheduler_active": MetricSpec("gauge", "Shards whose pools this scheduler decides for"),
     "replica_restarts_total": MetricSpec("counter", "Engine processes started again", ("pool_id",)),
     "cancel_latency_ms": MetricSpec("histogram", "Cancel wish to free slot", (), _ADMISSION_MS),
 }

@@ -27,7 +27,7 @@ REGISTRY_LIVE: Final = "llorch.reg.live.{key}"
 SPEC: Final = "$KV.SPEC.{key}"
 SPEC_LIVE: Final = "llorch.spec.live.{key}"
 LOAD: Final = "llorch.load.{pool}"
-LOCATE: Final = "llorch.sch.locate"
+LOCATE: Final = "llorch.sch.{shard}.locate"
 APPOINT: Final = "llorch.sch.{shard}.appoint"
 PREEMPT: Final = "llorch.pre.{node}"
 PROVISION_ENGINE: Final = "llorch.prov.{node}.engine.ensure"
@@ -61,8 +61,6 @@ CORRELATION_HEADER: Final = "X-Correlation-Id"
 BUS_LANE: Final = "bus"
 """Lane of tasks that a bus client published straight to the admission stream without naming one."""
 
-LEASE_KEY: Final = "lease.scheduler"
-RUN_FLOOR_KEY: Final = "floor.run"
 SHARDS: Final = 8
 """Parts of the pools that schedulers lease. Part of the contract: all processes of a system must agree on it."""
 
@@ -155,6 +153,22 @@ def spec_key(subject: str) -> str:
 
 def load(pool: str) -> str:
     return f"llorch.load.{token(pool)}"
+
+
+def lease_key(shard: int) -> str:
+    return f"lease.scheduler.{shard}"
+
+
+def floor_key(shard: int) -> str:
+    return f"floor.run.{shard}"
+
+
+def scheduler_key(instance: str) -> str:
+    return f"scheduler.{token(instance)}"
+
+
+def locate(shard: int) -> str:
+    return f"llorch.sch.{shard}.locate"
 
 
 def appoint(shard: int) -> str:
@@ -296,11 +310,11 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
     ),
     Subject(
         pattern=REGISTRY,
-        title="Nodes, replicas and leases; each key expires unless renewed",
+        title="Nodes, replicas, schedulers and leases; each key expires unless renewed",
         publishers=("poold", "scheduler"),
         consumers=("gateway", "scheduler", "poold"),
         delivery=Delivery.LATEST,
-        payload="NodeRecord | ReplicaRecord | LeaseRecord | RunFloor",
+        payload="NodeRecord | ReplicaRecord | SchedulerRecord | LeaseRecord | RunFloor",
     ),
     Subject(
         pattern=REGISTRY_LIVE,
@@ -308,7 +322,7 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         publishers=("nats-server",),
         consumers=("gateway", "scheduler", "poold", "orchctl"),
         delivery=Delivery.SIGNAL,
-        payload="NodeRecord | ReplicaRecord | LeaseRecord | RunFloor",
+        payload="NodeRecord | ReplicaRecord | SchedulerRecord | LeaseRecord | RunFloor",
     ),
     Subject(
         pattern=SPEC,
@@ -336,7 +350,7 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
     ),
     Subject(
         pattern=LOCATE,
-        title="Where is this queued task?",
+        title="Where is this queued task? Answered for the pools of one shard",
         publishers=("gateway",),
         consumers=("scheduler",),
         delivery=Delivery.REQUEST,

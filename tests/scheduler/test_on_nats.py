@@ -95,7 +95,7 @@ async def test_a_process_killed_with_minus_nine_is_replaced_by_another(nats_serv
     async with town(NatsWorld(nats_server)) as place:
         leases: list[str] = []
         await place.client.bus.subscribe(
-            subjects.registry_live(subjects.LEASE_KEY),
+            subjects.registry_live(subjects.lease_key(subjects.shard_of("p1"))),
             lambda message: leases.append(LEASE_DECODER.decode(message.data).holder) if message.data else None,
         )
         environment = {**os.environ, "NATS_URL": nats_server.url, "LLORCH_LOG_LEVEL": "warning"}

@@ -25,8 +25,10 @@ async def _depth(town_: Town, pool: str = "p1", priority: Priority = Priority.IN
     return (await town_.client.bus.stream_state(streams.admission_stream(pool, priority))).messages
 
 
-async def _locate(town_: Town, task_id: str) -> Located:
-    message = await town_.client.bus.request(subjects.LOCATE, msgspec.json.encode(TaskRef(task_id=task_id)))
+async def _locate(town_: Town, task_id: str, pool: str = "p1") -> Located:
+    message = await town_.client.bus.request(
+        subjects.locate(subjects.shard_of(pool)), msgspec.json.encode(TaskRef(task_id=task_id))
+    )
     return LOCATED_DECODER.decode(message.data)
 
 
@@ -267,6 +269,7 @@ async def test_an_end_whose_scheduler_died_before_the_audit_is_audited_by_the_ne
         async def repair(before_seq: int) -> int:
             return await repair_audit(
                 place.client.bus,
+                subjects.shard_of("p1"),
                 audit,
                 before_seq=before_seq,
                 actor="scheduler/2",
@@ -396,7 +399,7 @@ async def test_only_the_active_one_answers_and_a_standby_places_nothing() -> Non
         node = await place.node()
         await place.client.admit(request())
         await eventually(lambda: len(node.held) == 1)
-        assert second.scheduler.term_loop is None
+        assert second.scheduler.terms == {}
         await first.leave()
         await second.leave()
         with pytest.raises(NoResponder):
@@ -462,10 +465,10 @@ async def test_a_pool_added_later_is_served_and_a_removed_one_keeps_its_tasks() 
         await place.client.want(pool_spec("p2"))
         task = request()
         await place.client.admit(task, pool="p2")
-        assert (await _locate(place, task.task_id)).pool_id == "p2"
+        assert (await _locate(place, task.task_id, "p2")).pool_id == "p2"
         await place.client.bus.store(subjects.spec(subjects.pool_key("p2")), b"", headers={"KV-Operation": "DEL"})
         node = await place.node(pool="p2", replica="p2-a-0")
-        assert (await _locate(place, task.task_id)).found
+        assert (await _locate(place, task.task_id, "p2")).found
         await place.client.want(pool_spec("p2"))
         await eventually(lambda: task.task_id in node.held)
 
@@ -480,7 +483,9 @@ async def test_a_takeover_does_not_read_runs_that_ended_long_ago() -> None:
         await eventually(lambda: len(place.client.finals) == 5)
 
         async def floor() -> int:
-            message = await place.client.bus.last(streams.REG, subjects.registry(subjects.RUN_FLOOR_KEY))
+            message = await place.client.bus.last(
+                streams.REG, subjects.registry(subjects.floor_key(subjects.shard_of("p1")))
+            )
             return FLOOR_DECODER.decode(message.data).seq if message else 0
 
         last_seq = (await place.client.bus.stream_state(streams.RUN)).last_seq
@@ -488,5 +493,4 @@ async def test_a_takeover_does_not_read_runs_that_ended_long_ago() -> None:
         await first.leave()
         second = await place.scheduler()
         await eventually(lambda: second.active)
-        assert second.scheduler.term_loop is not None
-        assert second.scheduler.term_loop.core.jobs == {}
+        assert second.scheduler.terms[subjects.shard_of("p1")].core.jobs == {}

@@ -240,8 +240,13 @@ class Process:
         self.task = asyncio.create_task(self.scheduler.run(self.stop))
 
     @property
+    def shards(self) -> frozenset[int]:
+        """Those whose takeover is complete."""
+        return frozenset(shard for shard, loop in self.scheduler.terms.items() if loop.decides)
+
+    @property
     def active(self) -> bool:
-        return self.metrics.registry.get_sample_value("scheduler_active") == 1
+        return bool(self.shards)
 
     async def kill(self) -> None:
         await _cancelled(self.task)

@@ -159,7 +159,8 @@ def test_what_is_only_a_signal_is_stored_nowhere() -> None:
         subjects.registry_live("node.n"),
         f"llorch.live.run.{UUID}",
         subjects.provision_progress("n", "j"),
-        subjects.LOCATE,
+        subjects.locate(0),
+        subjects.appoint(0),
         subjects.API_SUBMIT,
     ):
         assert not any(matches(pattern, subject) for pattern in listed), subject

@@ -81,6 +81,7 @@ def test_a_record_of_an_older_service_is_read_by_a_newer_one() -> None:
         (run.LOCATED_DECODER, run.Located(found=False)),
         (task.REQUEST_DECODER, task_request(prompt="é\n\u2028", seed=7, kv_hint="cold")),
         (audit.AUDIT_DECODER, audit.AuditRecord(event=audit.AuditEvent.DONE, task_id="t", at_ms=1, actor="poold/1")),
+        (registry.SCHEDULER_DECODER, registry.SchedulerRecord(instance="s", started_ms=2, renewed_ms=3)),
         (registry.LEASE_DECODER, registry.LeaseRecord(holder="s", epoch=2, renewed_ms=3)),
         (registry.FLOOR_DECODER, registry.RunFloor(seq=4)),
         (POOL_DECODER, PoolSpec(id="p", engine=Engine.MOCK, model="m", devices=(0, 2))),

@@ -99,7 +99,8 @@ class Cluster:
     async def start(self, spec: PoolSpec | None = None, *replicas: ReplicaRecord) -> None:
         await self.bus.ensure(streams.base())
         await self.add_pool(spec or pool_spec(), *(replicas or (replica(),)))
-        await self.bus.serve(subjects.LOCATE, self._locate)
+        for shard in range(subjects.SHARDS):
+            await self.bus.serve(subjects.locate(shard), self._locate)
 
     async def add_pool(self, spec: PoolSpec, *replicas: ReplicaRecord) -> None:
         await self.bus.ensure(streams.admission(spec))

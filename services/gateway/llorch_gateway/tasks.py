@@ -72,19 +72,36 @@ class Tasks:
         located = self._admissions.recent(task)
         if located is not None:
             return Found(None, located, local=True)
-        try:
-            answer = await self._bus.request(
-                subjects.LOCATE, msgspec.json.encode(TaskRef(task_id=task)), timeout_s=LOCATE_TIMEOUT_S
-            )
-        except (NoResponder, Unanswered) as error:
-            raise unavailable("no scheduler answers where queued tasks are") from error
-        located = LOCATED_DECODER.decode(answer.data)
+        located = await self._locate(task)
         if located.found:
             return Found(None, located, located.lane == self._router.lane)
         record = await self.record(task)
         if record is None:
             raise not_found(f"task {task}")
         return Found(record, None, record.lane == self._router.lane)
+
+    async def _locate(self, task: str) -> Located:
+        """Ask whoever decides for a shard, all shards at once. Raises OrchError when one does not answer."""
+        answers = [
+            found
+            for found in await asyncio.gather(*(self._ask(shard, task) for shard in range(subjects.SHARDS)))
+            if found is not None
+        ]
+        if not answers:
+            raise unavailable("no scheduler answers where queued tasks are")
+        return next((found for found in answers if found.found), answers[0])
+
+    async def _ask(self, shard: int, task: str) -> Located | None:
+        """None where nobody decides: a shard without pools."""
+        try:
+            answer = await self._bus.request(
+                subjects.locate(shard), msgspec.json.encode(TaskRef(task_id=task)), timeout_s=LOCATE_TIMEOUT_S
+            )
+        except NoResponder:
+            return None
+        except Unanswered as error:
+            raise unavailable("no scheduler answers where queued tasks are") from error
+        return LOCATED_DECODER.decode(answer.data)
 
     async def record(self, task: str) -> RunRecord | None:
         """Raises BusError."""

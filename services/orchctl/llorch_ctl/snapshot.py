@@ -4,6 +4,7 @@ Everything but the gateway's readiness comes from streams and buckets, so it is 
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import Final
 
 import aiohttp
@@ -19,6 +20,7 @@ from llorch_shared.wire.registry import (
     LEASE_DECODER,
     NODE_DECODER,
     REPLICA_DECODER,
+    SCHEDULER_DECODER,
     NodeRecord,
     ReplicaRecord,
     ReplicaState,
@@ -69,7 +71,7 @@ async def take(bus: Bus, *, nats_url: str, gateway_url: str) -> SystemStatus:
     services = [
         ServiceStatus(name="nats-server", ok=True, where=redact(nats_url)),
         await _gateway(gateway_url),
-        _scheduler(values.get(subjects.LEASE_KEY)),
+        *_schedulers(values),
         *_nodes(nodes),
         *(await asyncio.gather(*(_provisioner(bus, node.node_id) for node in nodes))),
     ]
@@ -120,11 +122,25 @@ async def _gateway(url: str) -> ServiceStatus:
         return ServiceStatus(name="gateway", ok=False, where=url, detail=f"does not answer: {error or 'in time'}")
 
 
-def _scheduler(lease: bytes | None) -> ServiceStatus:
-    if lease is None:
-        return ServiceStatus(name="scheduler", ok=False, where="", detail="none holds the lease")
-    record = LEASE_DECODER.decode(lease)
-    return ServiceStatus(name="scheduler", ok=True, where=record.holder, detail=f"epoch {record.epoch}")
+def _schedulers(values: Mapping[str, bytes]) -> list[ServiceStatus]:
+    """Who lives, and for which shards each decides."""
+    living = [SCHEDULER_DECODER.decode(data).instance for key, data in values.items() if key.startswith("scheduler.")]
+    if not living:
+        return [ServiceStatus(name="scheduler", ok=False, where="", detail="none is registered")]
+    held: dict[str, list[str]] = {instance: [] for instance in sorted(living)}
+    for shard in range(subjects.SHARDS):
+        if (lease := values.get(subjects.lease_key(shard))) is not None:
+            held.setdefault(LEASE_DECODER.decode(lease).holder, []).append(str(shard))
+    held.pop("", None)
+    return [
+        ServiceStatus(
+            name="scheduler",
+            ok=instance in living,
+            where=instance,
+            detail=f"decides for shards {', '.join(shards)}" if shards else "standby",
+        )
+        for instance, shards in held.items()
+    ]
 
 
 def _nodes(nodes: tuple[NodeRecord, ...]) -> list[ServiceStatus]:

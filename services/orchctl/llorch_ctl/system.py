@@ -164,8 +164,12 @@ class System:
         return False
 
     async def _scheduler_leads(self, since: float) -> bool:
-        found = await self._registered(subjects.LEASE_KEY)
-        return found is not None and LEASE_DECODER.decode(found).renewed_ms >= since * 1000
+        """Every shard that has pools has somebody who decides for it."""
+        for shard in sorted({subjects.shard_of(pool.id) for pool in self.settings.pools}):
+            found = await self._registered(subjects.lease_key(shard))
+            if found is None or LEASE_DECODER.decode(found).renewed_ms < since * 1000:
+                return False
+        return True
 
     async def _node_is_registered(self, since: float) -> bool:
         found = await self._registered(subjects.node_key(self.settings.poold.node_id))

@@ -28,9 +28,9 @@ class Auditor(Protocol):
     async def record(self, record: AuditRecord) -> None: ...
 
 
-async def unaudited_ends(bus: Bus, *, before_seq: int, now_ms: int) -> list[tuple[RunRecord, int]]:
-    """Ends by a scheduler up to `before_seq` that nobody audited. Raises BusError."""
-    events, _ = await read_runs(bus, max(1, before_seq - LOOK_BACK_RECORDS), now_ms)
+async def unaudited_ends(bus: Bus, shard: int, *, before_seq: int, now_ms: int) -> list[tuple[RunRecord, int]]:
+    """Ends of the shard by a scheduler up to `before_seq` that nobody audited. Raises BusError."""
+    events, _ = await read_runs(bus, shard, max(1, before_seq - LOOK_BACK_RECORDS), now_ms)
     return [
         (event.record, event.seq)
         for event in events
@@ -67,11 +67,18 @@ def repaired(record: RunRecord, seq: int, *, actor: str) -> AuditRecord:
 
 
 async def repair_audit(
-    bus: Bus, audit: Auditor, *, before_seq: int, actor: str, now_ms: Callable[[], int], after_s: float = REPAIR_AFTER_S
+    bus: Bus,
+    shard: int,
+    audit: Auditor,
+    *,
+    before_seq: int,
+    actor: str,
+    now_ms: Callable[[], int],
+    after_s: float = REPAIR_AFTER_S,
 ) -> int:
     """Returns how many ends were missing. Raises BusError."""
     await asyncio.sleep(after_s)
-    missing = await unaudited_ends(bus, before_seq=before_seq, now_ms=now_ms())
+    missing = await unaudited_ends(bus, shard, before_seq=before_seq, now_ms=now_ms())
     for record, seq in missing:
         await audit.record(repaired(record, seq, actor=actor))
     if missing:

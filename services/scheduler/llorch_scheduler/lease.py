@@ -1,4 +1,4 @@
-"""Who is the active scheduler: one registry key, taken and renewed by compare-and-set, gone when its TTL passes.
+"""Who decides for a shard: one registry key each, taken and renewed by compare-and-set, gone when its TTL passes.
 
 A holder trusts its lease for 0.8 of the TTL after the *start* of its last successful renewal, by its own monotonic
 clock, and then stops by itself (self-fence), so a standby that waits for the key's expiry never overlaps with it.
@@ -14,7 +14,6 @@ import msgspec
 
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, WrongSequence
-from llorch_shared.lifecycle import Stop
 from llorch_shared.live_table import LiveTable
 from llorch_shared.wire.registry import LEASE_DECODER, LeaseRecord
 
@@ -24,7 +23,6 @@ FENCE_SHARE: Final = 0.8
 RENEW_SHARE: Final = 0.25
 EXPIRY_LATE_S: Final = 0.5
 """The server's expiry is up to 0.25 s late; a key unchanged for the TTL and this is dead, its marker was missed."""
-_POLL_S: Final = 0.1
 _RETRY_S: Final = 0.1
 
 
@@ -33,9 +31,10 @@ class SteppedDown(Exception):
 
 
 class Term:
-    """One period in office. Ends once, for one reason."""
+    """One period in office for one shard. Ends once, for one reason."""
 
-    def __init__(self, epoch: int, seq: int, fence_at: float) -> None:
+    def __init__(self, shard: int, epoch: int, seq: int, fence_at: float) -> None:
+        self.shard: Final = shard
         self.epoch: Final = epoch
         self.seq = seq
         self.fence_at = fence_at
@@ -61,34 +60,32 @@ class Term:
 
 
 class Lease:
-    """`registry` is the live registry table; its sequence of the key is what the next write must expect."""
+    """Of one shard. `registry` is the live registry table; its sequence of the key is what the next write must
+    expect."""
 
-    def __init__(self, bus: Bus, registry: LiveTable, *, holder: str, ttl_s: float) -> None:
+    def __init__(self, bus: Bus, registry: LiveTable, *, shard: int, holder: str, ttl_s: float) -> None:
+        self.shard: Final = shard
+        self.key: Final = subjects.lease_key(shard)
         self._bus: Final = bus
         self._registry: Final = registry
         self._holder: Final = holder
         self._ttl_s: Final = ttl_s
-        self._changed: Final = asyncio.Event()
         self._watched = (-1, 0.0)
 
-    def notice(self) -> None:
-        """The key changed or expired."""
-        self._changed.set()
+    @property
+    def holder(self) -> str:
+        """Who has it; empty when it is free or was not renewed in its time, whatever became of the marker. To be asked
+        at least every TTL: the time of a key begins when it is first seen here."""
+        seq = self._registry.seq(self.key)
+        if seq != self._watched[0]:
+            self._watched = (seq, time.monotonic())
+        data = self._registry.values.get(self.key)
+        if data is None or time.monotonic() - self._watched[1] >= self._ttl_s + EXPIRY_LATE_S:
+            return ""
+        return _holder(data)
 
-    async def acquire(self, stop: Stop) -> Term | None:
-        """Wait as standby until the lease is ours; None when asked to stop."""
-        while not stop:
-            self._changed.clear()
-            if self._bus.connected and (term := await self._try()) is not None:
-                return term
-            try:
-                async with asyncio.timeout(_POLL_S):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
-        return None
-
-    async def _try(self) -> Term | None:
+    async def acquire(self) -> Term | None:
+        """One try; None while somebody has it, or the bus does not do it."""
         try:
             seq = await self._free_seq()
             if seq is None:
@@ -100,20 +97,17 @@ class Lease:
         except BusError as error:
             log.debug("the lease cannot be taken now: %s", error)
             return None
-        return Term(epoch=seq + 1, seq=stored, fence_at=started + FENCE_SHARE * self._ttl_s)
+        return Term(self.shard, epoch=seq + 1, seq=stored, fence_at=started + FENCE_SHARE * self._ttl_s)
 
     async def _free_seq(self) -> int | None:
         """The sequence to expect when the lease may be taken, None while somebody has it."""
-        key = subjects.LEASE_KEY
-        seq = self._registry.seq(key)
-        if seq != self._watched[0]:
-            self._watched = (seq, time.monotonic())
-        if (data := self._registry.values.get(key)) is None or _holder(data) in ("", self._holder):
-            if seq:
-                return seq
-        elif time.monotonic() - self._watched[1] < self._ttl_s + EXPIRY_LATE_S:
+        if self.holder not in ("", self._holder):
             return None
-        message = await self._bus.last(streams.REG, subjects.registry(key))
+        seq = self._registry.seq(self.key)
+        data = self._registry.values.get(self.key)
+        if seq and (data is None or _holder(data) in ("", self._holder)):
+            return seq
+        message = await self._bus.last(streams.REG, subjects.registry(self.key))
         if message is None:
             return 0
         free = message.deleted or message.seq == seq or _holder(message.data) in ("", self._holder)
@@ -122,7 +116,7 @@ class Lease:
     async def _store(self, holder: str, *, epoch: int, expect_seq: int, timeout_s: float = 1.0) -> int:
         record = LeaseRecord(holder=holder, epoch=epoch, renewed_ms=time.time_ns() // 1_000_000)
         stored = await self._bus.store(
-            subjects.registry(subjects.LEASE_KEY),
+            subjects.registry(self.key),
             msgspec.json.encode(record),
             expect_seq=expect_seq,
             ttl_s=self._ttl_s if holder else 1,
@@ -147,7 +141,7 @@ class Lease:
                 )
             except WrongSequence:
                 if not await self._still_ours(term):
-                    term.end("another scheduler took the lease")
+                    term.end("another scheduler took the shard")
                     return
             except BusError as error:
                 log.warning("the lease could not be renewed, trying again: %s", error)
@@ -159,7 +153,7 @@ class Lease:
     async def _still_ours(self, term: Term) -> bool:
         """A renewal whose ack got lost moved the sequence; a key that expired, or another holder, is a loss."""
         try:
-            message = await self._bus.last(streams.REG, subjects.registry(subjects.LEASE_KEY))
+            message = await self._bus.last(streams.REG, subjects.registry(self.key))
         except BusError:
             await asyncio.sleep(_RETRY_S)
             return True

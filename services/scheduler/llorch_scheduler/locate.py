@@ -1,7 +1,7 @@
-"""Answers `sch.locate`: where is this task, which has no run record yet?
+"""Answers `sch.<shard>.locate`: where is this task, which has no run record yet?
 
-"Not found" is said only when it is certain: after everything stored in the admission streams when the question came has
-been pulled and decided on, and the run record has been looked for once more.
+"Not found" is said for the pools of this shard, and only when it is certain: after everything stored in their admission
+streams when the question came has been pulled and decided on, and the run record has been looked for once more.
 """
 
 from collections.abc import Mapping

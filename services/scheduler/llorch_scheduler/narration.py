@@ -133,10 +133,9 @@ class Narration:
         self._metrics.gauge("pool_ready").labels(load.pool_id).set(1 if load.replicas_ready else 0)
 
     def term_began(self, epoch: int, *, runs: int, waited_s: float) -> None:
-        self._metrics.gauge("scheduler_active").set(1)
         narrate(
             log,
-            f"This scheduler is active (epoch {epoch}); {runs} unfinished runs read in {waited_s:.2f} s",
+            f"This scheduler decides for shard {self._shard} (epoch {epoch}); {runs} runs read in {waited_s:.2f} s",
             actor=self._actor,
             action="take_over",
             target=subjects.lease_key(self._shard),
@@ -146,10 +145,9 @@ class Narration:
         )
 
     def term_ended(self, epoch: int, reason: str, *, asked: bool) -> None:
-        self._metrics.gauge("scheduler_active").set(0)
         narrate(
             log,
-            f"This scheduler steps down (epoch {epoch}): {reason}",
+            f"This scheduler gives up shard {self._shard} (epoch {epoch}): {reason}",
             actor=self._actor,
             action="step_down",
             target=subjects.lease_key(self._shard),

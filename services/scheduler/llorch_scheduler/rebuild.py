@@ -1,7 +1,7 @@
 """What a new term reads before it decides: unfinished runs from the floor on, and the wishes to cancel.
 
-The floor (`floor.run`) is written by the active scheduler; no unfinished run lies below it, so finished ones of the
-last 72 hours are not read.
+The floor (`floor.run.<shard>`) is written by the scheduler that holds the shard; no unfinished run of its pools lies
+below it, so finished ones of the last 72 hours are not read. Runs of other shards' pools are not ours.
 """
 
 import logging
@@ -24,8 +24,9 @@ CANCELS_BEFORE_FLOOR: Final = 5_000
 floor. A wish that is older still is found by the node after its claim."""
 
 
-async def read_runs(bus: Bus, floor: int, at_ms: int) -> tuple[list[RunChanged], int]:
-    """The newest record of every run from the floor on, in order of their sequences, and the last sequence read."""
+async def read_runs(bus: Bus, shard: int, floor: int, at_ms: int) -> tuple[list[RunChanged], int]:
+    """The newest record of every run of the shard from the floor on, in order of their sequences, and the last sequence
+    read. Raises BusError."""
     events: list[RunChanged] = []
     seq = max(0, floor - 1)
     while True:
@@ -33,15 +34,18 @@ async def read_runs(bus: Bus, floor: int, at_ms: int) -> tuple[list[RunChanged],
         for message in messages:
             seq = message.seq
             try:
-                events.append(RunChanged(at_ms=at_ms, record=RUN_DECODER.decode(message.data), seq=message.seq))
+                record = RUN_DECODER.decode(message.data)
             except msgspec.DecodeError:
                 log.exception("the run record at %s #%d cannot be read", message.subject, message.seq)
+                continue
+            if subjects.shard_of(record.pool_id) == shard:
+                events.append(RunChanged(at_ms=at_ms, record=record, seq=seq))
         if len(messages) < PAGE:
             return events, seq
 
 
 async def read_cancels(bus: Bus, floor: int, at_ms: int) -> list[TaskCancelled]:
-    """Stored wishes to cancel, oldest first."""
+    """Stored wishes to cancel, oldest first, of all shards: a wish names no pool. Raises BusError."""
     wishes: list[TaskCancelled] = []
     seq = max(0, floor - CANCELS_BEFORE_FLOOR)
     while True:
@@ -62,36 +66,37 @@ def cancelled(subject: str, data: bytes, at_ms: int) -> TaskCancelled:
     return TaskCancelled(at_ms=at_ms, task_id=subjects.last_token(subject).lower(), reason=reason)
 
 
-def read_floor(registry: LiveTable) -> int:
+def read_floor(registry: LiveTable, shard: int) -> int:
     """1, the beginning, when nobody wrote a floor yet or it cannot be read."""
-    data = registry.values.get(subjects.RUN_FLOOR_KEY)
+    key = subjects.floor_key(shard)
+    data = registry.values.get(key)
     if data is None:
         return 1
     try:
         return max(1, FLOOR_DECODER.decode(data).seq)
     except msgspec.DecodeError:
-        log.exception("%s cannot be read; all runs are read instead", subjects.RUN_FLOOR_KEY)
+        log.exception("%s cannot be read; all runs are read instead", key)
         return 1
 
 
 class Floor:
-    """Keeps `floor.run` up to date. Only ever raised within a term."""
+    """Keeps `floor.run.<shard>` up to date. Only ever raised within a term."""
 
-    def __init__(self, bus: Bus, registry: LiveTable) -> None:
+    def __init__(self, bus: Bus, registry: LiveTable, shard: int) -> None:
         self._bus: Final = bus
         self._registry: Final = registry
+        self._key: Final = subjects.floor_key(shard)
         self._written = 0
 
     async def write(self, seq: int) -> None:
         """Failing is harmless: a lower floor costs reading time at the next takeover."""
         if seq <= self._written:
             return
-        key = subjects.RUN_FLOOR_KEY
         try:
             await self._bus.store(
-                subjects.registry(key),
+                subjects.registry(self._key),
                 msgspec.json.encode(RunFloor(seq=seq)),
-                expect_seq=self._registry.seq(key),
+                expect_seq=self._registry.seq(self._key),
             )
             self._written = seq
         except WrongSequence:

@@ -1,19 +1,26 @@
-"""The scheduler process: standby until the lease is ours, then one term after another.
+"""The scheduler process: lives among others, leases its part of the shards, decides for their pools.
 
-Wires the bus, the live tables and the lease once. A lost connection ends the term at once; after the reconnect the same
-path as after any takeover is taken. A second scheduler process is the hot standby: it follows the same tables and
-waits.
+Wires the bus, the live tables and the leases once, and holds one term per shard it leased. What the bus tells is handed
+to the term whose shard it belongs to; the rest is none of our business. A lost connection ends every term at once;
+after the reconnect the same path as after any takeover is taken. Processes without a shard are hot standby: they follow
+the same tables and wait.
 """
 
 import asyncio
 import logging
 import secrets
+import time
 from typing import Final
 
+import msgspec
+
+from llorch_scheduler.core.balance import Balance, Facts
 from llorch_scheduler.core.limits import Limits
-from llorch_scheduler.lease import Lease
+from llorch_scheduler.lease import Lease, Term
 from llorch_scheduler.narration import Narration
-from llorch_scheduler.term_loop import TermLoop
+from llorch_scheduler.presence import Presence, is_presence, living
+from llorch_scheduler.rebuild import cancelled
+from llorch_scheduler.term_loop import TermLoop, now_ms
 from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
 from llorch_shared.bus.nats import connect
@@ -25,11 +32,15 @@ from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
 from llorch_shared.settings import Settings, secret
+from llorch_shared.wire.registry import REPLICA_DECODER
+from llorch_shared.wire.run import RUN_DECODER
 
 log = logging.getLogger("llorch_scheduler")
 
 TERM_PAUSE_S: Final = 0.1
-"""Between two terms, so that a bus that cannot be read does not make them spin."""
+"""Between two terms of a shard, so that a bus that cannot be read does not make them spin."""
+LOOK_S: Final = 0.1
+"""The shares are looked at when a lease or a process changed, and at least this often."""
 
 
 class Scheduler:
@@ -37,19 +48,26 @@ class Scheduler:
 
     def __init__(self, bus: Bus, settings: Settings, metrics: Metrics, *, limits: Limits | None = None) -> None:
         self.instance: Final = secrets.token_hex(4)
+        self.terms: Final[dict[int, TermLoop]] = {}
+        """What decides now, by shard; empty while standby."""
         self._bus: Final = bus
         self._settings: Final = settings
+        self._metrics: Final = metrics
         self._limits: Final = limits or Limits(attempts_max=settings.scheduler.attempts_max)
-        self._narration: Final = Narration(metrics, f"scheduler/{self.instance}")
         self._registry: Final = LiveTable(bus, bucket="REG", changed=self._registry_changed)
         self._specs: Final = LiveTable(bus, bucket="SPEC", changed=self._spec_changed)
-        self._lease: Final = Lease(
-            bus, self._registry, holder=self.instance, ttl_s=settings.scheduler.lease_ttl_ms / 1000
-        )
+        ttl_s = settings.scheduler.lease_ttl_ms / 1000
+        self._presence: Final = Presence(bus, self.instance, ttl_s=ttl_s)
+        self._leases: Final = {
+            shard: Lease(bus, self._registry, shard=shard, holder=self.instance, ttl_s=ttl_s)
+            for shard in range(subjects.SHARDS)
+        }
+        self._balance: Final = Balance(self.instance)
+        self._giving: asyncio.Task[None] | None = None
+        self._changed: Final = asyncio.Event()
         self._audit: Final = Audit(bus)
-        self._queues: Final[dict[str, streams.Topology]] = {}
-        self.term_loop: TermLoop | None = None
-        """What decides now; None while standby."""
+        self._replica_pools: Final[dict[str, str]] = {}
+        """Registry key → pool, for keys that expire."""
 
     async def run(self, stop: Stop) -> None:
         """Until asked to stop. The bus stays open."""
@@ -64,67 +82,140 @@ class Scheduler:
         await self._specs.start()
         self._audit.start()
         try:
-            while await self._one_term(stop) and not await stop.wait(TERM_PAUSE_S):
-                log.debug("waiting for the lease again")
+            await self._presence.announce()
+            async with asyncio.TaskGroup() as tasks:
+                presence = tasks.create_task(self._presence.keep(), name="presence")
+                await self._share(tasks, stop)
+                presence.cancel()
+                await self._leave(stop)
         finally:
             await self._audit.close()
 
-    async def _one_term(self, stop: Stop) -> bool:
-        term = await self._lease.acquire(stop)
-        if term is None:
-            return False
-        self._term = term
-        self.term_loop = loop = TermLoop(
+    async def _share(self, tasks: asyncio.TaskGroup, stop: Stop) -> None:
+        """Take and give back shards until asked to stop."""
+        stopping = asyncio.create_task(stop.wait(), name="asked to stop")
+        stopping.add_done_callback(lambda _: self._changed.set())
+        try:
+            while not stop:
+                self._changed.clear()
+                if self._bus.connected:
+                    await self._look(tasks)
+                try:
+                    async with asyncio.timeout(LOOK_S):
+                        await self._changed.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            stopping.cancel()
+
+    async def _look(self, tasks: asyncio.TaskGroup) -> None:
+        facts = Facts(
+            living=living(self._registry) | {self.instance},
+            wanted=frozenset(subjects.shard_of(pool_id) for pool_id in _pools(self._specs)),
+            holders={shard: holder for shard, lease in self._leases.items() if (holder := lease.holder)},
+            mine=frozenset(self.terms),
+        )
+        plan = self._balance.plan(facts, time.monotonic_ns() // 1_000_000)
+        for term in await asyncio.gather(*(self._leases[shard].acquire() for shard in plan.take)):
+            if term is not None:
+                self.terms[term.shard] = loop = self._term_loop(term)
+                tasks.create_task(self._serve(loop), name=f"shard {term.shard}")
+        if plan.give is not None and (self._giving is None or self._giving.done()):
+            loop = self.terms[plan.give]
+            self._giving = tasks.create_task(loop.hand_over("others have fewer shards"), name="hand over")
+
+    def _term_loop(self, term: Term) -> TermLoop:
+        actor = f"scheduler/{self.instance}"
+        return TermLoop(
             self._bus,
             term,
-            self._lease,
+            self._leases[term.shard],
             registry=self._registry,
             specs=self._specs,
             audit=self._audit,
-            narration=self._narration,
-            actor=f"scheduler/{self.instance}",
+            narration=Narration(self._metrics, actor, shard=term.shard),
+            actor=actor,
             limits=self._limits,
             stream_replicas=self._settings.nats.replicas,
-            ensured=self._queues,
         )
 
-        async def end_when_asked() -> None:
-            await stop.wait()
-            term.end(f"asked to stop ({stop.reason})")
-
-        watcher = asyncio.create_task(end_when_asked(), name="end when asked")
+    async def _serve(self, loop: TermLoop) -> None:
+        """One term of one shard, and its lease given back when it ended in order."""
+        self._metrics.gauge("scheduler_active").set(len(self.terms))
         try:
             await loop.run()
         finally:
-            watcher.cancel()
-            self.term_loop = None
-            term.end("the process ends")
-            self._narration.term_ended(term.epoch, term.reason, asked=bool(stop))
-        if stop:
-            await self._lease.release(term)
-        return True
+            self._metrics.gauge("scheduler_active").set(len(self.terms) - 1)
+        if loop.handed_over:
+            await self._leases[loop.shard].release(loop.term)
+        else:
+            await asyncio.sleep(TERM_PAUSE_S)
+        del self.terms[loop.shard]
+        self._changed.set()
+
+    async def _leave(self, stop: Stop) -> None:
+        """The others count one less before they see what is free, so they take all of it at once."""
+        await self._presence.leave()
+        await asyncio.gather(*(loop.hand_over(f"asked to stop ({stop.reason})") for loop in self.terms.values()))
 
     def _disconnected(self) -> None:
-        if self.term_loop is not None:
-            self._term.end("the bus connection is lost")
+        for loop in self.terms.values():
+            loop.term.end("the bus connection is lost")
+
+    # what the bus tells; these run in its reader
 
     def _run_changed(self, message: Message) -> None:
-        if self.term_loop is not None:
-            self.term_loop.run_changed(message)
+        if not self.terms:
+            return
+        shard = -1
+        try:
+            record = RUN_DECODER.decode(message.data)
+            shard = subjects.shard_of(record.pool_id)
+        except msgspec.DecodeError:
+            log.exception("the run record at %s #%d cannot be read", message.subject, message.seq)
+        for held, loop in self.terms.items():
+            if held == shard:
+                loop.run_changed(record, message.seq)
+            else:
+                loop.passed(message.seq)
 
     def _cancel_wished(self, message: Message) -> None:
-        if self.term_loop is not None:
-            self.term_loop.cancel_wished(message)
+        """A wish names no pool: every shard looks whether the task is one of its own."""
+        for loop in self.terms.values():
+            loop.cancel_wished(cancelled(message.subject, message.data, now_ms()))
 
     def _registry_changed(self, key: str, value: bytes | None) -> None:
-        if key == subjects.LEASE_KEY:
-            self._lease.notice()
-        elif self.term_loop is not None:
-            self.term_loop.registry_changed(key, value)
+        if key.startswith("replica."):
+            self._replica_changed(key, value)
+        elif is_presence(key) or key.startswith("lease."):
+            self._changed.set()
+
+    def _replica_changed(self, key: str, value: bytes | None) -> None:
+        if value is None:
+            pool_id = self._replica_pools.pop(key, "")
+            if pool_id and (loop := self.terms.get(subjects.shard_of(pool_id))) is not None:
+                loop.replica_lost(key)
+            return
+        try:
+            record = REPLICA_DECODER.decode(value)
+        except msgspec.DecodeError:
+            log.exception("the registry key %s cannot be read", key)
+            return
+        self._replica_pools[key] = record.pool_id
+        if (loop := self.terms.get(subjects.shard_of(record.pool_id))) is not None:
+            loop.replica_reported(key, record)
 
     def _spec_changed(self, key: str, value: bytes | None) -> None:
-        if self.term_loop is not None:
-            self.term_loop.spec_changed(key, value)
+        kind, _, pool_id = key.partition(".")
+        if kind == "pool":
+            self._changed.set()
+            if (loop := self.terms.get(subjects.shard_of(pool_id))) is not None:
+                loop.spec_changed(pool_id, value)
+
+
+def _pools(specs: LiveTable) -> list[str]:
+    """Every pool, removed ones included: tasks may still wait in their queues."""
+    return [key.partition(".")[2] for key in specs.known if key.startswith("pool.")]
 
 
 async def main(settings: Settings, stop: Stop) -> int:

@@ -1,12 +1,15 @@
-"""One term in office: bus → event → core → effect → bus, from takeover until the term ends.
+"""One term in office for one shard: bus → event → core → effect → bus, from takeover until the term ends.
 
-One loop owns the core, so nothing here is locked. A new term starts with a new core and reads everything again;
-whatever an earlier term still had under way finds its term over, or its sequence outdated.
+Only pools of the shard, their runs and replicas get in here: the service hands over what changes that way, and what is
+read at the takeover is filtered. One loop owns the core, so nothing here is locked. A new term starts with a new core
+and reads everything again; whatever an earlier term still had under way finds its term over, or its sequence outdated.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -21,6 +24,7 @@ from llorch_scheduler.core.events import (
     ReplicaLost,
     ReplicaReported,
     RunChanged,
+    TaskCancelled,
     Tick,
 )
 from llorch_scheduler.core.limits import Limits
@@ -30,22 +34,26 @@ from llorch_scheduler.lease import Lease, Term
 from llorch_scheduler.locate import Locator
 from llorch_scheduler.narration import Narration
 from llorch_scheduler.performer import WORKERS, Auditor, Performer
-from llorch_scheduler.rebuild import Floor, cancelled, read_cancels, read_floor, read_runs
+from llorch_scheduler.rebuild import Floor, read_cancels, read_floor, read_runs
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, BusError, Message
+from llorch_shared.bus.port import Bus, BusError, Message, Responder, Subscription
 from llorch_shared.live_table import LiveTable
 from llorch_shared.pool_policy import CLASSES
-from llorch_shared.wire.registry import REPLICA_DECODER
-from llorch_shared.wire.run import RUN_DECODER
+from llorch_shared.wire.registry import APPOINTMENT_REQUEST_DECODER, REPLICA_DECODER, Appointment, ReplicaRecord
+from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.05
 FLOOR_S: Final = 1.0
+HAND_OVER_S: Final = 2.0
+"""How long what is under way may take when a shard is given back in order. Its taker repairs what is not done then."""
 EVENTS_PER_TURN: Final = 256
 """Events decided before other tasks of the process get their turn."""
 ENSURE_RETRY_S: Final = 0.5
+
+_encode: Final = msgspec.json.Encoder().encode
 
 
 def now_ms() -> int:
@@ -68,11 +76,12 @@ class TermLoop:
         actor: str,
         limits: Limits,
         stream_replicas: int,
-        ensured: dict[str, streams.Topology],
     ) -> None:
-        """`ensured` are the queues this process has made, kept from term to term."""
         self._bus: Final = bus
-        self._term: Final = term
+        self.term: Final = term
+        self.shard: Final = term.shard
+        self.handed_over = False
+        """The term ended in order: nothing is under way, and the lease may be given back."""
         self._lease: Final = lease
         self._registry: Final = registry
         self._specs: Final = specs
@@ -84,10 +93,16 @@ class TermLoop:
         self._performer: Final = Performer(
             bus, term, self._admissions, audit, narration, actor=actor, emit=self._offer, now_ms=now_ms
         )
-        self._ensured: Final = ensured
+        self._ensured: Final[dict[str, streams.Topology]] = {}
+        """The queues this term has made."""
         self._audit: Final = audit
         self._actor: Final = actor
         self._rebuilt_seq = 0
+        self._passed_seq = 0
+        """Newest run sequence of another shard."""
+        self.decides = False
+        """The takeover is complete."""
+        self._leaving: Final = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._replica_ids: Final[dict[str, tuple[str, str]]] = {}
         """Registry key → pool and replica, for keys that expire."""
@@ -98,38 +113,27 @@ class TermLoop:
         try:
             self._inbox.offer(event)
         except Overflow as overflow:
-            self._term.end(str(overflow))
+            self.term.end(str(overflow))
 
-    def run_changed(self, message: Message) -> None:
-        try:
-            record = RUN_DECODER.decode(message.data)
-        except msgspec.DecodeError:
-            log.exception("the run record at %s #%d cannot be read", message.subject, message.seq)
-            return
-        self._offer(RunChanged(at_ms=now_ms(), record=record, seq=message.seq))
+    def run_changed(self, record: RunRecord, seq: int) -> None:
+        self._offer(RunChanged(at_ms=now_ms(), record=record, seq=seq))
 
-    def cancel_wished(self, message: Message) -> None:
-        self._offer(cancelled(message.subject, message.data, now_ms()))
+    def passed(self, seq: int) -> None:
+        """A run of another shard was stored at `seq`: what was stored before it has been told."""
+        self._passed_seq = seq
 
-    def registry_changed(self, key: str, value: bytes | None) -> None:
-        if not key.startswith("replica."):
-            return
-        if value is None:
-            if (lost := self._replica_ids.pop(key, None)) is not None:
-                self._offer(ReplicaLost(at_ms=now_ms(), pool_id=lost[0], replica_id=lost[1]))
-            return
-        try:
-            record = REPLICA_DECODER.decode(value)
-        except msgspec.DecodeError:
-            log.exception("the registry key %s cannot be read", key)
-            return
+    def cancel_wished(self, wish: TaskCancelled) -> None:
+        self._offer(wish)
+
+    def replica_lost(self, key: str) -> None:
+        if (lost := self._replica_ids.pop(key, None)) is not None:
+            self._offer(ReplicaLost(at_ms=now_ms(), pool_id=lost[0], replica_id=lost[1]))
+
+    def replica_reported(self, key: str, record: ReplicaRecord) -> None:
         self._replica_ids[key] = (record.pool_id, record.replica_id)
         self._offer(ReplicaReported(at_ms=now_ms(), record=record))
 
-    def spec_changed(self, key: str, value: bytes | None) -> None:
-        kind, _, pool_id = key.partition(".")
-        if kind != "pool":
-            return
+    def spec_changed(self, pool_id: str, value: bytes | None) -> None:
         if value is None:
             self._offer(PoolRemoved(at_ms=now_ms(), pool_id=pool_id))
             self._follow_pool(pool_id, None)
@@ -137,7 +141,7 @@ class TermLoop:
         try:
             spec = POOL_DECODER.decode(value)
         except msgspec.DecodeError:
-            log.exception("the pool specification %s cannot be read", key)
+            log.exception("the specification of pool %s cannot be read", pool_id)
             return
         self._offer(PoolChanged(at_ms=now_ms(), spec=spec))
         self._follow_pool(spec.id, spec)
@@ -149,113 +153,155 @@ class TermLoop:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                tasks.create_task(self._lease.keep(self._term), name="lease")
+                tasks.create_task(self._lease.keep(self.term), name="lease")
                 tasks.create_task(self._reign(tasks), name="reign")
                 try:
-                    await self._term.over()
+                    await self.term.over()
                 finally:
-                    self._term.end("the process ends")
+                    self.term.end("the process ends")
                 tasks.create_task(_stop(), name="stop")
         except* _Over:
             pass
+        finally:
+            self._narration.term_ended(self.term.epoch, self.term.reason, asked=self.handed_over)
+            for topology in self._ensured.values():
+                await self._bus.forget(topology)
+
+    async def hand_over(self, reason: str) -> None:
+        """End the term in order: decide nothing more, finish what is under way."""
+        self._leaving.set()
+        if self._tasks is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HAND_OVER_S):
+                    await self._performer.finished()
+        self.handed_over = self.term.active
+        self.term.end(reason)
 
     async def _reign(self, tasks: asyncio.TaskGroup) -> None:
         started = time.monotonic()
         try:
             runs = await self._rebuild()
         except BusError as error:
-            self._term.end(f"the bus cannot be read: {error}")
+            self.term.end(f"the bus cannot be read: {error}")
             return
-        if not self._term.active:
+        if not self.term.active:
             return
         self._narration.fleet = self.core.fleet
-        self._narration.term_began(self._term.epoch, runs=runs, waited_s=time.monotonic() - started)
+        self._narration.term_began(self.term.epoch, runs=runs, waited_s=time.monotonic() - started)
         for number in range(WORKERS):
             tasks.create_task(self._performer.work(), name=f"performer {number}")
         tasks.create_task(self._tick(), name="tick")
         tasks.create_task(self._write_floor(), name="floor")
-        tasks.create_task(self._serve(), name="locate")
+        tasks.create_task(self._serve(), name="answers")
         tasks.create_task(self._repair_audit(), name="audit repair")
+        self.decides = True
         await self._decide()
 
     async def _rebuild(self) -> int:
         """Runs, then wishes to cancel, then what is alive, then the pools; only then is anything decided."""
         await self._registry.refresh()
         await self._specs.refresh()
-        floor = read_floor(self._registry)
-        events, last_seq = await read_runs(self._bus, floor, now_ms())
+        floor = read_floor(self._registry, self.shard)
+        events, last_seq = await read_runs(self._bus, self.shard, floor, now_ms())
         for event in events:
             self._apply(event)
         for wish in await read_cancels(self._bus, floor, now_ms()):
             self._apply(wish)
         for key, value in list(self._registry.values.items()):
-            self.registry_changed(key, value)
+            self._replica_stands(key, value)
         for key, value in list(self._specs.values.items()):
-            self.spec_changed(key, value)
+            if (pool_id := _pool_of(key)) and subjects.shard_of(pool_id) == self.shard:
+                self.spec_changed(pool_id, value)
         for pool_id in await self._removed_pools():
             self._follow_pool(pool_id, None)
         self._rebuilt_seq = last_seq
         self._offer(Rebuilt(at_ms=now_ms(), run_seq=last_seq))
         return len(self.core.jobs)
 
+    def _replica_stands(self, key: str, value: bytes) -> None:
+        if not key.startswith("replica."):
+            return
+        try:
+            record = REPLICA_DECODER.decode(value)
+        except msgspec.DecodeError:
+            log.exception("the registry key %s cannot be read", key)
+            return
+        if subjects.shard_of(record.pool_id) == self.shard:
+            self.replica_reported(key, record)
+
     async def _removed_pools(self) -> list[str]:
         """Pools that were deleted while tasks may still wait in their queues."""
         messages = await self._bus.snapshot(streams.SPEC, subjects.spec("pool.*"))
-        return [subjects.last_token(message.subject) for message in messages if message.deleted]
+        removed = [subjects.last_token(message.subject) for message in messages if message.deleted]
+        return [pool_id for pool_id in removed if subjects.shard_of(pool_id) == self.shard]
 
     async def _decide(self) -> None:
         turn = 0
-        while True:
+        while not self._leaving.is_set():
             self._apply(await self._inbox.take())
             turn += 1
             if turn % EVENTS_PER_TURN == 0:
                 await asyncio.sleep(0)
 
     def _apply(self, event: Event) -> None:
-        if isinstance(event, ReplicaLost) and (replica := self.core.fleet.get(event.replica_id)) is not None:
+        if (
+            isinstance(event, ReplicaLost)
+            and (replica := self.core.fleet.get(event.pool_id, event.replica_id)) is not None
+        ):
             self._narration.replica_lost(event.replica_id, len(replica.held))
         for effect in self.core.handle(event):
             self._performer.submit(effect)
 
     async def _tick(self) -> None:
-        while self._term.active:
-            self._offer(Tick(at_ms=now_ms()))
+        while self.term.active:
+            self._offer(Tick(at_ms=now_ms(), run_seq=self._passed_seq))
             await asyncio.sleep(TICK_S)
 
     async def _write_floor(self) -> None:
-        floor = Floor(self._bus, self._registry)
-        while self._term.active:
+        floor = Floor(self._bus, self._registry, self.shard)
+        while self.term.active:
             await asyncio.sleep(FLOOR_S)
-            if self._term.active:
+            if self.term.active:
                 await floor.write(self.core.floor())
 
     async def _repair_audit(self) -> None:
-        while self._term.active:
+        while self.term.active:
             try:
                 await repair_audit(
-                    self._bus, self._audit, before_seq=self._rebuilt_seq, actor=self._actor, now_ms=now_ms
+                    self._bus, self.shard, self._audit, before_seq=self._rebuilt_seq, actor=self._actor, now_ms=now_ms
                 )
                 return
             except BusError as error:
                 log.info("looking for unaudited ends waits for the bus: %s", error)
 
     async def _serve(self) -> None:
-        locator = Locator(self._bus, self._term, self.core, self._admissions, self._inbox)
+        locator = Locator(self._bus, self.term, self.core, self._admissions, self._inbox)
+        answers: dict[str, Responder] = {
+            subjects.locate(self.shard): locator.answer,
+            subjects.appoint(self.shard): self._appoint,
+        }
+        subscriptions: list[Subscription] = []
         try:
-            subscription = await self._bus.serve(subjects.LOCATE, locator.answer)
+            for subject, answer in answers.items():
+                subscriptions.append(await self._bus.serve(subject, answer))
+            await self._leaving.wait()
         except BusError as error:
-            self._term.end(f"lookups cannot be served: {error}")
-            return
-        try:
-            await self._term.over()
+            self.term.end(f"questions cannot be answered: {error}")
         finally:
-            await subscription.close()
+            for subscription in subscriptions:
+                await subscription.close()
+
+    async def _appoint(self, message: Message) -> tuple[bytes, Mapping[str, str]]:
+        """May this task be admitted now? Raises when the term is over: then the server alone decides."""
+        self.term.check()
+        APPOINTMENT_REQUEST_DECODER.decode(message.data)
+        return _encode(Appointment(admit=True)), {}
 
     # queues
 
     def _follow_pool(self, pool_id: str, spec: PoolSpec | None) -> None:
         """Pull the queues of a pool from now on; a changed specification changes the guards and the capacity."""
-        if self._tasks is None or not self._term.active:
+        if self._tasks is None or not self.term.active:
             return
         added: list[Queue] = []
         for priority in CLASSES:
@@ -269,7 +315,7 @@ class TermLoop:
 
     async def _pull(self, tasks: asyncio.TaskGroup, pool_id: str, spec: PoolSpec | None, added: list[Queue]) -> None:
         await self._ensure(pool_id, spec)
-        for queue in added if self._term.active else ():
+        for queue in added if self.term.active else ():
             tasks.create_task(self._admissions.pull(queue), name=f"pull {queue.stream}")
 
     async def _ensure(self, pool_id: str, spec: PoolSpec | None) -> None:
@@ -283,7 +329,7 @@ class TermLoop:
             self._ensured.pop(pool_id, None)
         if wanted is None:
             return
-        while self._term.active:
+        while self.term.active:
             try:
                 await self._bus.ensure(wanted)
                 self._ensured[pool_id] = wanted
@@ -291,6 +337,12 @@ class TermLoop:
             except BusError as error:
                 log.warning("the queues of pool %s cannot be made, trying again: %s", pool_id, error)
             await asyncio.sleep(ENSURE_RETRY_S)
+
+
+def _pool_of(key: str) -> str:
+    """The pool of a spec key; empty when it is another kind of key."""
+    kind, _, pool_id = key.partition(".")
+    return pool_id if kind == "pool" else ""
 
 
 class _Over(Exception):

@@ -86,12 +86,11 @@ class MemoryServer:
             self._timer.cancel()
             self._timer = None
         if self._clock is None:
-            dues = [due for stream in self.streams.values() if (due := stream.next_expiry())]
-            dues += [
-                due for stream in self.streams.values() for one in stream.durables.values() if (due := one.next_due())
-            ]
-            if future := [due for due in dues if due > self.now()]:
-                self._timer = asyncio.get_running_loop().call_at(min(future) + 0.001, self.tick)
+            streams, now = self.streams.values(), self.now()
+            dues = [due for stream in streams if (due := stream.next_expiry())]
+            dues += [due for stream in streams for one in stream.durables.values() if (due := one.next_due()) > now]
+            if dues:
+                self._timer = asyncio.get_running_loop().call_at(min(dues) + 0.001, self.tick)
 
     def changed(self) -> asyncio.Event:
         """Set at the next change of any stream or connection."""
