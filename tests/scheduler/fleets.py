@@ -6,7 +6,7 @@ from typing import Any
 from llorch_scheduler.core.affinity import Last
 from llorch_scheduler.core.fleet import Fleet
 from llorch_scheduler.core.job import Job, Phase
-from llorch_scheduler.core.peers import quantised
+from llorch_scheduler.core.peers import speed_of
 from llorch_scheduler.core.placement import ABOUT, Decision
 from llorch_scheduler.core.pool_fleet import PoolFleet
 from llorch_scheduler.core.replica import Replica
@@ -125,5 +125,5 @@ def _has_room(replica: Replica, wish: TaskRequest) -> bool:
 
 def _end_ms(replica: Replica, wish: TaskRequest) -> float:
     assert replica.record is not None
-    rate, first = quantised(replica.record.perf_tokens_per_s), quantised(replica.record.perf_first_token_ms)
-    return first + 1_000 * (wish.expected_tokens or wish.max_tokens) / rate if rate and first else 0.0
+    rate, first = speed_of(replica.record)
+    return first + (wish.expected_tokens or wish.max_tokens) * (1_000 / rate) if rate and first else 0.0

@@ -1,9 +1,9 @@
 """The replicas of one pool, kept so that the best free one is found without looking at all of them.
 
-Ready replicas of equal abilities are one `Kind`; those of a kind that were measured equally fast, to steps of 10 %, are
-`Peers`. Peers keep their free replicas in a heap in the order of OC-CORE-1017: most free VRAM, fewest taken slots,
-least id. Heaps are lazy: a replica that changed gets a new entry, and its old one is thrown away when it comes up, or
-when more than half of the entries are old.
+Ready replicas of equal abilities are one `Kind`; those of a kind that were measured about equally fast are `Peers`.
+Peers keep their free replicas in a heap in the order of OC-CORE-1017: most free VRAM, fewest taken slots, least id.
+Heaps are lazy: a replica that changed gets a new entry, and its old one is thrown away when it comes up, or when more
+than half of the entries are old.
 
 A change of a replica costs O(log replicas); a question costs O(kinds and peers).
 """
@@ -101,6 +101,17 @@ class PoolIndex:
             heappop(heap)
         return heap[0] if heap else None
 
+    def room_mb(self, peers: Peers) -> int:
+        """Free VRAM of the roomiest free replica."""
+        best = self.best(peers)
+        return -best[0] if best is not None else 0
+
+    def peers_of(self, entry: Entry) -> Peers:
+        """Of an entry that counts."""
+        peers = self._standing[entry[2]].peers
+        assert peers is not None
+        return peers
+
     def second(self, peers: Peers) -> Entry | None:
         """The one that would go first if the best were not there."""
         first = self.best(peers)
@@ -139,7 +150,8 @@ class PoolIndex:
     def _accompany(self, standing: Standing, kind: Kind, speed: Speed) -> None:
         peers = kind.peers.get(speed)
         if peers is None:
-            peers = kind.peers[speed] = Peers(speed)
+            token_ms = 1_000 / speed.tokens_per_s if all(speed) else 0.0
+            peers = kind.peers[speed] = Peers(speed, token_ms)
         peers.size += 1
         standing.peers = peers
 
@@ -191,7 +203,12 @@ class PoolIndex:
             self._free(standing, -1)
 
     def _free(self, standing: Standing, change: int) -> None:
-        assert standing.kind is not None
-        assert standing.peers is not None
-        standing.kind.free += change
-        standing.peers.free += change
+        kind, peers = standing.kind, standing.peers
+        assert kind is not None
+        assert peers is not None
+        kind.free += change
+        peers.free += change
+        if peers.free:
+            kind.open[peers.speed] = peers
+        else:
+            del kind.open[peers.speed]

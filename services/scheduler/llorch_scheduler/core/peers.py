@@ -10,20 +10,21 @@ from llorch_shared.wire.registry import ReplicaRecord
 from llorch_shared.wire.task import Workload
 
 
-def _steps(least: float, most: float) -> tuple[float, ...]:
+def _steps(least: float, most: float, factor: float) -> tuple[float, ...]:
     """Multiplication only, so that every machine makes the same ones."""
     steps = [least]
     while steps[-1] < most:
-        steps.append(steps[-1] * 1.1)
+        steps.append(steps[-1] * factor)
     return tuple(steps)
 
 
-_STEPS: Final = _steps(1e-3, 1e8)
+_RATES: Final = _steps(1e-3, 1e6, 1.1)
+_FIRST_TOKENS: Final = _steps(1.0, 1e7, 1.5)
+"""Coarse: the time to a first token varies with its prompt more than with the replica."""
 
 
-def quantised(measured: float) -> float:
-    """The step of 10 % at or below `measured`; 0 for what was not measured."""
-    return _STEPS[max(0, bisect_right(_STEPS, measured) - 1)] if measured > 0 else 0.0
+def _floor(steps: tuple[float, ...], measured: float) -> float:
+    return steps[max(0, bisect_right(steps, measured) - 1)] if measured > 0 else 0.0
 
 
 class Abilities(NamedTuple):
@@ -37,7 +38,8 @@ class Abilities(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """Tokens per second of one task and milliseconds to its first token; 0 when not measured."""
+    """Tokens per second of one task, in steps of 10 %, and milliseconds to its first token, in steps of half; 0 when
+    not measured. Each is the step at or below what was measured."""
 
     tokens_per_s: float
     first_token_ms: float
@@ -52,10 +54,16 @@ class Peers:
     """Ready replicas of one kind and speed."""
 
     speed: Speed
+    token_ms: float
+    """Time per generated token; 0 when either speed was not measured."""
     free: int = 0
     """How many have a free slot."""
     size: int = 0
     heap: list[Entry] = field(default_factory=list)
+
+    def end_ms(self, expected_tokens: float) -> float:
+        """Predicted, from the placement of a task; 0 when not measured."""
+        return self.speed.first_token_ms + self.token_ms * expected_tokens if self.token_ms else 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +74,8 @@ class Kind:
     size: int = 0
     free: int = 0
     peers: dict[Speed, Peers] = field(default_factory=dict)
+    open: dict[Speed, Peers] = field(default_factory=dict)
+    """Those with a free slot."""
 
 
 @dataclass(slots=True, eq=False)
@@ -92,4 +102,4 @@ def abilities_of(record: ReplicaRecord) -> Abilities:
 
 
 def speed_of(record: ReplicaRecord) -> Speed:
-    return Speed(quantised(record.perf_tokens_per_s), quantised(record.perf_first_token_ms))
+    return Speed(_floor(_RATES, record.perf_tokens_per_s), _floor(_FIRST_TOKENS, record.perf_first_token_ms))

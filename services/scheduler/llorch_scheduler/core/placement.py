@@ -9,11 +9,11 @@ A replica that was not measured yet counts as one of the soonest: its first task
 """
 
 from collections.abc import Collection, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
-from llorch_scheduler.core.peers import Abilities, Entry, Peers, Speed
+from llorch_scheduler.core.peers import Abilities, Entry, Peers
 from llorch_scheduler.core.replica import Replica
 from llorch_scheduler.core.replica_sets import ReplicaSets, side_of
 from llorch_scheduler.core.shape import Shape
@@ -75,24 +75,22 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it goes where its session was last; None for a session that was not seen within its time to live."""
 
 
-class Offer(NamedTuple):
-    """The best free replica among peers."""
-
-    end_ms: float
-    """Predicted; 0 when their speed was not measured."""
-    best: Entry
-    peers: Peers
-    need_mb: int
+Offer = tuple[float, Peers, int]
+"""Predicted end (0 when their speed was not measured), peers with a free replica that has room, and the KV memory that
+the task takes there, MiB."""
 
 
 def shape_of(request: TaskRequest, spec: PoolSpec, ctx_limits: Collection[int] = ()) -> Shape:
     """What the task requires. Its context class is the next power of two, the pool's size, or one of `ctx_limits`,
     the smaller sizes that replicas of the pool have, whichever is least; so there are few shapes."""
-    classes = [max(_CTX_CLASS_LEAST, 1 << (request.ctx - 1).bit_length()), spec.ctx, *ctx_limits]
+    ctx = max(_CTX_CLASS_LEAST, 1 << (request.ctx - 1).bit_length())
+    for size in (spec.ctx, *ctx_limits):
+        if request.ctx <= size < ctx:
+            ctx = size
     wish = request.placement
     return Shape(
         workload=request.workload,
-        ctx=min((each for each in classes if each >= request.ctx), default=request.ctx),
+        ctx=ctx,
         device=(wish.require_device_mask or "") if wish is not None else "",
         side=side_of(request, spec),
     )
@@ -114,37 +112,16 @@ def refusal(abilities: Abilities, shape: Shape, spec: PoolSpec, sets: ReplicaSet
     return next((name for name, passes in checks if not passes), "")
 
 
-def predicted_end_ms(speed: Speed, expected_tokens: float) -> float:
-    """0 when either was not measured."""
-    if speed.tokens_per_s <= 0 or speed.first_token_ms <= 0:
-        return 0.0
-    return speed.first_token_ms + 1_000 * expected_tokens / speed.tokens_per_s
-
-
 def soonest(offers: Sequence[Offer]) -> list[Offer]:
     """Those that end about as soon as the soonest, and those of which nobody knows."""
-    least = min((offer.end_ms for offer in offers if offer.end_ms), default=0.0)
-    return [offer for offer in offers if offer.end_ms <= least * ABOUT]
+    most = min((end_ms for end_ms, _, _ in offers if end_ms), default=0.0) * ABOUT
+    return [offer for offer in offers if offer[0] <= most]
 
 
-def tie_breakers(
-    offers: Sequence[Offer], tied: Sequence[Offer], picked: Entry, second: Entry | None, *, by_session: bool
-) -> tuple[str, ...]:
-    """Parts of the score that had to be looked at until one candidate was left. `second` would be picked among its
-    peers if `picked` were not there."""
-    if sum(offer.peers.free for offer in offers) == 1:
-        return ()
-    first = ("predicted_end_ms",) if any(offer.end_ms for offer in offers) else ()
-    if first and sum(offer.peers.free for offer in tied) == 1:
-        return first
-    if by_session:
-        return (*first, "session_affinity")
-    rivals = [offer.best for offer in tied if offer.best is not picked]
-    runner_up = min([*rivals, second] if second is not None else rivals, default=None)
-    if runner_up is None:
-        return first
+def terms(picked: Entry, runner_up: Entry) -> tuple[str, ...]:
+    """The terms of OC-CORE-1017 up to the first in which they differ."""
     differs = next(place for place in range(len(_TERMS)) if picked[place] != runner_up[place])
-    return (*first, *_TERMS[: differs + 1])
+    return _TERMS[: differs + 1]
 
 
 def pinned(request: TaskRequest) -> bool:

@@ -19,11 +19,10 @@ from llorch_scheduler.core.placement import (
     fell_back,
     nobody,
     pinned,
-    predicted_end_ms,
     refusal,
     shape_of,
     soonest,
-    tie_breakers,
+    terms,
 )
 from llorch_scheduler.core.replica import Replica, kv_mb
 from llorch_scheduler.core.replica_sets import ReplicaSets, SetKey
@@ -125,10 +124,12 @@ class PoolFleet:
             return Decision(replica=None, log=log, busy=bool(view.kinds))
         self.sets.settle()
         tied = soonest(offers)
+        bests = [best for _, peers, _ in tied if (best := self.index.best(peers)) is not None]
         warm = self._warm(last, tied)
-        offer, entry = warm if warm is not None else _roomiest(tied)
-        ties = tie_breakers(offers, tied, entry, self.index.second(offer.peers), by_session=warm is not None)
+        entry = warm or min(bests)
+        ties = self._tie_breakers(offers, tied, bests, entry, by_session=warm is not None)
         kv_warmth = last.was_on(entry[4]) if last is not None else None
+        end_ms = next(end_ms for end_ms, peers, _ in tied if peers is self.index.peers_of(entry))
         log = self._log(
             request,
             spec,
@@ -137,7 +138,7 @@ class PoolFleet:
             reason=ties[-1] if ties else "only_candidate",
             ties=ties,
             entry=entry,
-            end_ms=offer.end_ms,
+            end_ms=end_ms,
             kv_warmth=kv_warmth,
         )
         return Decision(replica=entry[4], log=log, kv_warmth=kv_warmth)
@@ -187,31 +188,42 @@ class PoolFleet:
             if not kind.free:
                 continue
             need_mb = kv_mb(request.ctx, kind.abilities.kv_bytes_per_token)
-            for peers in kind.peers.values():
-                best = self.index.best(peers)
-                if best is None:
-                    continue
-                if need_mb and -best[0] < need_mb:
+            for peers in kind.open.values():
+                if need_mb and self.index.room_mb(peers) < need_mb:
                     short += peers.free
                 else:
-                    offers.append(Offer(predicted_end_ms(peers.speed, expected), best, peers, need_mb))
+                    offers.append((peers.end_ms(expected), peers, need_mb))
         index = self.index
         away = (("ready", len(index.replicas) - index.ready - index.draining), ("draining", index.draining))
         removed = (*away, *view.removed, ("slots", full), ("vram", short))
         return offers, [each for each in removed if each[1]]
 
-    def _warm(self, last: Last | None, tied: Sequence[Offer]) -> tuple[Offer, Entry] | None:
+    def _warm(self, last: Last | None, tied: Sequence[Offer]) -> Entry | None:
         """The replica that had the session last, if it is one of those that end about as soon as any."""
         place = self.index.free_place(last.replica_id) if last is not None else None
         if last is None or place is None:
             return None
         peers, entry = place
-        if not last.was_on(entry[4]):
+        need_mb = next((need_mb for _, each, need_mb in tied if each is peers), None)
+        if need_mb is None or -entry[0] < need_mb or not last.was_on(entry[4]):
             return None
-        offer = next((each for each in tied if each.peers is peers), None)
-        if offer is None or (offer.need_mb and -entry[0] < offer.need_mb):
-            return None
-        return offer, entry
+        return entry
+
+    def _tie_breakers(
+        self, offers: Sequence[Offer], tied: Sequence[Offer], bests: Sequence[Entry], entry: Entry, *, by_session: bool
+    ) -> tuple[str, ...]:
+        """Parts of the score that had to be looked at until one candidate was left."""
+        if len(offers) == 1 and offers[0][1].free == 1:
+            return ()
+        first = ("predicted_end_ms",) if any(end_ms for end_ms, _, _ in offers) else ()
+        if first and len(tied) == 1 and tied[0][1].free == 1:
+            return first
+        if by_session:
+            return (*first, "session_affinity")
+        second = self.index.second(self.index.peers_of(entry))
+        rivals = [best for best in bests if best is not entry]
+        runner_up = min([*rivals, second] if second is not None else rivals, default=None)
+        return (*first, *terms(entry, runner_up)) if runner_up is not None else first
 
     def _log(
         self,
@@ -240,8 +252,3 @@ class PoolFleet:
             active_slots=entry[1] if entry is not None else 0,
             kv_warmth=kv_warmth,
         )
-
-
-def _roomiest(tied: Sequence[Offer]) -> tuple[Offer, Entry]:
-    offer = min(tied, key=lambda each: each.best[:3])
-    return offer, offer.best
