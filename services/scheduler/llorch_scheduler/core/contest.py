@@ -7,9 +7,9 @@ date, so they stay proportional to the lines. Every operation O(log lines) amort
 
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush, heapreplace
+from math import inf
 from typing import Final
 
-from llorch_scheduler.core.flow import Flow
 from llorch_scheduler.core.job import Job
 from llorch_scheduler.core.line import Line
 from llorch_scheduler.core.shape import Shape
@@ -17,39 +17,32 @@ from llorch_scheduler.core.shape import Shape
 IsOpen = Callable[[Shape], bool]
 
 SHAPES_MAX: Final = 64
-"""Shapes of a class with a line of their own. Further ones share one, so that a start looks at a bounded number."""
-MIXED: Final = "mixed"
+"""Shapes of a class with a contest of their own. Further ones share one, so that a start looks at a bounded number."""
 LOOKED_AT_MAX: Final = 16
 """Lines, and jobs of a line, of mixed shapes that are looked at for one that can be placed."""
 _COMPACT_MIN: Final = 64
 
-_Watched = tuple[float, int, str, Line, Job]
-"""(latest start, serial of the line, task id, line, its head)"""
-
-
-def open_job(line: Line, is_open: IsOpen) -> Job | None:
-    """The job of this line that could be placed now."""
-    if line.key is not MIXED:
-        head = line.head
-        return head if is_open(head.shape) else None
-    return next((job for job in line.first(LOOKED_AT_MAX) if is_open(job.shape)), None)
-
 
 class Contest:
-    __slots__ = ("_heap", "_urgent", "lines")
+    """`shape` is None for the one that mixes shapes."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_heap", "_urgent", "lines", "shape")
+
+    def __init__(self, shape: Shape | None) -> None:
+        self.shape: Final = shape
         self._heap: list[tuple[float, int, int, Line]] = []
-        self._urgent: list[_Watched] = []
+        self._urgent: list[tuple[float, int, Line]] = []
         self.lines = 0
         """Lines that wait, throttled ones too."""
 
-    def enter(self, line: Line, flow: Flow) -> None:
+    def enter(self, line: Line) -> None:
         """A line stands for election, or its flow's tag shrank."""
-        line.stamp = flow.tag
-        heappush(self._heap, (flow.tag, flow.serial, line.serial, line))
-        if len(self._heap) > 2 * self.lines + _COMPACT_MIN:
-            self._heap = [entry for entry in self._heap if entry[3].stamp == entry[0]]
+        flow = line.flow
+        line.stamp = tag = flow.tag
+        heap = self._heap
+        heappush(heap, (tag, flow.serial, line.serial, line))
+        if len(heap) > 2 * self.lines + _COMPACT_MIN:
+            self._heap = [entry for entry in heap if entry[3].stamp == entry[0]]
             heapify(self._heap)
 
     def top(self) -> Line | None:
@@ -60,7 +53,6 @@ class Contest:
             if line.stamp != tag:
                 heappop(heap)
                 continue
-            assert line.flow is not None
             now = line.flow.tag
             if now <= tag:
                 return line
@@ -68,37 +60,52 @@ class Contest:
             heapreplace(heap, (now, serial, line_serial, line))
         return None
 
-    def top_open(self, is_open: IsOpen) -> Line | None:
-        """The first of the lines of mixed shapes with a job that could be placed, among the first LOOKED_AT_MAX."""
+    def top_open(self, top: Line, is_open: IsOpen) -> Line | None:
+        """The line whose flow has the least tag among those with a job that could be placed; `top` is the first of all.
+        Of mixed shapes at most LOOKED_AT_MAX lines are looked at."""
+        if self.shape is not None:
+            return top if is_open(self.shape) else None
         passed: list[Line] = []
-        found: Line | None = None
-        while len(passed) < LOOKED_AT_MAX and (line := self.top()) is not None:
-            if open_job(line, is_open) is not None:
-                found = line
-                break
+        line: Line | None = top
+        while line is not None and self.open_job(line, is_open) is None:
             heappop(self._heap)
             passed.append(line)
-        for line in passed:
-            assert line.flow is not None
-            self.enter(line, line.flow)
-        return found
+            line = self.top() if len(passed) < LOOKED_AT_MAX else None
+        for each in passed:
+            self.enter(each)
+        return line
+
+    def open_job(self, line: Line, is_open: IsOpen) -> Job | None:
+        """The first job of this line that could be placed; of mixed shapes the first LOOKED_AT_MAX are looked at."""
+        if self.shape is not None:
+            return line.head if is_open(self.shape) else None
+        return next((job for job in line.first(LOOKED_AT_MAX) if is_open(job.shape)), None)
 
     def watch(self, line: Line) -> None:
-        """Its head is new here: remember how late it may start."""
+        """Its head is new here: remember how late it may start. An entry that says earlier is put right when it comes
+        to the top."""
         head = line.head
-        heappush(self._urgent, (head.due_ms - head.cost_ms, line.serial, head.task_id, line, head))
-        if len(self._urgent) > 2 * self.lines + _COMPACT_MIN:
-            self._urgent = [entry for entry in self._urgent if _stands(entry)]
-            heapify(self._urgent)
+        if head is not None and head.due_ms - head.cost_ms < line.latest_ms:
+            self._watch(line, head.due_ms - head.cost_ms)
 
     def urgent(self, at_ms: int, within_ms: float) -> Job | None:
         """The head that must start first to be in time, if it must within this time and still can be."""
-        heap = self._urgent
-        while heap and (heap[0][0] < at_ms or not _stands(heap[0])):
-            heappop(heap)
-        return heap[0][4] if heap and heap[0][0] < at_ms + within_ms else None
+        while self._urgent and self._urgent[0][0] < at_ms + within_ms:
+            latest_ms, _, line = self._urgent[0]
+            head = line.head
+            now_ms = head.due_ms - head.cost_ms if head is not None and line.stamp is not None else -inf
+            if line.latest_ms == latest_ms == now_ms >= at_ms:
+                return head
+            heappop(self._urgent)
+            if line.latest_ms == latest_ms:
+                line.latest_ms = inf
+                if now_ms >= at_ms:
+                    self._watch(line, now_ms)
+        return None
 
-
-def _stands(entry: _Watched) -> bool:
-    line = entry[3]
-    return line.stamp is not None and line.size > 0 and line.head is entry[4]
+    def _watch(self, line: Line, latest_ms: float) -> None:
+        line.latest_ms = latest_ms
+        heappush(self._urgent, (latest_ms, line.serial, line))
+        if len(self._urgent) > 2 * self.lines + _COMPACT_MIN:
+            self._urgent = [entry for entry in self._urgent if entry[2].latest_ms == entry[0] and entry[2].head]
+            heapify(self._urgent)

@@ -9,6 +9,8 @@ from typing import Final
 
 from llorch_scheduler.core.line import Line
 from llorch_scheduler.core.quota import TenantUse
+from llorch_scheduler.core.shape import Shape
+from llorch_scheduler.core.shares import Share
 from llorch_shared.wire.task import Priority
 
 _PACE_ALPHA: Final = 0.2
@@ -64,28 +66,36 @@ class Flow(Tagged):
     __slots__ = (
         "last_ms",
         "lines",
+        "listed_idle",
         "pace_ms",
         "priority",
         "queued",
         "running",
         "serial",
+        "share",
         "tenant",
         "throttled",
         "use",
         "wake_ms",
     )
 
-    def __init__(self, tenant: str, priority: Priority, use: TenantUse, *, tag: float, serial: int) -> None:
+    def __init__(
+        self, tenant: str, priority: Priority, use: TenantUse, share: Share, *, tag: float, serial: int
+    ) -> None:
         super().__init__(use.limits.weight, tag)
         self.tenant: Final = tenant
         self.priority: Final = priority
         self.use: Final = use
+        self.share: Final = share
         self.serial: Final = serial
-        self.lines: dict[object, Line] = {}
+        self.lines: dict[Shape | None, Line] = {}
+        """None: the line of mixed shapes."""
         self.queued = 0
         self.running = 0
         self.throttled = False
         self.wake_ms = 0
+        """When a throttled flow is looked at again."""
+        self.listed_idle = False
         self.last_ms = -1
         """When it last started a task while others waited; negative when none did."""
         self.pace_ms = 0.0
@@ -98,9 +108,19 @@ class Flow(Tagged):
     def idle(self) -> bool:
         return self.queued == 0 and self.running == 0
 
+    def stop_waiting(self) -> None:
+        """It is not throttled any more, or has nothing left to wait with."""
+        if self.throttled:
+            self.throttled = False
+            self.wake_ms = 0
+            if self in self.use.waiting:
+                self.use.waiting.remove(self)
+        if self.queued == 0:
+            self.last_ms = -1
+
     def measure(self, at_ms: int) -> None:
         """It starts a task: how long since the one before, if it had to wait since then."""
         if self.last_ms >= 0:
-            sample = float(at_ms - self.last_ms)
-            self.pace_ms += (sample - self.pace_ms) * _PACE_ALPHA if self.pace_ms else sample
-        self.last_ms = at_ms if self.queued else -1
+            sample_ms = float(at_ms - self.last_ms)
+            self.pace_ms += (sample_ms - self.pace_ms) * _PACE_ALPHA if self.pace_ms else sample_ms
+        self.last_ms = at_ms

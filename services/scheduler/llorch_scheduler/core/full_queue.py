@@ -60,4 +60,5 @@ def _oldest(classes: Mapping[Priority, ClassQueue]) -> Job | None:
 
 
 def _newest(queue: ClassQueue) -> Job | Verdict:
-    return queue.by_age.tail if queue.by_age else REFUSE
+    newest = queue.by_age.tail if queue.by_age is not None else None
+    return newest or REFUSE

@@ -1,19 +1,21 @@
 """Jobs of one flow and one shape in the order they are served: a sorted list in blocks, with sums.
 
 Who came back from a replica is first, as it came back; then earliest deadline, then admission. With order `fifo` the
-deadline does not count. A job's place, cost and shape stay as they are while it is in a line.
+deadline does not count. A job's order, deadline, cost and shape stay as they are while it is in a line.
 
-Costs: `head` O(1); `add`, `remove` O(log n) comparisons and a copy of one block of at most 2 · BLOCK entries; `before`
-O(n / BLOCK) additions. About 110 bytes per job (one tuple of five, one list cell); no tombstones.
+Costs: `head` O(1); `add`, `remove` O(log n) comparisons and moving the pointers of one block of at most 2 · BLOCK;
+`before` O(n / BLOCK) additions. No tombstones: about 110 bytes per job, one tuple of five and one list cell.
 """
 
 from bisect import bisect_left, insort
+from math import inf
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from llorch_scheduler.core.job import Job
 
 if TYPE_CHECKING:
+    from llorch_scheduler.core.contest import Contest
     from llorch_scheduler.core.flow import Flow
 
 BLOCK: Final = 256
@@ -30,21 +32,22 @@ _cost: Final = itemgetter(3)
 
 def entry_of(job: Job, *, edf: bool) -> Entry:
     rank = CAME_BACK if job.order[0] == 0 else job.due_ms if edf else 0
-    return (rank, job.order, job.task_id, max(1.0, job.cost_ms), job)
+    cost_ms = job.cost_ms
+    return (rank, job.order, job.record.task_id, cost_ms if cost_ms > 1.0 else 1.0, job)
 
 
-class Line:
-    """`stamp` is the tag under which the line stands in its contest; None when it does not."""
+class JobList:
+    """Sorted entries. `head` is the first job, None when there is none."""
 
-    __slots__ = ("_blocks", "_costs", "flow", "key", "serial", "size", "stamp", "work_ms")
+    __slots__ = ("_costs", "_first", "_more", "head", "size", "work_ms")
 
-    def __init__(self, flow: "Flow | None" = None, key: object = None, serial: int = 0) -> None:
-        self.flow: Final = flow
-        self.key: Final = key
-        self.serial: Final = serial
-        self.stamp: float | None = None
-        self._blocks: list[list[Entry]] = [[]]
-        self._costs: list[float] = [0.0]
+    def __init__(self) -> None:
+        self._first: list[Entry] = []
+        self._more: list[list[Entry]] | None = None
+        """Blocks after the first; None until the first was full."""
+        self._costs: list[float] | None = None
+        """Sums of their costs."""
+        self.head: Job | None = None
         self.size = 0
         self.work_ms = 0.0
 
@@ -52,87 +55,127 @@ class Line:
         return self.size
 
     @property
-    def head(self) -> Job:
-        """The first job. Raises IndexError when there is none."""
-        return self._blocks[0][0][4]
-
-    @property
-    def tail(self) -> Job:
-        """The last job. Raises IndexError when there is none."""
-        return self._blocks[-1][-1][4]
+    def tail(self) -> Job | None:
+        """The last job."""
+        block = self._more[-1] if self._more else self._first
+        return block[-1][4] if block else None
 
     def first(self, count: int) -> list[Job]:
         """Up to `count` jobs from the front, at most a block of them."""
-        return [entry[4] for entry in self._blocks[0][:count]]
+        return [entry[4] for entry in self._first[:count]]
 
     def jobs(self) -> list[Job]:
-        return [entry[4] for block in self._blocks for entry in block]
+        return [entry[4] for block in (self._first, *(self._more or ())) for entry in block]
 
     def add(self, entry: Entry) -> None:
-        at = self._block_of(entry[:3])
-        block = self._blocks[at]
-        insort(block, entry)
-        self._costs[at] += entry[3]
         self.size += 1
         self.work_ms += entry[3]
+        block = self._first
+        at = self._block_of(entry[:3]) if self._more else -1
+        if at >= 0:
+            assert self._more is not None
+            assert self._costs is not None
+            block = self._more[at]
+            self._costs[at] += entry[3]
+        insort(block, entry)
+        if block[0] is entry and at < 0:
+            self.head = entry[4]
         if len(block) > 2 * BLOCK:
-            self._blocks.insert(at + 1, block[BLOCK:])
-            del block[BLOCK:]
-            self._costs[at] = sum(map(_cost, block))
-            self._costs.insert(at + 1, sum(map(_cost, self._blocks[at + 1])))
+            self._split(block, at)
 
-    def remove(self, entry: Entry) -> bool:
-        """Take out the job of an equal entry; false when it is not here."""
-        where = entry[:3]
-        at = self._block_of(where)
-        block = self._blocks[at]
-        place = bisect_left(block, where)
-        if place == len(block) or block[place][4] is not entry[4]:
-            return False
-        cost = block[place][3]
-        del block[place]
-        self._costs[at] -= cost
+    def remove(self, job: Job, *, edf: bool) -> float:
+        """Take a job out, and tell its cost; 0 when it is not here."""
+        block = self._first
+        if self.head is job:
+            cost_ms = block.pop(0)[3]
+        else:
+            where = entry_of(job, edf=edf)[:3]
+            at = self._block_of(where) if self._more else -1
+            if at >= 0:
+                assert self._more is not None
+                assert self._costs is not None
+                block = self._more[at]
+            place = bisect_left(block, where)
+            if place == len(block) or block[place][4] is not job:
+                return 0.0
+            cost_ms = block.pop(place)[3]
+            if at >= 0:
+                assert self._costs is not None
+                self._costs[at] -= cost_ms
+                self._shrunk(at)
+        if not self._first and self._more:
+            assert self._costs is not None
+            self._first = self._more.pop(0)
+            del self._costs[0]
         self.size -= 1
-        self.work_ms -= cost
-        if not block:
-            self._drop(at)
-        elif len(block) < BLOCK // 4 and len(self._blocks) > 1:
-            self._merge(at)
-        return True
+        self.work_ms = self.work_ms - cost_ms if self.size else 0.0
+        self.head = self._first[0][4] if self._first else None
+        return cost_ms
 
     def before(self, where: Place) -> tuple[int, float]:
         """How many jobs are served before this place (which need not be taken), and their slot time."""
-        at = self._block_of(where)
-        block = self._blocks[at]
+        at = self._block_of(where) if self._more else -1
+        block = self._more[at] if self._more and at >= 0 else self._first
         place = bisect_left(block, where)
-        if place == len(block) and at == len(self._blocks) - 1:
+        part_ms = sum(map(_cost, block[:place]))
+        if at < 0:
+            return place, part_ms
+        assert self._more is not None
+        assert self._costs is not None
+        if place == len(block) and at == len(self._more) - 1:
             return self.size, self.work_ms
-        jobs = sum(map(len, self._blocks[:at])) + place
-        return jobs, sum(self._costs[:at]) + sum(map(_cost, block[:place]))
-
-    def _block_of(self, where: Place) -> int:
-        if len(self._blocks) == 1:
-            return 0
-        return min(bisect_left(self._blocks, where, key=_last), len(self._blocks) - 1)
-
-    def _drop(self, at: int) -> None:
-        """Sums start from zero with every emptied block: rounding does not pile up."""
-        if len(self._blocks) > 1:
-            del self._blocks[at], self._costs[at]
-        else:
-            self._costs[0] = 0.0
-            self.work_ms = 0.0
-
-    def _merge(self, at: int) -> None:
-        left = at if at + 1 < len(self._blocks) else at - 1
-        if len(self._blocks[left]) + len(self._blocks[left + 1]) <= BLOCK:
-            self._blocks[left].extend(self._blocks.pop(left + 1))
-            del self._costs[left + 1]
-            self._costs[left] = sum(map(_cost, self._blocks[left]))
+        jobs = len(self._first) + sum(map(len, self._more[:at])) + place
+        return jobs, sum(map(_cost, self._first)) + sum(self._costs[:at]) + part_ms
 
     def rebuild(self, *, edf: bool) -> None:
         """The same jobs in another order."""
-        jobs, self._blocks, self._costs = self.jobs(), [[]], [0.0]
+        entries = sorted(entry_of(job, edf=edf) for job in self.jobs())
+        self._first, self._more, self._costs = [], None, None
         self.size, self.work_ms = 0, 0.0
-        for entry in sorted(entry_of(job, edf=edf) for job in jobs):
+        for entry in entries:
             self.add(entry)
+
+    def _block_of(self, where: Place) -> int:
+        """Index in `_more`; -1 is the first block."""
+        assert self._more is not None
+        if where <= self._first[-1][:3]:
+            return -1
+        return min(bisect_left(self._more, where, key=_last), len(self._more) - 1)
+
+    def _split(self, block: list[Entry], at: int) -> None:
+        if self._more is None or self._costs is None:
+            self._more, self._costs = [], []
+        rest = block[BLOCK:]
+        del block[BLOCK:]
+        cost_ms = sum(map(_cost, rest))
+        if at >= 0:
+            self._costs[at] = sum(map(_cost, block))
+        self._more.insert(at + 1, rest)
+        self._costs.insert(at + 1, cost_ms)
+
+    def _shrunk(self, at: int) -> None:
+        """Blocks that discards have thinned are joined, so their number follows what is left."""
+        assert self._more is not None
+        assert self._costs is not None
+        block = self._more[at]
+        if not block:
+            del self._more[at], self._costs[at]
+        elif len(block) < BLOCK // 4 and at + 1 < len(self._more) and len(self._more[at + 1]) < BLOCK:
+            block.extend(self._more.pop(at + 1))
+            del self._costs[at + 1]
+            self._costs[at] = sum(map(_cost, block))
+
+
+class Line(JobList):
+    """The jobs of one flow that stand in one contest. `stamp` is the tag under which they do; None when they do not.
+    `latest_ms` is no later than their head may start to be in time; infinite when it cannot be any more."""
+
+    __slots__ = ("contest", "flow", "latest_ms", "serial", "stamp")
+
+    def __init__(self, flow: "Flow", contest: "Contest", serial: int) -> None:
+        super().__init__()
+        self.flow: Final = flow
+        self.contest: Final = contest
+        self.serial: Final = serial
+        self.stamp: float | None = None
+        self.latest_ms = inf

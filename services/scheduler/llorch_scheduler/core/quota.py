@@ -70,13 +70,15 @@ def _meter(amount: float | None, window_ms: int, old: Meter | None, *, burst_min
 class TenantUse:
     """One tenant's running tasks and meters in one pool, over all its classes."""
 
-    __slots__ = ("flows", "kv_mb", "limits", "metered", "rps", "running", "tenant", "tokens", "waiting")
+    __slots__ = ("flows", "kv_mb", "limits", "metered", "remembered", "rps", "running", "tenant", "tokens", "waiting")
 
     def __init__(self, tenant: str, limits: TenantLimits) -> None:
         self.tenant: Final = tenant
         self.running = 0
         self.kv_mb = 0.0
         self.flows = 0
+        self.remembered = False
+        """It has no flow, but meters that still tell something."""
         self.waiting: list[Flow] = []
         """Its flows that wait for one of its tasks to end."""
         self.rps: Meter | None = None

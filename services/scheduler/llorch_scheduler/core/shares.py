@@ -13,29 +13,47 @@ from typing import Final
 from llorch_shared.wire.task import Priority
 
 KEPT_MAX: Final = 4_096
-"""Tenants and classes that are remembered; beyond it those under SHOWN_MIN are forgotten."""
+"""Tenants and classes without waiting or running tasks that are remembered; beyond it the smallest are forgotten."""
 SHOWN_MIN: Final = 0.001
-_UNIT_MAX: Final = 500.0
-"""Exponent from which the unit starts at one again, far below where floats end."""
+_EXPONENT_MAX: Final = 500.0
+"""The unit starts at one again here, far below where floats end."""
+
+
+class Share:
+    """`live`: its flow exists and counts on."""
+
+    __slots__ = ("live", "value")
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self.live = True
 
 
 class Shares:
-    __slots__ = ("_start_ms", "_sums", "window_ms")
+    __slots__ = ("_at_ms", "_shares", "_start_ms", "_trim_at", "_unit", "window_ms")
 
     def __init__(self, window_ms: int) -> None:
         self.window_ms = window_ms
-        self._start_ms = 0
-        self._sums: dict[tuple[str, Priority], float] = {}
+        self._start_ms = self._at_ms = 0
+        self._unit = 1.0
+        self._shares: dict[tuple[str, Priority], Share] = {}
+        self._trim_at = KEPT_MAX
 
-    def count(self, tenant: str, priority: Priority, cost_ms: float, at_ms: int) -> None:
-        exponent = (at_ms - self._start_ms) / self.window_ms
-        if exponent > _UNIT_MAX:
-            self._begin_again(at_ms)
-            exponent = 0.0
-        key = (tenant, priority)
-        self._sums[key] = max(0.0, self._sums.get(key, 0.0) + cost_ms * exp(exponent))
-        if len(self._sums) > KEPT_MAX:
-            self._forget_small()
+    def of(self, tenant: str, priority: Priority) -> Share:
+        """The share of a flow that comes to be."""
+        share = self._shares.get((tenant, priority))
+        if share is None:
+            share = self._shares[tenant, priority] = Share()
+            if len(self._shares) > self._trim_at:
+                self._trim()
+        share.live = True
+        return share
+
+    def count(self, share: Share, cost_ms: float, at_ms: int) -> None:
+        if at_ms > self._at_ms:
+            self._move(at_ms)
+        value = share.value + cost_ms * self._unit
+        share.value = value if value > 0.0 else 0.0
 
     def over(self, window_ms: int, at_ms: int) -> None:
         """Another window: shares so far stay as they are."""
@@ -45,18 +63,30 @@ class Shares:
 
     def __iter__(self) -> Iterator[tuple[str, Priority, float]]:
         """Shares of at least SHOWN_MIN, by tenant and class."""
-        total = sum(self._sums.values())
-        for (tenant, priority), value in sorted(self._sums.items()):
-            if value > 0 and value >= SHOWN_MIN * total:
-                yield tenant, priority, value / total
+        total = sum(share.value for share in self._shares.values())
+        for (tenant, priority), share in sorted(self._shares.items(), key=lambda item: item[0]):
+            if share.value > 0 and share.value >= SHOWN_MIN * total:
+                yield tenant, priority, share.value / total
+
+    def _move(self, at_ms: int) -> None:
+        exponent = (at_ms - self._start_ms) / self.window_ms
+        self._at_ms = at_ms
+        if exponent > _EXPONENT_MAX:
+            self._begin_again(at_ms)
+        else:
+            self._unit = exp(exponent)
 
     def _begin_again(self, at_ms: int) -> None:
-        unit = exp(-min(700.0, max(0.0, (at_ms - self._start_ms) / self.window_ms)))
-        self._sums = {key: value * unit for key, value in self._sums.items() if value * unit > 0}
-        self._start_ms = at_ms
+        """Every sum in terms of the unit of now, which is one."""
+        shrink = exp(-min(700.0, max(0.0, (at_ms - self._start_ms) / self.window_ms)))
+        for share in self._shares.values():
+            share.value *= shrink
+        self._start_ms = self._at_ms = at_ms
+        self._unit = 1.0
 
-    def _forget_small(self) -> None:
-        """Half of the entries at least: the cost of it is O(log n) per start."""
-        least = SHOWN_MIN * sum(self._sums.values())
-        kept = sorted(self._sums.items(), key=lambda item: (-item[1], item[0]))[: KEPT_MAX // 2]
-        self._sums = {key: value for key, value in kept if value >= least}
+    def _trim(self) -> None:
+        """The smallest of those without a flow go. The next time is at twice what stays: O(log n) per new flow."""
+        gone = sorted((share.value, key) for key, share in self._shares.items() if not share.live)
+        for _, key in gone[: max(0, len(gone) - KEPT_MAX // 2)]:
+            del self._shares[key]
+        self._trim_at = max(KEPT_MAX, 2 * len(self._shares))
