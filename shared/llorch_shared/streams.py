@@ -4,6 +4,7 @@ Raw, because the client library drops fields it does not know and an update made
 are nanoseconds, as the server wants them.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -49,6 +50,19 @@ class Durable(msgspec.Struct, frozen=True, kw_only=True):
 class Topology(msgspec.Struct, frozen=True, kw_only=True):
     streams: tuple[Stream, ...] = ()
     durables: tuple[Durable, ...] = ()
+
+
+def changed(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that a stream which exists is changed to: as wanted, but its bound per subject is never
+    lowered. The server would enforce that by deleting what it has accepted."""
+    config = {**found, **wanted}
+    if "max_msgs_per_subject" in wanted:
+        bounds = [each.get("max_msgs_per_subject", 0) for each in (found, wanted)]
+        if min(bounds) <= 0:
+            config |= {"max_msgs_per_subject": -1, "discard_new_per_subject": False}
+        else:
+            config["max_msgs_per_subject"] = max(bounds)
+    return config
 
 
 def _stream(name: str, subject_list: list[str], **settings: Any) -> Stream:
@@ -150,14 +164,13 @@ SCHEDULER_DURABLE: Final = "sched"
 def admission(pool: PoolSpec, *, replicas: int = 1) -> Topology:
     """The queues of one pool: the server itself refuses what is over capacity, of the class and of one tenant.
 
-    A tenant's bound is set when the queue is made and only ever raised there (`bus.ensure`): the server enforces a
-    lowered `max_msgs_per_subject` by deleting messages, while a lowered `max_msgs` keeps what was accepted and only
-    refuses more. The server reserves `max_bytes`: no more of it than a queue of the largest messages (1 MiB) needs, so
-    that many pools fit.
+    A tenant's bound is set when the queue is made and only ever raised there (`changed`): the server enforces a lowered
+    `max_msgs_per_subject` by deleting messages, while a lowered `max_msgs` keeps what was accepted and only refuses
+    more. The scheduler itself keeps a lowered bound. The server reserves `max_bytes`: no more of it than a queue of the
+    largest messages (1 MiB) needs, so that many pools fit.
     """
-    bounds = {}
-    if pool.queue.tenant_capacity is not None:
-        bounds = {"max_msgs_per_subject": pool.queue.tenant_capacity, "discard_new_per_subject": True}
+    tenant_capacity = pool.queue.tenant_capacity
+    bounds = {"max_msgs_per_subject": tenant_capacity or -1, "discard_new_per_subject": tenant_capacity is not None}
     names = {priority: admission_stream(pool.id, priority) for priority in Priority}
     return Topology(
         streams=tuple(

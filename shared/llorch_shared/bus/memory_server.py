@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from llorch_shared.bus.memory_streams import MemoryDurable, MemoryStream, matches, transform
 from llorch_shared.bus.port import BusError, Handler, Message, NoStream
-from llorch_shared.streams import Topology
+from llorch_shared.streams import Topology, changed
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class MemoryServer:
             stream = self.streams.setdefault(wanted.name, MemoryStream(wanted.name, {}))
             if stream.config.get("storage", wanted.config.get("storage")) != wanted.config.get("storage"):
                 raise BusError(f"{wanted.name}: the storage of a stream cannot change")
-            stream.reconfigure(wanted.config)
+            stream.reconfigure(changed(stream.config, wanted.config) if stream.config else wanted.config)
         for durable in topology.durables:
             known = self.named(durable.stream).durables
             known.setdefault(durable.name, MemoryDurable(self.streams[durable.stream], {})).config.update(

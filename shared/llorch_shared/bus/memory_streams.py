@@ -73,7 +73,7 @@ class MemoryStream:
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """As on the server, a lowered limit per subject deletes; a lowered limit of a stream that refuses keeps."""
-        self.config.update(config)
+        self.config = dict(config)
         for subject in tuple(self.newest):
             self._trim_subject(subject)
 

@@ -23,7 +23,7 @@ from llorch_shared.bus.port import (
     TooLarge,
     WrongSequence,
 )
-from llorch_shared.streams import Durable, Stream, Topology
+from llorch_shared.streams import Durable, Stream, Topology, changed
 
 API_TIMEOUT_S: Final = 5.0
 BATCH_MESSAGES_MAX: Final = 500
@@ -114,8 +114,8 @@ class Streams:
             try:
                 if found is None:
                     await self.api(f"STREAM.CREATE.{stream.name}", stream.config)
-                elif not _agrees(found, stream.config):
-                    await self.api(f"STREAM.UPDATE.{stream.name}", {**found, **stream.config})
+                elif not _agrees(found, config := changed(found, stream.config)):
+                    await self.api(f"STREAM.UPDATE.{stream.name}", config)
                 return
             except (ApiError, NoStream) as error:
                 raced = isinstance(error, NoStream) or error.err_code == _STREAM_NAME_IN_USE

@@ -134,7 +134,8 @@ class Bus(Protocol):
     def on_disconnect(self, callback: Callable[[], None]) -> None: ...
 
     async def ensure(self, topology: Topology) -> None:
-        """Create or update streams and durables; remembered, and ensured again after every reconnect."""
+        """Create or update streams and durables; remembered, and ensured again after every reconnect. A stream's bound
+        per subject is raised, never lowered (`streams.changed`): nothing that was accepted is deleted."""
 
     async def forget(self, topology: Topology) -> None:
         """Stop ensuring it. Does not delete anything."""

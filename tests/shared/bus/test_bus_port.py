@@ -34,6 +34,10 @@ NODE = subjects.registry("node.a")
 BASE = streams.base(token_bytes_max=16 * 1024 * 1024)
 
 
+def bounded(tenant_capacity: int | None) -> PoolSpec:
+    return msgspec.structs.replace(POOL, queue=QueueSpec(capacity=100, tenant_capacity=tenant_capacity))
+
+
 @pytest.fixture
 async def ready(bus: Bus) -> Bus:
     """A bus with every stream of a deployment with one pool of five places."""
@@ -590,6 +594,38 @@ async def test_a_smaller_queue_keeps_large_tasks_it_has_taken(ready: Bus) -> Non
     assert (await ready.stream_state(ADM)).messages == 5
     with pytest.raises(Full):
         await ready.store(ADMISSION, b"x")
+
+
+async def test_fifteen_of_one_tenant_with_room_for_ten_refuses_exactly_five(bus: Bus, other: Bus) -> None:
+    await bus.ensure(streams.admission(bounded(10)))
+    outcomes = await asyncio.gather(
+        *(each.store(ADMISSION, b"x") for each in (bus, other, bus) for _ in range(5)), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes].count(SubjectFull) == 5
+    assert sum(isinstance(outcome, Stored) for outcome in outcomes) == 10
+    await bus.store(subjects.admission("p", "batch", "other"), b"x")
+
+
+@pytest.mark.parametrize("before", [10, None])
+async def test_a_lowered_bound_of_a_tenant_deletes_nothing_that_was_accepted(bus: Bus, before: int | None) -> None:
+    await bus.ensure(streams.admission(bounded(before)))
+    await fill(bus, 10)
+    for capacity in (3, 9):
+        await bus.ensure(streams.admission(bounded(capacity)))
+        assert (await bus.stream_state(ADM)).messages == 10
+    held = await bus.replay(ADM, ">")
+    assert [message.data for message in held] == [b"%d" % number for number in range(10)]
+
+
+@pytest.mark.parametrize("after", [12, None])
+async def test_a_raised_bound_of_a_tenant_is_in_effect_at_once(bus: Bus, after: int | None) -> None:
+    await bus.ensure(streams.admission(bounded(10)))
+    await fill(bus, 10)
+    with pytest.raises(SubjectFull):
+        await bus.store(ADMISSION, b"x")
+    await bus.ensure(streams.admission(bounded(after)))
+    await bus.store(ADMISSION, b"x")
+    await bus.store(ADMISSION, b"x")
 
 
 async def test_many_pools_fit_into_one_server(ready: Bus) -> None:
