@@ -118,6 +118,10 @@ def audit(event: str, task: str) -> str:
     return f"llorch.aud.{token(event)}.{token(task)}"
 
 
+def audits_of_task(task: str) -> str:
+    return f"llorch.aud.*.{token(task)}"
+
+
 def node_key(node: str) -> str:
     return f"node.{token(node)}"
 

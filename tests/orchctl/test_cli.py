@@ -58,6 +58,7 @@ def orchctl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ("engine", "status"),
         ("engine", "up", "a"),
         ("config", "apply"),
+        ("why", TASK),
         ("pool", "show", "a"),
         ("pool", "set", "a", "slots=2"),
         ("pool", "rollback", "a"),

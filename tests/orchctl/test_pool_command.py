@@ -1,31 +1,24 @@
 """`orchctl pool`: a policy looked at, changed and taken back, each time on the record."""
 
-import asyncio
 import json
-import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 import pytest
 
-from llorch_ctl import __main__, pools
+from llorch_ctl import pools
 from llorch_ctl.exits import Exit, Problem
 from llorch_shared import streams, subjects
 from llorch_shared.bus.memory import MemoryBus
 from llorch_shared.bus.memory_server import MemoryServer
-from llorch_shared.bus.nats import connect
 from llorch_shared.bus.port import Bus, Unanswered, WrongSequence
-from llorch_shared.settings import NatsSettings
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent
 from llorch_shared.wire.policy import QueueSpec
 from llorch_shared.wire.spec import PoolSpec, ProvisioningSpec
 from llorch_shared.wire.task import Engine
 from support.nats_server import NatsServer
+from support.orchctl import Orchctl, on_bus
 
-T = TypeVar("T")
-Orchctl = Callable[..., tuple[int, str, str]]
 CHAT = PoolSpec(id="chat", engine=Engine.MOCK, model="m", provisioning=ProvisioningSpec(env={"TOKEN": "hunter2"}))
 
 FILE = """
@@ -46,36 +39,6 @@ async def memory() -> Bus:
     bus: Bus = MemoryBus(MemoryServer(), name="orchctl")
     await bus.ensure(streams.base())
     return bus
-
-
-@pytest.fixture
-def orchctl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], nats_server: NatsServer) -> Orchctl:
-    """Runs a command against a bus with the streams of a system; returns exit code, output and errors."""
-    monkeypatch.setenv("NATS_URL", nats_server.url)
-    monkeypatch.delenv("LLORCH_CONFIG", raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["orchctl", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            __main__.main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return run
-
-
-def on_bus(server: NatsServer, use: Callable[[Bus], Awaitable[T]]) -> T:
-    """The commands bring their own event loop, so a test of them has none while they run."""
-
-    async def main() -> T:
-        bus: Bus = await connect(NatsSettings(url=server.url), name="test")
-        await bus.ensure(streams.base())
-        try:
-            return await use(bus)
-        finally:
-            await bus.close()
-
-    return asyncio.run(main())
 
 
 def put(server: NatsServer) -> None:

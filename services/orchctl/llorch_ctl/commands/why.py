@@ -1,0 +1,72 @@
+"""`orchctl why`: what happened to a task, and why, from the audit stream."""
+
+from datetime import datetime
+from typing import Final
+
+import msgspec
+import typer
+
+from llorch_ctl import bus_client
+from llorch_ctl.commands.task import TaskArgument
+from llorch_ctl.core.story import Story, story, verdict
+from llorch_ctl.exits import Exit, Problem
+from llorch_ctl.terminal import OUT, ConfigOption, JsonOption, run, settings_from, write_json
+from llorch_shared import streams, subjects
+from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.settings import Settings
+from llorch_shared.wire.audit import AUDIT_DECODER
+from llorch_shared.wire.run import RUN_DECODER, RunRecord
+
+RECORDS_MAX: Final = 10_000
+"""A task has about five; one that is lost and preempted all the time still has less."""
+
+
+def why(task: TaskArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """What happened to a task and why: admission and what was predicted, every placement with its candidates, filters
+    and score, preemptions, its end, and what was promised against what came of it. Times are milliseconds (ms)."""
+    settings = settings_from(config)
+    raise typer.Exit(run(lambda: _why(settings, task, as_json=as_json)))
+
+
+async def _why(settings: Settings, task: str, *, as_json: bool) -> int:
+    async with bus_client.connected(settings.nats) as bus:
+        told, record = await _read(bus, task)
+    if as_json:
+        write_json({"story": told, "verdict": verdict(told), "run": record})
+    else:
+        _print(told)
+    return Exit.OK
+
+
+async def _read(bus: Bus, task: str) -> tuple[Story, RunRecord | None]:
+    """Raises Problem when nothing is known of the task."""
+    try:
+        kept = await bus.replay(streams.AUD, subjects.audits_of_task(task), limit=RECORDS_MAX)
+        message = await bus.last(streams.RUN, subjects.run(task))
+    except BusError as error:
+        raise Problem(
+            f"the bus holds no llama-orch: {error or type(error).__name__}",
+            fix="start the system: orchctl up",
+            exit_code=Exit.UNREACHABLE,
+        ) from error
+    record = None if message is None or message.deleted else RUN_DECODER.decode(message.data)
+    if not kept and record is None:
+        raise Problem(
+            f"nothing is known of task {task}",
+            fix="audit records are kept for 30 days, run records for 72 hours; is the id right?",
+        )
+    if record is not None:
+        record = msgspec.structs.replace(record, request=None)
+    return story(task, [AUDIT_DECODER.decode(each.data) for each in kept], record), record
+
+
+def _print(told: Story) -> None:
+    OUT.print(f"task {told.task_id}: {told.state or 'its end is kept no longer'}", markup=False)
+    for line in told.lines:
+        OUT.print(f"{_clock(line.at_ms)}  {line.said}  ({line.actor})", markup=False)
+    for sentence in verdict(told):
+        OUT.print(sentence, markup=False)
+
+
+def _clock(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000).astimezone().isoformat(" ", "milliseconds")[:23]
