@@ -42,7 +42,7 @@ class PoolIndex:
 
     def add(self, replica: Replica) -> None:
         self.replicas[replica.replica_id] = replica
-        self._standing[replica.replica_id] = Standing()
+        self._standing[replica.replica_id] = Standing(replica)
 
     def remove(self, replica: Replica) -> None:
         """One that was lost and holds nothing any more."""
@@ -87,17 +87,15 @@ class PoolIndex:
         """None when it is not ready."""
         return self._standing[replica.replica_id].kind
 
-    def free_place(self, replica_id: str) -> tuple[Peers, Entry] | None:
-        """Where a replica with a free slot stands among its peers; None for any other."""
+    def entry(self, replica_id: str) -> Entry | None:
+        """Of a replica with a free slot; None for any other."""
         standing = self._standing.get(replica_id)
-        if standing is None or standing.entry is None or standing.peers is None:
-            return None
-        return standing.peers, standing.entry
+        return standing.entry if standing is not None else None
 
     def best(self, peers: Peers) -> Entry | None:
         """The free replica that goes first. O(log replicas), amortised."""
         heap = peers.heap
-        while heap and self._standing_entry(heap[0]) is not heap[0]:
+        while heap and heap[0][4].entry is not heap[0]:
             heappop(heap)
         return heap[0] if heap else None
 
@@ -105,12 +103,6 @@ class PoolIndex:
         """Free VRAM of the roomiest free replica."""
         best = self.best(peers)
         return -best[0] if best is not None else 0
-
-    def peers_of(self, entry: Entry) -> Peers:
-        """Of an entry that counts."""
-        peers = self._standing[entry[2]].peers
-        assert peers is not None
-        return peers
 
     def second(self, peers: Peers) -> Entry | None:
         """The one that would go first if the best were not there."""
@@ -121,10 +113,6 @@ class PoolIndex:
         runner_up = self.best(peers)
         heappush(peers.heap, first)
         return runner_up
-
-    def _standing_entry(self, entry: Entry) -> Entry | None:
-        standing = self._standing.get(entry[2])
-        return standing.entry if standing is not None else None
 
     def _join(self, standing: Standing, abilities: Abilities, speed: Speed) -> None:
         kind = self.kinds.get(abilities)
@@ -191,10 +179,10 @@ class PoolIndex:
         else:
             self._free(standing, 1)
         self._stamp += 1
-        standing.entry = (*order, self._stamp, replica)
+        standing.entry = (*order, self._stamp, standing)
         heappush(peers.heap, standing.entry)
         if len(peers.heap) > 2 * peers.free + _COMPACT_MIN:
-            peers.heap = [entry for entry in peers.heap if self._standing_entry(entry) is entry]
+            peers.heap = [entry for entry in peers.heap if entry[4].entry is entry]
             heapify(peers.heap)
 
     def _withdraw(self, standing: Standing) -> None:

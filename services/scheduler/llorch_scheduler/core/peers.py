@@ -45,8 +45,9 @@ class Speed(NamedTuple):
     first_token_ms: float
 
 
-Entry = tuple[int, int, str, int, Replica]
-"""(-free VRAM, taken slots, id, stamp, replica). No two have one stamp, so replicas are never compared."""
+Entry = tuple[int, int, str, int, "Standing"]
+"""(-free VRAM, taken slots, id, stamp, whose it is). No two have one stamp, so the last is never compared. An entry counts
+while its owner says that it is its entry."""
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +83,7 @@ class Kind:
 class Standing:
     """What the index holds of one replica."""
 
+    replica: Replica
     kind: Kind | None = None
     peers: Peers | None = None
     entry: Entry | None = None

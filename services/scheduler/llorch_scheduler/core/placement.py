@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from llorch_scheduler.core.index import PoolIndex
 from llorch_scheduler.core.peers import Abilities, Entry, Peers
 from llorch_scheduler.core.replica import Replica
 from llorch_scheduler.core.replica_sets import ReplicaSets, side_of
@@ -118,10 +119,32 @@ def soonest(offers: Sequence[Offer]) -> list[Offer]:
     return [offer for offer in offers if offer[0] <= most]
 
 
-def terms(picked: Entry, runner_up: Entry) -> tuple[str, ...]:
-    """The terms of OC-CORE-1017 up to the first in which they differ."""
+def tie_breakers(
+    index: PoolIndex,
+    offers: Sequence[Offer],
+    tied: Sequence[Offer],
+    bests: Sequence[Entry],
+    picked: Entry,
+    *,
+    by_session: bool,
+) -> tuple[str, ...]:
+    """Parts of the score that had to be looked at until one candidate was left. `bests` are those of `tied`."""
+    if len(offers) == 1 and offers[0][1].free == 1:
+        return ()
+    first = ("predicted_end_ms",) if any(end_ms for end_ms, _, _ in offers) else ()
+    if first and len(tied) == 1 and tied[0][1].free == 1:
+        return first
+    if by_session:
+        return (*first, "session_affinity")
+    rivals = [best for best in bests if best is not picked]
+    second = index.second(picked[4].peers) if picked[4].peers is not None else None
+    if second is not None:
+        rivals.append(second)
+    if not rivals:
+        return first
+    runner_up = min(rivals)
     differs = next(place for place in range(len(_TERMS)) if picked[place] != runner_up[place])
-    return _TERMS[: differs + 1]
+    return (*first, *_TERMS[: differs + 1])
 
 
 def pinned(request: TaskRequest) -> bool:

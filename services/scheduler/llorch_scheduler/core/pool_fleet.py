@@ -22,7 +22,7 @@ from llorch_scheduler.core.placement import (
     refusal,
     shape_of,
     soonest,
-    terms,
+    tie_breakers,
 )
 from llorch_scheduler.core.replica import Replica, kv_mb
 from llorch_scheduler.core.replica_sets import ReplicaSets, SetKey
@@ -127,9 +127,9 @@ class PoolFleet:
         bests = [best for _, peers, _ in tied if (best := self.index.best(peers)) is not None]
         warm = self._warm(last, tied)
         entry = warm or min(bests)
-        ties = self._tie_breakers(offers, tied, bests, entry, by_session=warm is not None)
-        kv_warmth = last.was_on(entry[4]) if last is not None else None
-        end_ms = next(end_ms for end_ms, peers, _ in tied if peers is self.index.peers_of(entry))
+        ties = tie_breakers(self.index, offers, tied, bests, entry, by_session=warm is not None)
+        replica, peers = entry[4].replica, entry[4].peers
+        kv_warmth = last.was_on(replica) if last is not None else None
         log = self._log(
             request,
             spec,
@@ -138,10 +138,10 @@ class PoolFleet:
             reason=ties[-1] if ties else "only_candidate",
             ties=ties,
             entry=entry,
-            end_ms=end_ms,
+            end_ms=peers.end_ms(expected) if peers is not None else 0,
             kv_warmth=kv_warmth,
         )
-        return Decision(replica=entry[4], log=log, kv_warmth=kv_warmth)
+        return Decision(replica=replica, log=log, kv_warmth=kv_warmth)
 
     # how it is answered
 
@@ -200,30 +200,13 @@ class PoolFleet:
 
     def _warm(self, last: Last | None, tied: Sequence[Offer]) -> Entry | None:
         """The replica that had the session last, if it is one of those that end about as soon as any."""
-        place = self.index.free_place(last.replica_id) if last is not None else None
-        if last is None or place is None:
+        entry = self.index.entry(last.replica_id) if last is not None else None
+        if last is None or entry is None or not last.was_on(entry[4].replica):
             return None
-        peers, entry = place
-        need_mb = next((need_mb for _, each, need_mb in tied if each is peers), None)
-        if need_mb is None or -entry[0] < need_mb or not last.was_on(entry[4]):
-            return None
-        return entry
-
-    def _tie_breakers(
-        self, offers: Sequence[Offer], tied: Sequence[Offer], bests: Sequence[Entry], entry: Entry, *, by_session: bool
-    ) -> tuple[str, ...]:
-        """Parts of the score that had to be looked at until one candidate was left."""
-        if len(offers) == 1 and offers[0][1].free == 1:
-            return ()
-        first = ("predicted_end_ms",) if any(end_ms for end_ms, _, _ in offers) else ()
-        if first and len(tied) == 1 and tied[0][1].free == 1:
-            return first
-        if by_session:
-            return (*first, "session_affinity")
-        second = self.index.second(self.index.peers_of(entry))
-        rivals = [best for best in bests if best is not entry]
-        runner_up = min([*rivals, second] if second is not None else rivals, default=None)
-        return (*first, *terms(entry, runner_up)) if runner_up is not None else first
+        for _, peers, need_mb in tied:
+            if peers is entry[4].peers:
+                return entry if -entry[0] >= need_mb else None
+        return None
 
     def _log(
         self,
