@@ -1,4 +1,4 @@
-"""What the scheduler pulls for an admitted task: the event of its admission message."""
+"""An admitted task on the bus: the request of its message, and the event of the scheduler that pulls it."""
 
 from typing import Final
 
@@ -10,29 +10,33 @@ from llorch_shared.wire.task import TaskRequest, Workload
 LANE: Final = "simulator"
 
 
-def arrival(task: SimTask, spec: PoolSpec, ref: AdmissionRef, at_ms: int) -> TaskArrived:
+def request_of(task: SimTask, spec: PoolSpec) -> TaskRequest:
     """The prompt is left out: nobody who decides reads it."""
+    return TaskRequest(
+        task_id=task.task_id,
+        session_id=task.session,
+        workload=Workload.COMPLETION,
+        model_ref=spec.model,
+        engine=spec.engine,
+        ctx=max(1, task.prompt + task.max_tokens),
+        priority=task.priority,
+        max_tokens=task.max_tokens,
+        deadline_ms=task.deadline_ms,
+        prompt="",
+    )
+
+
+def arrival(task: SimTask, request: TaskRequest, ref: AdmissionRef, at_ms: int) -> TaskArrived:
     return TaskArrived(
         at_ms=at_ms,
         ref=ref,
         task_id=task.task_id,
-        pool_id=spec.id,
+        pool_id=task.flow.pool_id,
         priority=task.priority,
         tenant=task.tenant,
         lane=LANE,
         correlation_id=task.task_id,
         channel="http",
         admitted_ms=at_ms,
-        request=TaskRequest(
-            task_id=task.task_id,
-            session_id=task.session,
-            workload=Workload.COMPLETION,
-            model_ref=spec.model,
-            engine=spec.engine,
-            ctx=max(1, task.prompt + task.max_tokens),
-            priority=task.priority,
-            max_tokens=task.max_tokens,
-            deadline_ms=task.deadline_ms,
-            prompt="",
-        ),
+        request=request,
     )

@@ -93,7 +93,10 @@ class Clients:
             task = self._make(source, row.prompt, row.output, row.tenant, row.priority)
             if row.recorded is not None:
                 task.follow(row.recorded)
-            self._hand_over(task)
+                self._arrived(task)
+                self._submit(task)
+            else:
+                self._hand_over(task)
             self._plan(source)
 
     def _ask(self, source: _Source) -> None:

@@ -8,13 +8,14 @@ tries again, unless that would outlast its patience.
 
 from typing import Final, Protocol
 
+from llorch_scheduler.simulator.admission import request_of
 from llorch_scheduler.simulator.bus import AdmissionQueue
 from llorch_scheduler.simulator.clock import Clock
 from llorch_scheduler.simulator.tasks import SimTask
-from llorch_shared.waiting import RETRY_MIN_MS, predict, queue_position, retry_after_ms
+from llorch_shared.waiting import RETRY_MIN_MS, chance, expect, retry_after_ms
 from llorch_shared.wire.registry import Appointment, AppointmentRequest, ClassLoad, PoolLoad
 from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import Priority
+from llorch_shared.wire.task import Priority, TaskRequest
 
 REFUSALS_MAX: Final = 2
 """After the first refusal the scheduler may have seen a place that has just come free; it is believed once."""
@@ -25,9 +26,11 @@ class Outside(Protocol):
 
     def refused(self, task: SimTask, reason: str) -> None: ...
 
-    def gave_up(self, task: SimTask, reason: str) -> None: ...
+    def gave_up(self, task: SimTask) -> None: ...
 
-    def admitted(self, task: SimTask, queue: AdmissionQueue, seq: int) -> None: ...
+    def infeasible(self, task: SimTask) -> None: ...
+
+    def admitted(self, task: SimTask, request: TaskRequest, queue: AdmissionQueue, seq: int) -> None: ...
 
     def appoint(self, request: AppointmentRequest) -> Appointment: ...
 
@@ -56,9 +59,19 @@ class Gateway:
         elif line is not None and line.shed:
             self._refuse(task, "circuit_breaker", max(RETRY_MIN_MS, line.shed_for_ms))
         else:
-            self._enqueue(task, load, line)
+            spec = self._outside.spec(pool_id)
+            request = request_of(task, spec)
+            if self._feasible(task, request, spec, load):
+                self._enqueue(task, request, load, line)
+            else:
+                self._outside.infeasible(task)
 
-    def _enqueue(self, task: SimTask, load: PoolLoad | None, line: ClassLoad | None) -> None:
+    def _feasible(self, task: SimTask, request: TaskRequest, spec: PoolSpec, load: PoolLoad | None) -> bool:
+        start_ms = expect(load, task.priority, task.tenant).start_ms
+        seen = chance(load, request, task.tenant, start_ms=start_ms)
+        return seen is None or seen >= spec.deadlines.min_on_time_probability
+
+    def _enqueue(self, task: SimTask, request: TaskRequest, load: PoolLoad | None, line: ClassLoad | None) -> None:
         queue = self._queues[task.flow.pool_id, task.priority]
         if line is not None and line.promised:
             appointment = self._ask(task, refused=False)
@@ -71,18 +84,21 @@ class Gateway:
                 return
             seq = queue.publish(task.tenant)
             if seq:
-                self._admit(task, queue, seq, load)
+                self._admit(task, request, queue, seq, load)
                 return
             appointment = self._ask(task, refused=True)
             if not appointment.admit or refusals == REFUSALS_MAX:
                 self._send_away(task, "queue_full", appointment, load)
                 return
 
-    def _admit(self, task: SimTask, queue: AdmissionQueue, seq: int, load: PoolLoad | None) -> None:
-        position = queue_position(load, task.priority, seq)
-        task.told_ms = predict(load, position)
+    def _admit(
+        self, task: SimTask, request: TaskRequest, queue: AdmissionQueue, seq: int, load: PoolLoad | None
+    ) -> None:
+        waiting = expect(load, task.priority, task.tenant, seq)
+        task.told_ms = round(waiting.start_ms)
+        task.on_time_told = chance(load, request, task.tenant, start_ms=waiting.start_ms)
         task.admitted_ms = self._clock.now_ms
-        self._outside.admitted(task, queue, seq)
+        self._outside.admitted(task, request, queue, seq)
 
     def _ask(self, task: SimTask, *, refused: bool) -> Appointment:
         return self._outside.appoint(
@@ -105,7 +121,7 @@ class Gateway:
         task.promised = promised
         wait_ms = max(RETRY_MIN_MS, wait_ms)
         if self._clock.now_ms + wait_ms > task.arrived_ms + 1000 * task.flow.patience_s:
-            self._outside.gave_up(task, reason)
+            self._outside.gave_up(task)
         else:
             self._clock.after(wait_ms, self.submit, task)
 

@@ -1,9 +1,10 @@
 """The result as one HTML page that needs nothing else: style and drawings are inside, nothing is fetched or run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Final
 
+from llorch_scheduler.simulator.comparison import Comparison, Outcome, Reproduction, Row
 from llorch_scheduler.simulator.plot import COLOURS, Line, chart, lines_of
 from llorch_scheduler.simulator.result import Group, Result, Returns
 
@@ -29,9 +30,35 @@ th{color:var(--soft);font-weight:500}th:first-child,td:first-child{text-align:le
 
 
 def page(result: Result) -> str:
+    return _document(result.scenario, _body(result))
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """The difference first, then each policy's own result."""
+    parts = [
+        f"<h1>Two policies</h1><p>{escape(comparison.about)}</p>" if comparison.other else "<h1>A recorded load</h1>",
+        _reproduction(comparison.reproduction),
+        _differences(comparison),
+        _body(comparison.present, "Present policy: "),
+        _body(comparison.other, "Other policy: ") if comparison.other is not None else "",
+    ]
+    return _document(comparison.present.scenario, "".join(parts))
+
+
+def _document(title: str, body: str) -> str:
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}: simulation</title><style>{_STYLE}</style></head>\n"
+        f"<body>{body}</body></html>\n"
+    )
+
+
+def _body(result: Result, name: str = "") -> str:
     series = result.series
     parts = [
-        f"<h1>{escape(result.scenario)}</h1><p>{escape(result.about)}; seed {result.seed}, scale {result.scale:g}</p>",
+        f"<h1>{name}{escape(result.scenario)}</h1>"
+        f"<p>{escape(result.about)}; seed {result.seed}, scale {result.scale:g}</p>",
         '<p class="partial">Stopped early: this is what had happened by then.</p>' if result.partial else "",
         _facts(result),
         *(_waits(result, group.priority) for group in result.classes if group.started),
@@ -65,12 +92,36 @@ def page(result: Result) -> str:
         "<h2>Fairness</h2>" + _fairness(result),
         "<h2>Told chances to be on time</h2>" + _calibration(result),
     ]
+    return "".join(parts)
+
+
+def _reproduction(found: Reproduction | None) -> str:
+    if found is None:
+        return ""
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(result.scenario)}: simulation</title><style>{_STYLE}</style></head>\n"
-        f"<body>{''.join(parts)}</body></html>\n"
+        f"<p>Under the present policy {found.tasks:,} recorded waits are met within {found.error_median_ms:,.0f} ms in "
+        f"the median ({100 * found.error_median_ratio:.0f} % of those from 0.1 s on); their mean is "
+        f"{_seconds(found.simulated_mean_ms)} s, recorded {_seconds(found.recorded_mean_ms)} s.</p>"
     )
+
+
+def _differences(comparison: Comparison) -> str:
+    """Each figure as recorded (if it was), under the present policy, and under the other."""
+
+    def shown(row: Row, read: Callable[[Outcome], str]) -> str:
+        return " / ".join(read(each) for each in (row.recorded, row.present, row.other) if each is not None)
+
+    kinds = [*(["recorded"] if comparison.reproduction else []), "present", *(["other"] if comparison.other else [])]
+    rows = [
+        (
+            row.name, row.priority, f"{row.tasks:,}", shown(row, lambda each: _seconds(each.wait_p50_ms)),
+            shown(row, lambda each: _seconds(each.wait_p95_ms)), shown(row, lambda each: f"{each.refused:,}"),
+            shown(row, lambda each: f"{each.late:,}"), shown(row, lambda each: f"{each.missed:,}"),
+        )
+        for row in comparison.rows
+    ]  # fmt: skip
+    head = ("", "class", "tasks", "wait p50 s", "p95 s", "refused", "late", "deadlines missed")
+    return f"<h2>Difference: {' / '.join(kinds)}</h2>" + _table(head, rows)
 
 
 def _waits(result: Result, priority: str) -> str:

@@ -38,7 +38,7 @@ from llorch_shared.states import FINAL
 from llorch_shared.wire.registry import Appointment, AppointmentRequest, PoolLoad, ReplicaRecord
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import TaskState
+from llorch_shared.wire.task import TaskRequest, TaskState
 
 BEGAN_MS: Final = 1_000_000_000_000
 """Unix milliseconds at which every simulation begins: the core reads zero as "never"."""
@@ -245,16 +245,19 @@ class Simulation:
     def refused(self, task: SimTask, reason: str) -> None:
         self.measured.refused(task, reason)
 
-    def gave_up(self, task: SimTask, reason: str) -> None:
-        self._end(task, "infeasible" if reason == "infeasible" else "gave_up")
+    def gave_up(self, task: SimTask) -> None:
+        self._end(task, "gave_up")
 
-    def admitted(self, task: SimTask, queue: AdmissionQueue, seq: int) -> None:
+    def infeasible(self, task: SimTask) -> None:
+        self._end(task, "infeasible")
+
+    def admitted(self, task: SimTask, request: TaskRequest, queue: AdmissionQueue, seq: int) -> None:
         self.measured.admitted(task, self.clock.now_ms)
         self.tasks[task.task_id] = task
         if task.cancel_ms >= 0:
             self.clock.after(task.cancel_ms, self._cancel, task.task_id)
         ref = AdmissionRef(queue.stream, seq)
-        self._tell(arrival(task, self.specs[task.flow.pool_id], ref, self.wall_ms()))
+        self._tell(arrival(task, request, ref, self.wall_ms()))
 
     def _cancel(self, task_id: str) -> None:
         """The client's wish reaches the scheduler and the node that may have the task."""

@@ -13,7 +13,7 @@ class SimTask:
     __slots__ = (
         "admitted_ms", "arrived_ms", "cancel_ms", "deadline_ms", "first_token_ms", "flow", "max_tokens", "number",
         "on_time_placed", "on_time_told", "output", "priority", "promised", "prompt", "refusals", "served_ms",
-        "session", "source", "started_ms", "task_id", "tenant", "told_ms", "took_slot_ms",
+        "session", "source", "started_ms", "task_id", "tenant", "told_ms", "took_slot_ms", "waited_ms",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +45,8 @@ class SimTask:
         self.session = f"00000000-0000-4000-{0x8000 + source % 0x4000:04x}-{turn % flow.sessions:012x}"
         self.served_ms = 0.0
         """Slot time of a recorded task, which takes just this long; 0: as long as the engine needs."""
+        self.waited_ms = -1.0
+        """How long it waited on a live system."""
         self.cancel_ms = -1.0
         """When the client cancels, from admission on."""
         self.admitted_ms = -1.0
@@ -69,3 +71,4 @@ class SimTask:
         self.max_tokens, self.deadline_ms = recorded.max_tokens, recorded.deadline_ms
         self.session = recorded.session
         self.served_ms, self.cancel_ms = recorded.served_ms, recorded.cancel_ms
+        self.waited_ms = recorded.waited_ms
