@@ -5,7 +5,7 @@ the real parts would tell. `check` holds after every event whatever happened; `c
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,7 +28,9 @@ from llorch_scheduler.core.events import (
 )
 from llorch_scheduler.core.job import HOLDS_SLOT, Phase
 from llorch_scheduler.core.limits import Limits
+from llorch_scheduler.core.pool import Pool
 from llorch_scheduler.core.scheduler import SchedulerCore
+from llorch_scheduler.core.shape import Shape
 from llorch_shared.errors import ErrorBody
 from llorch_shared.pool_policy import CLASSES
 from llorch_shared.states import FINAL, check_move
@@ -46,6 +48,11 @@ class EngineLife:
     alive: bool = True
     held: dict[str, int] = field(default_factory=dict)
     placements: list[tuple[RunRecord, int]] = field(default_factory=list)
+
+
+class Waiting(NamedTuple):
+    flow: tuple[str, Priority, str, Shape]
+    rank: tuple[int, int, tuple[int, int]]
 
 
 class World:
@@ -75,7 +82,7 @@ class World:
     def tell(self, event: Event) -> list[Effect]:
         waiting = self._waiting()
         effects = self.core.handle(event)
-        self._check_order(waiting, event, effects)
+        self._check_order(waiting, effects)
         for effect in effects:
             if isinstance(effect, TellLoad):
                 self.loads.append(effect.load)
@@ -279,17 +286,19 @@ class World:
         run = self.runs.get(task_id(number))
         return str(run[0].state) if run else "queued"
 
-    def _waiting(self) -> dict[str, tuple[str, Priority, str, tuple[int, int]]]:
-        return {
-            job.task_id: (job.record.pool_id, job.record.priority, job.device_mask, job.order)
-            for job in self.core.jobs.values()
-            if job.phase is Phase.QUEUED
-        }
+    def _waiting(self) -> dict[str, Waiting]:
+        """What waits, and how it ranks in its flow: who came back first, then by deadline or admission."""
+        waiting = {}
+        for job in self.core.jobs.values():
+            if job.phase is Phase.QUEUED:
+                spec = self.core.pools[job.record.pool_id].spec
+                due_ms = job.due_ms if job.order[0] and spec is not None and spec.deadlines.order == "edf" else 0
+                flow = (job.record.pool_id, job.record.priority, job.record.tenant, job.shape)
+                waiting[job.task_id] = Waiting(flow, (job.order[0], due_ms, job.order))
+        return waiting
 
-    def _check_order(
-        self, before: dict[str, tuple[str, Priority, str, tuple[int, int]]], event: Event, effects: list[Effect]
-    ) -> None:
-        """Whoever is placed left nobody behind that came earlier and wants no more, and no higher class."""
+    def _check_order(self, before: dict[str, Waiting], effects: list[Effect]) -> None:
+        """Whoever is placed left nobody behind that ranks before it in its flow and requires the same."""
         after = self._waiting()
         for effect in effects:
             if not isinstance(effect, Place):
@@ -298,35 +307,40 @@ class World:
             assert replica is not None
             assert replica.slots_taken <= replica.slots_total, "more in flight than slots"
             placed = before.get(effect.record.task_id)
-            for other, (pool, priority, mask, order) in before.items():
-                if placed is None or other not in after or pool != placed[0] or mask != placed[2]:
-                    continue
-                if priority is placed[1]:
-                    assert order > placed[3], f"{effect.record.task_id} overtook {other}"
-                else:
-                    assert priority is Priority.BATCH, "batch went before interactive"
+            for other, waiting in before.items():
+                if placed is not None and other in after and waiting.flow == placed.flow:
+                    assert waiting.rank > placed.rank, f"{effect.record.task_id} overtook {other}"
 
     def check(self) -> None:
         queued = {}
         for pool in self.core.pools.values():
             for priority, queue in pool.queue.classes.items():
-                members = [
-                    job.task_id for line in queue._lines.values() for (_, _, _, job) in line._live.values()
-                ] + list(queue._set_aside)
+                members = [job.task_id for job in queue.jobs()]
                 assert len(members) == len(set(members)) == len(queue)
                 for member in members:
                     assert member not in queued, "a task stands in two queues"
                     queued[member] = priority
+            self._check_quotas(pool)
         held = [task for replica in self.core.fleet.replicas.values() for task in replica.held]
         assert len(held) == len(set(held)), "a task is held by two replicas"
         for job in self.core.jobs.values():
             assert (job.phase is Phase.QUEUED) == (job.task_id in queued), f"{job.phase} and queued do not agree"
             assert (job.phase in HOLDS_SLOT) == (job.task_id in held), f"{job.phase} and held do not agree"
+            listed = job.task_id in self.core.pools[job.record.pool_id].running[job.record.priority]
+            assert (job.phase is Phase.RUNNING) == listed, f"{job.phase} and running do not agree"
         assert set(held) | set(queued) <= set(self.core.jobs)
+        stored = {event.task_id for event in self.admissions.values()}
         for task in self.accepted:
-            stored = any(event.task_id == task for event in self.admissions.values())
-            assert stored or task in self.runs, "an accepted task is nowhere"
+            assert task in stored or task in self.runs, "an accepted task is nowhere"
             assert len(self.finals.get(task, [])) <= 1, "a task ended twice"
+
+    def _check_quotas(self, pool: Pool) -> None:
+        """No tenant starts beyond its quota. What ran before a quota was lowered, or came from an earlier term, may
+        exceed it; so tests that change quotas look at starts (`quota_starts`)."""
+        index = pool.fleet.index
+        held = [replica for replica in self.core.fleet.of_pool(pool.pool_id) for _ in replica.held]
+        assert index.held == len(held)
+        assert index.slots_free == sum(each.slots_free for each in self.core.fleet.of_pool(pool.pool_id))
 
     def check_finished(self) -> None:
         """Every accepted task has ended, once; nothing is left in anybody's hands."""

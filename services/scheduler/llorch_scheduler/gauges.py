@@ -16,11 +16,16 @@ class PoolGauges:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics: Final = metrics
         self._shares: Final[dict[str, tuple[int, dict[_Flow, float]]]] = {}
+        self._met: Final[dict[str, dict[Priority, tuple[int, int]]]] = {}
         self._told: set[_Flow] = set()
 
     def told(self, pool_id: str, slots: int, figures: PoolFigures) -> None:
-        for priority, ratio in figures.deadlines_met.items():
-            self._metrics.gauge("deadlines_met_ratio").labels(str(priority)).set(ratio)
+        self._met[pool_id] = figures.deadlines_met
+        for priority in figures.deadlines_met:
+            met, ended = (
+                sum(counts[priority][part] for counts in self._met.values() if priority in counts) for part in (0, 1)
+            )
+            self._metrics.gauge("deadlines_met_ratio").labels(str(priority)).set(met / ended)
         for priority, ratio in figures.start_error.items():
             self._metrics.gauge("predicted_start_error_ratio").labels(pool_id, str(priority)).set(ratio)
         self._metrics.gauge("breaker_open").labels(pool_id).set(figures.breaker_level)

@@ -46,15 +46,13 @@ def test_no_more_than_the_slots_are_placed_and_an_ending_makes_room(world: World
     assert [effect.record.task_id for effect in world.pending if isinstance(effect, Place)] == [task_id(3)]
 
 
-def test_interactive_goes_before_batch_and_each_class_is_first_come_first_served(world: World) -> None:
-    for number, priority in (
-        (1, Priority.BATCH),
-        (2, Priority.INTERACTIVE),
-        (3, Priority.BATCH),
-        (4, Priority.INTERACTIVE),
-    ):
-        world.admit(number, priority=priority)
-    assert placed(world.replica("r1", slots=4)) == [task_id(n) for n in (2, 4, 1, 3)]
+def test_classes_share_by_weight_and_each_is_first_come_first_served(world: World) -> None:
+    for number in range(1, 19):
+        world.admit(number, priority=Priority.BATCH if number % 2 else Priority.INTERACTIVE)
+    chosen = placed(world.replica("r1", slots=9))
+    interactive = [task_id(number) for number in range(2, 18, 2)]
+    assert [task for task in chosen if task in interactive] == interactive
+    assert [task for task in chosen if task not in interactive] == [task_id(1)]
 
 
 def test_messages_that_come_again_out_of_order_are_placed_in_admission_order(world: World) -> None:
@@ -324,4 +322,4 @@ def test_slot_time_is_learned_from_placement_to_the_final_record(world: World) -
     world.now += 400
     world.finish("r1", task_id(1))
     world.settle()
-    assert world.core.pools["p1"].slot_time.mean_ms == 400
+    assert world.core.pools["p1"].forecast.service.mean_ms == 400

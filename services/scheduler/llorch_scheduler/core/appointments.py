@@ -7,8 +7,9 @@ Promises follow each other at a part of the rate at which places are given back 
 A client that comes at its time, or up to `grace` later, gets a free place; one that comes early is told the rest. Who
 has no promise gets a place only beyond those that are kept: one for each promise that is due, and `reserve` against
 chance, because what is given back is a random process. With promised_share = 0.9 the deficit of such a process exceeds
-m places about once in exp(0.2 · m) tries, so an eighth of the capacity, at most RESERVE_MAX, makes refusing a client that
-comes as told rare. Never more than half of the capacity is kept: clients that stay away leave no slot idle.
+m places about once in exp(0.2 · m) tries, so half of the capacity, at most RESERVE_MAX, is kept, and where that is
+little, less is promised: 1 - 1.5 / reserve of the rate. Never more than half of the capacity is kept: clients that stay
+away leave no slot idle.
 
 Memory is bounded by PROMISES_MAX; promises that nobody claimed are forgotten after their grace.
 """
@@ -23,6 +24,7 @@ from llorch_shared.wire.registry import Appointment
 
 PROMISES_MAX: Final = 65_536
 RESERVE_MAX: Final = 32
+SHARE_MIN: Final = 0.2
 EARLY_MS: Final = 250
 """Clocks and networks differ: who comes so much before its time is in time."""
 GRANTED_MS: Final = 2_000
@@ -71,8 +73,10 @@ class Appointments:
             return self._later(client, at_ms, rate_per_ms, spec)
         if free > self._kept(capacity):
             return self._grant(client, at_ms)
-        lacking = max(0, _reserve(capacity) + len(self._due) + 1 - free)
-        return self._promise(client, at_ms, lacking, rate_per_ms, spec)
+        reserve = _reserve(capacity)
+        first_ms = at_ms + max(0, reserve + len(self._due) + 1 - free) / rate_per_ms if rate_per_ms > 0 else 0.0
+        share = min(spec.promised_share, max(SHARE_MIN, 1 - 1.5 / max(1, reserve)))
+        return self._promise(client, at_ms, first_ms, rate_per_ms * share, spec)
 
     def arrived(self, client: str) -> None:
         """Its task is in the queue."""
@@ -92,14 +96,14 @@ class Appointments:
         self._granted.move_to_end(client)
         return Appointment(admit=True)
 
-    def _promise(self, client: str, at_ms: int, lacking: int, rate_per_ms: float, spec: WaitingSpec) -> Appointment:
-        """`lacking`: places that must be given back before one is nobody's."""
+    def _promise(self, client: str, at_ms: int, first_ms: float, rate_per_ms: float, spec: WaitingSpec) -> Appointment:
+        """At `first_ms` or later: as many are promised as this rate brings."""
         if rate_per_ms <= 0:
             return Appointment(admit=False)
-        time_ms = round(max(self._next_ms, at_ms + lacking / rate_per_ms, at_ms + RETRY_MIN_MS))
+        time_ms = round(max(self._next_ms, first_ms, at_ms + RETRY_MIN_MS))
         if time_ms - at_ms > spec.retry_max_ms or len(self._times) >= PROMISES_MAX:
             return Appointment(admit=False, retry_after_ms=min(spec.retry_max_ms, time_ms - at_ms))
-        self._next_ms = time_ms + 1 / (spec.promised_share * rate_per_ms)
+        self._next_ms = time_ms + 1 / rate_per_ms
         self._times[client] = time_ms
         heappush(self._expected, (time_ms, client))
         return Appointment(admit=False, retry_after_ms=time_ms - at_ms, promised=True)
@@ -136,4 +140,4 @@ class Appointments:
 
 
 def _reserve(capacity: int) -> int:
-    return min(RESERVE_MAX, capacity // 8)
+    return min(RESERVE_MAX, capacity // 2)

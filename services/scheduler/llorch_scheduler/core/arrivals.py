@@ -10,8 +10,12 @@ from llorch_scheduler.core.endings import Endings
 from llorch_scheduler.core.events import TaskArrived, TaskCancelled
 from llorch_scheduler.core.job import Job, Phase
 from llorch_scheduler.core.placing import Placing
+from llorch_scheduler.core.pool import Pool
+from llorch_scheduler.core.queue import REFUSE
 from llorch_scheduler.core.state import State
 from llorch_shared.errors import ErrorCode
+from llorch_shared.wire.policy import FullPolicy
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskState
 
 
@@ -35,15 +39,24 @@ class Arrivals:
             if known.ref != event.ref:
                 state.effect(Ack(task_id=event.task_id, ref=event.ref))
             return
-        position = pool.queue.ahead_of_newcomer(event.priority)
-        predicted = pool.predict_ms(position, state.fleet.of_pool(pool.pool_id))
-        job = state.jobs[event.task_id] = jobs.arrived(event, position=position, predicted_ms=predicted)
+        due_ms = event.admitted_ms + event.request.deadline_ms if event.request is not None else at_ms
+        ahead = pool.queue.ahead_of_newcomer(event.priority, event.tenant, due_ms)
+        waiting = pool.waiting(ahead, event.priority, event.tenant, at_ms)
+        job = jobs.arrived(event, position=waiting.position, predicted_ms=round(waiting.start_ms))
+        job.raw_wait_ms = waiting.raw_ms
+        state.jobs[event.task_id] = job
+        pool.assess(job)
+        pool.appointments[event.priority].arrived(event.task_id)
         if event.channel == "nats":
             state.effect(Audit(record=jobs.admission_audit(event, job.record, state.actor)))
         job.cancel_reason = self.wish_for(event.task_id)
         if event.problem is not None or event.request is None:
             self._endings.end(job, TaskState.FAILED, at_ms, error=event.problem, reason="invalid")
-        else:
+        elif (
+            job.cancel_reason
+            or pool.spec is None
+            or (self._is_welcome(pool, pool.spec, job, at_ms) and self._finds_a_place(pool, pool.spec, job, at_ms))
+        ):
             self.enqueue(job, at_ms)
 
     def cancelled(self, event: TaskCancelled) -> None:
@@ -73,12 +86,48 @@ class Arrivals:
             self._endings.expire(job, at_ms)
         else:
             pool = self._state.pool(job.record.pool_id, at_ms)
-            pool.queue.push(job)
+            pool.queue.push(job, at_ms)
             pool.dirty = True
-            self._state.expiries.watch(job, job.due_ms)
+            self._state.expiries.watch(job, min(job.due_ms, max(at_ms + 1, job.latest_start_ms)))
             self._placing.fill(pool, at_ms)
 
     def come_back(self, job: Job, at_ms: int) -> None:
         """To the front of its queue, behind those that came back earlier."""
         job.order = self._state.ledger.next_order()
+        self._state.pool(job.record.pool_id, at_ms).assess(job)
         self.enqueue(job, at_ms)
+
+    def _is_welcome(self, pool: Pool, spec: PoolSpec, job: Job, at_ms: int) -> bool:
+        """What gateways refuse before they admit, for tasks that came past them. Not after a takeover: what is read
+        then was admitted by what was known at its time."""
+        record = job.record
+        if record.channel != "nats" or not pool.backlog_read:
+            return True
+        shed = pool.breaker.shed(record.priority, at_ms, spec.breaker)
+        if shed.reason:
+            self._endings.refuse(job, shed.reason, "circuit-breaker", at_ms, retry_after_ms=shed.for_ms)
+            return False
+        least = spec.deadlines.min_on_time_probability
+        if least > 0 and pool.forecast.service.mean_ms > 0:
+            chance = pool.chance(job, at_ms, wait_ms=record.predicted_start_ms)
+            if chance < least:
+                self._endings.infeasible(job, chance, at_ms)
+                return False
+        return True
+
+    def _finds_a_place(self, pool: Pool, spec: PoolSpec, job: Job, at_ms: int) -> bool:
+        """By the policies that the scheduler applies; the server has applied its own already."""
+        policy = str(spec.queue.full_policy)
+        if pool.queue.never_fits(job):
+            message = "the task's KV cache alone is over what its tenant may have"
+            self._endings.refuse(job, message, "kv_mb", at_ms, retry_after_ms=pool.retry_after_ms())
+            return False
+        loser = pool.queue.victim(job, spec)
+        if loser is REFUSE:
+            label = policy if spec.queue.full_policy is FullPolicy.SHED_LOW_PRIORITY else "tenant_capacity"
+            message = f"no place in the queue ({label})"
+            self._endings.refuse(job, message, label, at_ms, retry_after_ms=pool.retry_after_ms())
+            return False
+        if isinstance(loser, Job):
+            self._endings.drop(loser, policy, at_ms, retry_after_ms=pool.retry_after_ms())
+        return True

@@ -93,8 +93,8 @@ class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):
 
     shares: tuple[tuple[str, Priority, float], ...] | None = None
     """Part of the slot time that a tenant's class got lately: tenant, priority, share; the largest. None: as told."""
-    deadlines_met: dict[Priority, float] = {}
-    """Of the lately ended tasks of all pools."""
+    deadlines_met: dict[Priority, tuple[int, int]] = {}
+    """Of the lately ended tasks: how many were in time, of how many."""
     start_error: dict[Priority, float] = {}
     """Median of |real - predicted| over real waits lately."""
     breaker_level: int = 0

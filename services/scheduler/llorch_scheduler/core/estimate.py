@@ -5,8 +5,8 @@
 
 `overhead` (what a task costs besides its tokens: prefill, bus hops) and `token` are a least-squares line through the
 samples (tokens_out, slot time), each sample weighing KEEP times the next, so the last 50 carry 63 % and a change of
-load or model shows within dozens of tasks. `used` is the mean of tokens_out over the mean of max_tokens of the flow (tenant
-and class), else of the pool. Sums of such estimates over a backlog are right even where single ones are not; how far
+load or model shows within dozens of tasks. `used` is the mean of tokens_out over the mean of max_tokens of the flow
+(tenant and class), else of the pool. Sums of such estimates over a backlog are right even where single ones are not; how far
 single ones are off is in `spread`.
 
 A sample is the time from the decision to place a task to its final record: what the slot was not available for.
@@ -61,9 +61,13 @@ class ServiceModel:
         self._flows: Final[OrderedDict[_Flow, _Usage]] = OrderedDict()
         self._n = self._x = self._y = self._xx = self._xy = 0.0
 
+    @property
+    def used_by_all(self) -> float:
+        return self._all.generated / self._all.allowed if self._all.allowed else USED
+
     def used(self, tenant: str, priority: Priority) -> float:
         """Expected part of max_tokens that is generated."""
-        whole = self._all.generated / self._all.allowed if self._all.allowed else USED
+        whole = self.used_by_all
         flow = self._flows.get((tenant, priority))
         if flow is None or not flow.allowed:
             return whole

@@ -1,6 +1,6 @@
 """What a pool's tasks may expect, learned from what its slots do: waits, chances, the rate at which places come back.
 
-Everything counts only while tasks wait: between two starts of which the later task waited already at the earlier one.
+Everything counts only while tasks wait: from a start that left others waiting to the next one.
 
     work_rate = expected slot time started / (time passed · slots)          what one slot works off per millisecond
     share     = expected slot time a flow started / what the pool started between two starts of the flow
@@ -11,7 +11,8 @@ tasks waited with what the formula said before it was corrected, so correcting i
 """
 
 from collections import OrderedDict
-from typing import Final
+from math import sqrt
+from typing import Final, NamedTuple
 
 from msgspec import structs
 
@@ -19,15 +20,17 @@ from llorch_scheduler.core.estimate import ServiceModel
 from llorch_scheduler.core.job import Job
 from llorch_shared.on_time import Spread, on_time_probability
 from llorch_shared.waiting import Ahead, Pace, Waiting, foresee
-from llorch_shared.wire.registry import ClassLoad
+from llorch_shared.wire.registry import ClassLoad, PoolLoad
 from llorch_shared.wire.task import Priority
 
 FLOWS_MAX: Final = 4_096
 KEEP: Final = 0.99
 """Of the pool's pace: the last 100 starts carry 63 %."""
+DRAIN_KEEP: Final = 0.998
+"""Of the places given back, which are promised far ahead: the last 500."""
 FLOW_KEEP: Final = 0.9
 BIAS_KEEP: Final = 0.98
-BIAS_RANGE: Final = (0.2, 5.0)
+BIAS_RANGE: Final = (1.0, 1.0)
 _Flow = tuple[str, Priority]
 _PRIOR: Final = 10.0
 """Samples that the expectation counts for, against what is measured."""
@@ -35,16 +38,24 @@ _FLOW_KNOWN: Final = 3.0
 """Weight of samples from which on a flow's own share is believed."""
 
 
+class Behind(NamedTuple):
+    """Tasks that still wait when one has left the queue."""
+
+    in_pool: int
+    in_class: int
+    in_flow: int
+    """Of its tenant, in its class."""
+
+
 class _Turns:
     """One flow's starts."""
 
-    __slots__ = ("between_ms", "count", "last_ms", "mark_ms", "own_ms")
+    __slots__ = ("between_ms", "count", "mark_ms", "own_ms")
 
     def __init__(self) -> None:
         self.count = self.own_ms = self.between_ms = 0.0
-        self.last_ms = -1
-        self.mark_ms = 0.0
-        """What the pool had started at its last start."""
+        self.mark_ms = -1.0
+        """What the pool had started at its last start; negative when no other task of it waited then."""
 
 
 class _Bias:
@@ -70,19 +81,26 @@ class _Bias:
 
 
 class _Drain:
-    """Places of one class's queue that are given back while tasks wait in it."""
+    """Places of one class's queue that are given back while tasks wait in it, and the slot time that passes meanwhile."""
 
-    __slots__ = ("_last_ms", "count", "time_ms")
+    __slots__ = ("_last_ms", "asked", "asked_ms", "count", "slot_time_ms", "work_ms")
 
     def __init__(self) -> None:
-        self.count = self.time_ms = 0.0
+        self.count = self.slot_time_ms = self.work_ms = 0.0
+        self.asked = self.asked_ms = 0.0
+        """Tasks that joined it lately, and the slot time expected of them."""
         self._last_ms = -1
 
-    def gave_back(self, at_ms: int, waited_since_ms: int) -> None:
-        if 0 <= waited_since_ms <= self._last_ms:
-            self.count = KEEP * self.count + 1
-            self.time_ms = KEEP * self.time_ms + at_ms - self._last_ms
-        self._last_ms = at_ms
+    def joined(self, cost_ms: float) -> None:
+        self.asked = DRAIN_KEEP * self.asked + 1
+        self.asked_ms = DRAIN_KEEP * self.asked_ms + cost_ms
+
+    def gave_back(self, at_ms: int, cost_ms: float, *, slots: int, others_wait: bool) -> None:
+        if self._last_ms >= 0 and slots > 0:
+            self.count = DRAIN_KEEP * self.count + 1
+            self.slot_time_ms = DRAIN_KEEP * self.slot_time_ms + (at_ms - self._last_ms) * slots
+            self.work_ms = DRAIN_KEEP * self.work_ms + cost_ms
+        self._last_ms = at_ms if others_wait else -1
 
 
 class Forecast:
@@ -123,30 +141,31 @@ class Forecast:
 
     # what happens
 
-    def started(self, job: Job, at_ms: int, *, waited_since_ms: int) -> None:
-        """A task of the queue takes a slot."""
+    def started(self, job: Job, at_ms: int, behind: Behind) -> None:
+        """A task of the queue took a slot."""
         self._started_ms += job.cost_ms
-        if 0 <= waited_since_ms <= self._last_ms and self.slots_total > 0:
+        if self._last_ms >= 0 and self.slots_total > 0:
             self._n = KEEP * self._n + 1
             self._costs = KEEP * self._costs + job.cost_ms
             self._slot_time_ms = KEEP * self._slot_time_ms + (at_ms - self._last_ms) * self.slots_total
-        self._last_ms = at_ms
-        self._drains[job.record.priority].gave_back(at_ms, waited_since_ms)
-        self._turn(job, at_ms, waited_since_ms)
+        self._last_ms = at_ms if behind.in_pool else -1
+        self.left(job, at_ms, behind)
+        self._turn(job, behind)
         self._learn_wait(job, at_ms)
 
-    def left(self, job: Job, at_ms: int, *, waited_since_ms: int) -> None:
-        """A task of the queue ended there: its place is given back."""
-        self._drains[job.record.priority].gave_back(at_ms, waited_since_ms)
+    def left(self, job: Job, at_ms: int, behind: Behind) -> None:
+        """A task left the queue, also by ending there: its place is given back."""
+        drain = self._drains[job.record.priority]
+        drain.gave_back(at_ms, job.cost_ms, slots=self.slots_total, others_wait=behind.in_class > 0)
 
-    def _turn(self, job: Job, at_ms: int, waited_since_ms: int) -> None:
+    def _turn(self, job: Job, behind: Behind) -> None:
         key = (job.record.tenant, job.record.priority)
         turns = self._flows.pop(key, None) or _Turns()
-        if 0 <= waited_since_ms <= turns.last_ms:
+        if turns.mark_ms >= 0:
             turns.count = FLOW_KEEP * turns.count + 1
             turns.own_ms = FLOW_KEEP * turns.own_ms + job.cost_ms
             turns.between_ms = FLOW_KEEP * turns.between_ms + self._started_ms - turns.mark_ms
-        turns.last_ms, turns.mark_ms = at_ms, self._started_ms
+        turns.mark_ms = self._started_ms if behind.in_flow else -1.0
         self._flows[key] = turns
         if len(self._flows) > FLOWS_MAX:
             self._flows.popitem(last=False)
@@ -181,6 +200,13 @@ class Forecast:
             loading_slots=self.loading_slots,
         )
 
+    def joined(self, job: Job, ahead: Ahead) -> Waiting:
+        """A new task is about to stand behind `ahead`; its `cost_ms` is set."""
+        waiting = self.waiting(ahead, job.record.priority, job.record.tenant)
+        job.raw_wait_ms = waiting.raw_ms
+        self._drains[job.record.priority].joined(job.cost_ms)
+        return waiting
+
     def waiting(self, ahead: Ahead, priority: Priority, tenant: str) -> Waiting:
         """Of a task that stands behind `ahead`."""
         cost_ms = ahead.flow_work_ms / ahead.flow_tasks if ahead.flow_tasks else 0.0
@@ -198,16 +224,34 @@ class Forecast:
         )
 
     def places_per_ms(self, priority: Priority, *, share: float = 1.0) -> float:
-        """Places of this class's queue that are given back per millisecond while tasks wait in it; 0 while unknown.
-        `share`: of the class by weight, what is expected until enough were seen."""
-        gap_ms, drain = self.pace().gap_ms, self._drains[priority]
+        """Places of this class's queue that are given back per millisecond while tasks wait in it, less one standard
+        error: a promise must hold. 0 while unknown. `share`: of the class by weight, expected until enough were seen."""
+        gap_ms, drain, slots = self.pace().gap_ms, self._drains[priority], self.slots_total or self.loading_slots
         if gap_ms <= 0 or share <= 0:
-            return drain.count / drain.time_ms if drain.count >= _PRIOR and drain.time_ms else 0.0
-        return (drain.count + _PRIOR) / (drain.time_ms + _PRIOR * gap_ms / share)
+            return 0.0
+        count = drain.count + _PRIOR
+        per_ms = count / (drain.slot_time_ms / slots + _PRIOR * gap_ms / share)
+        if drain.asked_ms > 0 and drain.work_ms > 0:
+            # Short tasks leave first: in the long run as many leave as join for the same slot time.
+            per_ms *= min(1.0, (drain.work_ms / drain.count) * (drain.asked / drain.asked_ms))
+        return per_ms * (1 - 1 / sqrt(count))
 
-    def told(self, classes: dict[str, ClassLoad]) -> dict[str, ClassLoad]:
-        """The backlog by class with what was learned about it."""
-        return {name: self._told_class(Priority(name), line) for name, line in classes.items()}
+    def told(self, load: PoolLoad) -> PoolLoad:
+        """A report of the backlog with what was learned about it. O(flows in it)."""
+        service = self.service
+        return structs.replace(
+            load,
+            service_ms=round(service.mean_ms, 3),
+            overhead_ms=round(service.overhead_ms, 3),
+            token_ms=round(service.token_ms, 4) if service.mean_ms else 0.0,
+            used=round(service.used_by_all, 4) if service.mean_ms else 0.0,
+            work_rate=round(self.work_rate, 4),
+            loading_ms=self.loading_ms,
+            loading_slots=self.loading_slots,
+            spread=service.spread.parts(),
+            wait_spread=self.waits.parts(),
+            classes={name: self._told_class(Priority(name), line) for name, line in load.classes.items()},
+        )
 
     def _told_class(self, priority: Priority, line: ClassLoad) -> ClassLoad:
         flows = {

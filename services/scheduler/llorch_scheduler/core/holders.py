@@ -9,7 +9,7 @@ from llorch_scheduler.core.endings import Endings
 from llorch_scheduler.core.events import ReplicaLost, ReplicaReported
 from llorch_scheduler.core.job import Job, Phase
 from llorch_scheduler.core.placing import Placing
-from llorch_scheduler.core.replica import RUNS, Replica, abilities
+from llorch_scheduler.core.replica import RUNS, Replica
 from llorch_scheduler.core.state import State
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.registry import ReplicaRecord
@@ -27,7 +27,6 @@ class Holders:
     def reported(self, event: ReplicaReported) -> None:
         record, at_ms = event.record, event.at_ms
         replica = self._state.fleet.named(record.pool_id, record.replica_id, at_ms)
-        changed = replica.record is None or abilities(replica.record) != abilities(record)
         replica.report(record)
         for job in list(replica.held.values()):
             if job.phase is Phase.RUNNING:
@@ -35,8 +34,7 @@ class Holders:
             self.check(job, at_ms)
         pool = self._state.pool(record.pool_id, at_ms)
         pool.dirty = True
-        if changed:
-            pool.queue.bring_back()
+        pool.loading.reported(record, at_ms)
         self._placing.fill(pool, at_ms)
 
     def lost(self, event: ReplicaLost) -> None:
@@ -46,11 +44,13 @@ class Holders:
 
     def lose(self, replica: Replica, at_ms: int) -> None:
         replica.lose(at_ms)
+        pool = self._state.pool(replica.pool_id, at_ms)
+        pool.loading.lost(replica.replica_id)
         for job in list(replica.held.values()):
             self.check(job, at_ms)
         if not replica.held:
             self._state.fleet.remove(replica)
-        self._state.pool(replica.pool_id, at_ms).dirty = True
+        pool.dirty = True
 
     def check(self, job: Job, at_ms: int) -> None:
         """Take the task back when its replica can no longer have it."""
@@ -73,6 +73,9 @@ class Holders:
         counts = job.phase is Phase.RUNNING or reason == "not_claimed"
         lost = job.record.attempt - job.record.preemptions
         self._state.release(job, slot_is_free=False)
+        pool = self._state.pool(job.record.pool_id, at_ms)
+        pool.queue.returned(job, at_ms, used_ms=at_ms - job.held_ms if counts else None)
+        job.preempt_ms, job.preempted_for = 0, ""
         if job.cancel_reason:
             self._endings.cancel(job, at_ms)
         elif counts and lost >= self._state.limits.attempts_max:

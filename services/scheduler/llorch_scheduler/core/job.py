@@ -54,6 +54,8 @@ class Job:
     """Slot time it is expected to take."""
     tokens: float = 0.0
     """Prompt and generated tokens it is expected to take."""
+    tokens_out: float = 0.0
+    """Of these, the generated ones."""
     est_kv_mb: float = 0.0
     """KV cache it is expected to take."""
     raw_wait_ms: float = 0.0
@@ -87,10 +89,9 @@ class Job:
         return self.record.task_id
 
     @property
-    def device_mask(self) -> str:
-        """The device mask the client requires; empty when any will do."""
-        request = self.record.request
-        return (request.placement.require_device_mask or "") if request and request.placement else ""
+    def latest_start_ms(self) -> int:
+        """Starting later, it is not expected to be in time."""
+        return self.due_ms - int(self.cost_ms)
 
     def enter(self, phase: Phase, at_ms: int) -> None:
         self.phase, self.since_ms, self.missing_ms = phase, at_ms, 0

@@ -10,6 +10,8 @@ from llorch_scheduler.core.events import Rebuilt, RunChanged, WriteDone, WriteFa
 from llorch_scheduler.core.holders import Holders
 from llorch_scheduler.core.job import HOLDS_SLOT, Job, Phase
 from llorch_scheduler.core.placing import Placing
+from llorch_scheduler.core.pool import Pool
+from llorch_scheduler.core.preempting import Preempting, was_stopped
 from llorch_scheduler.core.state import State
 from llorch_shared.states import FINAL
 from llorch_shared.wire.run import RunRecord
@@ -17,14 +19,24 @@ from llorch_shared.wire.task import TaskState
 
 
 class Outcomes:
-    __slots__ = ("_arrivals", "_endings", "_holders", "_placing", "_state")
+    __slots__ = ("_arrivals", "_endings", "_holders", "_placing", "_preempting", "_state")
 
-    def __init__(self, state: State, arrivals: Arrivals, endings: Endings, holders: Holders, placing: Placing) -> None:
+    def __init__(
+        self,
+        state: State,
+        *,
+        arrivals: Arrivals,
+        endings: Endings,
+        holders: Holders,
+        placing: Placing,
+        preempting: Preempting,
+    ) -> None:
         self._state: Final = state
         self._arrivals: Final = arrivals
         self._endings: Final = endings
         self._holders: Final = holders
         self._placing: Final = placing
+        self._preempting: Final = preempting
 
     # of our own writes
 
@@ -45,7 +57,7 @@ class Outcomes:
             self._arrivals.come_back(job, event.at_ms)
         else:
             if job.next_record is not None:
-                self._state.tally.ended(job.next_record, job.due_ms)
+                self._state.pool(job.record.pool_id, event.at_ms).tally.ended(job.next_record, job.due_ms)
             ledger.drop(job)
 
     def refused(self, event: WriteRefused) -> None:
@@ -69,11 +81,13 @@ class Outcomes:
             state.ledger.stands(job, event.run_seq)
             job.state = TaskState.PLACED
         state.release(job, slot_is_free=True)
+        pool = state.pool(job.record.pool_id, at_ms)
+        pool.queue.returned(job, at_ms)
         job.record = jobs.off_replica(job.record)
         if event.problem is not None:
             self._endings.end(job, TaskState.FAILED, at_ms, error=event.problem, reason="unplaceable")
             return
-        state.pool(job.record.pool_id, at_ms).paused_until_ms = at_ms + state.limits.pause_ms
+        pool.paused_until_ms = at_ms + state.limits.pause_ms
         self._arrivals.enqueue(job, at_ms)
 
     def repeat(self, job: Job) -> None:
@@ -109,41 +123,71 @@ class Outcomes:
     def _adopt(self, job: Job, record: RunRecord, seq: int, at_ms: int) -> None:
         """The stored record is the truth: whatever we thought of this task ends here."""
         state = self._state
-        pool = state.pool(record.pool_id, at_ms)
-        pool.dirty = True
+        pool, thought = state.pool(record.pool_id, at_ms), state.pool(job.record.pool_id, at_ms)
+        pool.dirty = thought.dirty = True
         final = record.state in FINAL
-        held_here = job.phase in HOLDS_SLOT and job.record.replica_id == record.replica_id
+        held = job.phase in HOLDS_SLOT
+        ran = job.phase is Phase.RUNNING
+        stays = held and not final and pool is thought and job.record.replica_id == record.replica_id
         if job.phase is Phase.QUEUED:
-            state.pool(job.record.pool_id, at_ms).queue.discard(job)
+            thought.queue.discard(job)
             if job.ref is not None:
                 state.effect(Ack(task_id=job.task_id, ref=job.ref))
-        if not held_here or final:
-            state.release(job, slot_is_free=final)
+        if held and not stays:
+            state.release(job, slot_is_free=final or was_stopped(job.record, record))
+            self._preempting.left(thought, job, record, seq, at_ms)
+            if not final:
+                thought.queue.returned(job, at_ms, used_ms=at_ms - job.held_ms if ran else None)
+        if final:
+            self._count(thought, job, record, at_ms)
         state.ledger.forget_ticket(job)
         job.ref, job.next_record = None, None
         job.record, job.state = record, record.state
         state.ledger.stands(job, seq)
         job.cancel_reason = job.cancel_reason or self._arrivals.wish_for(record.task_id)
         if final:
-            state.tally.ended(record, job.due_ms)
-            if held_here and record.started_ms:
-                pool.slot_time.add(at_ms - job.held_ms)
             state.ledger.drop(job)
             self._placing.fill(pool, at_ms)
         elif record.replica_id and record.state in (TaskState.PLACED, TaskState.RUNNING):
-            self._hold(job, at_ms, again=not held_here)
+            self._hold(pool, job, at_ms, again=not stays)
         else:
             self._arrivals.come_back(job, at_ms)
 
-    def _hold(self, job: Job, at_ms: int, *, again: bool) -> None:
+    @staticmethod
+    def _count(pool: Pool, job: Job, record: RunRecord, at_ms: int) -> None:
+        """A task has ended as `record` says: what it took, against what was expected."""
+        pool.tally.ended(record, job.due_ms)
+        if not (record.started_ms and job.held_ms):
+            pool.queue.ended(job, None, 0, at_ms)
+            return
+        slot_ms = max(0, at_ms - job.held_ms)
+        pool.queue.ended(job, slot_ms, record.tokens_in + record.tokens_out, at_ms)
+        request = job.record.request
+        if request is not None:
+            pool.forecast.service.add(
+                tenant=record.tenant,
+                priority=record.priority,
+                max_tokens=request.max_tokens,
+                tokens_out=record.tokens_out,
+                slot_ms=slot_ms,
+                expected_ms=job.cost_ms,
+                complete=record.state is TaskState.DONE,
+            )
+
+    def _hold(self, pool: Pool, job: Job, at_ms: int, *, again: bool) -> None:
         """A record that names a replica: the task is there."""
         running = job.state is TaskState.RUNNING
         replica = self._state.fleet.named(job.record.pool_id, job.record.replica_id, at_ms)
         if again:
             job.held_ms = job.record.placed_ms or at_ms
             replica.hold(job)
-            if not running and self._state.rebuilt_ms >= 0:
-                self._state.effect(PlaceAgain(record=job.record, run_seq=job.run_seq))
+            if self._state.rebuilt_ms >= 0:
+                pool.assess(job)
+                pool.queue.held(job, at_ms)
+                if not running:
+                    self._state.effect(PlaceAgain(record=job.record, run_seq=job.run_seq))
+        if running:
+            pool.running[job.record.priority][job.task_id] = job
         job.enter(Phase.RUNNING if running else Phase.PLACED, at_ms)
         if replica.record is not None:
             self._holders.check(job, at_ms)
@@ -153,6 +197,10 @@ class Outcomes:
         state.ledger.see(event.run_seq)
         state.rebuilt_ms = event.at_ms
         for job in state.ledger.recorded.values():
+            if job.phase in HOLDS_SLOT:
+                pool = state.pools[job.record.pool_id]
+                pool.assess(job)
+                pool.queue.held(job, event.at_ms)
             if job.phase is Phase.PLACED:
                 state.effect(PlaceAgain(record=job.record, run_seq=job.run_seq))
         for replica in state.fleet.replicas.values():

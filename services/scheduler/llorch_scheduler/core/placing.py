@@ -1,4 +1,4 @@
-"""Slots that are free get the task whose turn it is."""
+"""Free slots get the task whose turn it is; for a task that cannot wait one may be made free."""
 
 from typing import Final
 
@@ -6,43 +6,69 @@ from llorch_scheduler.core.effects import Place
 from llorch_scheduler.core.job import Job, Phase
 from llorch_scheduler.core.placement import Decision
 from llorch_scheduler.core.pool import Pool
+from llorch_scheduler.core.preempting import Preempting
+from llorch_scheduler.core.queue import Pick
 from llorch_scheduler.core.replica import Replica
+from llorch_scheduler.core.shape import Shape
 from llorch_scheduler.core.state import State
 from llorch_shared.wire.task import TaskState
 
 
 class Placing:
-    __slots__ = ("_state",)
+    __slots__ = ("_preempting", "_state")
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, preempting: Preempting) -> None:
         self._state: Final = state
+        self._preempting: Final = preempting
 
     def fill(self, pool: Pool, at_ms: int) -> None:
-        """Place from the head of the line while a slot is free. O(replicas) per placement."""
-        if pool.spec is None or at_ms < pool.paused_until_ms or not self._state.backlog_known(pool, at_ms):
+        """Place while a slot is free for a task that waits. O(log n) per placement, O(1) while no slot is free."""
+        spec, fleet = pool.spec, pool.fleet
+        if spec is None or at_ms < pool.paused_until_ms or not self._state.backlog_known(pool, at_ms):
             return
-        replicas = self._state.fleet.of_pool(pool.pool_id)
-        while free := [replica for replica in replicas if replica.slots_free > 0]:
-            masks = sorted({replica.record.device for replica in free if replica.record and replica.record.device})
-            job = pool.queue.head(masks)
-            if job is None or job.record.request is None:
-                return
-            decision = self._state.fleet.pool(pool.pool_id).decide(job.record.request, at_ms=at_ms)
-            if decision.replica is not None:
-                pool.queue.discard(job)
-                self._place(pool, job, decision, decision.replica, at_ms)
-            elif decision.busy:
-                return
-            else:
-                pool.queue.set_aside(job)
+        if pool.shapes_version != fleet.shapes_version:
+            pool.reassess(at_ms)
+        if fleet.index.slots_free:
+            self._fill(pool, at_ms)
+        pool.note_overload(at_ms)
+        if spec.preemption.mode == "hard" and pool.overloaded_ms:
+            self._preempting.make_way(pool, spec, at_ms)
 
-    def _place(self, pool: Pool, job: Job, decision: Decision, replica: Replica, at_ms: int) -> None:
-        record = job.moved(TaskState.PLACED, replica_id=replica.replica_id, placed_ms=at_ms)
+    def _fill(self, pool: Pool, at_ms: int) -> None:
+        queue, fleet = pool.queue, pool.fleet
+        closed: set[Shape] = set()
+
+        def is_open(shape: Shape) -> bool:
+            return shape not in closed and fleet.can_take(shape)
+
+        while fleet.index.slots_free and (pick := queue.pick(is_open if closed else fleet.can_take, at_ms)) is not None:
+            job = pick.job
+            request = job.record.request
+            assert request is not None, "a task without its request never waits"
+            decision = fleet.decide(request, at_ms=at_ms, expected_tokens=job.tokens_out)
+            if decision.replica is None:
+                closed.add(job.shape)
+                continue
+            queue.took(pick, at_ms)
+            self._place(pool, pick, decision, decision.replica, at_ms)
+
+    def _place(self, pool: Pool, pick: Pick, decision: Decision, replica: Replica, at_ms: int) -> None:
+        job, ledger = pick.job, self._state.ledger
+        before, passed_over = job.record, pick.passed_over
+        chance = pool.chance(job, at_ms)
+        self._learn(pool, job, at_ms)
+        record = job.moved(
+            TaskState.PLACED,
+            replica_id=replica.replica_id,
+            placed_ms=at_ms,
+            on_time_probability=round(chance, 4),
+            kv_warmth=decision.kv_warmth,
+        )
+        resumed, job.stopped = job.stopped, False
         job.record = record
         job.enter(Phase.PLACING, at_ms)
         job.held_ms = at_ms
         replica.hold(job)
-        ledger = self._state.ledger
         ledger.may_be_recorded(job)
         pool.dirty = True
         self._state.effect(
@@ -53,9 +79,24 @@ class Placing:
                 ref=job.ref,
                 log=decision.log,
                 detail={
-                    "waited_ms": at_ms - record.admitted_ms,
-                    "queue_position": record.queue_position,
-                    "predicted_start_ms": record.predicted_start_ms,
+                    "waited_ms": at_ms - before.admitted_ms,
+                    "queue_position": before.queue_position,
+                    "predicted_start_ms": before.predicted_start_ms,
+                    "expected_ms": round(job.cost_ms),
+                    "on_time_probability": round(chance, 4),
+                    "passed_over": passed_over.value if passed_over is not None else "",
                 },
+                passed_over=passed_over,
+                resumed=resumed,
             )
         )
+
+    @staticmethod
+    def _learn(pool: Pool, job: Job, at_ms: int) -> None:
+        """A task of the queue takes a slot: how that compares with what was told."""
+        record = job.record
+        if record.attempt == 1 and not job.run_seq:
+            pool.start_errors.started(record, at_ms)
+            if pool.spec is not None and pool.spec.breaker is not None:
+                pool.breaker.started(at_ms - record.admitted_ms, record.priority, at_ms, pool.spec.breaker)
+        pool.look(at_ms).started(job, at_ms, pool.behind(job))

@@ -1,15 +1,25 @@
-"""One pool as the scheduler keeps it: its queue, when it may be placed from, and what is told about it."""
+"""One pool as the scheduler keeps it: its queue, its replicas, what was measured of it, and what is expected of it."""
 
+from collections import deque
 from dataclasses import dataclass, field
+from typing import Final
 
-from llorch_scheduler.core.estimate import SlotTime
-from llorch_scheduler.core.strict_queue import PoolQueue
-from llorch_scheduler.core.replica import Replica
+from llorch_scheduler.core.appointments import Appointments
+from llorch_scheduler.core.breaker import Breaker
+from llorch_scheduler.core.forecast import Behind, Forecast
+from llorch_scheduler.core.job import Job
+from llorch_scheduler.core.loading import Loading
+from llorch_scheduler.core.pool_fleet import PoolFleet
+from llorch_scheduler.core.queue import PoolQueue
+from llorch_scheduler.core.tally import DeadlineTally, StartErrors
+from llorch_shared.on_time import EDGES
 from llorch_shared.pool_policy import CLASSES
-from llorch_shared.waiting import predicted_start_ms
-from llorch_shared.wire.registry import PoolLoad
+from llorch_shared.waiting import RETRY_MIN_MS, Ahead, Waiting
 from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import Priority
+from llorch_shared.wire.task import Priority, TaskRequest
+
+PROMPT_CHARS_PER_TOKEN: Final = 4
+"""Of English text, on average; what the engine counted corrects it when the task ends."""
 
 
 @dataclass(slots=True, eq=False)
@@ -17,40 +27,113 @@ class Pool:
     """`spec` is None for a pool that is not wanted (any more); nothing is placed on it."""
 
     pool_id: str
+    fleet: PoolFleet
     since_ms: int
     spec: PoolSpec | None = None
     queue: PoolQueue = field(default_factory=PoolQueue)
-    slot_time: SlotTime = field(default_factory=SlotTime)
+    forecast: Forecast = field(default_factory=Forecast)
+    breaker: Breaker = field(default_factory=Breaker)
+    loading: Loading = field(default_factory=Loading)
+    appointments: dict[Priority, Appointments] = field(
+        default_factory=lambda: {each: Appointments() for each in CLASSES}
+    )
+    tally: DeadlineTally = field(default_factory=DeadlineTally)
+    start_errors: StartErrors = field(default_factory=StartErrors)
+    shapes_version: int = -1
+    """Of the fleet when the waiting tasks got their shapes."""
     read: set[Priority] = field(default_factory=set)
     """Queues whose backlog has been pulled."""
     paused_until_ms: int = 0
     """A placement could not be written: no other is tried before."""
+    overloaded_ms: int = 0
+    """Since when every slot is taken while tasks wait; 0 when that is not so."""
+    running: dict[Priority, dict[str, Job]] = field(default_factory=lambda: {each: {} for each in CLASSES})
+    """Claimed tasks, in the order in which they started."""
+    victims: dict[str, Job] = field(default_factory=dict)
+    """Running tasks that were asked to stop, by the task that waits for the slot."""
+    preempted_ms: deque[int] = field(default_factory=deque)
+    """When tasks were asked to stop, within the last minute."""
     told_ms: int = 0
+    figures_told_ms: int = 0
     dirty: bool = True
 
     @property
     def backlog_read(self) -> bool:
         return len(self.read) == len(CLASSES)
 
-    def load(self, replicas: list[Replica], *, at_ms: int, version: int) -> PoolLoad:
-        """What gateways answer waiting times from. O(replicas of the pool)."""
-        return PoolLoad(
-            pool_id=self.pool_id,
-            at_ms=at_ms,
-            snapshot_version=version,
-            queued={str(priority): len(queue) for priority, queue in self.queue.classes.items()},
-            queue_seq={str(priority): queue.seq for priority, queue in self.queue.classes.items()},
-            running=sum(len(replica.held) for replica in replicas),
-            slots_total=sum(replica.slots_total for replica in replicas),
-            slots_free=sum(replica.slots_free for replica in replicas),
-            replicas_ready=sum(replica.ready for replica in replicas),
-            service_ms=round(self.slot_time.mean_ms, 3),
-        )
+    # what tasks require and take
 
-    def predict_ms(self, position: int, replicas: list[Replica]) -> int:
-        return predicted_start_ms(
-            position,
-            slots_total=sum(replica.slots_total for replica in replicas),
-            slots_free=sum(replica.slots_free for replica in replicas),
-            service_ms=self.slot_time.mean_ms,
-        )
+    def assess(self, job: Job) -> None:
+        """What the task requires and is expected to take, as far as that is known. Not while it stands in a line."""
+        request = job.record.request
+        if request is None:
+            return
+        service = self.forecast.service
+        tokens = job.tokens_out = service.expected_tokens(request, job.record.tenant)
+        job.cost_ms = max(1.0, service.overhead_ms + service.token_ms * tokens)
+        job.tokens = tokens + _prompt_tokens(request)
+        if self.spec is not None:
+            job.shape = self.fleet.shape_of(request)
+            job.est_kv_mb = float(self.fleet.kv_mb(request))
+
+    def reassess(self, at_ms: int) -> None:
+        """What waiting tasks require has changed. O(waiting tasks)."""
+        self.shapes_version = self.fleet.shapes_version
+        for queue in self.queue.classes.values():
+            for job in queue.jobs():
+                self.queue.discard(job)
+                self.assess(job)
+                self.queue.push(job, at_ms)
+
+    # what may be expected
+
+    def look(self, at_ms: int) -> Forecast:
+        """The forecast, told how many slots there are now."""
+        index, forecast = self.fleet.index, self.forecast
+        forecast.slots_total, forecast.slots_free = index.slots_total, index.slots_free
+        if index.ready or self.spec is None:
+            forecast.loading_ms = forecast.loading_slots = 0
+        else:
+            forecast.loading_ms = self.loading.expected_ms(at_ms, self.spec.waiting.load_ms)
+            forecast.loading_slots = self.spec.slots * max(1, len(self.loading))
+        return forecast
+
+    def behind(self, job: Job) -> Behind:
+        """What waits when this one has left the queue."""
+        queue = self.queue.classes[job.record.priority]
+        flow = queue.flows.get(job.record.tenant)
+        return Behind(in_pool=len(self.queue), in_class=queue.size, in_flow=flow.queued if flow is not None else 0)
+
+    def waiting(self, ahead: Ahead, priority: Priority, tenant: str, at_ms: int) -> Waiting:
+        return self.look(at_ms).waiting(ahead, priority, tenant)
+
+    def chance(self, job: Job, at_ms: int, *, wait_ms: float = 0.0) -> float:
+        """Chance that the task ends before its deadline when it starts after `wait_ms`."""
+        budget_ms = job.due_ms - at_ms
+        if wait_ms <= 0 and budget_ms >= EDGES[-1] * job.cost_ms:
+            return 1.0
+        return self.forecast.chance(wait_ms, job.cost_ms, budget_ms)
+
+    def retry_after_ms(self) -> int:
+        """When a place of a full queue is expected to be free."""
+        return max(RETRY_MIN_MS, round(self.forecast.pace().gap_ms))
+
+    # overload
+
+    def note_overload(self, at_ms: int) -> None:
+        index = self.fleet.index
+        if index.slots_total and not index.slots_free and len(self.queue):
+            self.overloaded_ms = self.overloaded_ms or at_ms
+        else:
+            self.overloaded_ms = 0
+
+    def lasting_overload(self, at_ms: int) -> bool:
+        spec = self.spec
+        if spec is None or not self.overloaded_ms:
+            return False
+        return at_ms - self.overloaded_ms >= spec.deadlines.overload_after_ms
+
+
+def _prompt_tokens(request: TaskRequest) -> float:
+    chars = len(request.prompt or "") + sum(map(len, request.inputs or ()))
+    return chars / PROMPT_CHARS_PER_TOKEN

@@ -8,8 +8,10 @@ learned from `RunChanged`, and a stored record always wins over what is remember
     placing    free slots get the task whose turn it is
     outcomes   what became of our writes, and what others wrote
     holders    replicas report and vanish; what they cannot finish is taken back
+    preempting running tasks that are asked to make way
     endings    tasks that end here
     upkeep     what time does, and specifications that change
+    telling    load reports and figures
 
 Not here: ordering (`queue`), choice of a replica (`placement`), slots (`fleet`), the bus (`llorch_scheduler.service`).
 """
@@ -17,6 +19,7 @@ Not here: ordering (`queue`), choice of a replica (`placement`), slots (`fleet`)
 from collections.abc import Callable
 from typing import Any, Final
 
+from llorch_scheduler.core.appointing import appoint
 from llorch_scheduler.core.arrivals import Arrivals
 from llorch_scheduler.core.effects import Effect
 from llorch_scheduler.core.endings import Endings
@@ -41,8 +44,10 @@ from llorch_scheduler.core.job import Phase
 from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.core.outcomes import Outcomes
 from llorch_scheduler.core.placing import Placing
+from llorch_scheduler.core.preempting import Preempting
 from llorch_scheduler.core.state import State
 from llorch_scheduler.core.upkeep import Upkeep
+from llorch_shared.wire.registry import Appointment, AppointmentRequest
 from llorch_shared.wire.run import Located
 
 
@@ -56,11 +61,16 @@ class SchedulerCore:
         self.pools: Final = state.pools
         self.fleet: Final = state.fleet
         endings = Endings(state)
-        placing = Placing(state)
+        preempting = Preempting(state)
+        placing = Placing(state, preempting)
         arrivals = Arrivals(state, endings, placing)
         holders = Holders(state, endings, placing)
-        outcomes = Outcomes(state, arrivals, endings, holders, placing)
-        upkeep = Upkeep(state, endings, holders, outcomes, placing)
+        outcomes = Outcomes(
+            state, arrivals=arrivals, endings=endings, holders=holders, placing=placing, preempting=preempting
+        )
+        upkeep = Upkeep(
+            state, endings=endings, holders=holders, outcomes=outcomes, placing=placing, preempting=preempting
+        )
         self._handlers: Final[dict[type[Event], Callable[[Any], None]]] = {
             TaskArrived: arrivals.arrived,
             TaskCancelled: arrivals.cancelled,
@@ -83,7 +93,7 @@ class SchedulerCore:
 
     def handle(self, event: Event) -> list[Effect]:
         effects: list[Effect] = []
-        self._state.effect = effects.append
+        self._state.effect, self._state.now_ms = effects.append, event.at_ms
         self._handlers[type(event)](event)
         return effects
 
@@ -91,14 +101,20 @@ class SchedulerCore:
         """No unfinished run has a lower sequence. O(held and returned tasks)."""
         return self._state.ledger.floor()
 
+    def appoint(self, request: AppointmentRequest, at_ms: int) -> Appointment:
+        """May this task be admitted now, or when is it to come back? O(log promises)."""
+        return appoint(self.pools.get(request.pool_id), request, at_ms)
+
     def locate(self, task_id: str) -> Located:
-        """Where a task that has not ended stands. Its position is an upper bound: tasks that left the line since it
-        joined from before it are seen only when the head moves."""
+        """Where a task that has not ended stands, and how long it is expected to wait still."""
         job = self.jobs.get(task_id)
         if job is None:
             return Located(found=False)
         pool, record = self.pools[job.record.pool_id], job.record
-        position = pool.queue.ahead_of(job) if job.phase is Phase.QUEUED else 0
+        position = predicted_ms = 0
+        if job.phase is Phase.QUEUED:
+            waiting = pool.waiting(pool.queue.ahead_of(job), record.priority, record.tenant, self._state.now_ms)
+            position, predicted_ms = waiting.position, round(waiting.start_ms)
         return Located(
             found=True,
             pool_id=record.pool_id,
@@ -107,6 +123,6 @@ class SchedulerCore:
             tenant=record.tenant,
             priority=record.priority,
             queue_position=position,
-            predicted_start_ms=pool.predict_ms(position, self.fleet.of_pool(pool.pool_id)),
+            predicted_start_ms=predicted_ms,
             admitted_ms=record.admitted_ms,
         )

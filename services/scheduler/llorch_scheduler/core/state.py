@@ -10,7 +10,6 @@ from llorch_scheduler.core.job import HOLDS_SLOT, Job, Phase
 from llorch_scheduler.core.ledger import Ledger
 from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.core.pool import Pool
-from llorch_scheduler.core.tally import DeadlineTally
 
 
 class State:
@@ -24,10 +23,10 @@ class State:
         "jobs",
         "ledger",
         "limits",
+        "now_ms",
         "pools",
         "rebuilt_ms",
         "repeats",
-        "tally",
     )
 
     def __init__(self, *, actor: str, limits: Limits) -> None:
@@ -41,17 +40,18 @@ class State:
         self.repeats: Final = Deadlines(
             lambda job: job.ticket != 0 or job.phase not in (Phase.ENDING, Phase.REQUEUEING)
         )
-        self.tally: Final = DeadlineTally()
         self.rebuilt_ms = -1
         """When runs and registry had been read; negative before."""
         first: list[Effect] = []
+        self.now_ms = 0
+        """The time of the event at hand."""
         self.effect: Callable[[Effect], None] = first.append
         """Takes one more effect of the event at hand."""
 
     def pool(self, pool_id: str, at_ms: int) -> Pool:
         pool = self.pools.get(pool_id)
         if pool is None:
-            pool = self.pools[pool_id] = Pool(pool_id, since_ms=at_ms)
+            pool = self.pools[pool_id] = Pool(pool_id, self.fleet.pool(pool_id), since_ms=at_ms)
         return pool
 
     def backlog_known(self, pool: Pool, at_ms: int) -> bool:
@@ -64,6 +64,8 @@ class State:
         """The job gives up its slot, if it holds one. A replica that only run records name goes with its last job."""
         if job.phase not in HOLDS_SLOT:
             return
+        if job.phase is Phase.RUNNING:
+            self.pools[job.record.pool_id].running[job.record.priority].pop(job.task_id, None)
         replica = self.fleet.get(job.record.pool_id, job.record.replica_id)
         if replica is not None:
             replica.release(job, slot_is_free=slot_is_free)

@@ -1,6 +1,7 @@
-"""Which part of the lately ended tasks met their deadline, by priority (`deadlines_met_ratio`)."""
+"""How good a pool is at its word: `deadlines_met_ratio` and `predicted_start_error_ratio`."""
 
 from collections import deque
+from statistics import median
 from typing import Final
 
 from llorch_shared.pool_policy import CLASSES
@@ -9,6 +10,8 @@ from llorch_shared.wire.task import Priority, TaskState
 
 WINDOW: Final = 500
 """Ended tasks that count: one late task is a fifth of a percent."""
+STARTS: Final = 200
+"""Starts that count."""
 
 
 class DeadlineTally:
@@ -30,6 +33,24 @@ class DeadlineTally:
         window.append(late)
         self._late[record.priority] += late
 
-    def ratios(self) -> dict[Priority, float]:
-        """Of the classes in which a task has ended."""
-        return {each: 1 - self._late[each] / len(window) for each, window in self._window.items() if window}
+    def counts(self) -> dict[Priority, tuple[int, int]]:
+        """How many were in time, of how many; for the classes in which a task has ended."""
+        return {each: (len(window) - self._late[each], len(window)) for each, window in self._window.items() if window}
+
+
+class StartErrors:
+    """|real - told| over real waits, of tasks that were told to wait."""
+
+    __slots__ = ("_window",)
+
+    def __init__(self) -> None:
+        self._window: Final[dict[Priority, deque[float]]] = {each: deque(maxlen=STARTS) for each in CLASSES}
+
+    def started(self, record: RunRecord, at_ms: int) -> None:
+        """For the first time."""
+        real_ms = at_ms - record.admitted_ms
+        if record.predicted_start_ms > 0 and real_ms > 0:
+            self._window[record.priority].append(abs(real_ms - record.predicted_start_ms) / real_ms)
+
+    def medians(self) -> dict[Priority, float]:
+        return {each: median(window) for each, window in self._window.items() if window}

@@ -1,0 +1,101 @@
+"""Hard preemption (ORCH-3086): a running task of a lower class is stopped for one that would miss its deadline.
+
+Asked for at the last moment at which it helps, so that a slot that becomes free by itself is taken first. The victim is
+of the lowest class, on a replica that has shown it can be stopped, exactly resumable, and started last: the least work
+is repeated. One victim per waiting task, and no more per minute than the pool allows. A victim that does not answer
+runs on and is not asked again.
+"""
+
+from itertools import islice
+from typing import Final
+
+from llorch_scheduler.core.effects import Preempt, Preempted
+from llorch_scheduler.core.job import Job, Phase
+from llorch_scheduler.core.pool import Pool
+from llorch_scheduler.core.state import State
+from llorch_shared.pool_policy import CLASSES
+from llorch_shared.wire.policy import HardRequirements
+from llorch_shared.wire.run import PreemptRequest, RunRecord
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import Determinism
+
+LOOKED_AT_MAX: Final = 64
+"""Running tasks that are looked at for one urgent task, the last started first."""
+_MINUTE_MS: Final = 60_000
+
+
+class Preempting:
+    __slots__ = ("_state",)
+
+    def __init__(self, state: State) -> None:
+        self._state: Final = state
+
+    def make_way(self, pool: Pool, spec: PoolSpec, at_ms: int) -> None:
+        """Every slot is taken: ask for one if the most urgent task cannot wait for one to become free."""
+        needs = spec.preemption.hard_requirements
+        while pool.preempted_ms and pool.preempted_ms[0] <= at_ms - _MINUTE_MS:
+            pool.preempted_ms.popleft()
+        if len(pool.preempted_ms) >= needs.max_preemptions_per_min:
+            return
+        urgent = pool.queue.urgent(pool.fleet.can_serve, at_ms, self._state.limits.preempt_lead_ms)
+        if urgent is None or urgent.task_id in pool.victims:
+            return
+        victim = self._victim(pool, urgent, needs)
+        if victim is None:
+            return
+        victim.preempt_ms, victim.preempted_for = at_ms, urgent.task_id
+        pool.victims[urgent.task_id] = victim
+        pool.preempted_ms.append(at_ms)
+        self._state.effect(
+            Preempt(
+                node_id=victim.record.node_id,
+                request=PreemptRequest(task_id=victim.task_id, run_seq=victim.run_seq),
+                record=victim.record,
+                urgent_task_id=urgent.task_id,
+            )
+        )
+
+    def left(self, pool: Pool, job: Job, record: RunRecord, seq: int, at_ms: int) -> None:
+        """A task has left its slot and its record stands so: by ending, or because it was asked to stop."""
+        urgent_id, job.preempt_ms, job.preempted_for = job.preempted_for, 0, ""
+        if pool.victims.get(urgent_id) is job:
+            del pool.victims[urgent_id]
+        if was_stopped(job.record, record):
+            job.stopped = True
+            self._state.effect(Preempted(record=record, run_seq=seq, at_ms=at_ms, urgent_task_id=urgent_id))
+
+    def upkeep(self, pool: Pool, at_ms: int) -> None:
+        """Forget victims that do not answer, and those whose urgent task waits no longer. O(victims)."""
+        for urgent_id, victim in list(pool.victims.items()):
+            urgent = self._state.jobs.get(urgent_id)
+            silent = at_ms - victim.preempt_ms >= self._state.limits.preempt_ms
+            if silent or urgent is None or urgent.phase is not Phase.QUEUED:
+                del pool.victims[urgent_id]
+
+    def _victim(self, pool: Pool, urgent: Job, needs: HardRequirements) -> Job | None:
+        for priority in reversed(CLASSES):
+            if priority is urgent.record.priority:
+                return None
+            if priority in needs.protect_priorities:
+                continue
+            for job in islice(reversed(pool.running[priority].values()), LOOKED_AT_MAX):
+                if self._may_stop(pool, job, urgent, needs):
+                    return job
+        return None
+
+    def _may_stop(self, pool: Pool, job: Job, urgent: Job, needs: HardRequirements) -> bool:
+        request = job.record.request
+        if job.preempt_ms or job.cancel_reason or request is None or request.determinism is not Determinism.STRICT:
+            return False
+        replica = self._state.fleet.get(pool.pool_id, job.record.replica_id)
+        return (
+            replica is not None
+            and replica.record is not None
+            and needs.engine_capability in replica.record.features
+            and pool.fleet.could_take(urgent.shape, replica)
+        )
+
+
+def was_stopped(before: RunRecord, after: RunRecord) -> bool:
+    """The node has put it back for more urgent work; its slot was free before it wrote so."""
+    return not after.replica_id and after.preemptions > before.preemptions
