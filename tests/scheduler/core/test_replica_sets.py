@@ -197,6 +197,7 @@ def test_a_rolling_upgrade_never_mixes_versions_on_one_side(seed: int) -> None:
                 record = decision.replica.record
                 key = f"{record.engine_version}/{record.sampler_profile_version}"
                 seen.setdefault(side_of(wish, pool), set()).add(key)
+        before = {side: key for side, key in before.items() if side in seen}
         for side, keys in seen.items():
             (key,) = keys
             if before.get(side, key) != key:

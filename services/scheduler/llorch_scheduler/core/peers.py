@@ -46,7 +46,7 @@ class Speed(NamedTuple):
 
 
 Entry = tuple[int, int, str, int, "Standing"]
-"""(-free VRAM, taken slots, id, stamp, whose it is). No two have one stamp, so the last is never compared. An entry counts
+"""(-free VRAM, taken slots, id, stamp, whose it is). Stamps differ, so the last is never compared. An entry counts
 while its owner says that it is its entry."""
 
 

@@ -69,7 +69,8 @@ class ReplicaSets:
         self._settled = False
 
     def settle(self) -> None:
-        """A task was placed: from now on the stable set stays while it can."""
+        """A task was placed on either side: from now on the stable set stays while it can. So it is also the one that a
+        canary is rolled back to."""
         self._settled = self.stable is not None
 
     def choose(self, ready: Mapping[SetKey, int], returning: Iterable[SetKey], spec: PoolSpec) -> None:
