@@ -63,7 +63,6 @@ class Scheduler:
             for shard in range(subjects.SHARDS)
         }
         self._balance: Final = Balance(self.instance)
-        self._giving: asyncio.Task[None] | None = None
         self._changed: Final = asyncio.Event()
         self._audit: Final = Audit(bus)
         self._replica_pools: Final[dict[str, str]] = {}
@@ -120,9 +119,9 @@ class Scheduler:
             if term is not None:
                 self.terms[term.shard] = loop = self._term_loop(term)
                 tasks.create_task(self._serve(loop), name=f"shard {term.shard}")
-        if plan.give is not None and (self._giving is None or self._giving.done()):
-            loop = self.terms[plan.give]
-            self._giving = tasks.create_task(loop.hand_over("others have fewer shards"), name="hand over")
+        if plan.give is not None:
+            handing_over = self.terms[plan.give].hand_over("others have fewer shards")
+            tasks.create_task(handing_over, name=f"hand over shard {plan.give}")
 
     def _term_loop(self, term: Term) -> TermLoop:
         actor = f"scheduler/{self.instance}"

@@ -101,7 +101,7 @@ class TermLoop:
         self._passed_seq = 0
         """Newest run sequence of another shard."""
         self.decides = False
-        """The takeover is complete."""
+        """The takeover is complete, and questions are answered."""
         self._leaving: Final = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._replica_ids: Final[dict[str, tuple[str, str]]] = {}
@@ -194,7 +194,6 @@ class TermLoop:
         tasks.create_task(self._write_floor(), name="floor")
         tasks.create_task(self._serve(), name="answers")
         tasks.create_task(self._repair_audit(), name="audit repair")
-        self.decides = True
         await self._decide()
 
     async def _rebuild(self) -> int:
@@ -284,6 +283,7 @@ class TermLoop:
         try:
             for subject, answer in answers.items():
                 subscriptions.append(await self._bus.serve(subject, answer))
+            self.decides = True
             await self._leaving.wait()
         except BusError as error:
             self.term.end(f"questions cannot be answered: {error}")
