@@ -39,7 +39,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message, Responder, Subscription
 from llorch_shared.live_table import LiveTable
 from llorch_shared.pool_policy import CLASSES
-from llorch_shared.wire.registry import APPOINTMENT_REQUEST_DECODER, REPLICA_DECODER, Appointment, ReplicaRecord
+from llorch_shared.wire.registry import APPOINTMENT_REQUEST_DECODER, REPLICA_DECODER, ReplicaRecord
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 
@@ -294,8 +294,7 @@ class TermLoop:
     async def _appoint(self, message: Message) -> tuple[bytes, Mapping[str, str]]:
         """May this task be admitted now? Raises when the term is over: then the server alone decides."""
         self.term.check()
-        APPOINTMENT_REQUEST_DECODER.decode(message.data)
-        return _encode(Appointment(admit=True)), {}
+        return _encode(self.core.appoint(APPOINTMENT_REQUEST_DECODER.decode(message.data), now_ms())), {}
 
     # queues
 
