@@ -10,7 +10,7 @@ from llorch_scheduler.core.peers import speed_of
 from llorch_scheduler.core.placement import ABOUT, Decision
 from llorch_scheduler.core.pool_fleet import PoolFleet
 from llorch_scheduler.core.replica import Replica
-from llorch_scheduler.core.replica_sets import SetKey, set_key, side_of
+from llorch_scheduler.core.replica_sets import ReplicaSets, SetKey, set_key, side_of
 from llorch_shared.wire.registry import ReplicaRecord
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.spec import PoolSpec
@@ -72,12 +72,11 @@ def scan(
     wish: TaskRequest,
     pool: PoolSpec,
     *,
-    stable: SetKey | None,
-    canary: SetKey | None,
+    sets: ReplicaSets,
     last: Last | None,
 ) -> tuple[str, bool]:
     """Which replica takes the task, and whether one could: by the words of the requirement, one replica at a time."""
-    wanted = (canary or stable) if side_of(wish, pool) == "canary" else (stable or canary)
+    wanted = sets.serving(side_of(wish, pool))
     able: list[Replica] = []
     for replica in all_replicas:
         record = replica.record
@@ -91,7 +90,7 @@ def scan(
             and (record.ctx_max == 0 or record.ctx_max >= wish.ctx)
             and (pool.quant is None or record.quant in ("", pool.quant))
             and wish.workload in record.workloads
-            and _in_set(record, pool, wanted, canary)
+            and _in_set(record, pool, wanted, sets.canary)
         ):
             able.append(replica)
     free = [replica for replica in able if replica.slots_free > 0 and _has_room(replica, wish)]

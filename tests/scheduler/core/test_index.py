@@ -84,10 +84,9 @@ class Walk:
         assert wish is not None
         last = self.pool.affinity.last(wish.session_id, at_ms=self.now, ttl_ms=self.spec.affinity.ttl_ms)
         decision = self.pool.decide(wish, at_ms=self.now)
-        sets = self.pool.sets
         everyone = self.pool.index.replicas.values()
         assert (picked(decision), decision.busy or decision.replica is not None) == scan(
-            everyone, wish, self.spec, stable=sets.stable, canary=sets.canary, last=last
+            everyone, wish, self.spec, sets=self.pool.sets, last=last
         )
         removed = sum(int(each.partition(":")[2]) for each in decision.log.filters_applied)
         assert removed <= len(self.pool.index.replicas)

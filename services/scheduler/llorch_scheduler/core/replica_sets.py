@@ -5,7 +5,7 @@ A set is every replica whose engine, model, quant, ctx, engine version, model di
 stable set is chosen once, at the first decision: most ready replicas, then the highest version. It stays the stable one
 while a replica of it is ready or on its way back, so a crash of a moment moves nobody; when the last one is gone, the
 next is chosen in the same way. Versions that the canary names are never chosen as stable. The canary set is chosen
-among the ready replicas of its version; while there are none, its tasks go to the stable set.
+among the ready replicas of its version. A side that has no replica left is served by the other one.
 
 A rollback is one change: without `canary` the next decision goes to the stable set.
 """
@@ -67,6 +67,7 @@ class ReplicaSets:
         self.stable: SetKey | None = None
         self.canary: SetKey | None = None
         self._settled = False
+        self._gone = True
 
     def settle(self) -> None:
         """A task was placed on either side: from now on the stable set stays while it can. So it is also the one that a
@@ -77,30 +78,35 @@ class ReplicaSets:
         """`ready`: how many replicas of each set take tasks; `returning`: sets with replicas that soon will."""
         version = spec.canary.engine_version if spec.canary is not None else None
         self.canary = _largest({key: count for key, count in ready.items() if key.engine_version == version})
-        if self._settled and self.stable is not None and (self.stable in ready or self.stable in set(returning)):
+        self._gone = self.stable not in ready and self.stable not in set(returning)
+        if self._settled and not self._gone:
             return
         others = {key: count for key, count in ready.items() if key.engine_version != version}
         chosen = _largest({key: count for key, count in others.items() if _serves(key, spec)}) or _largest(others)
-        if chosen is not None or not self._settled:
+        if chosen is not None:
             self._settled = self._settled and chosen == self.stable
+            self._gone = False
+        if chosen is not None or not self._settled:
             self.stable = chosen
+
+    def serving(self, side: str) -> SetKey | None:
+        """The set that takes the tasks of a side. A side without replicas is served by the other one."""
+        if side == CANARY or self._gone:
+            return self.canary or self.stable
+        return self.stable
 
     def takes(self, version: SetKey, side: str, spec: PoolSpec) -> bool:
         """Whether tasks of this side go to replicas of this version."""
         if spec.require_same_engine_version:
-            return version == self._of(side)
+            return version == self.serving(side)
         if spec.canary is None:
             return True
-        return (version.engine_version == spec.canary.engine_version) is (self._of(side) == self.canary is not None)
+        return (version.engine_version == spec.canary.engine_version) is (self.serving(side) == self.canary is not None)
 
     def name(self, side: str, spec: PoolSpec) -> str:
         """For people; empty when versions may mix."""
-        chosen = self._of(side) if spec.require_same_engine_version else None
+        chosen = self.serving(side) if spec.require_same_engine_version else None
         return str(chosen) if chosen is not None else ""
-
-    def _of(self, side: str) -> SetKey | None:
-        """A side that has no set is served by the other one."""
-        return (self.canary or self.stable) if side == CANARY else (self.stable or self.canary)
 
 
 def _serves(key: SetKey, spec: PoolSpec) -> bool:
