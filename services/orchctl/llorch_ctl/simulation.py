@@ -100,7 +100,43 @@ class Simulated(msgspec.Struct, frozen=True, kw_only=True):
     pools: tuple[SimulatedPool, ...]
 
 
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    wait_p50_ms: float
+    wait_p95_ms: float
+    sent_away: int
+    refused: int
+    late: int
+    missed: int
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    priority: str
+    tasks: int
+    recorded: Outcome | None
+    present: Outcome
+    other: Outcome | None
+
+
+class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
+    tasks: int
+    error_median_ms: float
+    recorded_mean_ms: float
+    simulated_mean_ms: float
+
+
+class Compared(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of the simulator's comparison that is shown at a terminal."""
+
+    about: str
+    partial: bool
+    left_out: dict[str, int]
+    reproduction: Reproduction | None
+    rows: tuple[Row, ...]
+
+
 _RESULT: Final = msgspec.json.Decoder(Simulated)
+_COMPARISON: Final = msgspec.json.Decoder(Compared)
 _PROGRESS: Final = msgspec.json.Decoder(SimulatorProgress)
 
 
@@ -134,6 +170,10 @@ def simulate(arguments: Sequence[str], result: Path, told: Callable[[SimulatorPr
 
 def read(document: bytes) -> Simulated:
     return _RESULT.decode(document)
+
+
+def read_comparison(document: bytes) -> Compared:
+    return _COMPARISON.decode(document)
 
 
 class _Wishes:

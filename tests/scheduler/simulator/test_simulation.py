@@ -114,13 +114,14 @@ def test_a_full_queue_refuses_and_clients_come_back_as_told() -> None:
     assert 0 < result.returns.admitted < result.returns.tries <= result.refusals + result.returns.admitted
 
 
-def test_what_waits_past_its_deadline_expires() -> None:
+def test_what_waits_past_its_deadline_expires_and_what_would_is_refused() -> None:
     late = scenario(pool(), flow(Poisson(20), deadlines_ms=(1_000,)), tasks=200)
     simulation = Watched(late)
-    result = summarise(simulation.run(), scale=1)
+    outcomes = summarise(simulation.run(), scale=1).outcomes
     simulation.check_finished()
-    assert result.outcomes["expired"] > 0
-    assert result.outcomes["done"] + result.outcomes["expired"] == 200
+    assert outcomes["expired"] > 0
+    assert outcomes["infeasible"] > 0
+    assert outcomes["done"] + outcomes["expired"] + outcomes["infeasible"] == 200
 
 
 def test_a_closed_loop_never_has_more_tasks_than_users() -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -12,23 +13,41 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from llorch_ctl import simulation
+from llorch_ctl import bus_client, recording, simulation
 from llorch_ctl.commands.status import plain_table
-from llorch_ctl.simulation import Group, Simulated, SimulatorProgress
-from llorch_ctl.terminal import ERR, OUT
+from llorch_ctl.exits import Problem
+from llorch_ctl.simulation import Compared, Group, Outcome, Simulated, SimulatorProgress
+from llorch_ctl.terminal import ERR, OUT, ConfigOption, run, settings_from
+from llorch_shared.settings import Settings
 
 STDOUT: Final = Path("-")
 TENANTS_SHOWN_MAX: Final = 30
 
 
 def simulate(
-    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="One of those above.")],
+    scenario: Annotated[str | None, typer.Argument(metavar="[SCENARIO]", help="One of those above.")] = None,
     *,
+    config: ConfigOption = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 1,
     tasks: Annotated[int | None, typer.Option(help="How many tasks arrive. Default: as the scenario has it.")] = None,
     scale: Annotated[float, typer.Option(help="Times the load; the fleet grows with it.")] = 1.0,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Replay a CSV trace: Azure LLM inference or BurstGPT.")
+    ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Replay a recorded audit stream instead of a scenario.")
+    ] = None,
+    audit_stream: Annotated[
+        bool, typer.Option("--audit-stream", help="Replay the audit stream of the running system.")
+    ] = False,
+    since_min: Annotated[
+        float, typer.Option(min=0.01, max=43_200, help="How far back --audit-stream reads, minutes.")
+    ] = 60.0,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep what --audit-stream read, for --audit.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML with [[pools]]: compare the present policy with this.")
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is standard output.")
@@ -56,13 +75,19 @@ def simulate(
 
     cold-start: engines that are still loading when the first clients come
 
-    Ctrl-C ends it with what it has (exit code 130).
+    Ctrl-C ends it with what it has (exit code 130). With a recorded load or a second policy the table says who would
+    have waited how long, been sent away or been late: as recorded, under the present policy, under the other.
     """
-    arguments = [scenario, f"--seed={seed}", f"--scale={scale}"]
+    arguments = [*([scenario] if scenario is not None else []), f"--seed={seed}", f"--scale={scale}"]
+    arguments += [f"--policy={policy}"] if policy is not None else []
     arguments += [f"--tasks={tasks}"] if tasks is not None else []
     arguments += [f"--trace={trace}"] if trace is not None else []
     arguments += [f"--html={html}"] if html is not None else []
     with tempfile.TemporaryDirectory(prefix="llorch-simulate-") as folder:
+        if audit_stream:
+            audit = export or Path(folder) / "audit.jsonl"
+            _record(settings_from(config), audit, since_min)
+        arguments += [f"--audit={audit}"] if audit is not None else []
         kept = json_file if json_file not in (None, STDOUT) else None
         code, document = _run(arguments, kept or Path(folder) / "result.json", shown=progress)
     if not document:
@@ -70,9 +95,25 @@ def simulate(
     elif json_file == STDOUT:
         sys.stdout.write(document.decode())
         sys.stdout.flush()
+    elif audit is not None or policy is not None:
+        OUT.print(_differences(simulation.read_comparison(document)))
     else:
         OUT.print(_table(simulation.read(document)))
     raise typer.Exit(code)
+
+
+def _record(settings: Settings, file: Path, since_min: float) -> None:
+    """Raises Problem."""
+
+    async def read() -> recording.Recorded:
+        async with bus_client.connected(settings.nats) as bus:
+            return await recording.record(bus, file, from_ms=int(1000 * (time.time() - 60 * since_min)))
+
+    try:
+        recorded = run(read)
+    except OSError as error:
+        raise Problem(f"{file} cannot be written: {error}") from error
+    ERR.print(f"{recorded.records:,} audit records of the last {since_min:g} min" + (", cut" if recorded.cut else ""))
 
 
 def _run(arguments: list[str], result: Path, *, shown: bool) -> tuple[int, bytes]:
@@ -154,3 +195,39 @@ def _waits(kind: str, groups: list[Group]) -> Table:
             *(f"{wait / 1000:,.2f}" for wait in waits),
         )
     return table
+
+
+def _differences(compared: Compared) -> Stack:
+    """Each figure as recorded (if it was) / under the present policy / under the other."""
+    has_other = any(row.other is not None for row in compared.rows)
+    kinds = [*(["recorded"] if compared.reproduction else []), "present", *(["other"] if has_other else [])]
+    title = Text.assemble((" / ".join(kinds), "bold"), f"  {compared.about}")
+    if compared.partial:
+        title.append("  stopped early", "bold yellow")
+    table = plain_table("", "", "tasks", "p50 s", "p95 s", "away", "refused", "late", "missed")
+    for row in compared.rows[: TENANTS_SHOWN_MAX + 2]:
+        outcomes = [each for each in (row.recorded, row.present, row.other) if each is not None]
+        table.add_row(
+            row.name, row.priority[:5] if row.name != row.priority else "", f"{row.tasks:,}", *_figures(outcomes)
+        )
+    parts: list[RenderableType] = [title, Text(), table]
+    if compared.reproduction is not None:
+        found = compared.reproduction
+        said = (
+            f"the simulator meets {found.tasks:,} recorded waits within {found.error_median_ms:,.0f} ms in the median; "
+            f"mean {found.simulated_mean_ms / 1000:,.2f} s, recorded {found.recorded_mean_ms / 1000:,.2f} s"
+        )
+        parts += [Text(), Text(said)]
+    parts += [Text(f"left out: {number:,} tasks {reason}") for reason, number in compared.left_out.items()]
+    return Stack(*parts)
+
+
+def _figures(outcomes: list[Outcome]) -> list[str]:
+    return [
+        " / ".join(f"{each.wait_p50_ms / 1000:,.2f}" for each in outcomes),
+        " / ".join(f"{each.wait_p95_ms / 1000:,.2f}" for each in outcomes),
+        " / ".join(f"{each.sent_away:,}" for each in outcomes),
+        " / ".join(f"{each.refused:,}" for each in outcomes),
+        " / ".join(f"{each.late:,}" for each in outcomes),
+        " / ".join(f"{each.missed:,}" for each in outcomes),
+    ]

@@ -27,6 +27,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     wait_p50_ms: float
     wait_p95_ms: float
     done: int
+    sent_away: int
+    """Refused at least once, with a time to come back."""
     refused: int
     """Sent away for good: infeasible deadlines, and clients whose patience ended."""
     late: int
@@ -116,6 +118,7 @@ def _outcome(group: Group) -> Outcome:
         wait_p50_ms=group.wait_ms.p50,
         wait_p95_ms=group.wait_ms.p95,
         done=group.done,
+        sent_away=group.sent_away,
         refused=group.gave_up + group.infeasible + group.too_long,
         late=group.expired + group.dropped,
         missed=group.due - round(group.due * group.met),
@@ -138,6 +141,7 @@ def _of_recorded(tasks: list[RecordedTask]) -> Outcome:
         wait_p50_ms=round(quantile(waits, 0.5), 1),
         wait_p95_ms=round(quantile(waits, 0.95), 1),
         done=sum(task.life.outcome == "done" for task in tasks),
+        sent_away=0,
         refused=0,
         late=sum(task.life.outcome in ("expired", "dropped") for task in tasks),
         missed=sum(

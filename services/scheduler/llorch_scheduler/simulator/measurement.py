@@ -66,6 +66,8 @@ class Measurement:
         """By tenant, class and how it ended; `arrived` counts all."""
         self.refusals: Final[Counter[tuple[str, Priority, str]]] = Counter()
         """By pool, class and reason. One task may be refused several times."""
+        self.sent_away: Final[Counter[tuple[str, Priority]]] = Counter()
+        """Tasks that were refused at least once, by tenant and class."""
         self.requeues: Final[Counter[str]] = Counter()
         self.tokens_out: Final[Counter[tuple[str, Priority, str]]] = Counter()
         """By tenant, class and pool, of tasks that are done."""
@@ -106,7 +108,9 @@ class Measurement:
     def refused(self, task: SimTask, reason: str) -> None:
         """`task.promised` is still what the refusal before this one said."""
         self.refusals[task.flow.pool_id, task.priority, reason] += 1
-        if task.refusals > 1:
+        if task.refusals == 1:
+            self.sent_away[task.tenant, task.priority] += 1
+        else:
             self.returned += 1
             self.promised += task.promised
 

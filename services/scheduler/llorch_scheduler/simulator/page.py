@@ -112,16 +112,29 @@ def _differences(comparison: Comparison) -> str:
         return " / ".join(read(each) for each in (row.recorded, row.present, row.other) if each is not None)
 
     kinds = [*(["recorded"] if comparison.reproduction else []), "present", *(["other"] if comparison.other else [])]
+    counts: tuple[Callable[[Outcome], int], ...] = (
+        lambda each: each.sent_away,
+        lambda each: each.refused,
+        lambda each: each.late,
+        lambda each: each.missed,
+    )
     rows = [
         (
-            row.name, row.priority, f"{row.tasks:,}", shown(row, lambda each: _seconds(each.wait_p50_ms)),
-            shown(row, lambda each: _seconds(each.wait_p95_ms)), shown(row, lambda each: f"{each.refused:,}"),
-            shown(row, lambda each: f"{each.late:,}"), shown(row, lambda each: f"{each.missed:,}"),
+            row.name,
+            row.priority,
+            f"{row.tasks:,}",
+            shown(row, lambda each: _seconds(each.wait_p50_ms)),
+            shown(row, lambda each: _seconds(each.wait_p95_ms)),
+            *(shown(row, _counted(count)) for count in counts),
         )
         for row in comparison.rows
-    ]  # fmt: skip
-    head = ("", "class", "tasks", "wait p50 s", "p95 s", "refused", "late", "deadlines missed")
+    ]
+    head = ("", "class", "tasks", "wait p50 s", "p95 s", "sent away", "refused", "late", "deadlines missed")
     return f"<h2>Difference: {' / '.join(kinds)}</h2>" + _table(head, rows)
+
+
+def _counted(count: Callable[[Outcome], int]) -> Callable[[Outcome], str]:
+    return lambda outcome: f"{count(outcome):,}"
 
 
 def _waits(result: Result, priority: str) -> str:

@@ -4,7 +4,7 @@ What a live system added between two tasks on a slot (placement, claim) is in th
 taken to have lived through the whole recording; a task whose client cancelled is cancelled after the same time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -87,7 +87,7 @@ def _pool(recording: Recording, pool_id: str) -> PoolPlan:
     )
 
 
-def with_policy(scenario: Scenario, pools: list[Mapping[str, Any]]) -> Scenario:
+def with_policy(scenario: Scenario, pools: Sequence[Mapping[str, Any]]) -> Scenario:
     """The same load under another policy: each entry is a part of a pool's specification, with its id. Tables are
     merged key by key, lists replaced. Raises ScenarioError."""
     entries: dict[str, Mapping[str, Any]] = {}

@@ -30,6 +30,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     """Admitted, and ended in favour of others: evicted from a full queue, or no longer able to be in time."""
     infeasible: int
     """Refused for good: their deadline could not be met."""
+    sent_away: int
+    """Refused at least once; most come back as they are told."""
     gave_up: int
     """Clients whose patience ended before they were admitted."""
     too_long: int

@@ -233,7 +233,7 @@ class Simulation:
         return self.specs[pool_id]
 
     def appoint(self, request: AppointmentRequest) -> Appointment:
-        return Appointment(admit=False)
+        return self.core.appoint(request, self.wall_ms())
 
     def arrived(self, task: SimTask) -> None:
         self.arrived_count += 1

@@ -101,6 +101,7 @@ def _group(
         failed=counts["failed"],
         dropped=counts["dropped"],
         infeasible=counts["infeasible"],
+        sent_away=sum(measured.sent_away[key] for key in keys),
         gave_up=counts["gave_up"],
         too_long=counts["too_long"],
         unfinished=counts["arrived"] - sum(counts[outcome] for outcome in _OUTCOMES),
