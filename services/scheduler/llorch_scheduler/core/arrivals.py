@@ -39,13 +39,8 @@ class Arrivals:
             if known.ref != event.ref:
                 state.effect(Ack(task_id=event.task_id, ref=event.ref))
             return
-        due_ms = event.admitted_ms + event.request.deadline_ms if event.request is not None else at_ms
-        ahead = pool.queue.ahead_of_newcomer(event.priority, event.tenant, due_ms)
-        waiting = pool.waiting(ahead, event.priority, event.tenant, at_ms)
-        job = jobs.arrived(event, position=waiting.position, predicted_ms=round(waiting.start_ms))
-        job.raw_wait_ms = waiting.raw_ms
-        state.jobs[event.task_id] = job
-        pool.assess(job)
+        job = state.jobs[event.task_id] = jobs.arrived(event)
+        pool.foretell(job, at_ms)
         pool.appointments[event.priority].arrived(event.task_id)
         if event.channel == "nats":
             state.effect(Audit(record=jobs.admission_audit(event, job.record, state.actor)))

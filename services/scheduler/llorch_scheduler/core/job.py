@@ -58,8 +58,8 @@ class Job:
     """Of these, the generated ones."""
     est_kv_mb: float = 0.0
     """KV cache it is expected to take."""
-    raw_wait_ms: float = 0.0
-    """Its wait as forecast at arrival, before correction by what others waited; 0 when there was no forecast."""
+    foretold: bool = False
+    """Its record tells a wait forecast from measurements, and it has not started since."""
     ref: AdmissionRef | None = None
     run_seq: int = 0
     ticket: int = 0
@@ -102,7 +102,7 @@ class Job:
         return msgspec.structs.replace(self.record, state=state, **fields)
 
 
-def arrived(event: TaskArrived, *, position: int, predicted_ms: int) -> Job:
+def arrived(event: TaskArrived) -> Job:
     """A job for an admission message that nobody has placed yet."""
     deadline_ms = event.request.deadline_ms if event.request else 0
     return Job(
@@ -116,8 +116,6 @@ def arrived(event: TaskArrived, *, position: int, predicted_ms: int) -> Job:
             priority=event.priority,
             channel=event.channel,
             admitted_ms=event.admitted_ms,
-            queue_position=position,
-            predicted_start_ms=predicted_ms,
             request=event.request,
         ),
         state=TaskState.QUEUED,

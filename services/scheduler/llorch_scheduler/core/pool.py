@@ -4,6 +4,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from msgspec.structs import replace
+
 from llorch_scheduler.core.appointments import Appointments
 from llorch_scheduler.core.breaker import Breaker
 from llorch_scheduler.core.forecast import Behind, Forecast
@@ -97,6 +99,17 @@ class Pool:
             forecast.loading_ms = self.loading.expected_ms(at_ms, self.spec.waiting.load_ms)
             forecast.loading_slots = self.spec.slots * max(1, len(self.loading))
         return forecast
+
+    def foretell(self, job: Job, at_ms: int) -> None:
+        """A newcomer, before it stands in line: what it takes, and how long it will wait, as its record tells."""
+        self.assess(job)
+        record = job.record
+        ahead = self.queue.ahead_of_newcomer(record.priority, record.tenant, job.due_ms)
+        forecast = self.look(at_ms)
+        waiting = forecast.waiting(ahead, record.priority, record.tenant)
+        forecast.joined(job)
+        job.foretold = waiting.measured
+        job.record = replace(record, queue_position=waiting.position, predicted_start_ms=round(waiting.start_ms))
 
     def behind(self, job: Job) -> Behind:
         """What waits when this one has left the queue."""
