@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from llorch_shared.errors import ErrorCode, OrchError, invalid
-from llorch_shared.waiting import predict, queue_position
+from llorch_shared.waiting import expect
 from llorch_shared.wire.registry import PoolLoad, ReplicaRecord, ReplicaState
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import PlacementMode, PlacementOverrides, TaskRequest
@@ -26,13 +26,18 @@ Replicas = Mapping[str, Sequence[ReplicaRecord]]
 
 
 def route(
-    request: TaskRequest, pools: Mapping[str, PoolSpec], replicas: Replicas, loads: Mapping[str, PoolLoad]
+    request: TaskRequest,
+    pools: Mapping[str, PoolSpec],
+    replicas: Replicas,
+    loads: Mapping[str, PoolLoad],
+    *,
+    tenant: str,
 ) -> PoolSpec:
-    """The pool that will queue `request`. Raises OrchError: INVALID_PARAMS when no pool could ever serve it,
+    """The pool that will queue this task of `tenant`. Raises OrchError: INVALID_PARAMS when no pool could ever serve,
     POOL_UNREADY or POOL_UNAVAILABLE when one could and none does now. Where the client's own wish left no choice, the
     error's policy_label says so."""
     try:
-        return _route(request, pools, replicas, loads)
+        return _route(request, pools, replicas, loads, tenant)
     except OrchError as error:
         label = _without_choice(request.placement)
         error.body = msgspec.structs.replace(error.body, policy_label=label)
@@ -48,7 +53,11 @@ def _without_choice(wish: PlacementOverrides | None) -> str | None:
 
 
 def _route(
-    request: TaskRequest, pools: Mapping[str, PoolSpec], replicas: Replicas, loads: Mapping[str, PoolLoad]
+    request: TaskRequest,
+    pools: Mapping[str, PoolSpec],
+    replicas: Replicas,
+    loads: Mapping[str, PoolLoad],
+    tenant: str,
 ) -> PoolSpec:
     wanted = _permitted(request, _matching(request, pools.values()))
     fitting = [pool for pool in wanted if request.ctx <= pool.ctx]
@@ -62,7 +71,7 @@ def _route(
     serving = [pool for pool in alive if _serves(request, replicas[pool.id])]
     if not serving:
         raise invalid(f"no replica of {request.model_ref} serves the workload {request.workload}")
-    return min(_preferred(request, serving), key=lambda pool: (_wait_ms(request, pool, loads.get(pool.id)), pool.id))
+    return min(_preferred(request, serving), key=lambda pool: (_wait_ms(request, loads.get(pool.id), tenant), pool.id))
 
 
 def _matching(request: TaskRequest, pools: Iterable[PoolSpec]) -> list[PoolSpec]:
@@ -150,7 +159,7 @@ def _preferred(request: TaskRequest, pools: list[PoolSpec]) -> list[PoolSpec]:
     return [pool for pool in pools if pool.id in wish.prefer_pools] or pools
 
 
-def _wait_ms(request: TaskRequest, pool: PoolSpec, load: PoolLoad | None) -> tuple[int, int]:
+def _wait_ms(request: TaskRequest, load: PoolLoad | None, tenant: str) -> tuple[int, float]:
     """Predicted wait of a newcomer; a pool that nobody has reported on yet comes late, one that refuses the class at
     present last."""
     if load is None:
@@ -158,5 +167,4 @@ def _wait_ms(request: TaskRequest, pool: PoolSpec, load: PoolLoad | None) -> tup
     line = load.classes.get(request.priority)
     if line is not None and line.shed:
         return (2, line.shed_for_ms)
-    newcomer = load.queue_seq.get(request.priority, 0) + 1
-    return (0, predict(load, queue_position(load, request.priority, newcomer)))
+    return (0, expect(load, request.priority, tenant).start_ms)

@@ -121,19 +121,26 @@ def expect(load: PoolLoad | None, priority: Priority, tenant: str, seq: int | No
     return foresee(_ahead(load, priority, tenant, since), _pace(load, priority, tenant))
 
 
-def chance(load: PoolLoad | None, request: TaskRequest, tenant: str, *, start_ms: float) -> float | None:
-    """Chance that it ends before its deadline; None while nothing is known of this pool's slot times."""
-    if load is None or load.service_ms <= 0:
-        return None
+def expected_ms(load: PoolLoad, request: TaskRequest, tenant: str) -> float:
+    """Slot time it is expected to take; 0 while nothing is known of this pool's slot times."""
+    if load.service_ms <= 0:
+        return 0.0
     line = load.classes.get(request.priority)
     flow = line.flows.get(tenant) if line is not None else None
     used = (flow.used if flow is not None else 0.0) or load.used or 1.0
     tokens = request.max_tokens * used
     if request.expected_tokens is not None:
         tokens = float(min(request.expected_tokens, request.max_tokens))
+    return load.overhead_ms + load.token_ms * tokens
+
+
+def chance(load: PoolLoad | None, request: TaskRequest, tenant: str, *, start_ms: float) -> float | None:
+    """Chance that it ends before its deadline; None while nothing is known of this pool's slot times."""
+    if load is None or load.service_ms <= 0:
+        return None
     return on_time_probability(
         wait_ms=start_ms,
-        service_ms=load.overhead_ms + load.token_ms * tokens,
+        service_ms=expected_ms(load, request, tenant),
         budget_ms=request.deadline_ms,
         waits=load.wait_spread,
         services=load.spread,

@@ -1,6 +1,7 @@
 """POST /v1/tasks: accepted means stored, once; refused means no trace anywhere."""
 
 import asyncio
+import logging
 from typing import Any
 
 import msgspec
@@ -11,7 +12,9 @@ from llorch_shared.bus.memory import MemoryBus
 from llorch_shared.bus.port import Unanswered
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent
-from llorch_shared.wire.registry import ReplicaState
+from llorch_shared.wire.policy import AdmissionSpec, FairnessSpec, TenantSpec
+from llorch_shared.wire.registry import ClassLoad, FlowLoad, ReplicaState
+from llorch_shared.wire.run import TaskView, WaitsFor
 from llorch_shared.wire.task import REQUEST_DECODER, Priority, TaskAccepted, TaskState
 from support.asgi import Reply
 from support.client import task_request
@@ -44,15 +47,67 @@ async def test_an_accepted_task_is_stored_with_its_lane_correlation_id_and_audit
 
 
 async def test_the_answer_tells_position_and_start_from_the_schedulers_load(cluster: Cluster, door: Door) -> None:
+    waiting = ClassLoad(queued=3, work_ms=2_400, weight=8, flows_weight=1)
     await cluster.report(
         load_report(
-            queued={"interactive": 3}, queue_seq={"interactive": 0}, slots_total=2, slots_free=0, service_ms=800
+            queued={"interactive": 3}, slots_total=2, slots_free=0, service_ms=800, classes={"interactive": waiting}
         )
     )
     first = (await door.post("/v1/tasks", body())).json(TaskAccepted)
     second = (await door.post("/v1/tasks", body())).json(TaskAccepted)
     assert (first.queue_position, first.predicted_start_ms) == (3, 1600)
     assert (second.queue_position, second.predicted_start_ms) == (4, 2000)
+    looked_up = (await door.get(f"/v1/tasks/{first.task_id}")).json(TaskView)
+    assert (looked_up.queue_position, looked_up.predicted_start_ms) == (3, 1600)
+
+
+async def test_a_tenant_does_not_wait_behind_all_that_another_has_piled_up(cluster: Cluster, door: Door) -> None:
+    noisy = FlowLoad(queued=100, work_ms=100_000)
+    waiting = ClassLoad(queued=100, work_ms=100_000, weight=8, flows_weight=1, flows={"noisy": noisy})
+    await cluster.report(
+        load_report(queued={"interactive": 100}, slots_free=0, service_ms=1_000, classes={"interactive": waiting})
+    )
+    noisy_door = await cluster.gateway(tenant="noisy")
+    await cluster.report(
+        load_report(queued={"interactive": 100}, slots_free=0, service_ms=1_000, classes={"interactive": waiting})
+    )
+    quiet = (await door.post("/v1/tasks", body())).json(TaskAccepted)
+    loud = (await noisy_door.post("/v1/tasks", body())).json(TaskAccepted)
+    assert quiet.queue_position <= 1
+    assert loud.queue_position >= 100
+    assert loud.predicted_start_ms > 10 * quiet.predicted_start_ms
+
+
+async def test_a_task_for_a_model_that_is_loading_is_told_so(cluster: Cluster, door: Door) -> None:
+    loading = load_report(slots_total=0, slots_free=0, replicas_ready=0, loading_ms=42_000, loading_slots=4)
+    await cluster.report(loading)
+    accepted = (await door.post("/v1/tasks", body())).json(TaskAccepted)
+    assert (accepted.queue_position, accepted.predicted_start_ms) == (0, 42_000)
+    view = (await door.get(f"/v1/tasks/{accepted.task_id}")).json(TaskView)
+    assert (view.waits_for, view.predicted_start_ms) == (WaitsFor.MODEL, 42_000)
+    await cluster.report(load_report(slots_free=0))
+    view = (await door.get(f"/v1/tasks/{accepted.task_id}")).json(TaskView)
+    assert view.waits_for is WaitsFor.SLOT
+
+
+async def test_an_admission_is_told_with_tenant_class_weight_deadline_and_chance(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    tenants = (TenantSpec(id="acme", weight=5),)
+    spec = pool_spec("p2", model="mock:other", admission=AdmissionSpec(fairness=FairnessSpec(tenants=tenants)))
+    await cluster.add_pool(spec, replica("p2"))
+    door = await cluster.gateway(tenant="acme")
+    await cluster.report(load_report("p2", service_ms=500, token_ms=20, overhead_ms=100))
+    with caplog.at_level(logging.INFO, "llorch_gateway.admissions"):
+        task = await door.submit(model_ref="mock:other", priority=Priority.BATCH, deadline_ms=60_000)
+    [told] = [record for record in caplog.records if getattr(record, "action", "") == "admit"]
+    fields = ("task_id", "tenant_id", "priority", "weight", "deadline_ms", "on_time_probability")
+    assert [getattr(told, name) for name in fields] == [task, "acme", "batch", 5, 60_000, 1.0]
+    async with asyncio.timeout(15):
+        while not (kept := await cluster.bus.replay(streams.AUD, subjects.audits_of_task(task))):
+            await asyncio.sleep(0.01)
+    detail = AUDIT_DECODER.decode(kept[0].data).detail
+    assert (detail["weight"], detail["on_time_probability"], detail["deadline_ms"]) == (5, 1.0, 60_000)
 
 
 async def test_the_same_task_again_is_the_same_task(cluster: Cluster, door: Door) -> None:

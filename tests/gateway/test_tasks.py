@@ -1,16 +1,20 @@
 """Looking tasks up and cancelling them: queued, running, twice, after the end, unknown, elsewhere."""
 
 import asyncio
+import contextlib
 import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+import msgspec
 import pytest
 
+from llorch_gateway.tasks import LOCATE_TIMEOUT_S
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Message
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.run import CANCEL_DECODER, Located, TaskView
-from llorch_shared.wire.task import Priority, TaskState
-from support.gateways import STARTED, Cluster, Door, end, run_record, settle, tokens
+from llorch_shared.wire.task import Priority, TaskRef, TaskState
+from support.gateways import STARTED, Cluster, Door, end, pool_spec, replica, run_record, settle, tokens
 
 
 async def test_a_queued_task_of_this_gateway_is_known_at_once(door: Door) -> None:
@@ -52,6 +56,65 @@ async def test_without_a_scheduler_nobody_knows_queued_tasks_of_others(cluster: 
     await cluster.bus.close()
     reply = await door.get(f"/v1/tasks/{uuid.uuid4()}")
     assert (reply.status, reply.error.code, reply.error.retriable) == (503, ErrorCode.POOL_UNAVAILABLE, True)
+
+
+def in_shards(count: int) -> list[str]:
+    """Names of pools of as many shards."""
+    found: dict[int, str] = {}
+    for number in range(200):
+        found.setdefault(subjects.shard_of(f"pool-{number}"), f"pool-{number}")
+    return list(found.values())[:count]
+
+
+Locate = Callable[[TaskRef], Located]
+
+
+@contextlib.asynccontextmanager
+async def sharded(*pools: str) -> AsyncIterator[tuple[Door, Callable[[str, Locate], Awaitable[None]]]]:
+    """A gateway that knows these pools, and a way to have a scheduler answer for one of them."""
+    cluster = Cluster()
+    await cluster.bus.ensure(streams.base())
+    for pool in pools:
+        await cluster.add_pool(pool_spec(pool), replica(pool))
+
+    async def locating(pool: str, locate: Locate) -> None:
+        async def answer(message: Message) -> tuple[bytes, Mapping[str, str]]:
+            return msgspec.json.encode(locate(msgspec.json.decode(message.data, type=TaskRef))), {}
+
+        await cluster.bus.serve(subjects.locate(subjects.shard_of(pool)), answer)
+
+    try:
+        yield await cluster.gateway(), locating
+    finally:
+        await cluster.close()
+
+
+async def test_every_shard_with_pools_is_asked_and_whoever_has_the_task_is_believed() -> None:
+    first, second = in_shards(2)
+    task, unknown = str(uuid.uuid4()), str(uuid.uuid4())
+    known = Located(found=True, pool_id=second, lane="bus", priority=Priority.BATCH, queue_position=4)
+    async with sharded(first, second) as (door, locating):
+        await locating(first, lambda ref: Located(found=False))
+        silent = await door.get(f"/v1/tasks/{unknown}")
+        assert (silent.status, silent.error.code) == (503, ErrorCode.POOL_UNAVAILABLE)
+        await locating(second, lambda ref: known if ref.task_id == task else Located(found=False))
+        assert (await door.get(f"/v1/tasks/{task}")).json(TaskView).queue_position == 4
+        assert (await door.get(f"/v1/tasks/{unknown}")).status == 404
+
+
+async def test_a_task_that_one_scheduler_has_is_told_while_another_does_not_answer() -> None:
+    first, second = in_shards(2)
+    known = Located(found=True, pool_id=second, lane="bus", priority=Priority.BATCH, queue_position=4)
+
+    def never(_ref: TaskRef) -> Located:
+        raise RuntimeError("stepped down")
+
+    async with sharded(first, second) as (door, locating):
+        await locating(first, never)
+        await locating(second, lambda _ref: known)
+        async with asyncio.timeout(LOCATE_TIMEOUT_S / 2):
+            view = (await door.get(f"/v1/tasks/{uuid.uuid4()}")).json(TaskView)
+        assert view.queue_position == 4
 
 
 class Holder:

@@ -1,6 +1,7 @@
 """Who is turned away before a queue, by which policy, and when it is told to come back."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from llorch_shared import subjects
 from llorch_shared.bus.port import Message
 from llorch_shared.errors import ErrorCode
-from llorch_shared.wire.policy import FullPolicy, QueueSpec
+from llorch_shared.wire.policy import DeadlineSpec, FullPolicy, QueueSpec
 from llorch_shared.wire.registry import (
     APPOINTMENT_REQUEST_DECODER,
     Appointment,
@@ -164,6 +165,53 @@ async def test_a_class_that_the_circuit_breaker_sheds_is_refused_and_the_other_i
     assert "62 % start later" in reply.error.message
     assert await cluster.stored() == before
     assert (await submit(door, priority=Priority.BATCH)).status == 202
+
+
+MEASURED: dict[str, Any] = {"service_ms": 1_000.0, "overhead_ms": 200.0, "token_ms": 40.0, "used": 1.0}
+"""A task of 20 tokens takes a second."""
+
+
+async def test_a_deadline_that_will_most_likely_be_missed_is_refused_with_the_predicted_end(
+    cluster: Cluster, door: Door
+) -> None:
+    line = ClassLoad(queued=10, work_ms=10_000, weight=8, flows_weight=1)
+    await cluster.report(load_report(slots_total=1, slots_free=0, classes={"interactive": line}, **MEASURED))
+    before = await cluster.stored()
+    reply = await submit(door, deadline_ms=3_000)
+    assert (reply.status, reply.error.code, reply.error.retriable) == (400, ErrorCode.DEADLINE_UNMET, False)
+    assert (reply.error.engine, reply.error.pool_id) == ("mock", POOL)
+    assert "start this task in 11000 ms and to end it in 12000 ms" in reply.error.message
+    assert "from 0.5 on" in (reply.error.hint or "")
+    assert await cluster.stored() == before
+    assert (await submit(door, deadline_ms=60_000)).status == 202
+
+
+@pytest.mark.parametrize(("least", "status"), [(0.0, 202), (0.999, 400)])
+async def test_the_pool_says_which_chance_is_enough(least: float, status: int) -> None:
+    async with cluster_of(pool_spec(deadlines=DeadlineSpec(min_on_time_probability=least)), replica()) as cluster:
+        door = await cluster.gateway()
+        await cluster.report(load_report(**MEASURED))
+        assert (await submit(door, deadline_ms=1_200)).status == status
+
+
+async def test_a_pool_that_was_not_measured_yet_refuses_no_deadline(cluster: Cluster, door: Door) -> None:
+    assert (await submit(door, deadline_ms=1)).status == 202
+    await cluster.report(load_report(slots_free=0))
+    assert (await submit(door, deadline_ms=1)).status == 202
+
+
+async def test_the_breaker_comes_before_the_deadline_and_both_before_an_appointment(
+    cluster: Cluster, door: Door
+) -> None:
+    asked = await appointing(cluster, LATER)
+    line = {"queued": 10, "work_ms": 10_000.0, "weight": 8, "flows_weight": 1, "promised": True}
+    for more, code in (({"shed": "late"}, ErrorCode.ADMISSION_REJECT), ({}, ErrorCode.DEADLINE_UNMET)):
+        classes = {"interactive": msgspec.convert({**line, **more}, ClassLoad)}
+        await cluster.report(load_report(slots_total=1, slots_free=0, classes=classes, **MEASURED))
+        assert (await submit(door, deadline_ms=500)).error.code is code
+    assert asked == []
+    assert (await submit(door)).error.code is ErrorCode.ADMISSION_REJECT
+    assert len(asked) == 1
 
 
 async def test_a_tenant_at_its_bound_is_told_so_and_the_queue_takes_others() -> None:

@@ -25,12 +25,12 @@ def world(*specs: PoolSpec, records: tuple[ReplicaRecord, ...] | None = None) ->
 
 
 def chosen(request: TaskRequest, pools: Any, replicas: Any, *loads: Any) -> str:
-    return route(request, pools, replicas, {load.pool_id: load for load in loads}).id
+    return route(request, pools, replicas, {load.pool_id: load for load in loads}, tenant="t").id
 
 
 def refusal(request: TaskRequest, pools: Any, replicas: Any) -> OrchError:
     with pytest.raises(OrchError) as refused:
-        route(request, pools, replicas, {})
+        route(request, pools, replicas, {}, tenant="t")
     return refused.value
 
 

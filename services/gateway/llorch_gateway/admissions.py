@@ -12,7 +12,7 @@ import msgspec
 
 from llorch_gateway.call import Call
 from llorch_gateway.core.admission import admit, check_turn
-from llorch_gateway.core.prospect import prospect_of
+from llorch_gateway.core.prospect import Prospect, prospect_for, prospect_of
 from llorch_gateway.core.refusals import TENANT_CAPACITY
 from llorch_gateway.enqueue import Enqueue
 from llorch_gateway.failures import unavailable
@@ -97,10 +97,9 @@ class Admissions:
         snapshot = self._snapshot
         if not snapshot.held:
             raise unavailable("this gateway has not read the registry yet")
-        pool = admit(request, snapshot.pools, snapshot.replicas, snapshot.loads)
+        pool = admit(request, call.tenant, snapshot.pools, snapshot.replicas, snapshot.loads)
         stored, tries = await self._take(request, pool, call)
-        load = snapshot.loads.get(pool.id)
-        prospect = prospect_of(load, request.priority, call.tenant, seq=stored.seq)
+        prospect = prospect_for(snapshot.loads.get(pool.id), request, call.tenant, seq=stored.seq)
         accepted = TaskAccepted(
             task_id=request.task_id,
             queue_position=prospect.position,
@@ -110,7 +109,7 @@ class Admissions:
         if not stored.duplicate:
             self._remember(request, pool, call, stored.seq, accepted)
         if not stored.duplicate or tries > 1:
-            await self._tell(request, pool, call, accepted)
+            await self._tell(request, pool, call, prospect)
         return accepted
 
     async def _take(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
@@ -121,7 +120,7 @@ class Admissions:
         if not known:
             self._router.expect(task)
         try:
-            check_turn(request, pool, self._snapshot.loads.get(pool.id))
+            check_turn(request, call.tenant, pool, self._snapshot.loads.get(pool.id))
             stored, tries = await self._enqueue.store(request, pool, call)
         except BaseException as error:
             if not known:
@@ -159,13 +158,14 @@ class Admissions:
         )
         self._seqs[task] = seq
 
-    async def _tell(self, request: TaskRequest, pool: PoolSpec, call: Call, accepted: TaskAccepted) -> None:
+    async def _tell(self, request: TaskRequest, pool: PoolSpec, call: Call, prospect: Prospect) -> None:
         """Telemetry (ORCH-3094) and the audit record of one admission."""
         self._enqueued.labels(request.engine, "", pool.id, "", request.priority).inc()
         weight = self._snapshot.tenant_weight(pool, call.tenant)
+        loading = ", its model is loading" if prospect.loading else ""
         narrate(
             log,
-            f"admits a task to pool {pool.id} at position {accepted.queue_position}",
+            f"admits a task to pool {pool.id} at position {prospect.position}{loading}",
             actor="gateway",
             action="admit",
             target=request.task_id,
@@ -180,12 +180,14 @@ class Admissions:
             priority=request.priority,
             weight=weight,
             deadline_ms=request.deadline_ms,
-            queue_position=accepted.queue_position,
-            predicted_start_ms=accepted.predicted_start_ms,
+            on_time_probability=prospect.on_time,
+            queue_position=prospect.position,
+            predicted_start_ms=prospect.start_ms,
         )
-        told = admission_detail(
-            request, queue_position=accepted.queue_position, predicted_start_ms=accepted.predicted_start_ms
-        )
+        told = admission_detail(request, queue_position=prospect.position, predicted_start_ms=prospect.start_ms)
+        told["weight"] = weight
+        if prospect.on_time is not None:
+            told["on_time_probability"] = round(prospect.on_time, 4)
         await self._audit.record(
             AuditRecord(
                 event=AuditEvent.ADMITTED,
@@ -197,7 +199,7 @@ class Admissions:
                 identity=call.identity,
                 channel=call.channel,
                 pool_id=pool.id,
-                detail={**told, "weight": weight},
+                detail=told,
             )
         )
 

@@ -70,6 +70,7 @@ class Gateway:
             bus=bus,
             router=self.router,
             admissions=admissions,
+            snapshot=self.snapshot,
             metrics=metrics,
             cancel_wait_s=wanted.cancel_wait_ms / 1000,
         )

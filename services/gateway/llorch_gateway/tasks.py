@@ -11,16 +11,18 @@ import msgspec
 from llorch_gateway.admissions import Admissions
 from llorch_gateway.call import Call
 from llorch_gateway.core import record as records
+from llorch_gateway.core.prospect import is_loading
 from llorch_gateway.failures import unavailable
 from llorch_gateway.relay.router import Router
+from llorch_gateway.snapshot import Snapshot
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, NoResponder, Unanswered
 from llorch_shared.errors import invalid, not_found
 from llorch_shared.identifiers import is_uuid
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
-from llorch_shared.wire.run import LOCATED_DECODER, RUN_DECODER, CancelRequest, Located, RunRecord, TaskView
-from llorch_shared.wire.task import TaskRef
+from llorch_shared.wire.run import LOCATED_DECODER, RUN_DECODER, CancelRequest, Located, RunRecord, TaskView, WaitsFor
+from llorch_shared.wire.task import TaskRef, TaskState
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +58,17 @@ class Tasks:
     """Lookups and cancels."""
 
     def __init__(
-        self, *, bus: Bus, router: Router, admissions: Admissions, metrics: Metrics, cancel_wait_s: float
+        self,
+        *,
+        bus: Bus,
+        router: Router,
+        admissions: Admissions,
+        snapshot: Snapshot,
+        metrics: Metrics,
+        cancel_wait_s: float,
     ) -> None:
         self._bus: Final = bus
+        self._snapshot: Final = snapshot
         self._router: Final = router
         self._admissions: Final = admissions
         self._cancel_wait_s: Final = cancel_wait_s
@@ -81,26 +91,33 @@ class Tasks:
         return Found(record, None, record.lane == self._router.lane)
 
     async def _locate(self, task: str) -> Located:
-        """Ask whoever decides for a shard, all shards at once. Raises OrchError when one does not answer."""
-        answers = [
-            found
-            for found in await asyncio.gather(*(self._ask(shard, task) for shard in range(subjects.SHARDS)))
-            if found is not None
-        ]
-        if not answers:
-            raise unavailable("no scheduler answers where queued tasks are")
-        return next((found for found in answers if found.found), answers[0])
+        """Ask those who decide for the pools, all at once; the first who has it is believed. Raises OrchError when none
+        has it and one of them does not answer."""
+        shards = sorted({subjects.shard_of(pool) for pool in self._snapshot.pools})
+        asking = [asyncio.create_task(self._ask(shard, task)) for shard in shards]
+        silent = False
+        try:
+            for answer in asyncio.as_completed(asking):
+                located = await answer
+                if located is not None and located.found:
+                    return located
+                silent = silent or located is None
+        finally:
+            for one in asking:
+                one.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        if silent:
+            raise unavailable("a scheduler that may know the task does not answer")
+        return Located(found=False)
 
     async def _ask(self, shard: int, task: str) -> Located | None:
-        """None where nobody decides: a shard without pools."""
+        """None when nobody answers for the pools of this shard."""
         try:
             answer = await self._bus.request(
                 subjects.locate(shard), msgspec.json.encode(TaskRef(task_id=task)), timeout_s=LOCATE_TIMEOUT_S
             )
-        except NoResponder:
+        except (NoResponder, Unanswered):
             return None
-        except Unanswered as error:
-            raise unavailable("no scheduler answers where queued tasks are") from error
         return LOCATED_DECODER.decode(answer.data)
 
     async def record(self, task: str) -> RunRecord | None:
@@ -109,7 +126,10 @@ class Tasks:
         return None if message is None or message.deleted else RUN_DECODER.decode(message.data)
 
     async def get(self, task: str) -> TaskView:
-        return (await self.find(task)).view(task)
+        view = (await self.find(task)).view(task)
+        if view.state is TaskState.QUEUED and is_loading(self._snapshot.loads.get(view.pool_id or "")):
+            view = msgspec.structs.replace(view, waits_for=WaitsFor.MODEL)
+        return view
 
     async def cancel(self, task: str, call: Call, *, reason: str = "client") -> tuple[bool, TaskView]:
         """Store the wish, wake who holds the task, wait for the receipt. True: the task has ended and its slot is

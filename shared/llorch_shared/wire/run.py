@@ -1,5 +1,6 @@
 """The run of a task: the record that every state change goes through, and the message that places it on a replica."""
 
+from enum import StrEnum
 from typing import Annotated, Final
 
 import msgspec
@@ -92,6 +93,15 @@ class Located(msgspec.Struct, frozen=True, kw_only=True):
     admitted_ms: int = 0
 
 
+class WaitsFor(StrEnum):
+    """What a queued task waits for."""
+
+    SLOT = "slot"
+    """Its turn: tasks before it, or a free slot."""
+    MODEL = "model"
+    """A replica that is ready: until then the model is loading, and predicted_start_ms counts that in."""
+
+
 class TaskView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """GET /v1/tasks/{id}."""
 
@@ -106,6 +116,9 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     correlation_id: str = ""
     queue_position: Annotated[int, Meta(ge=0)] | None = None
     predicted_start_ms: Annotated[int, Meta(ge=0)] | None = None
+    """Milliseconds from now until it is expected to start; told while it is queued, as is the position."""
+    waits_for: WaitsFor | None = None
+    """Told while it is queued."""
     admitted_ms: int = 0
     placed_ms: int = 0
     started_ms: int = 0

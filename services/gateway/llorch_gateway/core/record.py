@@ -7,7 +7,7 @@ import msgspec
 from llorch_shared.errors import ErrorBody, ErrorCode
 from llorch_shared.states import FINAL
 from llorch_shared.wire.frames import Cursor, End, encode_end, encode_error
-from llorch_shared.wire.run import Located, RunRecord, TaskView
+from llorch_shared.wire.run import Located, RunRecord, TaskView, WaitsFor
 from llorch_shared.wire.task import TaskState
 
 _UNEXPLAINED: Final = {
@@ -93,5 +93,6 @@ def view_of_queued(task: str, located: Located) -> TaskView:
         correlation_id=located.correlation_id,
         queue_position=max(0, located.queue_position),
         predicted_start_ms=max(0, located.predicted_start_ms),
+        waits_for=WaitsFor.SLOT,
         admitted_ms=located.admitted_ms,
     )

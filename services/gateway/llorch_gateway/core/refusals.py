@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from llorch_shared.errors import Refused
+from llorch_gateway.core.prospect import Prospect
+from llorch_shared.errors import ErrorCode, OrchError, Refused
 from llorch_shared.waiting import RETRY_MIN_MS, retry_after_ms
 from llorch_shared.wire.registry import Appointment, ClassLoad, PoolLoad
 from llorch_shared.wire.spec import PoolSpec
@@ -53,4 +54,17 @@ def shed(request: TaskRequest, pool: PoolSpec, line: ClassLoad) -> Refused:
         retry_after_ms=max(RETRY_MIN_MS, line.shed_for_ms),
         engine=request.engine,
         pool_id=pool.id,
+    )
+
+
+def deadline_unmet(request: TaskRequest, pool: PoolSpec, prospect: Prospect) -> OrchError:
+    """It would most likely end too late: better told now than after the wait (ORCH-3079)."""
+    return OrchError(
+        ErrorCode.DEADLINE_UNMET,
+        f"the deadline is {request.deadline_ms} ms from now; pool {pool.id} is expected to start this task in "
+        f"{prospect.start_ms} ms and to end it in {prospect.end_ms} ms",
+        engine=request.engine,
+        pool_id=pool.id,
+        hint=f"its chance to be in time is {prospect.on_time:.2f}, and the pool takes tasks from "
+        f"{pool.deadlines.min_on_time_probability:g} on",
     )
