@@ -25,6 +25,21 @@ def test_a_session_comes_back_to_its_replica() -> None:
     assert ask(replicas, 3, session=OTHER) == ("r2", None, "active_slots")
 
 
+def test_session_ids_are_compared_in_lower_case() -> None:
+    _, replicas = fleet_of(ready("r1", slots=4), ready("r2", slots=4))
+    session = "ABCDEF00-0000-4000-8000-000000000001"
+    assert ask(replicas, 1, session=session)[1] is None
+    assert ask(replicas, 2, session=session.lower())[1] is True
+
+
+def test_a_pool_that_is_taken_away_forgets_its_sessions() -> None:
+    _, replicas = fleet_of(ready("r1", slots=4))
+    ask(replicas, 1)
+    replicas.configure(None)
+    replicas.configure(spec())
+    assert ask(replicas, 2)[1] is None
+
+
 def test_a_session_whose_replica_is_full_moves_and_is_told_so() -> None:
     _, replicas = fleet_of(ready("r1"), ready("r2", slots=2))
     assert ask(replicas, 1)[0] == "r1"

@@ -1,8 +1,6 @@
 """Slots of a replica: who takes one, and when it is free again; and that pools do not share replicas."""
 
 from llorch_scheduler.core.fleet import Fleet
-from llorch_scheduler.core.replica import abilities
-from llorch_shared.wire.registry import ReplicaState
 from scheduler.fleets import POOL, fleet_of, job, picked, place, ready
 from scheduler.samples import spec, task_id
 
@@ -90,11 +88,3 @@ def test_replicas_of_two_pools_may_have_one_name() -> None:
     assert first is not second
     fleet.remove(first)
     assert [replica.pool_id for replica in fleet.replicas.values()] == ["a-b"]
-
-
-def test_a_change_that_lets_other_tasks_in_is_told_from_one_that_does_not() -> None:
-    first = abilities(ready("r1"))
-    assert abilities(ready("r1", free_vram_mb=3, perf_tokens_per_s=5)) == first
-    assert abilities(ready("r1", state=ReplicaState.DRAINING)) != first
-    assert abilities(ready("r1", engine_version="v2")) != first
-    assert abilities(ready("r1", features=("grammar",))) != first

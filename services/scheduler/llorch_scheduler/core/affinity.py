@@ -39,14 +39,18 @@ class Affinity:
 
     def saw(self, session_id: str, replica_id: str, incarnation: str, at_ms: int) -> None:
         """A task of the session was placed there."""
-        self._last[session_id] = Last(replica_id, incarnation, at_ms)
-        self._last.move_to_end(session_id)
+        session = session_id.lower()
+        self._last[session] = Last(replica_id, incarnation, at_ms)
+        self._last.move_to_end(session)
         if len(self._last) > self._max:
             self._last.popitem(last=False)
 
+    def forget(self) -> None:
+        self._last.clear()
+
     def last(self, session_id: str, *, at_ms: int, ttl_ms: int) -> Last | None:
         """None for a session that was not seen within `ttl_ms`."""
-        last = self._last.get(session_id)
+        last = self._last.get(session_id.lower())
         if last is None or at_ms - last.at_ms >= ttl_ms:
             return None
         return last

@@ -80,6 +80,8 @@ class PoolFleet:
     def configure(self, spec: PoolSpec | None) -> None:
         before, self.spec = self.spec, spec
         self._seen = -1
+        if spec is None:
+            self.affinity.forget()
         if spec is None or before is None or (spec.canary, spec.ctx) != (before.canary, before.ctx):
             self.shapes_version += 1
             self._ctx_limits = ()

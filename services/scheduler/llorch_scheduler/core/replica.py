@@ -63,16 +63,17 @@ class Replica:
     @property
     def free_vram_mb(self) -> int:
         """As reported, less what held tasks will take that the report does not know yet, for engines that take KV
-        memory as tasks come. O(held) for those, O(1) for the others."""
+        memory as tasks come. O(slots) for those, O(1) for the others."""
         record = self.record
         if record is None:
             return 0
         if record.kv_bytes_per_token == 0:
             return record.free_vram_mb
+        known = set(record.active)
         coming = sum(
             kv_mb(job.record.request.ctx, record.kv_bytes_per_token)
             for job in self.held.values()
-            if job.record.request is not None and job.task_id not in record.active
+            if job.record.request is not None and job.task_id not in known
         )
         return record.free_vram_mb - coming
 
@@ -115,20 +116,3 @@ class Replica:
 def kv_mb(ctx: int, bytes_per_token: int) -> int:
     """KV memory of one task, MiB, rounded up: a context is reserved whole."""
     return -(-ctx * bytes_per_token // MIB)
-
-
-def abilities(record: ReplicaRecord) -> tuple[object, ...]:
-    """What decides whether a replica could serve a task at all; a change of it is worth another look at the queue."""
-    return (
-        record.state,
-        record.engine,
-        record.model_ref,
-        record.model_digest,
-        record.engine_version,
-        record.sampler_profile_version,
-        record.quant,
-        record.device,
-        record.ctx_max,
-        record.workloads,
-        record.features,
-    )
