@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -22,7 +22,8 @@ from llorch_poold.adapters.port import (
     RequestRejected,
 )
 from llorch_poold.attempt_clock import AttemptClock
-from llorch_poold.core.audit import audit_of, preemption_of
+from llorch_poold.attempt_end import AttemptEnd, Measured
+from llorch_poold.core.audit import audit_of
 from llorch_poold.core.prefix import PrefixMismatch
 from llorch_poold.core.seed import seed_of
 from llorch_poold.core.task import (
@@ -39,14 +40,13 @@ from llorch_poold.core.task import (
 )
 from llorch_poold.node_context import INTERRUPTIBLE_DECODE, NodeContext, ReplicaFacts
 from llorch_poold.run_store import NotStorable
+from llorch_poold.task_voice import TaskVoice
 from llorch_poold.token_stream import BacklogUnread, CannotContinue, TokenStream
 from llorch_shared.bus.port import BusError, Delivery
 from llorch_shared.errors import ErrorCode
 from llorch_shared.identifiers import is_correlation_id
-from llorch_shared.logs import narrate
 from llorch_shared.states import IllegalMove
-from llorch_shared.wire.audit import AuditRecord
-from llorch_shared.wire.run import CANCEL_DECODER, Placement, PreemptRequest, RunRecord
+from llorch_shared.wire.run import CANCEL_DECODER, Placement, PreemptRequest
 from llorch_shared.wire.spec import TimeoutSpec
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,8 @@ class TaskRun:
         self._delivery: Final = delivery
         self._core: Final = TaskCore(placement.run, placement.run_seq)
         self._stream: Final = TokenStream(node, facts, placement.run)
+        self._voice: Final = TaskVoice(facts, placement.run)
+        self._end: Final = AttemptEnd(node, facts, self._core, self._stream, self._voice)
         self._clock: Final = AttemptClock(lambda reason: self._fail(ErrorCode.DECODE_TIMEOUT, reason))
         self._concluded: Final = asyncio.Event()
         self._generation: Generation | None = None
@@ -95,7 +97,6 @@ class TaskRun:
         self._preemption: PreemptRequest | None = None
         """Heard before it was known what readers have."""
         self._preempt_asked_ms = 0
-        self._end_audit: AuditRecord | None = None
         self._submitted = False
         self.slot: Final = slot
         self.task_id: Final = placement.run.task_id
@@ -145,7 +146,7 @@ class TaskRun:
         if INTERRUPTIBLE_DECODE not in self._facts.features:
             refusal = refusal or "its engine has not shown that it can be interrupted"
         if refusal:
-            self._tell("preempt_refused", f"is not preempted: {refusal}")
+            self._voice.tell("task.preempt_refused", f"is not preempted: {refusal}")
             return
         self._preempt_asked_ms = self._preempt_asked_ms or _now_ms()
         self._conclude(Preempted(request.reason))
@@ -235,15 +236,8 @@ class TaskRun:
             self._concluded.clear()
             self._busy = False
             self._submitted = True
-            narrate(
-                log,
-                f"{self._facts.replica_id} asks its engine for {request.max_tokens} tokens, attempt {run.attempt}",
-                actor="poold",
-                action="engine.submit",
-                target=self._facts.replica_id,
-                seed=call.seed,
-                **self._ids(),
-            )
+            says = f"asks {self._facts.replica_id} for {request.max_tokens} tokens, attempt {run.attempt}"
+            self._voice.tell("engine.submit", says, seed=call.seed)
             self._clock.submitted()
             self._generation = self._host.submit(call, self)
             await self._concluded.wait()
@@ -300,8 +294,9 @@ class TaskRun:
 
     def _on_first_token(self) -> None:
         self._facts.pace.first_token(self._clock.first_token_s)
-        self._first_token_ms = max(0, _now_ms() - self._core.run.admitted_ms)
-        self._facts.metrics.first_token(self._core.run.priority, self._first_token_ms)
+        if not self._stream.sent_before:
+            self._first_token_ms = max(0, _now_ms() - self._core.run.admitted_ms)
+            self._facts.metrics.first_token(self._core.run.priority, self._first_token_ms)
 
     def _fail(self, code: ErrorCode, message: str) -> None:
         facts = self._facts
@@ -320,111 +315,16 @@ class TaskRun:
             await self._host.free_slot(self.slot)
         outcome = self._core.outcome
         if isinstance(outcome, Lost):
-            self._give_back(outcome)
-            return
-        self._core.released()
-        try:
-            await self._stream.look_back()
-        except BacklogUnread as error:
-            log.warning("task %s ends with what its record says was sent: %s", self.task_id, error)
-        self._core.sent_before = self._stream.sent_before
-        self._facts.pace.decoded(self._core.tokens_out - 1, self._clock.decode_s)
-        if isinstance(outcome, Preempted):
-            await self._make_way(outcome)
-        else:
-            await self._end(outcome)
-
-    def _give_back(self, outcome: Lost) -> None:
-        self._core.dropped()
-        self._tell("lost", f"is lost by replica {self._facts.replica_id}: {outcome.reason}", level=logging.WARNING)
-
-    async def _end(self, outcome: Finished | Cancelled | Failed) -> None:
-        """Store the final record, then say so."""
-        if isinstance(outcome, Cancelled) and self._cancel_requested_ms:
-            self._facts.metrics.cancel_ms.observe(max(0, _now_ms() - self._cancel_requested_ms))
-        decode_ms = round(self._clock.decode_s * 1000)
-        record = self._core.final_record(now_ms=_now_ms(), decode_ms=decode_ms)
-        if not await self._store(record):
-            return
-        self._end_audit = audit_of(record, self._core.seq, self._node.node_id)
-        self._stream.end(record, latency_first_token_ms=self._first_token_ms, now=asyncio.get_running_loop().time())
-        self._count(outcome)
-
-    async def _make_way(self, outcome: Preempted) -> None:
-        """Give the task back to the scheduler, then tell its readers where it will go on. In this order: from the frame
-        on they take nothing of this attempt, and a node that lost the task meanwhile has no say."""
-        before, resume_from = self._core.run, self._stream.next_index(self._core.tokens_out)
-        record = self._core.preempted_record(resume_from=resume_from)
-        if not await self._store(record):
-            return
-        now_ms = _now_ms()
-        stop_ms = max(0, now_ms - self._preempt_asked_ms)
-        self._end_audit = preemption_of(
-            before, record, self._core.seq, at_ms=now_ms, stop_ms=stop_ms, reason=outcome.reason
-        )
-        self._stream.preempted(record.attempt, resume_from, now=asyncio.get_running_loop().time())
-        self._tell(
-            "preempted", f"made way in {stop_ms} ms and goes on from token {resume_from}", tokens_out=resume_from
-        )
-
-    async def _store(self, record: RunRecord) -> bool:
-        """Whether the record of this attempt's end stands; if not, this attempt is over without a word."""
-        seq = await self._node.runs.swap(record, self._core.seq)
-        if seq is None:
             self._core.dropped()
-            self._stream.forget()
-            log.warning("task %s was taken over by another attempt; this one says nothing more", self.task_id)
-            return False
-        self._core.ended()
-        self._core.run, self._core.seq = record, seq
-        return True
-
-    def _count(self, outcome: Outcome) -> None:
-        run, metrics = self._core.run, self._facts.metrics
-        metrics.tokens_in.inc(run.tokens_in)
-        metrics.tokens_out.inc(run.tokens_out)
-        if run.tokens_out:
-            metrics.decoded(run.priority, run.decode_ms)
-        if isinstance(outcome, Cancelled):
-            metrics.canceled(outcome.reason)
-        self._tell(
-            run.state,
-            f"is {run.state}: {run.tokens_out} tokens in {run.decode_ms} ms",
-            tokens_in=run.tokens_in,
-            tokens_out=run.tokens_out,
-            decode_time_ms=run.decode_ms,
-            error_kind=run.error.code if run.error is not None else "",
-        )
+            says = f"is lost by replica {self._facts.replica_id}: {outcome.reason}"
+            self._voice.tell("task.lost", says, level=logging.WARNING)
+            return
+        asked_ms = self._preempt_asked_ms if isinstance(outcome, Preempted) else self._cancel_requested_ms
+        await self._end.settle(outcome, Measured(self._clock.decode_s, self._first_token_ms, asked_ms))
 
     async def audit(self) -> None:
-        """Record the end of this attempt, if it has stored one; the slot is free already."""
-        if self._end_audit is not None:
-            await self._node.audit.record(self._end_audit)
-
-    def _tell(self, what: str, says: str, *, level: int = logging.INFO, **fields: Any) -> None:
-        narrate(
-            log,
-            f"task {self.task_id} {says}",
-            actor="poold",
-            action=f"task.{what}",
-            target=self._facts.replica_id,
-            level=level,
-            **fields,
-            **self._ids(),
-        )
-
-    def _ids(self) -> dict[str, Any]:
-        facts, run = self._facts, self._core.run
-        return {
-            "task_id": self.task_id,
-            "job_id": self.task_id,
-            "session_id": run.request.session_id if run.request is not None else "",
-            "correlation_id": run.correlation_id,
-            "pool_id": facts.pool_id,
-            "replica_id": facts.replica_id,
-            "engine": facts.engine,
-            "engine_version": facts.engine_version,
-        }
+        """Record the end, if there was one; the slot is free already."""
+        await self._end.audit()
 
 
 def _now_ms() -> int:

@@ -1,0 +1,124 @@
+"""The last steps of an attempt whose slot is free: store the record, then say so, then count it (ARCHITECTURE,
+invariant 3). A node that lost the compare-and-set says nothing more."""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from llorch_poold.core.audit import audit_of, preemption_of
+from llorch_poold.core.task import Cancelled, Failed, Finished, Preempted, TaskCore
+from llorch_poold.node_context import NodeContext, ReplicaFacts
+from llorch_poold.task_voice import TaskVoice
+from llorch_poold.token_stream import BacklogUnread, TokenStream
+from llorch_shared.wire.audit import AuditRecord
+from llorch_shared.wire.run import RunRecord
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """`decode_s`: from the first token to the last. `first_token_ms`: from admission, if this attempt sent it.
+    `asked_ms`: when somebody wished for this end, Unix milliseconds; 0 when nobody did."""
+
+    decode_s: float
+    first_token_ms: int | None
+    asked_ms: int
+
+
+class AttemptEnd:
+    """Of one attempt. `settle`, then `audit` off the path of the next task."""
+
+    def __init__(
+        self, node: NodeContext, facts: ReplicaFacts, core: TaskCore, stream: TokenStream, voice: TaskVoice
+    ) -> None:
+        self._node: Final = node
+        self._facts: Final = facts
+        self._core: Final = core
+        self._stream: Final = stream
+        self._voice: Final = voice
+        self._audit: AuditRecord | None = None
+
+    async def settle(self, outcome: Finished | Cancelled | Failed | Preempted, measured: Measured) -> None:
+        self._core.released()
+        try:
+            await self._stream.look_back()
+        except BacklogUnread as error:
+            log.warning("task %s ends with what its record says was sent: %s", self._core.run.task_id, error)
+        self._core.sent_before = self._stream.sent_before
+        self._facts.pace.decoded(self._core.tokens_out - 1, measured.decode_s)
+        if isinstance(outcome, Preempted):
+            await self._make_way(outcome, measured)
+        else:
+            await self._finish(outcome, measured)
+
+    async def audit(self) -> None:
+        """Record the end of this attempt, if it has stored one."""
+        if self._audit is not None:
+            await self._node.audit.record(self._audit)
+
+    async def _finish(self, outcome: Finished | Cancelled | Failed, measured: Measured) -> None:
+        if isinstance(outcome, Cancelled) and measured.asked_ms:
+            self._facts.metrics.cancel_ms.observe(max(0, _now_ms() - measured.asked_ms))
+        record = self._core.final_record(now_ms=_now_ms(), decode_ms=round(measured.decode_s * 1000))
+        if not await self._store(record):
+            return
+        self._audit = audit_of(record, self._core.seq, self._node.node_id)
+        self._stream.end(record, latency_first_token_ms=measured.first_token_ms, now=_loop_time())
+        self._count(record)
+        if isinstance(outcome, Cancelled):
+            self._facts.metrics.canceled(outcome.reason)
+
+    async def _make_way(self, outcome: Preempted, measured: Measured) -> None:
+        """Give the task back to the scheduler, then tell its readers where it goes on. In this order: from the frame
+        on they take nothing of this attempt, and a node that lost the task meanwhile has no say."""
+        before, resume_from = self._core.run, self._stream.next_index(self._core.tokens_out)
+        record = self._core.preempted_record(resume_from=resume_from)
+        if not await self._store(record):
+            return
+        now_ms = _now_ms()
+        stop_ms = max(0, now_ms - measured.asked_ms)
+        self._audit = preemption_of(
+            before, record, self._core.seq, at_ms=now_ms, stop_ms=stop_ms, reason=outcome.reason
+        )
+        self._stream.preempted(record.attempt, resume_from, now=_loop_time())
+        self._voice.tell(
+            "task.preempted", f"made way in {stop_ms} ms and goes on from token {resume_from}", tokens_out=resume_from
+        )
+
+    async def _store(self, record: RunRecord) -> bool:
+        """Whether the record of this attempt's end stands; if not, this attempt is over without a word."""
+        seq = await self._node.runs.swap(record, self._core.seq)
+        if seq is None:
+            self._core.dropped()
+            self._stream.forget()
+            log.warning("task %s was taken over by another attempt; this one says nothing more", record.task_id)
+            return False
+        self._core.ended()
+        self._core.run, self._core.seq = record, seq
+        return True
+
+    def _count(self, run: RunRecord) -> None:
+        metrics = self._facts.metrics
+        metrics.tokens_in.inc(run.tokens_in)
+        metrics.tokens_out.inc(run.tokens_out)
+        if run.tokens_out:
+            metrics.decoded(run.priority, run.decode_ms)
+        self._voice.tell(
+            f"task.{run.state}",
+            f"is {run.state}: {run.tokens_out} tokens in {run.decode_ms} ms",
+            tokens_in=run.tokens_in,
+            tokens_out=run.tokens_out,
+            decode_time_ms=run.decode_ms,
+            error_kind=run.error.code if run.error is not None else "",
+        )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
