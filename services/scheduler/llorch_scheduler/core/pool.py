@@ -105,10 +105,7 @@ class Pool:
         self.assess(job)
         record = job.record
         ahead = self.queue.ahead_of_newcomer(record.priority, record.tenant, job.due_ms)
-        forecast = self.look(at_ms)
-        waiting = forecast.waiting(ahead, record.priority, record.tenant)
-        forecast.joined(job)
-        job.foretold = waiting.measured
+        waiting = self.look(at_ms).joined(job, ahead)
         job.record = replace(record, queue_position=waiting.position, predicted_start_ms=round(waiting.start_ms))
 
     def behind(self, job: Job) -> Behind:
