@@ -348,7 +348,7 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         pattern=LOAD,
         title="Backlog and measured rates of one pool, from which waiting is told",
         publishers=("scheduler",),
-        consumers=("gateway", "orchctl"),
+        consumers=("gateway", "poold", "orchctl"),
         delivery=Delivery.SIGNAL,
         payload="PoolLoad",
     ),
