@@ -9,12 +9,11 @@ and the same in expected slot time instead of tasks gives the work before it. Th
 
     gap   = service / (s · work_rate)                  mean time between two starts of the pool
     start = 0                                          while position < slots_free
-          = bias · (n · pace + (gap + pace) / 2)       if the flow's own pace is known: it already holds its share
-          = bias · (work / (s · work_rate) + gap)      otherwise
+          = n · pace + (gap + pace) / 2                if the flow's own pace is known: it already holds its share
+          = work / (s · work_rate) + gap               otherwise
 
-`bias` is how much longer tasks of this class really waited than this said. While nothing is ready, the time until
-something is comes first, and its slots count as free then. Until a first task has ended the bootstrap of REQUIREMENTS
-section 7 holds: position · 100 ms.
+While nothing is ready, the time until something is comes first, and its slots count as free then. Until a first task
+has ended the bootstrap of REQUIREMENTS section 7 holds: position · 100 ms.
 """
 
 from dataclasses import dataclass
@@ -33,8 +32,8 @@ class Waiting(NamedTuple):
     """Tasks that start before it."""
     start_ms: float
     """Until it starts."""
-    raw_ms: float
-    """The same before `bias`, for whoever measures it; 0 where the formula does not apply."""
+    measured: bool
+    """Forecast from measurements: by the bootstrap rule, or with nothing in its way, there is nothing to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,6 @@ class Pace(NamedTuple):
     service_ms: float
     work_rate: float = 1.0
     flow_pace_ms: float = 0.0
-    bias: float = 1.0
     loading_ms: int = 0
     loading_slots: int = 0
 
@@ -89,19 +87,17 @@ def foresee(ahead: Ahead, pace: Pace) -> Waiting:
         loading_ms, slots = float(pace.loading_ms), pace.loading_slots
         free = slots
     if position < free:
-        return Waiting(int(position), loading_ms, 0.0)
+        return Waiting(int(position), loading_ms, measured=False)
     if pace.service_ms <= 0 or slots <= 0 or pace.work_rate <= 0:
-        return Waiting(int(position), loading_ms + (position - free + 1) * BOOTSTRAP_MS, 0.0)
+        return Waiting(int(position), loading_ms + (position - free + 1) * BOOTSTRAP_MS, measured=False)
     gap_ms = pace.gap_ms
     if pace.flow_pace_ms > 0:
-        raw_ms = ahead.flow_tasks * pace.flow_pace_ms + (gap_ms + pace.flow_pace_ms) / 2
+        start_ms = ahead.flow_tasks * pace.flow_pace_ms + (gap_ms + pace.flow_pace_ms) / 2
     else:
         work_ms = _before(ahead, ahead.flow_work_ms, ahead.class_work_ms, ahead.other_work_ms)
-        raw_ms = work_ms / (slots * pace.work_rate) + gap_ms
-    raw_ms = max(0.0, raw_ms - free * gap_ms)
-    if loading_ms:
-        return Waiting(int(position), loading_ms + raw_ms, 0.0)
-    return Waiting(int(position), raw_ms * pace.bias, raw_ms)
+        start_ms = work_ms / (slots * pace.work_rate) + gap_ms
+    start_ms = max(0.0, start_ms - free * gap_ms)
+    return Waiting(int(position), loading_ms + start_ms, measured=loading_ms == 0)
 
 
 def _before(ahead: Ahead, flow: float, in_class: float, others: float) -> float:
@@ -115,7 +111,7 @@ def expect(load: PoolLoad | None, priority: Priority, tenant: str, seq: int | No
     """Of the task of `tenant` stored at `seq` of its admission stream (none: of a newcomer), from the scheduler's last
     load report."""
     if load is None:
-        return Waiting(0, 0.0, 0.0)
+        return Waiting(0, 0.0, measured=False)
     accounted = load.queue_seq.get(priority, 0)
     since = 0 if seq is None else max(seq - accounted - 1, -1 - load.queued.get(priority, 0))
     return foresee(_ahead(load, priority, tenant, since), _pace(load, priority, tenant))
@@ -153,7 +149,7 @@ def retry_after_ms(load: PoolLoad | None) -> int:
     one."""
     if load is None:
         return RETRY_MIN_MS
-    pace = Pace(load.slots_total, 0, load.service_ms, load.work_rate, 0.0, 1.0, load.loading_ms, load.loading_slots)
+    pace = Pace(load.slots_total, 0, load.service_ms, load.work_rate, 0.0, load.loading_ms, load.loading_slots)
     wait_ms = pace.gap_ms + (load.loading_ms if load.slots_total <= 0 else 0)
     return max(RETRY_MIN_MS, round(wait_ms))
 
@@ -167,7 +163,6 @@ def _pace(load: PoolLoad, priority: Priority, tenant: str) -> Pace:
         service_ms=load.service_ms,
         work_rate=load.work_rate,
         flow_pace_ms=flow.pace_ms if flow is not None else 0.0,
-        bias=line.bias if line is not None else 1.0,
         loading_ms=load.loading_ms,
         loading_slots=load.loading_slots,
     )

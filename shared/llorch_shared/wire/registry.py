@@ -129,8 +129,6 @@ class ClassLoad(msgspec.Struct, frozen=True, kw_only=True):
     weight: int
     flows_weight: int
     """Sum of the weights of the tenants that wait."""
-    bias: float = 1.0
-    """Measured ratio of real to predicted waits."""
     flows: dict[str, FlowLoad] = {}
     """By tenant."""
     shed: str = ""

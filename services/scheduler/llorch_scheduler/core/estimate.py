@@ -6,8 +6,8 @@
 `overhead` (what a task costs besides its tokens: prefill, bus hops) and `token` are a least-squares line through the
 samples (tokens_out, slot time), each sample weighing KEEP times the next, so the last 50 carry 63 % and a change of
 load or model shows within dozens of tasks. `used` is the mean of tokens_out over the mean of max_tokens of the flow
-(tenant and class), else of the pool. Sums of such estimates over a backlog are right even where single ones are not; how far
-single ones are off is in `spread`.
+(tenant and class), else of the pool. Sums of such estimates over a backlog are right even where single ones
+are not; how far single ones are off is in `spread`.
 
 A sample is the time from the decision to place a task to its final record: what the slot was not available for.
 """
@@ -124,16 +124,3 @@ class ServiceModel:
         most = self.mean_ms / mean_x if mean_x else 0.0
         self.token_ms = min(max(0.0, slope), most)
         self.overhead_ms = self.mean_ms - self.token_ms * mean_x
-
-
-class SlotTime:
-    """Mean time a task holds a slot, milliseconds; 0 until the first one ended."""
-
-    __slots__ = ("mean_ms",)
-
-    def __init__(self) -> None:
-        self.mean_ms = 0.0
-
-    def add(self, sample_ms: int) -> None:
-        sample = float(max(0, sample_ms))
-        self.mean_ms = sample if self.mean_ms == 0 else self.mean_ms + 0.2 * (sample - self.mean_ms)

@@ -6,8 +6,8 @@ Everything counts only while tasks wait: from a start that left others waiting t
     share     = expected slot time a flow started / what the pool started between two starts of the flow
     pace      = mean expected slot time of the flow's tasks / (share · slots · work_rate)
 
-Fair queueing is regular where time is not: a flow's share is known after a few of its starts. `bias` compares what
-tasks waited with what the formula said before it was corrected, so correcting it feeds nothing back.
+Fair queueing is regular where time is not: a flow's share is known after a few of its starts. What a task waited is not
+fed back into what the next is told: that says how the pool was one queue ago, and in simulations made the error larger.
 """
 
 from collections import OrderedDict
@@ -29,8 +29,6 @@ KEEP: Final = 0.99
 DRAIN_KEEP: Final = 0.998
 """Of the places given back, which are promised far ahead: the last 500."""
 FLOW_KEEP: Final = 0.9
-BIAS_KEEP: Final = 0.98
-BIAS_RANGE: Final = (1.0, 1.0)
 _Flow = tuple[str, Priority]
 _PRIOR: Final = 10.0
 """Samples that the expectation counts for, against what is measured."""
@@ -58,30 +56,8 @@ class _Turns:
         """What the pool had started at its last start; negative when no other task of it waited then."""
 
 
-class _Bias:
-    """Real over predicted waits of one class."""
-
-    __slots__ = ("count", "real", "said")
-
-    def __init__(self) -> None:
-        self.count = self.real = self.said = 0.0
-
-    def add(self, real_ms: float, said_ms: float) -> None:
-        self.count = BIAS_KEEP * self.count + 1
-        self.real = BIAS_KEEP * self.real + real_ms
-        self.said = BIAS_KEEP * self.said + said_ms
-
-    @property
-    def value(self) -> float:
-        if not self.count:
-            return 1.0
-        prior = self.said / self.count * _PRIOR
-        low, high = BIAS_RANGE
-        return min(high, max(low, (self.real + prior) / (self.said + prior)))
-
-
 class _Drain:
-    """Places of one class's queue that are given back while tasks wait in it, and the slot time that passes meanwhile."""
+    """Places of one class's queue that are given back while tasks wait in it; the slot time that passes meanwhile."""
 
     __slots__ = ("_last_ms", "asked", "asked_ms", "count", "slot_time_ms", "work_ms")
 
@@ -107,7 +83,6 @@ class Forecast:
     """Of one pool. Every call is O(1), but `told`, which is O(flows told)."""
 
     __slots__ = (
-        "_bias",
         "_costs",
         "_drains",
         "_flows",
@@ -131,7 +106,6 @@ class Forecast:
         """Of the ready replicas: set by whoever calls, before anything is asked."""
         self.loading_ms = self.loading_slots = 0
         """With no ready replica: until one is, and what it brings; else 0."""
-        self._bias: Final = {priority: _Bias() for priority in Priority}
         self._drains: Final = {priority: _Drain() for priority in Priority}
         self._flows: Final[OrderedDict[_Flow, _Turns]] = OrderedDict()
         self._n = self._costs = self._slot_time_ms = 0.0
@@ -172,10 +146,9 @@ class Forecast:
 
     def _learn_wait(self, job: Job, at_ms: int) -> None:
         """Once per task: what comes back from a replica was forecast for another line."""
-        raw_ms, job.raw_wait_ms = job.raw_wait_ms, 0.0
-        if raw_ms > 0:
+        if job.foretold:
+            job.foretold = False
             real_ms, gap_ms = max(0, at_ms - job.record.admitted_ms), self.pace().gap_ms
-            self._bias[job.record.priority].add(real_ms, raw_ms)
             self.waits.add((real_ms + gap_ms) / (job.record.predicted_start_ms + gap_ms))
 
     # what is expected
@@ -188,14 +161,13 @@ class Forecast:
         return (self._costs + prior_ms) / (self._slot_time_ms + prior_ms)
 
     def pace(self, priority: Priority | None = None, tenant: str = "", cost_ms: float = 0.0) -> Pace:
-        """Of the pool; and of a flow, whose tasks cost `cost_ms` on average, with its class's bias."""
+        """Of the pool; and of a flow, whose tasks cost `cost_ms` on average."""
         return Pace(
             slots_total=self.slots_total,
             slots_free=self.slots_free,
             service_ms=self.service.mean_ms,
             work_rate=self.work_rate,
             flow_pace_ms=self._flow_pace_ms(priority, tenant, cost_ms) if priority is not None else 0.0,
-            bias=self._bias[priority].value if priority is not None else 1.0,
             loading_ms=self.loading_ms,
             loading_slots=self.loading_slots,
         )
@@ -203,7 +175,7 @@ class Forecast:
     def joined(self, job: Job, ahead: Ahead) -> Waiting:
         """A new task is about to stand behind `ahead`; its `cost_ms` is set."""
         waiting = self.waiting(ahead, job.record.priority, job.record.tenant)
-        job.raw_wait_ms = waiting.raw_ms
+        job.foretold = waiting.measured
         self._drains[job.record.priority].joined(job.cost_ms)
         return waiting
 
@@ -225,7 +197,7 @@ class Forecast:
 
     def places_per_ms(self, priority: Priority, *, share: float = 1.0) -> float:
         """Places of this class's queue that are given back per millisecond while tasks wait in it, less one standard
-        error: a promise must hold. 0 while unknown. `share`: of the class by weight, expected until enough were seen."""
+        error: a promise must hold. 0 while unknown. `share`: of the class by weight, for as long as little was seen."""
         gap_ms, drain, slots = self.pace().gap_ms, self._drains[priority], self.slots_total or self.loading_slots
         if gap_ms <= 0 or share <= 0:
             return 0.0
@@ -264,7 +236,7 @@ class Forecast:
             )
             for tenant, flow in line.flows.items()
         }
-        return structs.replace(line, flows=flows, bias=round(self._bias[priority].value, 4))
+        return structs.replace(line, flows=flows)
 
     def _flow_pace_ms(self, priority: Priority, tenant: str, cost_ms: float) -> float:
         turns = self._flows.get((tenant, priority))
