@@ -54,5 +54,9 @@ def class_load(queue: ClassQueue) -> ClassLoad:
 
 def _flow_load(flow: Flow) -> FlowLoad:
     return FlowLoad(
-        queued=flow.queued, work_ms=round(flow.work_ms, 3), weight=flow.weight, pace_ms=round(flow.pace_ms, 3)
+        queued=flow.queued,
+        work_ms=round(flow.work_ms, 3),
+        weight=flow.weight,
+        pace_ms=round(flow.pace_ms, 3),
+        throttled=flow.throttled,
     )

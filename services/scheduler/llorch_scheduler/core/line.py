@@ -157,13 +157,16 @@ class JobList:
         """Blocks that discards have thinned are joined, so their number follows what is left."""
         assert self._more is not None
         assert self._costs is not None
-        block = self._more[at]
-        if not block:
-            del self._more[at], self._costs[at]
-        elif len(block) < BLOCK // 4 and at + 1 < len(self._more) and len(self._more[at + 1]) < BLOCK:
-            block.extend(self._more.pop(at + 1))
-            del self._costs[at + 1]
-            self._costs[at] = sum(map(_cost, block))
+        more, costs = self._more, self._costs
+        if not more[at]:
+            del more[at], costs[at]
+        elif len(more[at]) < BLOCK // 4:
+            for left in (at, at - 1):
+                if 0 <= left < len(more) - 1 and len(more[left]) + len(more[left + 1]) <= BLOCK:
+                    more[left].extend(more.pop(left + 1))
+                    del costs[left + 1]
+                    costs[left] = sum(map(_cost, more[left]))
+                    break
 
 
 class Line(JobList):

@@ -134,7 +134,8 @@ class PoolQueue:
         return self._turns.urgent(is_open, at_ms, within_ms)
 
     def wake_ms(self) -> int | None:
-        """The earliest time at which a rate allows a task that waits for it: pick again then."""
+        """The earliest time at which a rate allows a task that waits for it: pick again then. It may have passed when
+        nothing could be placed since."""
         return self._turns.wake_ms()
 
     # turns taken
