@@ -72,10 +72,10 @@ def overload(scale: float) -> Scenario:
         about="ten times what two RTX 3090 can do; refused clients come back when they are told to",
         pools=(pool("busy", card("server-0"), card("server-1")),),
         flows=(
-            chat("crowd", "busy", 9 * capacity * scale, patience_s=3_600),
-            chat("regulars", "busy", capacity * scale, patience_s=3_600),
+            chat("crowd", "busy", 9 * capacity * scale, patience_s=600),
+            chat("regulars", "busy", capacity * scale, patience_s=600),
         ),
-        tasks=8_000,
+        tasks=20_000,
     )
 
 
@@ -85,7 +85,7 @@ def noisy_neighbour(scale: float) -> Scenario:
         name="noisy-neighbour",
         about="two tenants with equal weights on two RTX 3090; one sends fifty times as much as the other",
         pools=(pool("shared", card("server-0"), card("server-1"), queue=QueueSpec(capacity=128, tenant_capacity=64)),),
-        flows=(chat("quiet", "shared", 2.0 * scale), chat("noisy", "shared", 100.0 * scale)),
+        flows=(chat("quiet", "shared", 2.0 * scale), chat("noisy", "shared", 100.0 * scale, patience_s=10)),
         tasks=20_000,
     )
 
