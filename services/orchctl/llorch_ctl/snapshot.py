@@ -4,6 +4,7 @@ Everything but the gateway's readiness comes from streams and buckets, so it is 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Final
 
@@ -11,17 +12,20 @@ import aiohttp
 import msgspec
 
 from llorch_ctl import pools
+from llorch_ctl.core.queues import ClassStatus, classes_of
 from llorch_ctl.gateway_client import bearer
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.bus.port import Bus, BusError, Message
 from llorch_shared.logs import redact
 from llorch_shared.settings import secret
 from llorch_shared.wire.registry import (
     LEASE_DECODER,
+    LOAD_DECODER,
     NODE_DECODER,
     REPLICA_DECODER,
     SCHEDULER_DECODER,
     NodeRecord,
+    PoolLoad,
     ReplicaRecord,
     ReplicaState,
 )
@@ -29,6 +33,8 @@ from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine, Priority
 
 ANSWER_WITHIN_S: Final = 2.0
+LOADS_WITHIN_S: Final = 1.5
+"""Each pool's load is told at least every second."""
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +55,11 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     queued: dict[str, int]
     capacity: int
+    """Waiting tasks per priority, where a class has no capacity of its own."""
+    loading_ms: int = 0
+    """With no ready replica: expected time until one is."""
+    classes: tuple[ClassStatus, ...] = ()
+    """As the scheduler told last; empty while it tells nothing."""
 
 
 class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +78,9 @@ async def take(bus: Bus, *, nats_url: str, gateway_url: str) -> SystemStatus:
     nodes = tuple(NODE_DECODER.decode(data) for key, data in values.items() if key.startswith("node."))
     replicas = tuple(REPLICA_DECODER.decode(data) for key, data in values.items() if key.startswith("replica."))
     wanted = await pools.stored(bus)
-    pool_rows = [await _pool(bus, pool, replicas) for pool in wanted.values()]
+    lives = any(key.startswith("scheduler.") for key in values)
+    loads = await told_loads(bus, frozenset(wanted)) if lives else {}
+    pool_rows = [await _pool(bus, pool, replicas, loads.get(pool.id)) for pool in wanted.values()]
     services = [
         ServiceStatus(name="nats-server", ok=True, where=redact(nats_url)),
         await _gateway(gateway_url),
@@ -85,7 +98,7 @@ async def take(bus: Bus, *, nats_url: str, gateway_url: str) -> SystemStatus:
     )
 
 
-async def _pool(bus: Bus, pool: PoolSpec, replicas: tuple[ReplicaRecord, ...]) -> PoolStatus:
+async def _pool(bus: Bus, pool: PoolSpec, replicas: tuple[ReplicaRecord, ...], load: PoolLoad | None) -> PoolStatus:
     own = [replica for replica in replicas if replica.pool_id == pool.id]
     ready = [replica for replica in own if replica.state is ReplicaState.READY]
     return PoolStatus(
@@ -98,7 +111,33 @@ async def _pool(bus: Bus, pool: PoolSpec, replicas: tuple[ReplicaRecord, ...]) -
         running=sum(len(replica.active) for replica in own),
         queued={str(priority): await _depth(bus, pool.id, priority) for priority in Priority},
         capacity=pool.queue.capacity,
+        loading_ms=load.loading_ms if load is not None else 0,
+        classes=classes_of(pool, load) if load is not None else (),
     )
+
+
+async def told_loads(bus: Bus, wanted: frozenset[str]) -> dict[str, PoolLoad]:
+    """The next load report of each pool; without those that are not told in time."""
+    found: dict[str, PoolLoad] = {}
+    complete = asyncio.Event()
+
+    def heard(message: Message) -> None:
+        try:
+            load = LOAD_DECODER.decode(message.data)
+        except msgspec.MsgspecError:
+            return  # of another release: the pool is shown without it, as one that nothing is told of
+        found[load.pool_id] = load
+        if wanted <= found.keys():
+            complete.set()
+
+    subscription = await bus.subscribe(subjects.ALL_LOADS, heard)
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOADS_WITHIN_S if wanted else 0):
+                await complete.wait()
+    finally:
+        await subscription.close()
+    return found
 
 
 async def _depth(bus: Bus, pool_id: str, priority: Priority) -> int:

@@ -119,6 +119,8 @@ class FlowLoad(msgspec.Struct, frozen=True, kw_only=True):
     """Measured mean time between two starts of this flow while it waits; 0 when unknown."""
     used: float = 0
     """Part of max_tokens that its tasks generate, as measured; 0 when unknown."""
+    throttled: bool = False
+    """A quota of the tenant holds its tasks back now."""
 
 
 class ClassLoad(msgspec.Struct, frozen=True, kw_only=True):
