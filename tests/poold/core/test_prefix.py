@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from llorch_poold.core.prefix import PrefixGuard, PrefixMismatch, sent_before
+from llorch_poold.core.prefix import PrefixGuard, PrefixMismatch, Sent, sent_before
 from llorch_shared.wire.frames import Metrics, Started, encode_metrics, encode_started, encode_token
 
 
@@ -62,3 +62,9 @@ def test_however_the_reads_fall_every_token_is_sent_once(seed: int) -> None:
         position += count
     guard.end(50)
     assert sorted([*fresh, *sent.items()]) == list(enumerate(texts))
+
+
+def test_the_next_token_of_a_stream_is_the_first_that_readers_do_not_have() -> None:
+    sent = Sent(started=True, tokens={0: "a", 1: "b", 2: "c", 4: "e"})
+    assert [sent.next_index(taken) for taken in range(7)] == [3, 3, 3, 3, 5, 5, 6]
+    assert Sent(started=False, tokens={}).next_index(2) == 2

@@ -2,9 +2,10 @@
 
 import random
 
+import msgspec
 import pytest
 
-from llorch_poold.core.audit import audit_of
+from llorch_poold.core.audit import audit_of, preemption_of
 from llorch_poold.core.seed import SEED_SPACE, seed_of
 from llorch_poold.core.task import (
     Cancelled,
@@ -14,6 +15,7 @@ from llorch_poold.core.task import (
     Lost,
     Outcome,
     Phase,
+    Preempted,
     TaskCore,
     claim_record,
     error_body,
@@ -22,6 +24,7 @@ from llorch_shared.errors import ErrorCode
 from llorch_shared.states import IllegalMove
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import Engine, Priority, TaskState
+from support.node_harness import task_request
 
 PLACED = RunRecord(
     task_id="6f1e0c9e-5d1b-4c57-9c2d-000000000001",
@@ -97,6 +100,69 @@ def test_a_failed_task_is_audited_with_its_cause() -> None:
     assert (record.event, record.at_ms, record.detail["error"]) == ("failed", 9, "DECODE_TIMEOUT")
 
 
+def strict(**changes: object) -> TaskCore:
+    request = task_request(**changes)
+    run = msgspec.structs.replace(PLACED, request=request, state=TaskState.RUNNING, attempt=2, preemptions=1)
+    core = TaskCore(run, 4)
+    core.claimed(run, 5)
+    return core
+
+
+def test_what_a_later_attempt_can_repeat_makes_way() -> None:
+    core = strict()
+    assert core.refuses_preemption(5, tokens_sent=0) == ""
+    core.begun()
+    core.tokens(3)
+    assert core.refuses_preemption(5, tokens_sent=3) == ""
+    assert "another claim" in core.refuses_preemption(4, tokens_sent=3)
+    assert strict(determinism="best_effort").refuses_preemption(5, tokens_sent=0) == ""
+    assert "no later attempt repeats" in strict(determinism="best_effort").refuses_preemption(5, tokens_sent=1)
+    assert "only a completion" in strict(workload="embedding").refuses_preemption(5, tokens_sent=0)
+    assert "only a completion" in running().refuses_preemption(5, tokens_sent=0), "its request is not known"
+    assert TaskCore(PLACED, 4).refuses_preemption(4, tokens_sent=0) == "it is ending"
+    core.conclude(Finished("stop", 1, 3))
+    assert core.refuses_preemption(5, tokens_sent=3) == "it is ending"
+
+
+def test_a_preempted_task_goes_back_to_the_scheduler_with_all_it_needs() -> None:
+    core = strict(seed=3)
+    core.begun()
+    core.tokens(3)
+    core.tokens_in = 7
+    assert core.conclude(Preempted("late"))
+    assert not core.conclude(Finished("stop", 7, 3))
+    assert not core.conclude(Lost("died"))
+    core.released()
+    assert not core.conclude(Cancelled("client")), "too late: the stored wish is for whoever has it next"
+    record = core.preempted_record(resume_from=3)
+    assert (record.state, record.attempt, record.preemptions) == (TaskState.PLACED, 3, 2)
+    assert (record.replica_id, record.node_id, record.incarnation) == ("", "", "")
+    assert (record.tokens_in, record.tokens_out) == (7, 3)
+    assert record.request == core.run.request
+    with pytest.raises(IllegalPhase):
+        core.final_record(now_ms=9, decode_ms=2)
+
+
+def test_a_cancel_ends_what_is_being_preempted() -> None:
+    core = strict()
+    core.begun()
+    assert core.conclude(Preempted("late"))
+    assert core.conclude(Cancelled("client"))
+    assert not core.conclude(Preempted("late"))
+    core.released()
+    assert core.final_record(now_ms=9, decode_ms=2).state is TaskState.CANCELLED
+
+
+def test_the_audit_of_a_preemption_names_the_attempt_that_was_stopped() -> None:
+    core = running()
+    core.conclude(Preempted("late"))
+    core.released()
+    after = core.preempted_record(resume_from=4)
+    audit = preemption_of(core.run, after, 6, at_ms=9, stop_ms=12, reason="late")
+    assert (audit.event, audit.attempt, audit.replica_id, audit.run_seq) == ("preempted", 1, "r", 6)
+    assert audit.detail == {"resume_from": 4, "preemptions": 1, "stop_ms": 12, "reason": "late"}
+
+
 def test_the_seed_is_the_requests_or_follows_from_the_task() -> None:
     assert seed_of("A", 7) == 7
     assert seed_of("6F1E0C9E", None) == seed_of("6f1e0c9e", None)
@@ -111,13 +177,14 @@ def test_in_any_order_of_events_one_outcome_stands(seed: int) -> None:
         Finished("stop", 1, 1),
         Cancelled("client"),
         Lost("x"),
+        Preempted("x"),
         Failed(error_body(ErrorCode.INTERNAL, "x", engine=None, pool_id="p")),
     ]
     for _ in range(40):
         if chance.random() < 0.1:
             outcome = chance.choice(outcomes)
             if core.conclude(outcome):
-                assert first is None
+                assert first is None or (isinstance(first, Preempted) and isinstance(outcome, Cancelled))
                 first = outcome
         elif core.phase is Phase.CALLING:
             core.begun()
