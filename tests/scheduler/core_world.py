@@ -9,7 +9,18 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from llorch_scheduler.core.effects import Ack, Audit, Effect, End, Place, PlaceAgain, Requeue, TellLoad
+from llorch_scheduler.core.effects import (
+    Ack,
+    Audit,
+    Effect,
+    End,
+    Place,
+    PlaceAgain,
+    Preempt,
+    Preempted,
+    Requeue,
+    TellLoad,
+)
 from llorch_scheduler.core.events import (
     AdmissionRef,
     BacklogRead,
@@ -26,7 +37,7 @@ from llorch_scheduler.core.events import (
     WriteFailed,
     WriteRefused,
 )
-from llorch_scheduler.core.job import HOLDS_SLOT, Phase
+from llorch_scheduler.core.job import HOLDS_SLOT, Phase, off_replica
 from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.core.pool import Pool
 from llorch_scheduler.core.scheduler import SchedulerCore
@@ -35,7 +46,7 @@ from llorch_shared.errors import ErrorBody
 from llorch_shared.pool_policy import CLASSES
 from llorch_shared.states import FINAL, check_move
 from llorch_shared.wire.registry import PoolLoad, ReplicaRecord
-from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.run import PreemptRequest, RunRecord
 from llorch_shared.wire.task import Priority, TaskState
 from scheduler.samples import replica_record, request, spec, task_id
 
@@ -72,6 +83,7 @@ class World:
         self.pending: list[Effect] = []
         self.zombies: list[Effect] = []
         self.loads: list[PoolLoad] = []
+        self.told: list[Audit | Preempted] = []
         self.trace: list[str] = []
         self.tickets: set[int] = set()
         self.core = SchedulerCore(limits=self.limits)
@@ -86,7 +98,9 @@ class World:
         for effect in effects:
             if isinstance(effect, TellLoad):
                 self.loads.append(effect.load)
-            elif not isinstance(effect, Audit):
+            elif isinstance(effect, Audit | Preempted):
+                self.told.append(effect)
+            else:
                 self.pending.append(effect)
         self.check()
         return effects
@@ -120,7 +134,16 @@ class World:
         for record, seq in self.runs.values():
             assert record.state in FINAL or seq >= self.floor_written, "an unfinished run lies below the floor"
 
-    def admit(self, number: int, *, pool: str = "p1", problem: ErrorBody | None = None, **fields: Any) -> list[Effect]:
+    def admit(
+        self,
+        number: int,
+        *,
+        pool: str = "p1",
+        problem: ErrorBody | None = None,
+        tenant: str = "default",
+        channel: str = "http",
+        **fields: Any,
+    ) -> list[Effect]:
         wish = request(number, **fields)
         stream = f"ADM_{pool}_{wish.priority}"
         seq = self.admission_seq[stream] = self.admission_seq.get(stream, 0) + 1
@@ -132,10 +155,10 @@ class World:
             task_id=wish.task_id,
             pool_id=pool,
             priority=wish.priority,
-            tenant="default",
+            tenant=tenant,
             lane="gw-1",
             correlation_id="c",
-            channel="http",
+            channel=channel,
             admitted_ms=self.now,
             request=wish,
             problem=problem,
@@ -152,6 +175,11 @@ class World:
     def tick(self, later_ms: int = 50) -> list[Effect]:
         self.now += later_ms
         return self.tell(Tick(at_ms=self.now))
+
+    def respec(self, pool: str = "p1", **fields: Any) -> list[Effect]:
+        """The operator changes the pool."""
+        self.specs[pool] = msgspec.structs.replace(self.specs[pool], **fields)
+        return self.tell(PoolChanged(at_ms=self.now, spec=self.specs[pool]))
 
     # the bus
 
@@ -182,6 +210,10 @@ class World:
         if isinstance(effect, PlaceAgain):
             if not fault:
                 self._placement(effect.record, effect.run_seq)
+            return
+        if isinstance(effect, Preempt):
+            if not fault:
+                self.stop(effect.request)
             return
         assert isinstance(effect, Place | Requeue | End)
         ref = None if isinstance(effect, Requeue) else effect.ref
@@ -254,7 +286,11 @@ class World:
             return False
         record, seq = replica.placements.pop(0)
         running = msgspec.structs.replace(
-            record, state=TaskState.RUNNING, incarnation=replica.record.incarnation, started_ms=self.now
+            record,
+            state=TaskState.RUNNING,
+            node_id=replica.record.node_id,
+            incarnation=replica.record.incarnation,
+            started_ms=self.now,
         )
         claimed = self.cas(running, seq)
         if claimed:
@@ -263,11 +299,27 @@ class World:
                 self.finish(replica_id, record.task_id, TaskState.CANCELLED)
         return bool(claimed)
 
+    def stop(self, request: PreemptRequest) -> bool:
+        """The node stops a task for more urgent work: its slot is free, then its record says so."""
+        for replica in self.replicas.values():
+            if replica.held.get(request.task_id) == request.run_seq:
+                del replica.held[request.task_id]
+                record, _ = self.runs[request.task_id]
+                back = msgspec.structs.replace(
+                    off_replica(record),
+                    state=TaskState.PLACED,
+                    attempt=record.attempt + 1,
+                    preemptions=record.preemptions + 1,
+                )
+                return bool(self.cas(back, request.run_seq))
+        return False
+
     def finish(self, replica_id: str, task: str, state: TaskState = TaskState.DONE) -> bool:
         """The engine's slot is free, then the record is final; false when somebody else has the task by now."""
         seq = self.replicas[replica_id].held.pop(task)
         record, stands = self.runs[task]
-        return seq == stands and bool(self.cas(msgspec.structs.replace(record, state=state, request=None), seq))
+        final = msgspec.structs.replace(record, state=state, ended_ms=self.now, tokens_out=8, request=None)
+        return seq == stands and bool(self.cas(final, seq))
 
     def engine_restarts(self, replica_id: str = "r1", incarnation: str = "i2") -> list[Effect]:
         self.replicas[replica_id].held.clear()
@@ -340,7 +392,9 @@ class World:
         index = pool.fleet.index
         held = [replica for replica in self.core.fleet.of_pool(pool.pool_id) for _ in replica.held]
         assert index.held == len(held)
-        assert index.slots_free == sum(each.slots_free for each in self.core.fleet.of_pool(pool.pool_id))
+        assert sum(kind.slots_free for kind in index.kinds.values()) == sum(
+            each.slots_free for each in self.core.fleet.of_pool(pool.pool_id)
+        )
 
     def check_finished(self) -> None:
         """Every accepted task has ended, once; nothing is left in anybody's hands."""

@@ -10,7 +10,7 @@ from llorch_shared.errors import ErrorBody
 from llorch_shared.wire.task import Engine, Name, Priority, TaskId, TaskRequest, TaskState
 
 
-class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """State of one task from placement on. Stored at `run.<task>`, created with expected sequence 0, changed only by
     compare-and-set on its own sequence. Times are Unix milliseconds."""
 

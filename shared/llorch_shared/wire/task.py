@@ -75,7 +75,7 @@ class PlacementOverrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """Compared with the labels of a pool's canary (ORCH-3033)."""
 
 
-class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """One unit of inference (FR-DP-001). The body of POST /v1/tasks and the payload of an admission message."""
 
     task_id: TaskId

@@ -17,7 +17,7 @@ Detail = dict[str, str | int | float | bool | list[str]]
 """As an audit record keeps it."""
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class Place(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Store `record` expecting `expect_seq`, then the placement for its replica, then acknowledge `ref`."""
 
     ticket: int
@@ -33,14 +33,14 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     """It was preempted, and runs again."""
 
 
-class PlaceAgain(msgspec.Struct, frozen=True, kw_only=True):
+class PlaceAgain(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Publish the placement of a record that stands already: its first publisher may have died before doing so."""
 
     record: RunRecord
     run_seq: int
 
 
-class Requeue(msgspec.Struct, frozen=True, kw_only=True):
+class Requeue(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Store `record` (placed, on no replica): from then on the former holder's writes are refused."""
 
     ticket: int
@@ -49,7 +49,7 @@ class Requeue(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class End(msgspec.Struct, frozen=True, kw_only=True):
+class End(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Store the final `record`, then the terminal frame, then the audit record, then acknowledge `ref`."""
 
     ticket: int
@@ -60,14 +60,14 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     detail: Detail = {}
 
 
-class Ack(msgspec.Struct, frozen=True, kw_only=True):
+class Ack(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A run record exists for this admission: give its place in the queue back."""
 
     task_id: str
     ref: AdmissionRef
 
 
-class Preempt(msgspec.Struct, frozen=True, kw_only=True):
+class Preempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Ask the node to stop this task. A signal: if it is missed, the task runs on and the wish is forgotten."""
 
     node_id: str
@@ -78,7 +78,7 @@ class Preempt(msgspec.Struct, frozen=True, kw_only=True):
     """The task that waits for its slot."""
 
 
-class Preempted(msgspec.Struct, frozen=True, kw_only=True):
+class Preempted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """This task has made way: its slot is free and its record stands as placed on no replica."""
 
     record: RunRecord
@@ -88,7 +88,7 @@ class Preempted(msgspec.Struct, frozen=True, kw_only=True):
     """The task it made way for; empty when that is not remembered."""
 
 
-class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):
+class PoolFigures(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is measured of a pool for its operators, beside its load."""
 
     shares: tuple[tuple[str, Priority, float], ...] | None = None
@@ -101,12 +101,12 @@ class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):
     """How many classes the breaker refuses."""
 
 
-class TellLoad(msgspec.Struct, frozen=True, kw_only=True):
+class TellLoad(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     load: PoolLoad
     figures: PoolFigures = PoolFigures()
 
 
-class Audit(msgspec.Struct, frozen=True, kw_only=True):
+class Audit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     record: AuditRecord
 
 

@@ -13,14 +13,14 @@ from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Priority, TaskRequest
 
 
-class AdmissionRef(msgspec.Struct, frozen=True):
+class AdmissionRef(msgspec.Struct, frozen=True, gc=False):
     """One stored admission message: what an acknowledgement frees."""
 
     stream: str
     seq: int
 
 
-class TaskArrived(msgspec.Struct, frozen=True, kw_only=True):
+class TaskArrived(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An admission message was pulled. With `problem` the task cannot be served and ends at once."""
 
     at_ms: int
@@ -37,13 +37,13 @@ class TaskArrived(msgspec.Struct, frozen=True, kw_only=True):
     problem: ErrorBody | None = None
 
 
-class TaskCancelled(msgspec.Struct, frozen=True, kw_only=True):
+class TaskCancelled(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     at_ms: int
     task_id: str
     reason: str = "client"
 
 
-class WriteDone(msgspec.Struct, frozen=True, kw_only=True):
+class WriteDone(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The run record of this effect is stored at `run_seq`, and what belongs to it (placement, frame, ack) is done."""
 
     at_ms: int
@@ -52,7 +52,7 @@ class WriteDone(msgspec.Struct, frozen=True, kw_only=True):
     run_seq: int
 
 
-class WriteRefused(msgspec.Struct, frozen=True, kw_only=True):
+class WriteRefused(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Somebody wrote first: `record` stands at `run_seq`. The admission message, if any, is acknowledged."""
 
     at_ms: int
@@ -62,7 +62,7 @@ class WriteRefused(msgspec.Struct, frozen=True, kw_only=True):
     run_seq: int
 
 
-class WriteFailed(msgspec.Struct, frozen=True, kw_only=True):
+class WriteFailed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The bus did not do it. `run_seq` is that of the stored record when only a later step failed, else 0 (and the
     record may or may not be stored). The admission message `ref` is not acknowledged. With `problem` it can never be
     done, and the task ends with it."""
@@ -75,7 +75,7 @@ class WriteFailed(msgspec.Struct, frozen=True, kw_only=True):
     problem: ErrorBody | None = None
 
 
-class RunChanged(msgspec.Struct, frozen=True, kw_only=True):
+class RunChanged(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A run record was stored by anybody, ourselves included."""
 
     at_ms: int
@@ -83,12 +83,12 @@ class RunChanged(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
 
 
-class ReplicaReported(msgspec.Struct, frozen=True, kw_only=True):
+class ReplicaReported(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     at_ms: int
     record: ReplicaRecord
 
 
-class ReplicaLost(msgspec.Struct, frozen=True, kw_only=True):
+class ReplicaLost(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The replica's registry key expired or was deleted."""
 
     at_ms: int
@@ -96,19 +96,19 @@ class ReplicaLost(msgspec.Struct, frozen=True, kw_only=True):
     pool_id: str
 
 
-class PoolChanged(msgspec.Struct, frozen=True, kw_only=True):
+class PoolChanged(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     at_ms: int
     spec: PoolSpec
 
 
-class PoolRemoved(msgspec.Struct, frozen=True, kw_only=True):
+class PoolRemoved(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The pool is no longer wanted. Its tasks stay queued until a deadline or a cancel ends them, or it returns."""
 
     at_ms: int
     pool_id: str
 
 
-class BacklogRead(msgspec.Struct, frozen=True, kw_only=True):
+class BacklogRead(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Everything that waited in this queue when we took over has been pulled: its order is known now."""
 
     at_ms: int
@@ -118,14 +118,14 @@ class BacklogRead(msgspec.Struct, frozen=True, kw_only=True):
     """The stream's last sequence then, whether its message still waits or was placed long ago."""
 
 
-class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
+class Rebuilt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Runs and registry have been read: deciding may begin. `run_seq` is the newest run sequence that was read."""
 
     at_ms: int
     run_seq: int
 
 
-class Tick(msgspec.Struct, frozen=True, kw_only=True):
+class Tick(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     at_ms: int
     run_seq: int = 0
     """Newest run sequence of pools that are not ours: what was stored before it has been told."""
