@@ -10,7 +10,7 @@ def test_a_task_held_and_a_task_listed_take_a_slot_each() -> None:
     replica = fleet.named(POOL, "r1", 0)
     held = job(1)
     replica.hold(held)
-    assert (replica.slots_taken, replica.slots_free, replicas.index.slots_free) == (2, 1, 1)
+    assert (replica.slots_taken, replica.slots_free, replicas.slots().free) == (2, 1, 1)
     replica.report(ready("r1", slots=3, active=(task_id(7), held.task_id)))
     assert replica.slots_taken == 2
 
@@ -49,7 +49,7 @@ def test_a_new_life_of_the_engine_forgets_what_the_old_one_let_go() -> None:
 def test_more_tasks_than_slots_are_no_free_slots() -> None:
     fleet, replicas = fleet_of(ready("r1", active=(task_id(7), task_id(8))))
     assert fleet.named(POOL, "r1", 0).slots_free == 0
-    assert replicas.index.slots_free == 0
+    assert replicas.slots().free == 0
 
 
 def test_a_lost_replica_serves_nothing_and_keeps_its_tasks_until_they_are_released() -> None:

@@ -124,8 +124,8 @@ class Walk:
     def check(self) -> None:
         index, everyone = self.pool.index, list(self.pool.index.replicas.values())
         assert index.ready == sum(each.ready for each in everyone)
-        assert index.slots_total == sum(each.slots_total for each in everyone)
-        assert index.slots_free == sum(each.slots_free for each in everyone)
+        assert sum(kind.slots_total for kind in index.kinds.values()) == sum(each.slots_total for each in everyone)
+        assert sum(kind.slots_free for kind in index.kinds.values()) == sum(each.slots_free for each in everyone)
         assert index.held == sum(len(each.held) for each in everyone)
         assert sum(kind.size for kind in index.kinds.values()) == index.ready
         for kind in index.kinds.values():

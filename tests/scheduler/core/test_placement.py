@@ -208,7 +208,7 @@ def test_many_required_devices_do_not_fill_the_memory() -> None:
     _, replicas = fleet_of(ready("r1"))
     for number in range(5_000):
         assert not replicas.can_take(Shape(device=f"cuda:{number}"))
-    assert len(replicas._views) <= 1_024
+    assert len(replicas._feasibility._views) <= 1_024
 
 
 @pytest.mark.parametrize("pool", [spec(), MIXED])

@@ -38,8 +38,11 @@ class Affinity:
         return len(self._last)
 
     def saw(self, session_id: str, replica_id: str, incarnation: str, at_ms: int) -> None:
-        """A task of the session was placed there."""
+        """A task of the session was placed there. What was placed earlier than what is known changes nothing."""
         session = session_id.lower()
+        known = self._last.get(session)
+        if known is not None and known.at_ms > at_ms:
+            return
         self._last[session] = Last(replica_id, incarnation, at_ms)
         self._last.move_to_end(session)
         if len(self._last) > self._max:

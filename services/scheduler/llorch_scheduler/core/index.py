@@ -32,8 +32,6 @@ class PoolIndex:
         """Replicas that are not ready and come back with the engine they had, by version."""
         self.ready = 0
         self.draining = 0
-        self.slots_total = 0
-        self.slots_free = 0
         self.held = 0
         self.version = 0
         """Changes with every replica that becomes ready, stops being so, or changes its abilities."""
@@ -73,11 +71,10 @@ class PoolIndex:
 
     def moved(self, replica: Replica) -> None:
         standing = self._standing[replica.replica_id]
-        total, free, held = replica.slots_total, replica.slots_free, len(replica.held)
-        self.slots_total += total - standing.slots_total
-        self.slots_free += free - standing.slots_free
+        free, held = replica.slots_free, len(replica.held)
         self.held += held - standing.held
-        standing.slots_total, standing.slots_free, standing.held = total, free, held
+        standing.held = held
+        self._count(standing, replica.slots_total, free)
         if free and standing.peers is not None:
             self._offer(standing, standing.peers, replica)
         else:
@@ -128,12 +125,19 @@ class PoolIndex:
         kind = standing.kind
         assert kind is not None
         self._part(standing)
+        self._count(standing, 0, 0)
         standing.kind = None
         kind.size -= 1
         self.ready -= 1
         self.version += 1
         if kind.size == 0:
             del self.kinds[kind.abilities]
+
+    def _count(self, standing: Standing, total: int, free: int) -> None:
+        if standing.kind is not None:
+            standing.kind.slots_total += total - standing.slots_total
+            standing.kind.slots_free += free - standing.slots_free
+            standing.slots_total, standing.slots_free = total, free
 
     def _accompany(self, standing: Standing, kind: Kind, speed: Speed) -> None:
         peers = kind.peers.get(speed)

@@ -74,6 +74,8 @@ class Kind:
     abilities: Abilities
     size: int = 0
     free: int = 0
+    slots_total: int = 0
+    slots_free: int = 0
     peers: dict[Speed, Peers] = field(default_factory=dict)
     open: dict[Speed, Peers] = field(default_factory=dict)
     """Those with a free slot."""

@@ -17,7 +17,7 @@ from llorch_scheduler.core.index import PoolIndex
 from llorch_scheduler.core.peers import Abilities, Entry, Peers
 from llorch_scheduler.core.replica import Replica
 from llorch_scheduler.core.replica_sets import ReplicaSets, side_of
-from llorch_scheduler.core.shape import Shape
+from llorch_scheduler.core.shape import CANARY, STABLE, Shape
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import PlacementMode, TaskRequest
 
@@ -111,6 +111,15 @@ def refusal(abilities: Abilities, shape: Shape, spec: PoolSpec, sets: ReplicaSet
         ("replica_set", sets.takes(version, shape.side, spec)),
     )
     return next((name for name, passes in checks if not passes), "")
+
+
+def serves(abilities: Abilities, spec: PoolSpec, sets: ReplicaSets) -> bool:
+    """Whether any task of the pool may go to ready replicas of these abilities."""
+    return any(
+        not refusal(abilities, Shape(workload=workload, side=side), spec, sets)
+        for workload in abilities.workloads
+        for side in (STABLE, CANARY)
+    )
 
 
 def soonest(offers: Sequence[Offer]) -> list[Offer]:

@@ -28,7 +28,7 @@ class Placing:
             return
         if pool.shapes_version != fleet.shapes_version:
             pool.reassess(at_ms)
-        if fleet.index.slots_free:
+        if fleet.slots().free:
             self._fill(pool, at_ms)
         pool.note_overload(at_ms)
         if spec.preemption.mode == "hard" and pool.overloaded_ms:
@@ -41,7 +41,7 @@ class Placing:
         def is_open(shape: Shape) -> bool:
             return shape not in closed and fleet.can_take(shape)
 
-        while fleet.index.slots_free and (pick := queue.pick(is_open if closed else fleet.can_take, at_ms)) is not None:
+        while fleet.slots().free and (pick := queue.pick(is_open if closed else fleet.can_take, at_ms)) is not None:
             job = pick.job
             request = job.record.request
             assert request is not None, "a task without its request never waits"

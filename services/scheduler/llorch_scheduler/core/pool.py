@@ -91,9 +91,9 @@ class Pool:
 
     def look(self, at_ms: int) -> Forecast:
         """The forecast, told how many slots there are now."""
-        index, forecast = self.fleet.index, self.forecast
-        forecast.slots_total, forecast.slots_free = index.slots_total, index.slots_free
-        if index.ready or self.spec is None:
+        slots, forecast = self.fleet.slots(), self.forecast
+        forecast.slots_total, forecast.slots_free = slots.total, slots.free
+        if slots.replicas or self.spec is None:
             forecast.loading_ms = forecast.loading_slots = 0
         else:
             forecast.loading_ms = self.loading.expected_ms(at_ms, self.spec.waiting.load_ms)
@@ -131,8 +131,8 @@ class Pool:
     # overload
 
     def note_overload(self, at_ms: int) -> None:
-        index = self.fleet.index
-        if index.slots_total and not index.slots_free and len(self.queue):
+        slots = self.fleet.slots()
+        if slots.total and not slots.free and len(self.queue):
             self.overloaded_ms = self.overloaded_ms or at_ms
         else:
             self.overloaded_ms = 0

@@ -3,60 +3,52 @@
 A decision costs O(kinds and peers + log replicas), a change of a replica O(log replicas), see `index`.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from llorch_scheduler.core.affinity import Affinity, Last
+from llorch_scheduler.core.feasibility import Feasibility, View
 from llorch_scheduler.core.index import PoolIndex
 from llorch_scheduler.core.job import Job
-from llorch_scheduler.core.peers import Entry, Kind
+from llorch_scheduler.core.peers import Entry
 from llorch_scheduler.core.placement import (
-    FILTERS,
     Decision,
     DecisionLog,
     Offer,
     fell_back,
     nobody,
     pinned,
-    refusal,
-    shape_of,
     soonest,
     tie_breakers,
 )
 from llorch_scheduler.core.replica import Replica, kv_mb
-from llorch_scheduler.core.replica_sets import ReplicaSets, SetKey
+from llorch_scheduler.core.replica_sets import ReplicaSets
 from llorch_scheduler.core.shape import Shape
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskRequest
 
-_CTX_LIMITS_MAX: Final = 8
-_VIEWS_MAX: Final = 1_024
-"""Shapes whose feasible kinds are remembered; clients choose device masks."""
 
-
-class _View(NamedTuple):
-    """Who may serve a shape while no replica changes its abilities."""
-
-    kinds: tuple[Kind, ...]
-    removed: tuple[tuple[str, int], ...]
-    """Ready replicas that did not pass, by filter."""
-    replica_set: str
+class Slots(NamedTuple):
+    total: int
+    free: int
+    replicas: int
+    """Ready ones that have them."""
 
 
 class PoolFleet:
     def __init__(self) -> None:
         self.index: Final = PoolIndex()
-        self.sets: Final = ReplicaSets()
         self.affinity: Final = Affinity()
-        self.spec: PoolSpec | None = None
-        """None: the pool is not wanted, and nothing is placed on it."""
-        self.shapes_version = 0
-        """Changes when `shape_of` may answer otherwise than before: the shapes of waiting tasks are to be made again.
-        Until then they are at worst narrower than they need be."""
-        self._ctx_limits: tuple[int, ...] = ()
-        self._views: Final[dict[Shape, _View]] = {}
-        self._seen = -1
+        self._feasibility: Final = Feasibility(self.index)
+
+    @property
+    def sets(self) -> ReplicaSets:
+        return self._feasibility.sets
+
+    @property
+    def shapes_version(self) -> int:
+        """See `Feasibility.shapes_version`."""
+        return self._feasibility.shapes_version()
 
     # what replicas tell, see `replica.Watcher`
 
@@ -78,34 +70,34 @@ class PoolFleet:
         return self.index.replicas.get(replica_id)
 
     def configure(self, spec: PoolSpec | None) -> None:
-        before, self.spec = self.spec, spec
-        self._seen = -1
+        """None: the pool is not wanted, and nothing is placed on it."""
+        self._feasibility.configure(spec)
         if spec is None:
             self.affinity.forget()
-        if spec is None or before is None or (spec.canary, spec.ctx) != (before.canary, before.ctx):
-            self.shapes_version += 1
-            self._ctx_limits = ()
 
     def shape_of(self, request: TaskRequest) -> Shape:
         """For a pool that is wanted."""
-        assert self.spec is not None
-        self._refresh(self.spec)
-        return shape_of(request, self.spec, self._ctx_limits)
+        return self._feasibility.shape_of(request)
+
+    def slots(self) -> Slots:
+        """Of the replicas that tasks can go to: those of a version that gets none, for example, are not counted.
+        O(kinds)."""
+        total = free = replicas = 0
+        for kind in self._feasibility.kinds():
+            total, free, replicas = total + kind.slots_total, free + kind.slots_free, replicas + kind.size
+        return Slots(total, free, replicas)
 
     def can_take(self, shape: Shape) -> bool:
         """Whether a replica that serves this shape has a free slot. O(kinds)."""
-        return self.spec is not None and any(kind.free for kind in self._view(shape, self.spec).kinds)
+        return any(kind.free for kind in self._feasibility.view(shape).kinds)
 
     def can_serve(self, shape: Shape) -> bool:
         """Whether a ready replica serves this shape, with a free slot or without."""
-        return self.spec is not None and bool(self._view(shape, self.spec).kinds)
+        return bool(self._feasibility.view(shape).kinds)
 
     def could_take(self, shape: Shape, replica: Replica) -> bool:
         """Whether this replica serves the shape, with a free slot or without."""
-        if self.spec is None:
-            return False
-        kind = self.index.kind_of(replica)
-        return kind is not None and kind in self._view(shape, self.spec).kinds
+        return self.index.kind_of(replica) in self._feasibility.view(shape).kinds
 
     def kv_mb(self, request: TaskRequest) -> int:
         """KV memory the task takes where engines take it as tasks come, MiB; 0 where none does. O(kinds)."""
@@ -114,9 +106,9 @@ class PoolFleet:
     def decide(self, request: TaskRequest, *, at_ms: int, expected_tokens: float | None = None) -> Decision:
         """Pick the replica that takes the task now. `expected_tokens` will be generated; by default as many as the
         client expects or permits."""
-        spec = self.spec
+        spec = self._feasibility.spec
         assert spec is not None, "nothing is placed on a pool that is not wanted"
-        view = self._view(self.shape_of(request), spec)
+        view = self._feasibility.view(self.shape_of(request))
         expected = expected_tokens if expected_tokens is not None else request.expected_tokens or request.max_tokens
         offers, removed = self._offers(view, request, expected)
         last = self.affinity.last(request.session_id, at_ms=at_ms, ttl_ms=spec.affinity.ttl_ms)
@@ -147,42 +139,7 @@ class PoolFleet:
 
     # how it is answered
 
-    def _refresh(self, spec: PoolSpec) -> None:
-        if self._seen == self.index.version:
-            return
-        self._seen = self.index.version
-        self._views.clear()
-        ready: Counter[SetKey] = Counter()
-        for abilities, kind in self.index.kinds.items():
-            ready[abilities.version] += kind.size
-        self.sets.choose(ready, self.index.returning, spec)
-        limits = {key.ctx_max for key in ready if 0 < key.ctx_max < spec.ctx}
-        if not limits <= set(self._ctx_limits):
-            self._ctx_limits = tuple(sorted(limits.union(self._ctx_limits))[-_CTX_LIMITS_MAX:])
-            self.shapes_version += 1
-
-    def _view(self, shape: Shape, spec: PoolSpec) -> _View:
-        self._refresh(spec)
-        view = self._views.get(shape)
-        if view is None:
-            if len(self._views) >= _VIEWS_MAX:
-                self._views.clear()
-            view = self._views[shape] = self._look(shape, spec)
-        return view
-
-    def _look(self, shape: Shape, spec: PoolSpec) -> _View:
-        removed: Counter[str] = Counter()
-        kinds: list[Kind] = []
-        for abilities, kind in self.index.kinds.items():
-            name = refusal(abilities, shape, spec, self.sets)
-            if name:
-                removed[name] += kind.size
-            else:
-                kinds.append(kind)
-        counts = tuple((name, removed[name]) for name in FILTERS if removed[name])
-        return _View(tuple(kinds), counts, self.sets.name(shape.side, spec))
-
-    def _offers(self, view: _View, request: TaskRequest, expected: float) -> tuple[list[Offer], list[tuple[str, int]]]:
+    def _offers(self, view: View, request: TaskRequest, expected: float) -> tuple[list[Offer], list[tuple[str, int]]]:
         offers: list[Offer] = []
         full = short = 0
         for kind in view.kinds:
@@ -214,7 +171,7 @@ class PoolFleet:
         self,
         request: TaskRequest,
         spec: PoolSpec,
-        view: _View,
+        view: View,
         removed: Sequence[tuple[str, int]],
         *,
         reason: str,

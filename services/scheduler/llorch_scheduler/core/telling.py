@@ -34,17 +34,17 @@ class Telling:
 
     def _load(self, pool: Pool, at_ms: int) -> PoolLoad:
         """O(waiting tenants)."""
-        index = pool.fleet.index
+        slots = pool.fleet.slots()
         load = PoolLoad(
             pool_id=pool.pool_id,
             at_ms=at_ms,
             snapshot_version=self._version,
             queued={str(priority): len(queue) for priority, queue in pool.queue.classes.items()},
             queue_seq={str(priority): queue.seq for priority, queue in pool.queue.classes.items()},
-            running=index.held,
-            slots_total=index.slots_total,
-            slots_free=index.slots_free,
-            replicas_ready=index.ready,
+            running=pool.fleet.index.held,
+            slots_total=slots.total,
+            slots_free=slots.free,
+            replicas_ready=slots.replicas,
             service_ms=0,
             classes={
                 name: _class_load(pool, Priority(name), line, at_ms) for name, line in pool.queue.class_loads().items()

@@ -1,0 +1,81 @@
+"""Placement inside the core: what a specification or a replica changes reaches the tasks that wait already."""
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from llorch_scheduler.core.effects import Place
+from llorch_scheduler.core.events import PoolChanged
+from llorch_shared.wire.policy import CanarySpec
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import PlacementOverrides
+from scheduler.core_world import World
+from scheduler.samples import spec, task_id
+
+NEXT = PlacementOverrides(label="next")
+CANARY = msgspec.structs.replace(spec(), canary=CanarySpec(engine_version="v2", labels=("next",)))
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.check()
+
+
+def change(world: World, pool: PoolSpec) -> list[object]:
+    world.specs["p1"] = pool
+    return list(world.tell(PoolChanged(at_ms=world.now, spec=pool)))
+
+
+def placed(effects: list[object]) -> list[tuple[str, str]]:
+    return [(each.record.task_id, each.record.replica_id) for each in effects if isinstance(each, Place)]
+
+
+def test_a_rolled_back_canary_gives_its_waiting_tasks_to_the_stable_set(world: World) -> None:
+    change(world, CANARY)
+    world.replica("r1", engine_version="v1")
+    world.replica("r2", engine_version="v2")
+    assert placed(world.admit(1, placement=NEXT)) == [(task_id(1), "r2")]
+    assert placed(world.admit(2, placement=NEXT)) == []
+    assert placed(change(world, spec())) == [(task_id(2), "r1")]
+
+
+def test_a_new_canary_takes_waiting_tasks_of_its_part(world: World) -> None:
+    world.replica("r1", engine_version="v1")
+    assert placed(world.admit(1)) == [(task_id(1), "r1")]
+    assert placed(world.admit(2, placement=NEXT)) == []
+    world.replica("r2", engine_version="v2")
+    assert placed(change(world, CANARY)) == [(task_id(2), "r2")]
+
+
+def test_waiting_tasks_fit_a_replica_of_an_unusual_size_as_soon_as_it_comes(world: World) -> None:
+    assert placed(world.admit(1, ctx=2_900)) == []
+    assert placed(world.replica("r1", ctx_max=3_000)) == [(task_id(1), "r1")]
+
+
+def test_the_record_says_whether_the_cache_is_warm(world: World) -> None:
+    world.replica("r1", slots=2)
+    world.replica("r2", slots=2)
+    session = task_id(77)
+    records = [
+        each.record
+        for number in (1, 2, 3)
+        for each in world.admit(number, session_id=session)
+        if isinstance(each, Place)
+    ]
+    assert [(each.replica_id, each.kv_warmth) for each in records] == [("r1", None), ("r1", True), ("r2", False)]
+
+
+def test_a_session_is_still_known_after_a_takeover_while_its_task_runs(world: World) -> None:
+    world.replica("r1", slots=2)
+    world.replica("r2", slots=2, free_vram_mb=50)
+    session = task_id(77)
+    assert placed(world.admit(1, session_id=session)) == [(task_id(1), "r2")]
+    world.settle()
+    world.claim("r2")
+    world.replica("r1", slots=2, free_vram_mb=900)
+    world.take_over()
+    (effect,) = (each for each in world.admit(2, session_id=session) if isinstance(each, Place))
+    assert (effect.record.replica_id, effect.record.kv_warmth) == ("r2", True)
