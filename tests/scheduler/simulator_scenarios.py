@@ -7,6 +7,7 @@ from llorch_scheduler.simulator.scenario import Flow, Hardware, PoolPlan, Replic
 from llorch_scheduler.simulator.simulation import Simulation
 from llorch_scheduler.simulator.sizes import Fixed, Sizes
 from llorch_scheduler.simulator.tasks import SimTask
+from llorch_shared.states import FINAL
 from llorch_shared.wire.policy import QueueSpec
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.spec import PoolSpec
@@ -76,11 +77,21 @@ class Watched(Simulation):
     def __init__(self, wanted: Scenario, seed: int = 1) -> None:
         self.starts: list[SimTask] = []
         self.ends: dict[str, list[str]] = {}
+        self.versions: dict[int, str] = {}
+        """Engine version that a task started on, by its number."""
+        self.finals: list[RunRecord] = []
         super().__init__(wanted, seed)
 
     def started(self, task: SimTask, record: RunRecord, version: str) -> None:
         self.starts.append(task)
+        self.versions[task.number] = version
         super().started(task, record, version)
+
+    def write_run(self, record: RunRecord, expect_seq: int) -> int:
+        seq = super().write_run(record, expect_seq)
+        if seq and record.state in FINAL:
+            self.finals.append(record)
+        return seq
 
     def _end(self, task: SimTask, outcome: str) -> None:
         self.ends.setdefault(task.task_id, []).append(outcome)
