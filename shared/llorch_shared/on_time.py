@@ -13,6 +13,7 @@ beyond counts in the outermost.
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Final
 
 _PER_OCTAVE: Final = 4
@@ -77,20 +78,26 @@ def on_time_probability(
     if service_ms <= 0:
         service_ms = 1.0
     if wait_ms <= 0:
-        return _below(services, budget_ms / service_ms)
+        return _below(_sums(services), budget_ms / service_ms)
     wait_ms, budget_ms = wait_ms + gap_ms, budget_ms + gap_ms
     if wait_ms >= service_ms:
         outer, outer_ms, inner, inner_ms = services, service_ms, waits, wait_ms
     else:
         outer, outer_ms, inner, inner_ms = waits, wait_ms, services, service_ms
     chance = 0.0
+    sums = _sums(inner)
     for part, mid in zip(outer, _MIDS, strict=True):
         if part:
-            chance += part * _below(inner, (budget_ms - outer_ms * mid) / inner_ms)
+            chance += part * _below(sums, (budget_ms - outer_ms * mid) / inner_ms)
     return min(1.0, chance)
 
 
-def _below(parts: Sequence[float], ratio: float) -> float:
+def _sums(parts: Sequence[float]) -> tuple[float, ...]:
+    """Samples up to each edge. Added one by one: `sum` rounds differently from release to release of Python."""
+    return tuple(accumulate(parts, initial=0.0))
+
+
+def _below(sums: Sequence[float], ratio: float) -> float:
     """Part of the samples that are at most `ratio`."""
     if ratio <= EDGES[0]:
         return 0.0
@@ -98,4 +105,4 @@ def _below(parts: Sequence[float], ratio: float) -> float:
         return 1.0
     at = bucket(ratio)
     inside = (ratio - EDGES[at]) / (EDGES[at + 1] - EDGES[at])
-    return min(1.0, (sum(parts[:at]) + parts[at] * inside) / max(sum(parts), 1e-9))
+    return min(1.0, (sums[at] + (sums[at + 1] - sums[at]) * inside) / max(sums[-1], 1e-9))

@@ -6,13 +6,13 @@ What was admitted here lately is remembered, so that its stream and its lookup n
 import logging
 import time
 from collections import OrderedDict
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from llorch_gateway.call import Call
 from llorch_gateway.core.admission import admit, check_turn
-from llorch_gateway.core.prospect import Prospect, prospect_for, prospect_of
+from llorch_gateway.core.prospect import Prospect, prospect_of
 from llorch_gateway.core.refusals import TENANT_CAPACITY
 from llorch_gateway.enqueue import Enqueue
 from llorch_gateway.failures import unavailable
@@ -46,6 +46,14 @@ class _EngineOnly(msgspec.Struct):
 
 
 _ENGINE_ONLY: Final = msgspec.json.Decoder(_EngineOnly)
+
+
+class _Taken(NamedTuple):
+    stored: Stored
+    tries: int
+    """More than one may have stored it before its ack got lost."""
+    on_time: float | None
+    """Chance that it ends before its deadline, as seen before it was stored."""
 
 
 class Admissions:
@@ -98,8 +106,9 @@ class Admissions:
         if not snapshot.held:
             raise unavailable("this gateway has not read the registry yet")
         pool = admit(request, call.tenant, snapshot.pools, snapshot.replicas, snapshot.loads)
-        stored, tries = await self._take(request, pool, call)
-        prospect = prospect_for(snapshot.loads.get(pool.id), request, call.tenant, seq=stored.seq)
+        taken = await self._take(request, pool, call)
+        stored = taken.stored
+        prospect = prospect_of(snapshot.loads.get(pool.id), request.priority, call.tenant, seq=stored.seq)
         accepted = TaskAccepted(
             task_id=request.task_id,
             queue_position=prospect.position,
@@ -108,11 +117,11 @@ class Admissions:
         )
         if not stored.duplicate:
             self._remember(request, pool, call, stored.seq, accepted)
-        if not stored.duplicate or tries > 1:
-            await self._tell(request, pool, call, prospect)
+        if not stored.duplicate or taken.tries > 1:
+            await self._tell(request, pool, call, prospect, taken.on_time)
         return accepted
 
-    async def _take(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
+    async def _take(self, request: TaskRequest, pool: PoolSpec, call: Call) -> _Taken:
         """Put the task into its queue, or find that it was accepted before. Its tokens are expected before there can
         be any. Raises OrchError when it has no place."""
         task = request.task_id
@@ -120,7 +129,7 @@ class Admissions:
         if not known:
             self._router.expect(task)
         try:
-            check_turn(request, call.tenant, pool, self._snapshot.loads.get(pool.id))
+            foreseen = check_turn(request, call.tenant, pool, self._snapshot.loads.get(pool.id))
             stored, tries = await self._enqueue.store(request, pool, call)
         except BaseException as error:
             if not known:
@@ -128,10 +137,10 @@ class Admissions:
             before = await self._known(task) if _is_turned_away(error) else None
             if before is None:
                 raise
-            return before, 1
+            return _Taken(before, 1, None)
         if stored.duplicate and not known:
             self._router.unexpect(task)
-        return stored, tries
+        return _Taken(stored, tries, foreseen.on_time)
 
     async def _known(self, task: str) -> Stored | None:
         """Strangers are turned away; a task that was accepted before stays accepted."""
@@ -158,7 +167,9 @@ class Admissions:
         )
         self._seqs[task] = seq
 
-    async def _tell(self, request: TaskRequest, pool: PoolSpec, call: Call, prospect: Prospect) -> None:
+    async def _tell(
+        self, request: TaskRequest, pool: PoolSpec, call: Call, prospect: Prospect, on_time: float | None
+    ) -> None:
         """Telemetry (ORCH-3094) and the audit record of one admission."""
         self._enqueued.labels(request.engine, "", pool.id, "", request.priority).inc()
         weight = self._snapshot.tenant_weight(pool, call.tenant)
@@ -180,14 +191,14 @@ class Admissions:
             priority=request.priority,
             weight=weight,
             deadline_ms=request.deadline_ms,
-            on_time_probability=prospect.on_time,
+            on_time_probability=on_time,
             queue_position=prospect.position,
             predicted_start_ms=prospect.start_ms,
         )
         told = admission_detail(request, queue_position=prospect.position, predicted_start_ms=prospect.start_ms)
         told["weight"] = weight
-        if prospect.on_time is not None:
-            told["on_time_probability"] = round(prospect.on_time, 4)
+        if on_time is not None:
+            told["on_time_probability"] = round(on_time, 4)
         await self._audit.record(
             AuditRecord(
                 event=AuditEvent.ADMITTED,

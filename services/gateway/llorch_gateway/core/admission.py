@@ -6,7 +6,7 @@ checked by the node, which ends the task with INVALID_PARAMS.
 
 from collections.abc import Mapping
 
-from llorch_gateway.core.prospect import prospect_for
+from llorch_gateway.core.prospect import Prospect, prospect_for
 from llorch_gateway.core.refusals import deadline_unmet, shed
 from llorch_shared.guards import check_request
 from llorch_shared.routing import Replicas, route
@@ -27,11 +27,13 @@ def admit(
     return route(request, pools, replicas, loads, tenant=tenant)
 
 
-def check_turn(request: TaskRequest, tenant: str, pool: PoolSpec, load: PoolLoad | None) -> None:
-    """Whether the pool takes such a task at present: the circuit breaker first, then the deadline. Raises OrchError."""
+def check_turn(request: TaskRequest, tenant: str, pool: PoolSpec, load: PoolLoad | None) -> Prospect:
+    """What the task may expect, if the pool takes such a one at present: the circuit breaker is asked first, then the
+    deadline. Raises OrchError."""
     line = load.classes.get(request.priority) if load is not None else None
     if line is not None and line.shed:
         raise shed(request, pool, line)
     prospect = prospect_for(load, request, tenant)
     if prospect.on_time is not None and prospect.on_time < pool.deadlines.min_on_time_probability:
         raise deadline_unmet(request, pool, prospect)
+    return prospect

@@ -27,9 +27,9 @@ def prospect_of(load: PoolLoad | None, priority: Priority, tenant: str, *, seq: 
     return Prospect(waiting.position, round(waiting.start_ms), is_loading(load))
 
 
-def prospect_for(load: PoolLoad | None, request: TaskRequest, tenant: str, *, seq: int | None = None) -> Prospect:
-    """The same at its admission, when its deadline counts from now. Without `seq`: of a newcomer."""
-    waiting = expect(load, request.priority, tenant, seq)
+def prospect_for(load: PoolLoad | None, request: TaskRequest, tenant: str) -> Prospect:
+    """Of a newcomer, whose deadline counts from now."""
+    waiting = expect(load, request.priority, tenant)
     known = load is not None and load.service_ms > 0
     return Prospect(
         waiting.position,
