@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +29,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus import nats as nats_bus
 from llorch_shared.bus.port import Bus
 from llorch_shared.settings import NatsSettings
-from llorch_shared.wire.registry import PoolHealth
+from llorch_shared.wire.registry import LEASE_DECODER, PoolHealth
 from llorch_shared.wire.spec import PoolSpec
 from support.client import TaskClient
 from support.nats_server import NatsServer, free_port
@@ -125,7 +126,7 @@ class System:
             self.print_tails()
 
     async def start(self) -> None:
-        """Start everything and wait until every replica of every pool is ready."""
+        """Start everything and wait until every replica of every pool is ready and every pool has its scheduler."""
         self._write_config()
         self.nats.start()
         self.bus = await nats_bus.connect(NatsSettings(url=self.nats.url), name="harness")
@@ -139,6 +140,13 @@ class System:
             await self.ready(name)
         for pool in self.pools:
             await self.replicas_ready(pool.id, pool.replicas * self._nodes_of(pool), self.start_deadline_s)
+            await self.until(partial(self._scheduled, pool.id), f"a scheduler for {pool.id}", START_DEADLINE_S)
+
+    async def _scheduled(self, pool_id: str) -> bool:
+        """Whether somebody holds the shard of this pool."""
+        key = subjects.registry(subjects.lease_key(subjects.shard_of(pool_id)))
+        message = await self.bus.last(streams.REG, key)
+        return message is not None and not message.deleted and bool(LEASE_DECODER.decode(message.data).holder)
 
     async def stop(self) -> None:
         """End every process. Safe to call twice."""
