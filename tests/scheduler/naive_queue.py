@@ -100,9 +100,12 @@ class NaiveQueue:
         """A bucket whose limit was taken away starts empty when there is one again."""
         for name, kind in list(self.buckets):
             limits = tenant_limits(self.spec, name)
-            if kind in ("rps", "tokens") and (limits.rps if kind == "rps" else limits.tokens_per_min) is None:
-                del self.buckets[name, kind]
-            elif kind == "class" and class_policy(self.spec, Priority(name)).rate_limit_rps is None:
+            limit = {
+                "rps": limits.rps,
+                "tokens": limits.tokens_per_min,
+                "class": class_policy(self.spec, Priority(name)).rate_limit_rps if kind == "class" else None,
+            }
+            if limit[kind] is None:
                 del self.buckets[name, kind]
 
     def rank(self, job: Job) -> tuple[int, tuple[int, int], str]:

@@ -11,7 +11,6 @@ from llorch_scheduler.core.queue import PoolQueue
 from llorch_scheduler.core.shape import Shape
 from llorch_shared.wire.policy import PreemptionSpec, PrioritySpec, TenantLimits
 from llorch_shared.wire.spec import PoolSpec, TimeoutSpec
-from llorch_shared.wire.task import Priority
 from scheduler.naive_queue import NEVER, NaiveQueue
 from scheduler.queue_world import BATCH, INTERACTIVE, policy, waiting
 
