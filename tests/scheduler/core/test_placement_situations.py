@@ -1,6 +1,6 @@
 """Placement inside the core: what a specification or a replica changes reaches the tasks that wait already."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import pytest
@@ -29,7 +29,7 @@ def change(world: World, pool: PoolSpec) -> list[object]:
     return list(world.tell(PoolChanged(at_ms=world.now, spec=pool)))
 
 
-def placed(effects: list[object]) -> list[tuple[str, str]]:
+def placed(effects: Sequence[object]) -> list[tuple[str, str]]:
     return [(each.record.task_id, each.record.replica_id) for each in effects if isinstance(each, Place)]
 
 

@@ -36,6 +36,9 @@ class Slots(NamedTuple):
 
 
 class PoolFleet:
+    """Told of every change by the replicas themselves. Questions change nothing, but that the stable set is settled by
+    the first decision that picks a replica; where a session went is noted when the replica holds its task."""
+
     def __init__(self) -> None:
         self.index: Final = PoolIndex()
         self.affinity: Final = Affinity()
