@@ -43,8 +43,9 @@ from llorch_scheduler.core.pool import Pool
 from llorch_scheduler.core.scheduler import SchedulerCore
 from llorch_scheduler.core.shape import Shape
 from llorch_shared.errors import ErrorBody
-from llorch_shared.pool_policy import CLASSES
+from llorch_shared.pool_policy import CLASSES, tenant_limits, total_capacity
 from llorch_shared.states import FINAL, check_move
+from llorch_shared.wire.policy import FullPolicy
 from llorch_shared.wire.registry import PoolLoad, ReplicaRecord
 from llorch_shared.wire.run import PreemptRequest, RunRecord
 from llorch_shared.wire.task import Priority, TaskState
@@ -128,6 +129,8 @@ class World:
                 self.tell(BacklogRead(at_ms=self.now, pool_id=pool_id, priority=priority))
 
     floor_written = 0
+    bounds_hold = True
+    """False while a bound was lowered under what waits already."""
 
     def write_floor(self) -> None:
         self.floor_written = max(self.floor_written, self.core.floor())
@@ -358,6 +361,7 @@ class World:
             replica = self.core.fleet.get(effect.record.pool_id, effect.record.replica_id)
             assert replica is not None
             assert replica.slots_taken <= replica.slots_total, "more in flight than slots"
+            self._check_quota(effect.record)
             placed = before.get(effect.record.task_id)
             for other, waiting in before.items():
                 if placed is not None and other in after and waiting.flow == placed.flow:
@@ -372,7 +376,8 @@ class World:
                 for member in members:
                     assert member not in queued, "a task stands in two queues"
                     queued[member] = priority
-            self._check_quotas(pool)
+            self._check_counts(pool)
+            self._check_bounds(pool)
         held = [task for replica in self.core.fleet.replicas.values() for task in replica.held]
         assert len(held) == len(set(held)), "a task is held by two replicas"
         for job in self.core.jobs.values():
@@ -386,15 +391,35 @@ class World:
             assert task in stored or task in self.runs, "an accepted task is nowhere"
             assert len(self.finals.get(task, [])) <= 1, "a task ended twice"
 
-    def _check_quotas(self, pool: Pool) -> None:
-        """No tenant starts beyond its quota. What ran before a quota was lowered, or came from an earlier term, may
-        exceed it; so tests that change quotas look at starts (`quota_starts`)."""
-        index = pool.fleet.index
-        held = [replica for replica in self.core.fleet.of_pool(pool.pool_id) for _ in replica.held]
-        assert index.held == len(held)
-        assert sum(kind.slots_free for kind in index.kinds.values()) == sum(
-            each.slots_free for each in self.core.fleet.of_pool(pool.pool_id)
-        )
+    def _check_counts(self, pool: Pool) -> None:
+        """What is counted as things happen agrees with a look at everything."""
+        replicas = self.core.fleet.of_pool(pool.pool_id)
+        assert pool.fleet.index.held == sum(len(each.held) for each in replicas)
+        assert pool.fleet.slots().free <= sum(each.slots_free for each in replicas)
+        for victim in pool.victims.values():
+            assert victim.preempt_ms, "a victim that was not asked"
+
+    def _check_quota(self, record: RunRecord) -> None:
+        """Its tenant holds no more than its quota now that this one has started. Tasks that were found running, or
+        started before a quota was lowered, count: so nothing starts until they end."""
+        pool = self.core.pools[record.pool_id]
+        assert pool.spec is not None, "placed on a pool that is not wanted"
+        limits = tenant_limits(pool.spec, record.tenant)
+        held = [
+            job
+            for job in self.core.jobs.values()
+            if job.phase in HOLDS_SLOT and (job.record.pool_id, job.record.tenant) == (pool.pool_id, record.tenant)
+        ]
+        assert limits.max_concurrent is None or len(held) <= limits.max_concurrent, "more at once than the quota"
+        assert limits.kv_mb is None or sum(job.est_kv_mb for job in held) <= limits.kv_mb, "more KV than the quota"
+
+    def _check_bounds(self, pool: Pool) -> None:
+        """A full policy keeps the queue in its bounds; what came back from a replica takes no place."""
+        if pool.spec is None or not self.bounds_hold:
+            return
+        fresh = {priority: queue.fresh for priority, queue in pool.queue.classes.items()}
+        if pool.spec.queue.full_policy is not FullPolicy.REJECT:
+            assert sum(fresh.values()) <= total_capacity(pool.spec), "the queue is over its bound"
 
     def check_finished(self) -> None:
         """Every accepted task has ended, once; nothing is left in anybody's hands."""

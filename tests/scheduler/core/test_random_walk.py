@@ -2,21 +2,57 @@
 
 A step is anything that can happen to a scheduler: arrivals, duplicates, cancels, claims, endings, engines and nodes
 that die, writes that fail before, between and after their steps, late news, takeovers with a predecessor that still
-writes.
+writes, policies that change, running tasks that are asked to make way and do or do not.
 """
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llorch_scheduler.core.effects import Preempt
 from llorch_scheduler.core.limits import Limits
+from llorch_scheduler.core.pool import Pool
+from llorch_shared.pool_policy import total_capacity
+from llorch_shared.wire.policy import (
+    AdmissionSpec,
+    BreakerSpec,
+    DeadlineSpec,
+    FairnessSpec,
+    FullPolicy,
+    PreemptionSpec,
+    QueueSpec,
+    TenantLimits,
+    TenantSpec,
+)
+from llorch_shared.wire.run import PreemptRequest
 from llorch_shared.wire.task import PlacementOverrides, Priority
 from scheduler.core_world import World, task_id
 
 POOLS = ("p1", "p2")
+TENANTS = ("a", "b", "c")
+QUOTAS = AdmissionSpec(
+    fairness=FairnessSpec(
+        tenants=(TenantSpec(id="a", weight=3), TenantSpec(id="b", max_concurrent=1)),
+        default=TenantLimits(rps=2.0, tokens_per_min=200, kv_mb=20),
+    )
+)
+POLICIES: tuple[dict[str, Any], ...] = (
+    {"admission": AdmissionSpec()},
+    {"admission": QUOTAS},
+    {"queue": QueueSpec(capacity=6, full_policy=FullPolicy.SHED_LOW_PRIORITY)},
+    {"queue": QueueSpec(capacity=6, full_policy=FullPolicy.DROP_LRU, tenant_capacity=4)},
+    {"queue": QueueSpec()},
+    {"deadlines": DeadlineSpec(order="fifo", evict="expiry")},
+    {"deadlines": DeadlineSpec(overload_after_ms=500)},
+    {"preemption": PreemptionSpec(mode="hard")},
+    {"preemption": PreemptionSpec(mode="disabled")},
+    {"breaker": BreakerSpec(start_ms=100, hold_ms=1_000)},
+    {"breaker": None},
+)
 REPLICAS = {"a1": "p1", "a2": "p1", "b1": "p2"}
 
 
@@ -24,6 +60,7 @@ class Walk:
     def __init__(self, dice: random.Random) -> None:
         self.dice = dice
         self.world = World(limits=Limits(attempts_max=4), pools=POOLS)
+        self.world.respec("p1", preemption=PreemptionSpec(mode="hard"), **POLICIES[2])
         self.admitted = 0
         self.lives = 1
         self.steps: list[Callable[[], None]] = [
@@ -44,14 +81,24 @@ class Walk:
             self.zombie_writes,
             self.write_floor,
             self.long_tick,
+            self.respec,
+            self.stop_late,
         ]
+        self.asked: list[PreemptRequest] = []
         for replica in REPLICAS:
             self.replica(replica)
 
     def replica(self, name: str) -> None:
         self.lives += 1
         self.world.replica(
-            name, pool=REPLICAS[name], slots=1 + (name == "a1"), device=f"cuda:{name[-1]}", incarnation=f"i{self.lives}"
+            name,
+            pool=REPLICAS[name],
+            slots=1 + (name == "a1"),
+            device=f"cuda:{name[-1]}",
+            incarnation=f"i{self.lives}",
+            features=("interruptible_decode",) if name != "a2" else (),
+            kv_bytes_per_token=4096 if name == "b1" else 0,
+            free_vram_mb=4_000,
         )
 
     def run(self, steps: int) -> None:
@@ -65,9 +112,13 @@ class Walk:
         if len(self.world.core.jobs) > 40:
             return
         self.admitted += 1
-        fields: dict[str, object] = {
+        fields: dict[str, Any] = {
             "priority": self.dice.choice(list(Priority)),
-            "deadline_ms": self.dice.choice([300, 3_600_000, 3_600_000]),
+            "deadline_ms": self.dice.choice([300, 2_000, 20_000, 3_600_000]),
+            "tenant": self.dice.choice(TENANTS),
+            "ctx": self.dice.choice([300, 512, 2048]),
+            "channel": self.dice.choice(["http", "http", "nats"]),
+            "session_id": task_id(self.dice.randrange(5)),
         }
         if self.dice.random() < 0.15:
             fields["placement"] = PlacementOverrides(require_device_mask=self.dice.choice(["cuda:1", "cuda:2"]))
@@ -89,8 +140,26 @@ class Walk:
     def perform(self) -> None:
         if self.world.pending:
             effect = self.world.pending.pop(self.dice.randrange(min(4, len(self.world.pending))))
+            if isinstance(effect, Preempt):
+                self.asked.append(effect.request)
             fault = self.dice.choice(["", "", "", "", "", "", "lost", "unsure", "half"])
             self.world.perform(effect, fault=fault)
+
+    def respec(self) -> None:
+        """The operator changes a pool's policy."""
+        fields = dict(self.dice.choice(POLICIES))
+        self.world.bounds_hold = False
+        self.world.respec(self.dice.choice(POOLS), **fields)
+        self.world.bounds_hold = not any(self._over(pool) for pool in self.world.core.pools.values())
+
+    def _over(self, pool: Pool) -> bool:
+        spec = pool.spec
+        return spec is not None and sum(each.fresh for each in pool.queue.classes.values()) > total_capacity(spec)
+
+    def stop_late(self) -> None:
+        """A node hears of a wish to stop long after."""
+        if self.asked:
+            self.world.stop(self.asked.pop(self.dice.randrange(len(self.asked))))
 
     def zombie_writes(self) -> None:
         if self.world.zombies:
