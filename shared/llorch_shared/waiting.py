@@ -1,16 +1,17 @@
 """How long a task will wait: one formula, used by the gateway for its answer and by the scheduler for its record. Pure.
 
-Tasks that start before it (the position): its own flow's n, and of the others what fair queueing serves meanwhile,
+Tasks that start before it (the position): its own flow's n, and of the others what fair queueing serves meanwhile.
+Shares are of slot time, so with c, c' the mean expected slot time of a task of its class and of the other classes,
 
-    position = own + others,   own    = n + min(C - n, n · (Σw - w) / w)       flows of its class, weights w
-                               others = min(O, own · v / w_class)             classes, v the weight of the other ones
+    position = own + others,   own    = n + min(C - n, n · (Σw - w) / w)         flows of its class, weights w
+                               others = min(O, own · c/c' · v / w_class)        classes, v the weight of the others
 
-and the same in expected slot time instead of tasks gives the work before it. Then, with s slots,
+Then, with s slots and the measured `turn`, the slot time between two starts of the pool,
 
-    gap   = service / (s · work_rate)                  mean time between two starts of the pool
+    gap   = turn / s                                   mean time between two starts
     start = 0                                          while position < slots_free
           = n · pace + (gap + pace) / 2                if the flow's own pace is known: it already holds its share
-          = work / (s · work_rate) + gap               otherwise
+          = (position + 1) · gap                       otherwise
 
 While nothing is ready, the time until something is comes first, and its slots count as free then. Until a first task
 has ended the bootstrap of REQUIREMENTS section 7 holds: position · 100 ms.
@@ -66,8 +67,8 @@ class Pace(NamedTuple):
 
     slots_total: int
     slots_free: int
-    service_ms: float
-    work_rate: float = 1.0
+    turn_ms: float
+    """Slot time between two starts; 0 while unknown."""
     flow_pace_ms: float = 0.0
     loading_ms: int = 0
     loading_slots: int = 0
@@ -76,35 +77,39 @@ class Pace(NamedTuple):
     def gap_ms(self) -> float:
         """Mean time between two starts; 0 while unknown."""
         slots = self.slots_total or self.loading_slots
-        return self.service_ms / (slots * self.work_rate) if slots and self.work_rate > 0 else 0.0
+        return self.turn_ms / slots if slots else 0.0
 
 
 def foresee(ahead: Ahead, pace: Pace) -> Waiting:
     """The formula."""
-    position = _before(ahead, ahead.flow_tasks, ahead.class_tasks, ahead.other_tasks)
-    loading_ms, slots, free = 0.0, pace.slots_total, pace.slots_free
-    if slots <= 0:
-        loading_ms, slots = float(pace.loading_ms), pace.loading_slots
-        free = slots
+    position = _position(ahead)
+    loading_ms, free = 0.0, pace.slots_free
+    if pace.slots_total <= 0:
+        loading_ms, free = float(pace.loading_ms), pace.loading_slots
     if position < free:
         return Waiting(int(position), loading_ms, measured=False)
-    if pace.service_ms <= 0 or slots <= 0 or pace.work_rate <= 0:
-        return Waiting(int(position), loading_ms + (position - free + 1) * BOOTSTRAP_MS, measured=False)
     gap_ms = pace.gap_ms
+    if gap_ms <= 0:
+        return Waiting(int(position), loading_ms + (position - free + 1) * BOOTSTRAP_MS, measured=False)
     if pace.flow_pace_ms > 0:
         start_ms = ahead.flow_tasks * pace.flow_pace_ms + (gap_ms + pace.flow_pace_ms) / 2
     else:
-        work_ms = _before(ahead, ahead.flow_work_ms, ahead.class_work_ms, ahead.other_work_ms)
-        start_ms = work_ms / (slots * pace.work_rate) + gap_ms
+        start_ms = (position + 1) * gap_ms
     start_ms = max(0.0, start_ms - free * gap_ms)
     return Waiting(int(position), loading_ms + start_ms, measured=loading_ms == 0)
 
 
-def _before(ahead: Ahead, flow: float, in_class: float, others: float) -> float:
-    """Tasks or work that are served before it: of its flow, of its class, of other classes."""
-    rivals = max(1, ahead.flows_weight) - ahead.flow_weight
-    own = flow + min(max(0.0, in_class - flow), flow * max(0, rivals) / max(1, ahead.flow_weight))
-    return own + min(others, own * ahead.other_weight / max(1, ahead.class_weight))
+def _position(ahead: Ahead) -> float:
+    rivals = max(0, ahead.flows_weight - ahead.flow_weight)
+    own = ahead.flow_tasks + min(
+        max(0, ahead.class_tasks - ahead.flow_tasks), ahead.flow_tasks * rivals / max(1, ahead.flow_weight)
+    )
+    if not own or not ahead.other_tasks:
+        return own
+    cost_ms = ahead.class_work_ms / ahead.class_tasks if ahead.class_tasks else 0.0
+    other_cost_ms = ahead.other_work_ms / ahead.other_tasks
+    ratio = cost_ms / other_cost_ms if cost_ms > 0 and other_cost_ms > 0 else 1.0
+    return own + min(float(ahead.other_tasks), own * ratio * ahead.other_weight / max(1, ahead.class_weight))
 
 
 def expect(load: PoolLoad | None, priority: Priority, tenant: str, seq: int | None = None) -> Waiting:
@@ -149,9 +154,13 @@ def retry_after_ms(load: PoolLoad | None) -> int:
     one."""
     if load is None:
         return RETRY_MIN_MS
-    pace = Pace(load.slots_total, 0, load.service_ms, load.work_rate, 0.0, load.loading_ms, load.loading_slots)
+    pace = Pace(load.slots_total, 0, _turn_ms(load), 0.0, load.loading_ms, load.loading_slots)
     wait_ms = pace.gap_ms + (load.loading_ms if load.slots_total <= 0 else 0)
     return max(RETRY_MIN_MS, round(wait_ms))
+
+
+def _turn_ms(load: PoolLoad) -> float:
+    return load.turn_ms or load.service_ms
 
 
 def _pace(load: PoolLoad, priority: Priority, tenant: str) -> Pace:
@@ -160,8 +169,7 @@ def _pace(load: PoolLoad, priority: Priority, tenant: str) -> Pace:
     return Pace(
         slots_total=load.slots_total,
         slots_free=load.slots_free,
-        service_ms=load.service_ms,
-        work_rate=load.work_rate,
+        turn_ms=_turn_ms(load),
         flow_pace_ms=flow.pace_ms if flow is not None else 0.0,
         loading_ms=load.loading_ms,
         loading_slots=load.loading_slots,

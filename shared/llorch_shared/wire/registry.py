@@ -156,8 +156,8 @@ class PoolLoad(msgspec.Struct, frozen=True, kw_only=True):
     replicas_ready: int
     service_ms: float
     """Measured mean time a task holds a slot (EWMA); 0 until the first task ended."""
-    work_rate: float = 1.0
-    """Expected slot time that one slot works off per millisecond, as measured while tasks wait."""
+    turn_ms: float = 0
+    """Measured slot time between two starts while tasks wait; 0 until the first task ended."""
     used: float = 0
     """Part of max_tokens that tasks of this pool generate, as measured; 0 until the first task ended."""
     loading_ms: int = 0

@@ -77,7 +77,7 @@ def _part(line: ClassLoad, flow: FlowLoad) -> float:
 def _flow(load: PoolLoad, priority: Priority, tenant: str, flow: FlowLoad, share: float) -> FlowStatus:
     gets = None
     if flow.pace_ms > 0 and flow.queued and load.slots_total:
-        gets = round(min(1.0, flow.work_ms / flow.queued / flow.pace_ms / (load.slots_total * load.work_rate)), 4)
+        gets = round(min(1.0, flow.work_ms / flow.queued / flow.pace_ms / load.slots_total), 4)
     return FlowStatus(
         tenant=tenant,
         waiting=flow.queued,

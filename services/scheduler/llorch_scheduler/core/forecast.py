@@ -2,12 +2,13 @@
 
 Everything counts only while tasks wait: from a start that left others waiting to the next one.
 
-    work_rate = expected slot time started / (time passed · slots)          what one slot works off per millisecond
-    share     = expected slot time a flow started / what the pool started between two starts of the flow
-    pace      = mean expected slot time of the flow's tasks / (share · slots · work_rate)
+    turn = time passed · slots / starts                             slot time between two starts of the pool
+    pace = turn / slots · (starts of the pool between two of the flow)
 
-Fair queueing is regular where time is not: a flow's share is known after a few of its starts. What a task waited is not
-fed back into what the next is told: that says how the pool was one queue ago, and in simulations made the error larger.
+Starts are counted, not the work that was expected of them: expectations change while tasks wait, above all in the first
+minute. And fair queueing is regular where time is not: a flow's pace is known after a few of its starts. What a task
+waited is not fed back into what the next is told: that says how the pool was one queue ago, and in simulations made the
+error larger.
 """
 
 from collections import OrderedDict
@@ -30,7 +31,7 @@ DRAIN_KEEP: Final = 0.998
 """Of the places given back, which are promised far ahead: the last 500."""
 FLOW_KEEP: Final = 0.9
 _Flow = tuple[str, Priority]
-_PRIOR: Final = 10.0
+_PRIOR: Final = 4.0
 """Samples that the expectation counts for, against what is measured."""
 _FLOW_KNOWN: Final = 3.0
 """Weight of samples from which on a flow's own share is believed."""
@@ -48,12 +49,12 @@ class Behind(NamedTuple):
 class _Turns:
     """One flow's starts."""
 
-    __slots__ = ("between_ms", "count", "mark_ms", "own_ms")
+    __slots__ = ("between", "count", "mark")
 
     def __init__(self) -> None:
-        self.count = self.own_ms = self.between_ms = 0.0
-        self.mark_ms = -1.0
-        """What the pool had started at its last start; negative when no other task of it waited then."""
+        self.count = self.between = 0.0
+        self.mark = -1
+        """How many the pool had started at its last start; negative when no other task of it waited then."""
 
 
 class _Drain:
@@ -83,13 +84,12 @@ class Forecast:
     """Of one pool. Every call is O(1), but `told`, which is O(flows told)."""
 
     __slots__ = (
-        "_costs",
         "_drains",
         "_flows",
         "_last_ms",
         "_n",
         "_slot_time_ms",
-        "_started_ms",
+        "_started",
         "loading_ms",
         "loading_slots",
         "service",
@@ -108,19 +108,18 @@ class Forecast:
         """With no ready replica: until one is, and what it brings; else 0."""
         self._drains: Final = {priority: _Drain() for priority in Priority}
         self._flows: Final[OrderedDict[_Flow, _Turns]] = OrderedDict()
-        self._n = self._costs = self._slot_time_ms = 0.0
-        self._started_ms = 0.0
-        """Expected slot time of all that started."""
+        self._n = self._slot_time_ms = 0.0
+        self._started = 0
+        """How many tasks."""
         self._last_ms = -1
 
     # what happens
 
     def started(self, job: Job, at_ms: int, behind: Behind) -> None:
         """A task of the queue took a slot."""
-        self._started_ms += job.cost_ms
+        self._started += 1
         if self._last_ms >= 0 and self.slots_total > 0:
             self._n = KEEP * self._n + 1
-            self._costs = KEEP * self._costs + job.cost_ms
             self._slot_time_ms = KEEP * self._slot_time_ms + (at_ms - self._last_ms) * self.slots_total
         self._last_ms = at_ms if behind.in_pool else -1
         self.left(job, at_ms, behind)
@@ -130,16 +129,15 @@ class Forecast:
     def left(self, job: Job, at_ms: int, behind: Behind) -> None:
         """A task left the queue, also by ending there: its place is given back."""
         drain = self._drains[job.record.priority]
-        drain.gave_back(at_ms, job.cost_ms, slots=self.slots_total, others_wait=behind.in_class > 0)
+        drain.gave_back(at_ms, self._cost_ms(job), slots=self.slots_total, others_wait=behind.in_class > 0)
 
     def _turn(self, job: Job, behind: Behind) -> None:
         key = (job.record.tenant, job.record.priority)
         turns = self._flows.pop(key, None) or _Turns()
-        if turns.mark_ms >= 0:
+        if turns.mark >= 0:
             turns.count = FLOW_KEEP * turns.count + 1
-            turns.own_ms = FLOW_KEEP * turns.own_ms + job.cost_ms
-            turns.between_ms = FLOW_KEEP * turns.between_ms + self._started_ms - turns.mark_ms
-        turns.mark_ms = self._started_ms if behind.in_flow else -1.0
+            turns.between = FLOW_KEEP * turns.between + self._started - turns.mark
+        turns.mark = self._started if behind.in_flow else -1
         self._flows[key] = turns
         if len(self._flows) > FLOWS_MAX:
             self._flows.popitem(last=False)
@@ -154,20 +152,18 @@ class Forecast:
     # what is expected
 
     @property
-    def work_rate(self) -> float:
-        if not self._n:
-            return 1.0
-        prior_ms = self._costs / self._n * _PRIOR
-        return (self._costs + prior_ms) / (self._slot_time_ms + prior_ms)
+    def turn_ms(self) -> float:
+        """Slot time between two starts; 0 while unknown. A few samples count for what tasks took on average."""
+        mean_ms = self.service.mean_ms
+        return (self._slot_time_ms + _PRIOR * mean_ms) / (self._n + _PRIOR) if mean_ms else 0.0
 
-    def pace(self, priority: Priority | None = None, tenant: str = "", cost_ms: float = 0.0) -> Pace:
-        """Of the pool; and of a flow, whose tasks cost `cost_ms` on average."""
+    def pace(self, priority: Priority | None = None, tenant: str = "") -> Pace:
+        """Of the pool; and of a flow."""
         return Pace(
             slots_total=self.slots_total,
             slots_free=self.slots_free,
-            service_ms=self.service.mean_ms,
-            work_rate=self.work_rate,
-            flow_pace_ms=self._flow_pace_ms(priority, tenant, cost_ms) if priority is not None else 0.0,
+            turn_ms=self.turn_ms,
+            flow_pace_ms=self._flow_pace_ms(priority, tenant) if priority is not None else 0.0,
             loading_ms=self.loading_ms,
             loading_slots=self.loading_slots,
         )
@@ -176,13 +172,12 @@ class Forecast:
         """A new task is about to stand behind `ahead`; its `cost_ms` is set."""
         waiting = self.waiting(ahead, job.record.priority, job.record.tenant)
         job.foretold = waiting.measured
-        self._drains[job.record.priority].joined(job.cost_ms)
+        self._drains[job.record.priority].joined(self._cost_ms(job))
         return waiting
 
     def waiting(self, ahead: Ahead, priority: Priority, tenant: str) -> Waiting:
         """Of a task that stands behind `ahead`."""
-        cost_ms = ahead.flow_work_ms / ahead.flow_tasks if ahead.flow_tasks else 0.0
-        return foresee(ahead, self.pace(priority, tenant, cost_ms))
+        return foresee(ahead, self.pace(priority, tenant))
 
     def chance(self, waiting_ms: float, service_ms: float, budget_ms: float) -> float:
         """Chance that a task ends within `budget_ms` from now."""
@@ -217,7 +212,7 @@ class Forecast:
             overhead_ms=round(service.overhead_ms, 3),
             token_ms=round(service.token_ms, 4) if service.mean_ms else 0.0,
             used=round(service.used_by_all, 4) if service.mean_ms else 0.0,
-            work_rate=round(self.work_rate, 4),
+            turn_ms=round(self.turn_ms, 3),
             loading_ms=self.loading_ms,
             loading_slots=self.loading_slots,
             spread=service.spread.parts(),
@@ -229,18 +224,20 @@ class Forecast:
         flows = {
             tenant: structs.replace(
                 flow,
-                pace_ms=round(self._flow_pace_ms(priority, tenant, flow.work_ms / flow.queued), 3)
-                if flow.queued
-                else 0,
+                pace_ms=round(self._flow_pace_ms(priority, tenant), 3),
                 used=round(self.service.used(tenant, priority), 4),
             )
             for tenant, flow in line.flows.items()
         }
         return structs.replace(line, flows=flows)
 
-    def _flow_pace_ms(self, priority: Priority, tenant: str, cost_ms: float) -> float:
+    def _flow_pace_ms(self, priority: Priority, tenant: str) -> float:
         turns = self._flows.get((tenant, priority))
-        if turns is None or turns.count < _FLOW_KNOWN or turns.between_ms <= 0 or self.slots_total <= 0:
+        if turns is None or turns.count < _FLOW_KNOWN or self.slots_total <= 0:
             return 0.0
-        share = min(1.0, turns.own_ms / turns.between_ms)
-        return (cost_ms or turns.own_ms / turns.count) / (share * self.slots_total * self.work_rate)
+        return self.turn_ms / self.slots_total * max(1.0, turns.between / turns.count)
+
+    def _cost_ms(self, job: Job) -> float:
+        """As expected now, which is not what was expected when it came."""
+        request = job.record.request
+        return self.service.expected_ms(request, job.record.tenant) if request is not None else job.cost_ms
