@@ -70,8 +70,13 @@ def check_deadline(request: TaskRequest) -> None:
 
 
 def content_bytes(request: TaskRequest) -> int:
-    texts = (request.prompt,) if request.prompt is not None else request.inputs or ()
-    return sum(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    if request.prompt is not None:
+        return _bytes(request.prompt)
+    return sum(map(_bytes, request.inputs or ()))
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def prompt_tokens_min(request: TaskRequest) -> int:

@@ -6,7 +6,7 @@ server itself refuses what is over capacity. Acknowledging is asked for by the c
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -23,7 +23,8 @@ from llorch_shared.wire.task import REQUEST_DECODER, Priority, TaskRequest
 
 log = logging.getLogger(__name__)
 
-FETCH_MESSAGES: Final = 500
+FETCH_MESSAGES: Final = 2000
+"""A backlog is pulled in few round trips; what trickles in comes at once all the same."""
 FETCH_WAIT_S: Final = 2.0
 BACKLOG_WAIT_S: Final = 0.05
 PAYLOAD_BYTES_MAX: Final = 1_000_000
@@ -31,7 +32,7 @@ PAYLOAD_BYTES_MAX: Final = 1_000_000
 ACK_TRIES: Final = 3
 _RETRY_S: Final = 0.2
 
-Put = Callable[[Event], Awaitable[None]]
+Put = Callable[[Sequence[Event]], Awaitable[None]]
 
 
 class _Named(msgspec.Struct, frozen=True):
@@ -109,6 +110,8 @@ class Queue:
         self.pulled_seq = 0
         self.advanced: Final = asyncio.Condition()
         self.backlog_read = False
+        self.held: Final[dict[int, Delivery]] = {}
+        """What is not acknowledged, by its sequence in the stream."""
 
 
 class Admissions:
@@ -120,12 +123,6 @@ class Admissions:
         self._put: Final = put
         self._now_ms: Final = now_ms
         self.queues: Final[dict[str, Queue]] = {}
-        self._deliveries: Final[dict[AdmissionRef, Delivery]] = {}
-
-    @property
-    def waiting(self) -> int:
-        """Messages held unacknowledged."""
-        return len(self._deliveries)
 
     async def pull(self, queue: Queue) -> None:
         """Pull one queue until the term is over. Whatever the bus does, this goes on."""
@@ -148,41 +145,43 @@ class Admissions:
     async def _pull_on(self, queue: Queue, consumer: Consumer) -> None:
         backlog = await self._bus.stream_state(queue.stream)
         while self._going():
-            wait_s = FETCH_WAIT_S if queue.backlog_read else BACKLOG_WAIT_S
-            if not queue.backlog_read and backlog.messages == 0:
+            if not queue.backlog_read and (backlog.messages == 0 or queue.pulled_seq >= backlog.last_seq):
                 await self._backlog_is_read(queue, backlog.last_seq)
-            deliveries = await consumer.fetch(FETCH_MESSAGES, wait_s)
-            for delivery in deliveries:
-                await self._arrived(queue, delivery)
+            deliveries = await consumer.fetch(FETCH_MESSAGES, FETCH_WAIT_S if queue.backlog_read else BACKLOG_WAIT_S)
             if deliveries:
+                await self._arrived(queue, deliveries)
                 async with queue.advanced:
                     queue.pulled_seq = max(queue.pulled_seq, deliveries[-1].message.seq)
                     queue.advanced.notify_all()
-            if not queue.backlog_read and (not deliveries or queue.pulled_seq >= backlog.last_seq):
+            elif not queue.backlog_read and (await self._bus.stream_state(queue.stream)).messages <= len(queue.held):
+                # The end of the backlog has gone meanwhile. A server that is just slow has more than what is held.
                 await self._backlog_is_read(queue, backlog.last_seq)
 
     async def _backlog_is_read(self, queue: Queue, last_seq: int = 0) -> None:
         if queue.backlog_read:
             return
         queue.backlog_read = True
-        await self._put(
-            BacklogRead(at_ms=self._now_ms(), pool_id=queue.pool_id, priority=queue.priority, last_seq=last_seq)
-        )
+        read = BacklogRead(at_ms=self._now_ms(), pool_id=queue.pool_id, priority=queue.priority, last_seq=last_seq)
+        await self._put((read,))
 
-    async def _arrived(self, queue: Queue, delivery: Delivery) -> None:
-        event = read_admission(
-            delivery.message,
-            pool_id=queue.pool_id,
-            pool=queue.pool,
-            priority=queue.priority,
-            at_ms=self._now_ms(),
-            stream=queue.stream,
-        )
-        if event is None:
-            await self._discard(queue, delivery)
-            return
-        self._deliveries[event.ref] = delivery
-        await self._put(event)
+    async def _arrived(self, queue: Queue, deliveries: Sequence[Delivery]) -> None:
+        events: list[Event] = []
+        for delivery in deliveries:
+            event = read_admission(
+                delivery.message,
+                pool_id=queue.pool_id,
+                pool=queue.pool,
+                priority=queue.priority,
+                at_ms=self._now_ms(),
+                stream=queue.stream,
+            )
+            if event is None:
+                await self._discard(queue, delivery)
+                continue
+            queue.held[event.ref.seq] = delivery
+            delivery.drop_payload()
+            events.append(event)
+        await self._put(events)
 
     async def _discard(self, queue: Queue, delivery: Delivery) -> None:
         """Nobody can be told about a task without an id; it must not hold a place in the queue either."""
@@ -201,9 +200,12 @@ class Admissions:
     async def ack(self, ref: AdmissionRef) -> None:
         """Give the place in the queue back. When the server does not confirm, the message comes again later and is
         recognised by its run record."""
-        delivery = self._deliveries.pop(ref, None)
+        queue = self.queues[ref.stream]
+        delivery = queue.held.get(ref.seq)
         if delivery is not None:
             await self._confirm(delivery)
+            if queue.held.get(ref.seq) is delivery:
+                del queue.held[ref.seq]
 
     async def _confirm(self, delivery: Delivery) -> None:
         for attempt in range(1, ACK_TRIES + 1):

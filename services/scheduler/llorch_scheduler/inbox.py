@@ -35,10 +35,9 @@ class Inbox:
         if len(self._events) >= TASKS_WAIT_ABOVE:
             self._drained.clear()
 
-    async def put(self, event: Event) -> None:
-        """Wait while the inbox is long, then hand over."""
+    async def drained(self) -> None:
+        """Wait while the inbox is long."""
         await self._drained.wait()
-        self.offer(event)
 
     async def take(self) -> Event:
         """The next event; the one taken before counts as decided."""

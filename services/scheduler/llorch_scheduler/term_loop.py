@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -89,7 +89,7 @@ class TermLoop:
         self._stream_replicas: Final = stream_replicas
         self.core: Final = SchedulerCore(actor=actor, limits=limits)
         self._inbox: Final = Inbox()
-        self._admissions: Final = Admissions(bus, put=self._inbox.put, now_ms=now_ms, going=lambda: term.active)
+        self._admissions: Final = Admissions(bus, put=self._put, now_ms=now_ms, going=lambda: term.active)
         self._performer: Final = Performer(
             bus, term, self._admissions, audit, narration, actor=actor, emit=self._offer, now_ms=now_ms
         )
@@ -114,6 +114,11 @@ class TermLoop:
             self._inbox.offer(event)
         except Overflow as overflow:
             self.term.end(str(overflow))
+
+    async def _put(self, events: Sequence[Event]) -> None:
+        await self._inbox.drained()
+        for event in events:
+            self._offer(event)
 
     def run_changed(self, record: RunRecord, seq: int) -> None:
         self._offer(RunChanged(at_ms=now_ms(), record=record, seq=seq))

@@ -18,12 +18,15 @@ class MemoryDelivery:
     def __init__(self, bus: MemoryConnection, durable: MemoryDurable, message: Message, deliveries: int) -> None:
         self._bus: Final = bus
         self._durable: Final = durable
-        self.message: Final = message
+        self.message = message
         self._deliveries: Final = deliveries
 
     @property
     def redelivered(self) -> bool:
         return self._deliveries > 1
+
+    def drop_payload(self) -> None:
+        self.message = Message(subject=self.message.subject, data=b"", seq=self.message.seq)
 
     async def ack(self) -> None:
         await self._bus.wait_connected(UNCONFIRMED_ACK_S)

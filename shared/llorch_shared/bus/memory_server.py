@@ -7,8 +7,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final, Protocol
+
+import msgspec
 
 from llorch_shared.bus.memory_streams import MemoryDurable, MemoryStream, matches, transform
 from llorch_shared.bus.port import BusError, Handler, Message, NoStream
@@ -167,4 +168,8 @@ class MemoryServer:
                 "Nats-Subject": message.subject,
                 "Nats-Sequence": str(message.seq),
             }
-            self.route(replace(message, subject=transform(rule["src"], rule["dest"], message.subject), headers=headers))
+            self.route(
+                msgspec.structs.replace(
+                    message, subject=transform(rule["src"], rule["dest"], message.subject), headers=headers
+                )
+            )

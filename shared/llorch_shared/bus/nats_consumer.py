@@ -47,13 +47,17 @@ class NatsDelivery:
 
     def __init__(self, link: Link, message: Message, deliveries: int) -> None:
         self._link: Final = link
-        self.message: Final = message
+        self.message = message
         self._deliveries: Final = deliveries
 
     @property
     def redelivered(self) -> bool:
         """False again after a reset: the server forgets its counts."""
         return self._deliveries > 1
+
+    def drop_payload(self) -> None:
+        message = self.message
+        self.message = Message(subject=message.subject, data=b"", seq=message.seq, reply=message.reply)
 
     async def ack(self) -> None:
         await self._confirmed(b"+ACK")

@@ -7,6 +7,7 @@ time, so what it decides about the connection stays as it is.
 """
 
 import logging
+import operator
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -21,18 +22,15 @@ LINE_BYTES_MAX: Final = 1024 * 1024
 Sink = Callable[[bytes, bytes, bytes, bytes], None]
 """(subject, reply, payload, header block). The block is empty for a message without headers."""
 
+_PARTS: Final = operator.methodcaller("partition", ":")
+
 RawSink = Callable[[bytes, bytes], None]
 
 
 def parse_header(block: bytes) -> tuple[int, str, dict[str, str]]:
     """(status, its description, headers) of a header block; status 0 where the message is not a server's status."""
-    lines = block.decode("utf-8", "replace").split("\r\n")
-    headers: dict[str, str] = {}
-    for line in lines[1:]:
-        name, colon, value = line.partition(":")
-        if colon:
-            headers[name] = value.strip()
-    first = lines[0]
+    first, *lines = block.decode("utf-8", "replace").split("\r\n")
+    headers = {name: value.strip() for name, colon, value in map(_PARTS, lines) if colon}
     if len(first) <= 9:
         return 0, "", headers
     code, _, description = first[9:].partition(" ")

@@ -12,8 +12,10 @@ BusError
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from llorch_shared.streams import Topology
 
@@ -46,14 +48,13 @@ class Denied(BusError): ...
 class Unanswered(BusError): ...
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """`seq` is the stream sequence where the message came from a stream or was republished by one, else 0. `deleted`
     marks the expiry or deletion of a bucket key: data is empty, and seq is what a new write must expect."""
 
     subject: str
     data: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     seq: int = 0
     reply: str = ""
     deleted: bool = False
@@ -90,6 +91,9 @@ class Delivery(Protocol):
         it delivered. The message then comes again."""
 
     async def retry_later(self, delay_s: float) -> None: ...
+
+    def drop_payload(self) -> None:
+        """Keep what an acknowledgement needs. For those who hold many and have read them."""
 
 
 class Consumer(Protocol):

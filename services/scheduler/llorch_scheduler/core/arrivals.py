@@ -40,7 +40,11 @@ class Arrivals:
                 state.effect(Ack(task_id=event.task_id, ref=event.ref))
             return
         job = state.jobs[event.task_id] = jobs.arrived(event)
-        pool.foretell(job, at_ms)
+        if pool.backlog_read:
+            pool.foretell(job, at_ms)
+        else:
+            # Read after a takeover: what it was told at its admission is not known, and those before it are not all read.
+            pool.assess(job)
         pool.appointments[event.priority].arrived(event.task_id)
         if event.channel == "nats":
             state.effect(Audit(record=jobs.admission_audit(event, job.record, state.actor)))
