@@ -11,6 +11,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.memory import MemoryBus
 from llorch_shared.bus.port import Unanswered
 from llorch_shared.errors import ErrorCode
+from llorch_shared.waiting import expect
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent
 from llorch_shared.wire.policy import AdmissionSpec, FairnessSpec, TenantSpec
 from llorch_shared.wire.registry import ClassLoad, FlowLoad, ReplicaState
@@ -48,17 +49,17 @@ async def test_an_accepted_task_is_stored_with_its_lane_correlation_id_and_audit
 
 async def test_the_answer_tells_position_and_start_from_the_schedulers_load(cluster: Cluster, door: Door) -> None:
     waiting = ClassLoad(queued=3, work_ms=2_400, weight=8, flows_weight=1)
-    await cluster.report(
-        load_report(
-            queued={"interactive": 3}, slots_total=2, slots_free=0, service_ms=800, classes={"interactive": waiting}
-        )
+    load = load_report(
+        queued={"interactive": 3}, slots_total=2, slots_free=0, service_ms=800, classes={"interactive": waiting}
     )
-    first = (await door.post("/v1/tasks", body())).json(TaskAccepted)
-    second = (await door.post("/v1/tasks", body())).json(TaskAccepted)
-    assert (first.queue_position, first.predicted_start_ms) == (3, 1600)
-    assert (second.queue_position, second.predicted_start_ms) == (4, 2000)
-    looked_up = (await door.get(f"/v1/tasks/{first.task_id}")).json(TaskView)
-    assert (looked_up.queue_position, looked_up.predicted_start_ms) == (3, 1600)
+    await cluster.report(load)
+    answers = [(await door.post("/v1/tasks", body())).json(TaskAccepted) for _ in range(2)]
+    assert [answer.queue_position for answer in answers] == [3, 4]
+    foreseen = [round(expect(load, Priority.INTERACTIVE, "default", seq).start_ms) for seq in (1, 2)]
+    assert [answer.predicted_start_ms for answer in answers] == foreseen
+    assert 1_000 < foreseen[0] < foreseen[1] < 3_000
+    looked_up = (await door.get(f"/v1/tasks/{answers[0].task_id}")).json(TaskView)
+    assert (looked_up.queue_position, looked_up.predicted_start_ms) == (3, foreseen[0])
 
 
 async def test_a_tenant_does_not_wait_behind_all_that_another_has_piled_up(cluster: Cluster, door: Door) -> None:

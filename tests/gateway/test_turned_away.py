@@ -9,6 +9,7 @@ import pytest
 from llorch_shared import subjects
 from llorch_shared.bus.port import Message
 from llorch_shared.errors import ErrorCode
+from llorch_shared.waiting import expect
 from llorch_shared.wire.policy import DeadlineSpec, FullPolicy, QueueSpec
 from llorch_shared.wire.registry import (
     APPOINTMENT_REQUEST_DECODER,
@@ -175,12 +176,15 @@ async def test_a_deadline_that_will_most_likely_be_missed_is_refused_with_the_pr
     cluster: Cluster, door: Door
 ) -> None:
     line = ClassLoad(queued=10, work_ms=10_000, weight=8, flows_weight=1)
-    await cluster.report(load_report(slots_total=1, slots_free=0, classes={"interactive": line}, **MEASURED))
+    load = load_report(slots_total=1, slots_free=0, classes={"interactive": line}, **MEASURED)
+    await cluster.report(load)
     before = await cluster.stored()
+    start_ms = round(expect(load, Priority.INTERACTIVE, "default").start_ms)
+    assert 8_000 < start_ms < 13_000
     reply = await submit(door, deadline_ms=3_000)
     assert (reply.status, reply.error.code, reply.error.retriable) == (400, ErrorCode.DEADLINE_UNMET, False)
     assert (reply.error.engine, reply.error.pool_id) == ("mock", POOL)
-    assert "start this task in 11000 ms and to end it in 12000 ms" in reply.error.message
+    assert f"start this task in {start_ms} ms and to end it in {start_ms + 1_000} ms" in reply.error.message
     assert "from 0.5 on" in (reply.error.hint or "")
     assert await cluster.stored() == before
     assert (await submit(door, deadline_ms=60_000)).status == 202

@@ -54,7 +54,7 @@ def test_classes_and_tenants_are_told_with_their_due_and_what_they_get() -> None
     noisy, quiet = interactive.tenants
     assert (noisy.tenant, noisy.share, noisy.gets, noisy.throttled) == ("noisy", 0.2, 0.25, False)
     assert (quiet.tenant, quiet.share, quiet.gets, quiet.throttled) == ("quiet", 0.6, None, True)
-    assert noisy.predicted_wait_ms > 8 * quiet.predicted_wait_ms / 2 > 0
+    assert noisy.predicted_wait_ms > 2 * quiet.predicted_wait_ms > 0
     assert batch.tenants_untold == 1
 
 
