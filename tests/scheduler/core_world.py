@@ -94,8 +94,11 @@ class World:
 
     def tell(self, event: Event) -> list[Effect]:
         waiting = self._waiting()
+        fresh = self._fresh(event.pool_id) if isinstance(event, TaskArrived) else 0
         effects = self.core.handle(event)
         self._check_order(waiting, effects)
+        if isinstance(event, TaskArrived):
+            self._check_bound(event, fresh)
         for effect in effects:
             if isinstance(effect, TellLoad):
                 self.loads.append(effect.load)
@@ -129,8 +132,6 @@ class World:
                 self.tell(BacklogRead(at_ms=self.now, pool_id=pool_id, priority=priority))
 
     floor_written = 0
-    bounds_hold = True
-    """False while a bound was lowered under what waits already."""
 
     def write_floor(self) -> None:
         self.floor_written = max(self.floor_written, self.core.floor())
@@ -377,7 +378,6 @@ class World:
                     assert member not in queued, "a task stands in two queues"
                     queued[member] = priority
             self._check_counts(pool)
-            self._check_bounds(pool)
         held = [task for replica in self.core.fleet.replicas.values() for task in replica.held]
         assert len(held) == len(set(held)), "a task is held by two replicas"
         for job in self.core.jobs.values():
@@ -413,13 +413,16 @@ class World:
         assert limits.max_concurrent is None or len(held) <= limits.max_concurrent, "more at once than the quota"
         assert limits.kv_mb is None or sum(job.est_kv_mb for job in held) <= limits.kv_mb, "more KV than the quota"
 
-    def _check_bounds(self, pool: Pool) -> None:
-        """A full policy keeps the queue in its bounds; what came back from a replica takes no place."""
-        if pool.spec is None or not self.bounds_hold:
-            return
-        fresh = {priority: queue.fresh for priority, queue in pool.queue.classes.items()}
-        if pool.spec.queue.full_policy is not FullPolicy.REJECT:
-            assert sum(fresh.values()) <= total_capacity(pool.spec), "the queue is over its bound"
+    def _check_bound(self, event: TaskArrived, before: int) -> None:
+        """A full policy keeps the queue in its bound: no newcomer makes a full one longer. One whose placement failed
+        keeps its message and waits again, though somebody has taken its place."""
+        pool = self.core.pools[event.pool_id]
+        if pool.spec is not None and pool.spec.queue.full_policy is not FullPolicy.REJECT:
+            assert self._fresh(event.pool_id) <= max(before, total_capacity(pool.spec)), "the queue is over its bound"
+
+    def _fresh(self, pool_id: str) -> int:
+        pool = self.core.pools.get(pool_id)
+        return sum(queue.fresh for queue in pool.queue.classes.values()) if pool is not None else 0
 
     def check_finished(self) -> None:
         """Every accepted task has ended, once; nothing is left in anybody's hands."""

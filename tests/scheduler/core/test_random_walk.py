@@ -13,10 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llorch_scheduler.core.effects import Preempt
+from llorch_scheduler.core.effects import Preempt, Preempted
 from llorch_scheduler.core.limits import Limits
-from llorch_scheduler.core.pool import Pool
-from llorch_shared.pool_policy import total_capacity
 from llorch_shared.wire.policy import (
     AdmissionSpec,
     BreakerSpec,
@@ -57,9 +55,12 @@ REPLICAS = {"a1": "p1", "a2": "p1", "b1": "p2"}
 
 
 class Walk:
-    def __init__(self, dice: random.Random) -> None:
+    def __init__(self, dice: random.Random, *, hurried: bool = False) -> None:
+        """`hurried`: interactive tasks are urgent, batch is what runs, and it can be stopped."""
         self.dice = dice
-        self.world = World(limits=Limits(attempts_max=4), pools=POOLS)
+        self.hurried = hurried
+        self.policies = [each for each in POLICIES if not hurried or "preemption" not in each]
+        self.world = World(limits=Limits(attempts_max=4, preempt_lead_ms=3_500), pools=POOLS)
         self.world.respec("p1", preemption=PreemptionSpec(mode="hard"), **POLICIES[2])
         self.admitted = 0
         self.lives = 1
@@ -81,8 +82,8 @@ class Walk:
             self.zombie_writes,
             self.write_floor,
             self.long_tick,
+            *[self.stop] * 3,
             self.respec,
-            self.stop_late,
         ]
         self.asked: list[PreemptRequest] = []
         for replica in REPLICAS:
@@ -114,13 +115,16 @@ class Walk:
         self.admitted += 1
         fields: dict[str, Any] = {
             "priority": self.dice.choice(list(Priority)),
-            "deadline_ms": self.dice.choice([300, 2_000, 20_000, 3_600_000]),
+            "deadline_ms": self.dice.choice([300, 4_000, 60_000, 3_600_000, 3_600_000, 3_600_000]),
             "tenant": self.dice.choice(TENANTS),
             "ctx": self.dice.choice([300, 512, 2048]),
             "channel": self.dice.choice(["http", "http", "nats"]),
             "session_id": task_id(self.dice.randrange(5)),
         }
-        if self.dice.random() < 0.15:
+        if self.hurried:
+            urgent = fields["priority"] is Priority.INTERACTIVE
+            fields |= {"deadline_ms": 6_000 if urgent else 3_600_000, "tenant": "a", "ctx": 300}
+        if self.dice.random() < 0.15 and not self.hurried:
             fields["placement"] = PlacementOverrides(require_device_mask=self.dice.choice(["cuda:1", "cuda:2"]))
         self.world.admit(self.admitted, pool=self.dice.choice(POOLS), **fields)
 
@@ -142,22 +146,16 @@ class Walk:
             effect = self.world.pending.pop(self.dice.randrange(min(4, len(self.world.pending))))
             if isinstance(effect, Preempt):
                 self.asked.append(effect.request)
+                return
             fault = self.dice.choice(["", "", "", "", "", "", "lost", "unsure", "half"])
             self.world.perform(effect, fault=fault)
 
     def respec(self) -> None:
         """The operator changes a pool's policy."""
-        fields = dict(self.dice.choice(POLICIES))
-        self.world.bounds_hold = False
-        self.world.respec(self.dice.choice(POOLS), **fields)
-        self.world.bounds_hold = not any(self._over(pool) for pool in self.world.core.pools.values())
+        self.world.respec(self.dice.choice(POOLS), **self.dice.choice(self.policies))
 
-    def _over(self, pool: Pool) -> bool:
-        spec = pool.spec
-        return spec is not None and sum(each.fresh for each in pool.queue.classes.values()) > total_capacity(spec)
-
-    def stop_late(self) -> None:
-        """A node hears of a wish to stop long after."""
+    def stop(self) -> None:
+        """A node hears that it is to stop a task, at once or late."""
         if self.asked:
             self.world.stop(self.asked.pop(self.dice.randrange(len(self.asked))))
 
@@ -239,6 +237,15 @@ def test_a_long_walk_loses_nothing_and_ends_everything_once(seed: int) -> None:
 @settings(max_examples=60, deadline=None)
 def test_any_short_walk_loses_nothing_and_ends_everything_once(dice: random.Random, steps: int) -> None:
     Walk(dice).run(steps)
+
+
+def test_a_walk_in_a_hurry_loses_nothing_that_was_stopped() -> None:
+    stopped = 0
+    for seed in range(4):
+        walk = Walk(random.Random(seed), hurried=True)
+        walk.run(1_200)
+        stopped += sum(isinstance(each, Preempted) for each in walk.world.told)
+    assert stopped > 20
 
 
 def test_equal_events_give_equal_effects() -> None:

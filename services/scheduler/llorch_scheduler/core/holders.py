@@ -75,7 +75,6 @@ class Holders:
         self._state.release(job, slot_is_free=False)
         pool = self._state.pool(job.record.pool_id, at_ms)
         pool.queue.returned(job, at_ms, used_ms=at_ms - job.held_ms if counts else None)
-        job.preempt_ms, job.preempted_for = 0, ""
         if job.cancel_reason:
             self._endings.cancel(job, at_ms)
         elif counts and lost >= self._state.limits.attempts_max:

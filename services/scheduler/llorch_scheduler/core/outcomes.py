@@ -134,8 +134,10 @@ class Outcomes:
             if job.ref is not None:
                 state.effect(Ack(task_id=job.task_id, ref=job.ref))
         if held and not stays:
-            state.release(job, slot_is_free=final or was_stopped(job.record, record))
-            self._preempting.left(thought, job, record, seq, at_ms)
+            stopped, urgent_id = was_stopped(job.record, record), job.preempted_for
+            state.release(job, slot_is_free=final or stopped)
+            if stopped:
+                self._preempting.stopped(job, record, seq, at_ms, urgent_task_id=urgent_id)
             if not final:
                 thought.queue.returned(job, at_ms, used_ms=at_ms - job.held_ms if ran else None)
         if final:

@@ -128,6 +128,15 @@ class Pool:
         """When a place of a full queue is expected to be free."""
         return max(RETRY_MIN_MS, round(self.forecast.pace().gap_ms))
 
+    # who runs
+
+    def left(self, job: Job) -> None:
+        """A claimed task has left its slot: it is nobody's victim any more."""
+        self.running[job.record.priority].pop(job.task_id, None)
+        if job.preempted_for and self.victims.get(job.preempted_for) is job:
+            del self.victims[job.preempted_for]
+        job.preempt_ms, job.preempted_for = 0, ""
+
     # overload
 
     def note_overload(self, at_ms: int) -> None:

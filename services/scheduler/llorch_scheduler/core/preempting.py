@@ -55,14 +55,10 @@ class Preempting:
             )
         )
 
-    def left(self, pool: Pool, job: Job, record: RunRecord, seq: int, at_ms: int) -> None:
-        """A task has left its slot and its record stands so: by ending, or because it was asked to stop."""
-        urgent_id, job.preempt_ms, job.preempted_for = job.preempted_for, 0, ""
-        if pool.victims.get(urgent_id) is job:
-            del pool.victims[urgent_id]
-        if was_stopped(job.record, record):
-            job.stopped = True
-            self._state.effect(Preempted(record=record, run_seq=seq, at_ms=at_ms, urgent_task_id=urgent_id))
+    def stopped(self, job: Job, record: RunRecord, run_seq: int, at_ms: int, *, urgent_task_id: str) -> None:
+        """A node has stopped this task, whoever asked for it."""
+        job.stopped = True
+        self._state.effect(Preempted(record=record, run_seq=run_seq, at_ms=at_ms, urgent_task_id=urgent_task_id))
 
     def upkeep(self, pool: Pool, at_ms: int) -> None:
         """Forget victims that do not answer, and those whose urgent task waits no longer. O(victims)."""

@@ -65,7 +65,7 @@ class State:
         if job.phase not in HOLDS_SLOT:
             return
         if job.phase is Phase.RUNNING:
-            self.pools[job.record.pool_id].running[job.record.priority].pop(job.task_id, None)
+            self.pools[job.record.pool_id].left(job)
         replica = self.fleet.get(job.record.pool_id, job.record.replica_id)
         if replica is not None:
             replica.release(job, slot_is_free=slot_is_free)
