@@ -39,7 +39,9 @@ PLACED: dict[str, Any] = {
 
 
 def record(event: AuditEvent, at_ms: int, detail: dict[str, Any] | None = None, **more: Any) -> AuditRecord:
-    fields = {"actor": "scheduler/a", "tenant": "acme", "pool_id": "p1", "detail": detail or {}, **more}
+    run_seq = 0 if event is AuditEvent.ADMITTED else at_ms
+    fields = {"actor": "scheduler/a", "tenant": "acme", "pool_id": "p1", "run_seq": run_seq, **more}
+    fields["detail"] = detail or {}
     return AuditRecord(event=event, task_id=TASK, at_ms=at_ms, **fields)
 
 
@@ -90,13 +92,23 @@ def test_a_life_is_told_from_admission_to_end() -> None:
     assert said[1] == (
         "placed on p1-n-0 (attempt 1) 2000 ms after its admission: 3 replicas were looked at, ready:1, slots:1 "
         "removed; score of the chosen one: ends in 2400 ms, slot time 2000 ms expected, 9000 MiB of VRAM free, "
-        "1 slots taken, replica set b1, its session's cache is elsewhere; decided by free_vram_mb, after free_vram_mb; "
+        "1 slot taken, replica set b1, its session's cache is elsewhere; decided by free_vram_mb, after free_vram_mb; "
         "pinned by the client; its deadline let it pass the batch task whose turn it was"
     )
     assert said[3].startswith("stopped on p1-n-0 for more urgent work; it goes on later from token 7")
     assert said[4] == "taken back and queued again at the front (attempt 2): replica_lost"
     assert said[-1] == "done on p1-n-1: 20 tokens in 800 ms from a prompt of 5 (length)"
     assert (told.state, told.attempts, told.preemptions, told.requeues) == ("done", 3, 1, 1)
+
+
+def test_the_order_is_that_of_the_run_records_versions_not_of_clocks() -> None:
+    placed = record(AuditEvent.PLACED, 3_012, PLACED, run_seq=7)
+    begun = record(AuditEvent.RUNNING, 3_010, run_seq=8)
+    assert [line.event for line in story(TASK, [begun, WHOLE[0], placed], None).lines] == [
+        "admitted",
+        "placed",
+        "running",
+    ]
 
 
 def test_what_was_promised_is_compared_with_what_came_of_it() -> None:
@@ -108,7 +120,7 @@ def test_what_was_promised_is_compared_with_what_came_of_it() -> None:
         "It was told to start after 1600 ms and did after 2010 (20 % off).",
         "Its deadline was 60000 ms after admission; it ended after 5000: in time.",
         "Its chance to be in time was told as 0.83.",
-        "It was preempted 1 times and queued again 1 times.",
+        "It was preempted once and queued again once.",
     ]
 
 

@@ -56,8 +56,9 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def story(task_id: str, records: Sequence[AuditRecord], run: RunRecord | None) -> Story:
-    """`records` in the order they were stored. With neither records nor a run there is nothing to tell."""
-    ordered = sorted(records, key=lambda record: record.at_ms)
+    """In the order of the run record's versions, which is that of what happened: the clocks of two machines, or of a
+    writer that was busy, are not. With neither records nor a run there is nothing to tell."""
+    ordered = sorted(records, key=lambda record: (record.run_seq, record.at_ms))
     lines = [
         Line(at_ms=record.at_ms, event=record.event, actor=record.actor, said=sentence(record)) for record in ordered
     ]
@@ -97,7 +98,7 @@ def verdict(told: Story) -> list[str]:
     if found.on_time_probability is not None:
         said.append(f"Its chance to be in time was told as {found.on_time_probability:.2f}.")
     if told.preemptions or told.requeues:
-        said.append(f"It was preempted {told.preemptions} times and queued again {told.requeues} times.")
+        said.append(f"It was preempted {_times(told.preemptions)} and queued again {_times(told.requeues)}.")
     return said
 
 
@@ -154,10 +155,10 @@ def _score(facts: Facts) -> str:
         parts.append(f"ends in {end_ms:.0f} ms")
     if (expected_ms := facts.pop("expected_ms", None)) is not None:
         parts.append(f"slot time {expected_ms} ms expected")
-    if (free := facts.pop("free_vram_mb", None)) is not None:
+    if free := facts.pop("free_vram_mb", 0):
         parts.append(f"{free} MiB of VRAM free")
     if (slots := facts.pop("active_slots", None)) is not None:
-        parts.append(f"{slots} slots taken")
+        parts.append(f"{slots} {'slot' if slots == 1 else 'slots'} taken")
     if version := _word(facts, "replica_set"):
         parts.append(f"replica set {version}")
     if (warm := facts.pop("kv_warmth", None)) is not None:
@@ -272,6 +273,10 @@ def _forecast(records: Sequence[AuditRecord], run: RunRecord | None) -> Forecast
 def _attempts(records: Sequence[AuditRecord], event: AuditEvent) -> int:
     """Attempts to which it happened: both the node and the scheduler put some events on the record."""
     return len({record.attempt for record in records if record.event is event})
+
+
+def _times(count: int) -> str:
+    return {0: "never", 1: "once"}.get(count, f"{count} times")
 
 
 def _number(value: object) -> int | None:
