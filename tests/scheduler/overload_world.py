@@ -182,6 +182,7 @@ class OverloadWorld:
         self.at(self.now + wait_ms + self.dice.random() * crowd.late_ms, self._submit, client)
 
     def _ask(self, client: Client) -> Appointment:
+        self._measure_slots()
         priority = client.crowd.priority
         capacity = class_capacity(self.spec, priority)
         weights = sum(class_weight(self.spec, each) for each in {crowd.priority for crowd in self.crowds})
@@ -190,7 +191,7 @@ class OverloadWorld:
             self.now,
             capacity=capacity,
             free=capacity - self.waiting[priority],
-            rate_per_ms=self.forecast.places_per_ms(priority, share=class_weight(self.spec, priority) / weights),
+            drain=self.forecast.drain(priority, share=class_weight(self.spec, priority) / weights),
             spec=self.spec.waiting,
         )
 

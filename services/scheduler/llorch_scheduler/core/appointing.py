@@ -19,7 +19,7 @@ def appoint(pool: Pool | None, request: AppointmentRequest, at_ms: int) -> Appoi
         at_ms,
         capacity=server_capacity(spec, request.priority),
         free=0 if request.refused else _free(pool, spec, request.priority),
-        rate_per_ms=forecast.places_per_ms(request.priority, share=_share(pool, spec, request.priority)),
+        drain=forecast.drain(request.priority, share=_share(pool, spec, request.priority)),
         spec=spec.waiting,
     )
 

@@ -2,7 +2,10 @@
 
 Promises follow each other at a part of the rate at which places are given back (a virtual schedule, as in GCRA):
 
-    next ← max(next, now + max(0, reserve + 1 - free) / rate) + 1 / (promised_share · rate)
+    next ← max(next, now + max(0, reserve + due + 1 - free) / rate) + 1 / (promised_share · trust · rate)
+
+`trust` falls from 1 to 1 - DOUBT as one looks further ahead than one has looked back: who leaves the queue, and how
+fast, changes in the first minutes of a crowd.
 
 A client that comes at its time, or up to `grace` later, gets a free place; one that comes early is told the rest. Who
 has no promise gets a place only beyond those that are kept: one for each promise that is due, and `reserve` against
@@ -18,6 +21,7 @@ from collections import OrderedDict
 from heapq import heappop, heappush
 from typing import Final
 
+from llorch_scheduler.core.forecast import Drain
 from llorch_shared.waiting import RETRY_MIN_MS
 from llorch_shared.wire.policy import WaitingSpec
 from llorch_shared.wire.registry import Appointment
@@ -25,6 +29,7 @@ from llorch_shared.wire.registry import Appointment
 PROMISES_MAX: Final = 65_536
 RESERVE_MAX: Final = 32
 SHARE_MIN: Final = 0.2
+DOUBT: Final = 0.3
 EARLY_MS: Final = 250
 """Clocks and networks differ: who comes so much before its time is in time."""
 GRANTED_MS: Final = 2_000
@@ -57,11 +62,9 @@ class Appointments:
         """Promises that hold for now or later."""
         return len(self._times)
 
-    def ask(
-        self, client: str, at_ms: int, *, capacity: int, free: int, rate_per_ms: float, spec: WaitingSpec
-    ) -> Appointment:
+    def ask(self, client: str, at_ms: int, *, capacity: int, free: int, drain: Drain, spec: WaitingSpec) -> Appointment:
         """May this task be admitted now? `free`: places of the queue that are not taken as far as is known, of
-        `capacity`. `rate_per_ms`: places given back per millisecond while tasks wait; 0 while unknown."""
+        `capacity`. `drain`: how they are given back."""
         self._pass(at_ms, spec)
         free -= len(self._granted)
         time_ms = self._times.get(client)
@@ -70,13 +73,13 @@ class Appointments:
                 return Appointment(admit=False, retry_after_ms=time_ms - at_ms, promised=True)
             if free > 0:
                 return self._grant(client, at_ms)
-            return self._later(client, at_ms, rate_per_ms, spec)
+            return self._later(client, at_ms, drain.per_ms, spec)
         if free > self._kept(capacity):
             return self._grant(client, at_ms)
         reserve = _reserve(capacity)
-        first_ms = at_ms + max(0, reserve + len(self._due) + 1 - free) / rate_per_ms if rate_per_ms > 0 else 0.0
+        lacking = max(0, reserve + len(self._due) + 1 - free)
         share = min(spec.promised_share, max(SHARE_MIN, 1 - 1.5 / max(1, reserve)))
-        return self._promise(client, at_ms, first_ms, rate_per_ms * share, spec)
+        return self._promise(client, at_ms, lacking, drain, spec, share=share)
 
     def arrived(self, client: str) -> None:
         """Its task is in the queue."""
@@ -96,17 +99,22 @@ class Appointments:
         self._granted.move_to_end(client)
         return Appointment(admit=True)
 
-    def _promise(self, client: str, at_ms: int, first_ms: float, rate_per_ms: float, spec: WaitingSpec) -> Appointment:
-        """At `first_ms` or later: as many are promised as this rate brings."""
-        if rate_per_ms <= 0:
-            return Appointment(admit=False)
+    def _promise(
+        self, client: str, at_ms: int, lacking: int, drain: Drain, spec: WaitingSpec, *, share: float
+    ) -> Appointment:
+        """`lacking`: places that must be given back before one is nobody's. `share`: of the rate that is promised."""
+        if drain.per_ms <= 0:
+            return Appointment(admit=False, retry_after_ms=drain.begins_ms)
+        first_ms = at_ms + drain.begins_ms + lacking / drain.per_ms
         time_ms = round(max(self._next_ms, first_ms, at_ms + RETRY_MIN_MS))
-        if time_ms - at_ms > spec.retry_max_ms or len(self._times) >= PROMISES_MAX:
-            return Appointment(admit=False, retry_after_ms=min(spec.retry_max_ms, time_ms - at_ms))
-        self._next_ms = time_ms + 1 / rate_per_ms
+        ahead_ms = time_ms - at_ms
+        if ahead_ms > spec.retry_max_ms or len(self._times) >= PROMISES_MAX:
+            return Appointment(admit=False, retry_after_ms=min(spec.retry_max_ms, ahead_ms))
+        trust = 1 - DOUBT * ahead_ms / (ahead_ms + drain.watched_ms)
+        self._next_ms = time_ms + 1 / (drain.per_ms * share * trust)
         self._times[client] = time_ms
         heappush(self._expected, (time_ms, client))
-        return Appointment(admit=False, retry_after_ms=time_ms - at_ms, promised=True)
+        return Appointment(admit=False, retry_after_ms=ahead_ms, promised=True)
 
     def _later(self, client: str, at_ms: int, rate_per_ms: float, spec: WaitingSpec) -> Appointment:
         """It came as told and there is no place: less was given back than expected. The next one is its own, and those

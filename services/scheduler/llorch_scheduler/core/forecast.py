@@ -29,6 +29,8 @@ KEEP: Final = 0.99
 """Of the pool's pace: the last 100 starts carry 63 %."""
 DRAIN_KEEP: Final = 0.998
 """Of the places given back, which are promised far ahead: the last 500."""
+ASKED_KEEP: Final = 0.98
+"""Of what is expected of those that join: as fast as expectations themselves change."""
 FLOW_KEEP: Final = 0.9
 _Flow = tuple[str, Priority]
 _PRIOR: Final = 4.0
@@ -57,26 +59,38 @@ class _Turns:
         """How many the pool had started at its last start; negative when no other task of it waited then."""
 
 
+class Drain(NamedTuple):
+    """How places of a queue are given back."""
+
+    per_ms: float
+    """Places per millisecond, less one standard error: a promise must hold. 0 while unknown."""
+    watched_ms: float
+    """For how long it has been measured."""
+    begins_ms: int = 0
+    """Nothing is given back before so much time has passed."""
+
+
 class _Drain:
     """Places of one class's queue that are given back while tasks wait in it; the slot time that passes meanwhile."""
 
-    __slots__ = ("_last_ms", "asked", "asked_ms", "count", "slot_time_ms", "work_ms")
+    __slots__ = ("_last_ms", "asked", "asked_ms", "count", "slot_time_ms", "watched_ms", "work_ms")
 
     def __init__(self) -> None:
-        self.count = self.slot_time_ms = self.work_ms = 0.0
+        self.count = self.slot_time_ms = self.work_ms = self.watched_ms = 0.0
         self.asked = self.asked_ms = 0.0
         """Tasks that joined it lately, and the slot time expected of them."""
         self._last_ms = -1
 
     def joined(self, cost_ms: float) -> None:
-        self.asked = DRAIN_KEEP * self.asked + 1
-        self.asked_ms = DRAIN_KEEP * self.asked_ms + cost_ms
+        self.asked = ASKED_KEEP * self.asked + 1
+        self.asked_ms = ASKED_KEEP * self.asked_ms + cost_ms
 
     def gave_back(self, at_ms: int, cost_ms: float, *, slots: int, others_wait: bool) -> None:
         if self._last_ms >= 0 and slots > 0:
             self.count = DRAIN_KEEP * self.count + 1
             self.slot_time_ms = DRAIN_KEEP * self.slot_time_ms + (at_ms - self._last_ms) * slots
             self.work_ms = DRAIN_KEEP * self.work_ms + cost_ms
+            self.watched_ms += at_ms - self._last_ms
         self._last_ms = at_ms if others_wait else -1
 
 
@@ -190,18 +204,21 @@ class Forecast:
             gap_ms=self.pace().gap_ms,
         )
 
-    def places_per_ms(self, priority: Priority, *, share: float = 1.0) -> float:
-        """Places of this class's queue that are given back per millisecond while tasks wait in it, less one standard
-        error: a promise must hold. 0 while unknown. `share`: of the class by weight, for as long as little was seen."""
-        gap_ms, drain, slots = self.pace().gap_ms, self._drains[priority], self.slots_total or self.loading_slots
-        if gap_ms <= 0 or share <= 0:
-            return 0.0
-        count = drain.count + _PRIOR
-        per_ms = count / (drain.slot_time_ms / slots + _PRIOR * gap_ms / share)
-        if drain.asked_ms > 0 and drain.work_ms > 0:
+    def drain(self, priority: Priority, *, share: float = 1.0) -> Drain:
+        """How places of this class's queue are given back while tasks wait in it. `share`: of the class by weight, for
+        as long as little was seen."""
+        seen = self._drains[priority]
+        slots = self.slots_total or self.loading_slots
+        expected_ms = seen.asked_ms / seen.asked if seen.asked else 0.0
+        turn_ms = (self.turn_ms or expected_ms) / share if share > 0 else 0.0
+        if slots <= 0 or turn_ms <= 0:
+            return Drain(0.0, 0.0, self.loading_ms)
+        count = seen.count + _PRIOR
+        per_ms = count / (seen.slot_time_ms + _PRIOR * turn_ms) * slots
+        if expected_ms > 0 and seen.work_ms > 0:
             # Short tasks leave first: in the long run as many leave as join for the same slot time.
-            per_ms *= min(1.0, (drain.work_ms / drain.count) * (drain.asked / drain.asked_ms))
-        return per_ms * (1 - 1 / sqrt(count))
+            per_ms *= min(1.0, seen.work_ms / seen.count / expected_ms)
+        return Drain(per_ms * (1 - 1 / sqrt(count)), seen.watched_ms, self.loading_ms)
 
     def told(self, load: PoolLoad) -> PoolLoad:
         """A report of the backlog with what was learned about it. O(flows in it)."""
