@@ -7,6 +7,7 @@ or SIGTERM. This is the only part of the simulator that touches files, signals a
 """
 
 import argparse
+import gc
 import signal
 import sys
 import time
@@ -29,6 +30,8 @@ from llorch_scheduler.simulator.simulation import Simulation
 from llorch_scheduler.simulator.summary import summarise
 from llorch_scheduler.simulator.traces import TraceError, read_trace
 
+GC_EVERY: Final = 200_000
+"""New objects between two looks for garbage: a simulation holds a million and makes no circles of them."""
 PROGRESS_EVERY_S: Final = 0.2
 OK: Final = 0
 FAILED: Final = 1
@@ -128,6 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _say(f"{given.policy}: {error}", USAGE)
     except (OSError, UnicodeDecodeError) as error:
         return _say(f"the file cannot be read: {error}", USAGE)
+    gc.set_threshold(GC_EVERY)
     watch = _Watch(told=given.progress == "json", runs=2 if work.other else 1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, watch.stop)

@@ -61,15 +61,12 @@ class Gateway:
         else:
             spec = self._outside.spec(pool_id)
             request = request_of(task, spec)
-            if self._feasible(task, request, spec, load):
+            start_ms = expect(load, task.priority, task.tenant).start_ms
+            task.on_time_told = chance(load, request, task.tenant, start_ms=start_ms)
+            if task.on_time_told is None or task.on_time_told >= spec.deadlines.min_on_time_probability:
                 self._enqueue(task, request, load, line)
             else:
                 self._outside.infeasible(task)
-
-    def _feasible(self, task: SimTask, request: TaskRequest, spec: PoolSpec, load: PoolLoad | None) -> bool:
-        start_ms = expect(load, task.priority, task.tenant).start_ms
-        seen = chance(load, request, task.tenant, start_ms=start_ms)
-        return seen is None or seen >= spec.deadlines.min_on_time_probability
 
     def _enqueue(self, task: SimTask, request: TaskRequest, load: PoolLoad | None, line: ClassLoad | None) -> None:
         queue = self._queues[task.flow.pool_id, task.priority]
@@ -94,9 +91,7 @@ class Gateway:
     def _admit(
         self, task: SimTask, request: TaskRequest, queue: AdmissionQueue, seq: int, load: PoolLoad | None
     ) -> None:
-        waiting = expect(load, task.priority, task.tenant, seq)
-        task.told_ms = round(waiting.start_ms)
-        task.on_time_told = chance(load, request, task.tenant, start_ms=waiting.start_ms)
+        task.told_ms = round(expect(load, task.priority, task.tenant, seq).start_ms)
         task.admitted_ms = self._clock.now_ms
         self._outside.admitted(task, request, queue, seq)
 

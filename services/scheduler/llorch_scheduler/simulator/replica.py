@@ -1,9 +1,10 @@
 """One replica: it starts, reports, claims what was placed on it, runs it, is told to stop it, fails and comes back.
 
 Its life follows what poold does: provisioning, starting, ready; a new incarnation with every life; the registry key
-renewed every second and at every change of state, gone three seconds after its last renewal. A placement waits until
-the replica is ready and is dropped when the run record has moved on. A task that is stopped for more urgent work goes
-back to placed on no replica once its slot is free, and runs again from its start elsewhere.
+renewed every second, gone three seconds after its last renewal. A renewal that says nothing new is not told to anybody:
+a report comes with every change of state, and else when the replica's pace has changed or its tasks were not told for
+long. A placement waits until the replica is ready and is dropped when the run record has moved on. A task that is
+stopped for more urgent work goes back to placed on no replica once its slot is free, and runs again from its start.
 """
 
 from typing import Any, Final, Protocol
@@ -21,6 +22,10 @@ from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
 
 BEAT_MS: Final = 1_000.0
+SILENT_BEATS: Final = 5
+"""Renewals after which a report says at least which tasks are held."""
+PACE_STEP: Final = 0.1
+"""A pace that moved by this part is news."""
 PACE: Final = 0.2
 """Weight of the newest task in a replica's measured pace."""
 CAN_STOP: Final = "interruptible_decode"
@@ -62,6 +67,8 @@ class Replica:
         self._placements: Final[list[tuple[RunRecord, int]]] = []
         self._life = 0
         self._renewed_ms = 0.0
+        self._beats = 0
+        self._told_pace = 0.0
         self._registered = False
         self._record = ReplicaRecord(
             replica_id=replica_id,
@@ -136,6 +143,8 @@ class Replica:
     def _report(self) -> None:
         self._renewed_ms = self._clock.now_ms
         self._registered = True
+        self._beats = 0
+        self._told_pace = self._record.perf_tokens_per_s
         self._record = replace(
             self._record, state=self._state, incarnation=self.incarnation, active=tuple(self._claimed)
         )
@@ -146,9 +155,14 @@ class Replica:
         return f"{self.replica_id}-{self._life}"
 
     def _beat(self, life: int) -> None:
-        if self._lives(life):
+        if not self._lives(life):
+            return
+        self._renewed_ms = self._clock.now_ms
+        self._beats += 1
+        moved = abs(self._record.perf_tokens_per_s - self._told_pace)
+        if self._beats >= SILENT_BEATS or moved > PACE_STEP * self._told_pace:
             self._report()
-            self._clock.after(BEAT_MS, self._beat, life)
+        self._clock.after(BEAT_MS, self._beat, life)
 
     def _expire(self, life: int) -> None:
         if not self._lives(life) and self._life == life and self._registered:
