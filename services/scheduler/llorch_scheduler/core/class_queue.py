@@ -94,7 +94,9 @@ class ClassQueue(Tagged):
         return flow
 
     def add(self, job: Job, flow: Flow) -> None:
-        line = flow.lines.get(job.shape) or self._line_of(job, flow)
+        line = flow.only
+        if line is None or line.contest.shape != job.shape:
+            line = self._line_of(job, flow)
         entry = entry_of(job, edf=self.edf)
         line.add(entry)
         if flow.queued == 0:
@@ -118,7 +120,7 @@ class ClassQueue(Tagged):
 
     def remove(self, job: Job, flow: Flow) -> bool:
         """Take it out of its line; false when it does not wait here."""
-        line = flow.lines.get(job.shape)
+        line = flow.only or flow.lines.get(job.shape)
         cost_ms = line.remove(job, edf=self.edf) if line is not None else 0.0
         if cost_ms == 0.0:
             line = flow.lines.get(None)
@@ -133,7 +135,9 @@ class ClassQueue(Tagged):
             if self.by_age is not None:
                 self.by_age.remove(job, edf=False)
         if line.size == 0:
-            self._close(line)
+            flow.close_line(line)
+            if line.contest.lines == 0:
+                del self.contests[line.contest.shape]
         elif self.watched and not flow.throttled:
             line.contest.watch(line)
         if flow.queued == 0:
@@ -152,18 +156,9 @@ class ClassQueue(Tagged):
             contest = self.contests.get(shape)
             if contest is None:
                 contest = self.contests[shape] = Contest(shape)
-            contest.lines += 1
             self._serial += 1
-            line = flow.lines[shape] = Line(flow, contest, self._serial)
+            line = flow.open_line(contest, self._serial)
         return line
-
-    def _close(self, line: Line) -> None:
-        contest = line.contest
-        line.stamp = None
-        del line.flow.lines[contest.shape]
-        contest.lines -= 1
-        if contest.lines == 0:
-            del self.contests[contest.shape]
 
     def jobs(self) -> list[Job]:
         return [job for flow in self.flows.values() for line in flow.lines.values() for job in line.jobs()]
@@ -186,11 +181,11 @@ class ClassQueue(Tagged):
         self.running -= 1
         before = flow.tag
         flow.correct(more_ms, epoch)
-        if flow.tag < before and not flow.throttled:
-            for line in flow.lines.values():
-                line.contest.enter(line)
-        if flow.queued == 0 and flow.running == 0:
+        if flow.queued == 0:
             self.settle(flow)
+        elif flow.tag < before and not flow.throttled:
+            for line in (flow.only,) if flow.only is not None else flow.lines.values():
+                line.contest.enter(line)
 
     def settle(self, flow: Flow) -> None:
         """Forget the flow if it is idle, now or when virtual time has passed its tag."""

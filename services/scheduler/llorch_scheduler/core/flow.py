@@ -5,13 +5,16 @@ next, and its tag grows by cost / weight. The virtual time of a group is the gre
 with an older tag starts there, so idleness earns nothing.
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llorch_scheduler.core.line import Line
 from llorch_scheduler.core.quota import TenantUse
 from llorch_scheduler.core.shape import Shape
 from llorch_scheduler.core.shares import Share
 from llorch_shared.wire.task import Priority
+
+if TYPE_CHECKING:
+    from llorch_scheduler.core.contest import Contest
 
 _PACE_ALPHA: Final = 0.2
 """The last ten starts carry 89 % of the measured pace."""
@@ -67,6 +70,7 @@ class Flow(Tagged):
         "last_ms",
         "lines",
         "listed_idle",
+        "only",
         "pace_ms",
         "priority",
         "queued",
@@ -90,6 +94,8 @@ class Flow(Tagged):
         self.serial: Final = serial
         self.lines: dict[Shape | None, Line] = {}
         """None: the line of mixed shapes."""
+        self.only: Line | None = None
+        """Its line, if it has just one: as a rule."""
         self.queued = 0
         self.running = 0
         self.throttled = False
@@ -99,6 +105,18 @@ class Flow(Tagged):
         self.last_ms = -1
         """When it last started a task while others waited; negative when none did."""
         self.pace_ms = 0.0
+
+    def open_line(self, contest: "Contest", serial: int) -> Line:
+        line = self.lines[contest.shape] = Line(self, contest, serial)
+        contest.lines += 1
+        self.only = line if len(self.lines) == 1 else None
+        return line
+
+    def close_line(self, line: Line) -> None:
+        line.stamp = None
+        line.contest.lines -= 1
+        del self.lines[line.contest.shape]
+        self.only = next(iter(self.lines.values())) if len(self.lines) == 1 else None
 
     @property
     def work_ms(self) -> float:

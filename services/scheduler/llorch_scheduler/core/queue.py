@@ -156,8 +156,10 @@ class PoolQueue:
             queue.meter.add(1.0, at_ms)
         if flow.queued:
             flow.measure(at_ms)
-        flow.join(queue.virtual - self._lag_ms / flow.weight)
-        queue.join(self._root.virtual - self._lag_ms / queue.weight)
+        if (queue.virtual - flow.tag) * flow.weight > self._lag_ms:
+            flow.join(queue.virtual - self._lag_ms / flow.weight)
+        if (self._root.virtual - queue.tag) * queue.weight > self._lag_ms:
+            queue.join(self._root.virtual - self._lag_ms / queue.weight)
         cost_ms = self._charge(job, flow, queue)
         flow.use.start(job.tokens, job.est_kv_mb, at_ms)
         queue.started(flow, cost_ms)

@@ -4,6 +4,7 @@ A tenant is known while it has flows, and afterwards while its meters still tell
 """
 
 from heapq import heapify, heappop, heappush
+from math import inf
 from typing import Final
 
 from llorch_scheduler.core.flow import Flow
@@ -14,7 +15,7 @@ _COMPACT_MIN: Final = 64
 
 
 class Tenants:
-    __slots__ = ("_default", "_limits", "_quiet", "_uses", "_wakes")
+    __slots__ = ("_default", "_limits", "_quiet", "_uses", "_wakes", "next_ms")
 
     def __init__(self) -> None:
         self._default = FairnessSpec().default
@@ -24,6 +25,8 @@ class Tenants:
         """(time, tenant, class, serial, flow) of flows that wait for a rate."""
         self._quiet: list[tuple[int, str]] = []
         """(time, tenant) from when on its meters tell nothing."""
+        self.next_ms: float = inf
+        """Before this `woken` has nothing to do."""
 
     def __len__(self) -> int:
         return len(self._uses)
@@ -54,6 +57,7 @@ class Tenants:
         if flow.wake_ms == UNTIL_END:
             flow.use.waiting.append(flow)
             return
+        self.next_ms = min(self.next_ms, flow.wake_ms)
         heappush(self._wakes, (flow.wake_ms, flow.tenant, flow.priority, flow.serial, flow))
         if len(self._wakes) > 4 * len(self._uses) + _COMPACT_MIN:
             standing = {id(entry[4]): entry for entry in self._wakes if _still_waits(entry)}
@@ -71,6 +75,7 @@ class Tenants:
             use = self._uses[heappop(self._quiet)[1]]
             use.remembered = False
             self._forget(use, at_ms)
+        self.next_ms = min((heap[0][0] for heap in (self._wakes, self._quiet) if heap), default=inf)
         return flows
 
     def wake_ms(self) -> int | None:
@@ -85,6 +90,7 @@ class Tenants:
         quiet_ms = use.quiet_ms(at_ms)
         if quiet_ms > at_ms:
             use.remembered = True
+            self.next_ms = min(self.next_ms, quiet_ms)
             heappush(self._quiet, (quiet_ms, use.tenant))
         else:
             del self._uses[use.tenant]

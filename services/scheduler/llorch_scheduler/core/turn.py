@@ -20,7 +20,7 @@ Throttle = Callable[[Flow, int], None]
 def next_job(queue: ClassQueue, is_open: IsOpen, at_ms: int, throttle: Throttle) -> Job | None:
     while (line := _first_line(queue, is_open)) is not None:
         flow = line.flow
-        job = line.head if len(flow.lines) == 1 and line.contest.shape is not None else None
+        job = line.head if flow.only is not None and line.contest.shape is not None else None
         job = job or _open_job(queue, flow, is_open)
         opens_ms = flow.use.opens_ms(job, at_ms) if flow.use.metered else 0
         if opens_ms == 0:

@@ -19,7 +19,7 @@ class Pick(NamedTuple):
 
 
 class Turns:
-    """`classes`, highest first, are two: interactive and batch."""
+    """`classes` are two: interactive, which is the higher and goes first among equals, and batch."""
 
     __slots__ = ("_by_priority", "_classes", "_root", "_tenants", "preemption")
 
@@ -31,12 +31,14 @@ class Turns:
         self.preemption = PreemptionSpec()
 
     def pick(self, is_open: IsOpen, at_ms: int) -> Pick | None:
-        self._wake(at_ms)
-        for queue in self._by_tag():
-            if queue.active and not self._held_back(queue, at_ms):
+        if self._tenants.next_ms <= at_ms:
+            self._wake(at_ms)
+        higher, lower = self._classes
+        for queue in (lower, higher) if lower.tag < higher.tag else self._classes:
+            if queue.active and (queue.meter is None or not self._held_back(queue, at_ms)):
                 job = next_job(queue, is_open, at_ms, self._throttle)
                 if job is not None:
-                    return self._passing(queue, job, is_open, at_ms) or Pick(job)
+                    return (queue is lower and self._passing(queue, job, is_open, at_ms)) or Pick(job)
         return None
 
     def urgent(self, is_open: IsOpen, at_ms: int, within_ms: float) -> Job | None:
@@ -48,16 +50,9 @@ class Turns:
         flows_ms = self._tenants.wake_ms()
         return min(times if flows_ms is None else [*times, flows_ms], default=None)
 
-    def _by_tag(self) -> list[ClassQueue]:
-        """The higher class first among equals."""
-        higher, lower = self._classes
-        return [lower, higher] if lower.tag < higher.tag else self._classes
-
     def _passing(self, turn: ClassQueue, job: Job, is_open: IsOpen, at_ms: int) -> Pick | None:
         """A task of a higher class that cannot wait for `job`, whose turn it is."""
-        if turn is self._classes[0] or self.preemption.mode == "disabled":
-            return None
-        if turn.passed_in_row >= self.preemption.soft_max_in_row:
+        if self.preemption.mode == "disabled" or turn.passed_in_row >= self.preemption.soft_max_in_row:
             return None
         urgent = self._urgent_above(turn, is_open, at_ms, max(1.0, job.cost_ms))
         return Pick(urgent, turn.priority) if urgent is not None else None
