@@ -79,6 +79,8 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retriable: bool = False
     retry_after_ms: Annotated[int, Meta(ge=0)] | None = None
     policy_label: str | None = None
+    """On 429: `reject`, `drop-lru`, `shed-low-priority`, `tenant-capacity` (the tenant's own bound) or
+    `circuit-breaker`. Where the client's placement left no pool: `pinned_pool_infeasible`, `no_preferred_feasible`."""
     pool_id: str | None = None
     hint: str | None = None
 

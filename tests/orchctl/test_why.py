@@ -1,15 +1,21 @@
 """`orchctl why`: the story of a task from the streams of a real bus."""
 
 import json
+import os
+import sys
+from collections.abc import Mapping
 
+import anyio
 import msgspec
 import pytest
 
 from llorch_ctl.exits import Exit
-from llorch_shared import subjects
-from llorch_shared.bus.port import Bus
+from llorch_shared import streams, subjects
+from llorch_shared.bus.nats import connect
+from llorch_shared.bus.port import Bus, Message
+from llorch_shared.settings import NatsSettings
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
-from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.run import Located, RunRecord
 from llorch_shared.wire.task import Priority, TaskState
 from support.client import task_request
 from support.nats_server import NatsServer
@@ -69,6 +75,24 @@ def test_a_task_that_ran_is_explained_from_audit_and_run_record(orchctl: Orchctl
     assert told["story"]["forecast"]["real_start_ms"] == 1_000
     assert told["run"]["state"] == "running"
     assert "secret" not in out
+
+
+async def test_a_task_that_waits_is_told_with_its_place_in_the_line_now(nats_server: NatsServer) -> None:
+    task = task_request().task_id
+    bus = await connect(NatsSettings(url=nats_server.url), name="test")
+    await bus.ensure(streams.base())
+    admitted = record(task, AuditEvent.ADMITTED, 1_000, queue_position=2, predicted_start_ms=1_000)
+    await bus.store(subjects.audit(admitted.event, task), msgspec.json.encode(admitted))
+
+    async def locate(message: Message) -> tuple[bytes, Mapping[str, str]]:
+        return msgspec.json.encode(Located(found=True, queue_position=4, predicted_start_ms=2_100)), {}
+
+    await bus.serve(subjects.locate(subjects.shard_of("p1")), locate)
+    command = [sys.executable, "-m", "llorch_ctl", "why", task]
+    environment = {**os.environ, "NATS_URL": nats_server.url}
+    done = await anyio.run_process(command, env=environment)
+    assert "It waits at position 4, to start in about 2100 ms." in done.stdout.decode()
+    await bus.close()
 
 
 def test_an_unknown_task_is_an_error_that_says_how_long_things_are_kept(

@@ -15,7 +15,8 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.settings import Settings
 from llorch_shared.wire.audit import AUDIT_DECODER
-from llorch_shared.wire.run import RUN_DECODER, RunRecord
+from llorch_shared.wire.run import LOCATED_DECODER, RUN_DECODER, Located, RunRecord
+from llorch_shared.wire.task import TaskRef, TaskState
 
 RECORDS_MAX: Final = 10_000
 """A task has about five; one that is lost and preempted all the time still has less."""
@@ -31,10 +32,11 @@ def why(task: TaskArgument, config: ConfigOption = None, as_json: JsonOption = F
 async def _why(settings: Settings, task: str, *, as_json: bool) -> int:
     async with bus_client.connected(settings.nats) as bus:
         told, record = await _read(bus, task)
+        waits = await _located(bus, told) if told.state == TaskState.QUEUED else None
     if as_json:
-        write_json({"story": told, "verdict": verdict(told), "run": record})
+        write_json({"story": told, "verdict": verdict(told), "run": record, "waits": waits})
     else:
-        _print(told)
+        _print(told, waits)
     return Exit.OK
 
 
@@ -60,10 +62,23 @@ async def _read(bus: Bus, task: str) -> tuple[Story, RunRecord | None]:
     return story(task, [AUDIT_DECODER.decode(each.data) for each in kept], record), record
 
 
-def _print(told: Story) -> None:
+async def _located(bus: Bus, told: Story) -> Located | None:
+    """How it stands in its queue now; None when the scheduler does not answer, or does not have it any more."""
+    try:
+        question = msgspec.json.encode(TaskRef(task_id=told.task_id))
+        answer = await bus.request(subjects.locate(subjects.shard_of(told.pool_id)), question)
+    except BusError:
+        return None
+    located = LOCATED_DECODER.decode(answer.data)
+    return located if located.found else None
+
+
+def _print(told: Story, waits: Located | None) -> None:
     OUT.print(f"task {told.task_id}: {told.state or 'its end is kept no longer'}", markup=False)
     for line in told.lines:
         OUT.print(f"{_clock(line.at_ms)}  {line.said}  ({line.actor})", markup=False)
+    if waits is not None:
+        OUT.print(f"It waits at position {waits.queue_position}, to start in about {waits.predicted_start_ms} ms.")
     for sentence in verdict(told):
         OUT.print(sentence, markup=False)
 

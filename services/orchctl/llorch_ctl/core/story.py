@@ -48,6 +48,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     task_id: str
     state: str
     """Of the run record; `queued` where there is none yet, empty where it is kept no longer."""
+    pool_id: str
     lines: list[Line]
     forecast: Forecast
     preemptions: int
@@ -65,6 +66,7 @@ def story(task_id: str, records: Sequence[AuditRecord], run: RunRecord | None) -
     return Story(
         task_id=task_id,
         state=_state(ordered, run),
+        pool_id=run.pool_id if run is not None else next((each.pool_id for each in ordered if each.pool_id), ""),
         lines=lines,
         forecast=_forecast(ordered, run),
         preemptions=max(_attempts(ordered, AuditEvent.PREEMPTED), run.preemptions if run is not None else 0),
