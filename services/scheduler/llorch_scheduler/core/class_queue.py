@@ -161,7 +161,10 @@ class ClassQueue(Tagged):
         return line
 
     def jobs(self) -> list[Job]:
-        return [job for flow in self.flows.values() for line in flow.lines.values() for job in line.jobs()]
+        return [job for line in self.lines() for job in line.jobs()]
+
+    def lines(self) -> list[Line]:
+        return [line for flow in self.flows.values() for line in flow.lines.values()]
 
     # turns taken
 
@@ -230,27 +233,3 @@ class ClassQueue(Tagged):
             self.join(self._root.virtual)
         self.active += 1
         flow.join(self.virtual)
-
-    # another policy
-
-    def reconfigure(self, *, edf: bool, by_age: bool) -> None:
-        """Weights as the tenants now have them; every throttled flow is looked at again; every line anew, if the order
-        changed."""
-        self.flows_weight = 0
-        for flow in self.flows.values():
-            flow.weight = flow.use.limits.weight
-            self.flows_weight += flow.weight if flow.queued else 0
-            self.wake(flow)
-        if by_age != (self.by_age is not None):
-            self.by_age = JobList() if by_age else None
-            for job in self.jobs() if self.by_age is not None else ():
-                if job.order[0] != 0 and self.by_age is not None:
-                    self.by_age.add(entry_of(job, edf=False))
-        if edf == self.edf:
-            return
-        self.edf = edf
-        for flow in self.flows.values():
-            for line in flow.lines.values():
-                line.rebuild(edf=edf)
-                if self.watched and not flow.throttled:
-                    line.contest.watch(line)

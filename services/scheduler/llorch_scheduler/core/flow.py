@@ -120,7 +120,8 @@ class Flow(Tagged):
 
     @property
     def work_ms(self) -> float:
-        return sum(line.work_ms for line in self.lines.values())
+        only = self.only
+        return only.work_ms if only is not None else sum(line.work_ms for line in self.lines.values())
 
     @property
     def idle(self) -> bool:

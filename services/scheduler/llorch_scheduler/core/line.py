@@ -77,7 +77,10 @@ class JobList:
             assert self._costs is not None
             block = self._more[at]
             self._costs[at] += entry[3]
-        insort(block, entry)
+        if not block or block[-1] < entry:
+            block.append(entry)
+        else:
+            insort(block, entry)
         if block[0] is entry and at < 0:
             self.head = entry[4]
         if len(block) > 2 * BLOCK:

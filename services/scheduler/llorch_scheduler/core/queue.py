@@ -25,20 +25,21 @@ Costs: O(log n) for each of push, discard, pick, took and ended in waiting tasks
 from collections.abc import Iterator
 from typing import Final
 
-from llorch_scheduler.core import backlog
+from llorch_scheduler.core import class_policy
+from llorch_scheduler.core.backlog import Backlog
 from llorch_scheduler.core.class_queue import ClassQueue
 from llorch_scheduler.core.contest import IsOpen
 from llorch_scheduler.core.flow import Flow, Root
 from llorch_scheduler.core.full_queue import REFUSE, Verdict, victim
 from llorch_scheduler.core.job import Job
 from llorch_scheduler.core.line import entry_of
-from llorch_scheduler.core.quota import never_fits, starts_meter
+from llorch_scheduler.core.quota import never_fits
 from llorch_scheduler.core.shares import Shares
 from llorch_scheduler.core.tenants import Tenants
 from llorch_scheduler.core.turns import Pick, Turns
-from llorch_shared.pool_policy import CLASSES, DEFAULT_WEIGHT, class_policy, class_weight
+from llorch_shared.pool_policy import CLASSES, DEFAULT_WEIGHT
 from llorch_shared.waiting import Ahead
-from llorch_shared.wire.policy import FairnessSpec, FullPolicy
+from llorch_shared.wire.policy import FairnessSpec
 from llorch_shared.wire.registry import ClassLoad
 from llorch_shared.wire.spec import PoolSpec, TimeoutSpec
 from llorch_shared.wire.task import Priority
@@ -53,7 +54,18 @@ _Charge = tuple[Flow, int, int, float, float, float]
 class PoolQueue:
     """The waiting tasks of one pool, and what its running ones were charged."""
 
-    __slots__ = ("_charges", "_lag_ms", "_now_ms", "_order", "_root", "_shares", "_tenants", "_turns", "classes")
+    __slots__ = (
+        "_backlog",
+        "_charges",
+        "_lag_ms",
+        "_now_ms",
+        "_order",
+        "_root",
+        "_shares",
+        "_tenants",
+        "_turns",
+        "classes",
+    )
 
     def __init__(self) -> None:
         self._root: Final = Root()
@@ -72,6 +84,7 @@ class PoolQueue:
         self._shares: Final = Shares(FairnessSpec().share_window_ms)
         self._tenants: Final = Tenants()
         self._turns: Final = Turns(self._order, self._root, self._tenants)
+        self._backlog: Final = Backlog(self._order, self._tenants)
         self._charges: Final[dict[str, _Charge]] = {}
         self._now_ms = 0
 
@@ -85,12 +98,8 @@ class PoolQueue:
         self._turns.preemption = spec.preemption
         self._lag_ms = float(spec.timeouts.wall_ms)
         self._shares.over(spec.admission.fairness.share_window_ms, at_ms)
-        by_age = spec.queue.full_policy is not FullPolicy.REJECT
         for queue in self._order:
-            queue.weight = class_weight(spec, queue.priority)
-            queue.meter = starts_meter(class_policy(spec, queue.priority).rate_limit_rps, queue.meter)
-            queue.wake_ms = 0
-            queue.reconfigure(edf=spec.deadlines.order == "edf", by_age=by_age)
+            class_policy.apply(queue, spec)
 
     # what waits
 
@@ -214,16 +223,12 @@ class PoolQueue:
         if not self._charges and not len(self):
             self._root.virtual = max(self._root.virtual, *(queue.tag for queue in self._order))
 
-    # flows
-
     def _new_flow(self, queue: ClassQueue, tenant: str) -> Flow:
         return queue.open(tenant, self._tenants.use_of(tenant), self._shares.of(tenant, queue.priority))
 
     def _flow_forgotten(self, flow: Flow) -> None:
         flow.share.live = False
         self._tenants.flow_forgotten(flow.use, self._now_ms)
-
-    # what is told
 
     def shares(self, at_ms: int) -> Iterator[tuple[str, Priority, float]]:
         """(tenant, class, part of the slot time lately)."""
@@ -232,21 +237,13 @@ class PoolQueue:
     def ahead_of(self, job: Job) -> Ahead:
         """What stands before a task that waits here."""
         queue = self.classes[job.record.priority]
-        where = entry_of(job, edf=queue.edf)[:3]
-        return self._ahead(queue, job.record.tenant, where, cost_ms=max(1.0, job.cost_ms))
+        return self._backlog.ahead(queue, job.record.tenant, entry_of(job, edf=queue.edf)[:3], max(1.0, job.cost_ms))
 
     def ahead_of_newcomer(self, priority: Priority, tenant: str, due_ms: int) -> Ahead:
         """What would stand before a task that joined now."""
         queue = self.classes[priority]
-        return self._ahead(queue, tenant, (due_ms if queue.edf else 0, _LAST, ""), cost_ms=0.0)
-
-    def _ahead(
-        self, queue: ClassQueue, tenant: str, where: tuple[int, tuple[int, int], str], *, cost_ms: float
-    ) -> Ahead:
-        flow = queue.flows.get(tenant)
-        weight = flow.weight if flow is not None else self._tenants.limits_of(tenant).weight
-        return backlog.ahead(self._order, queue, flow, where, weight=weight, cost_ms=cost_ms)
+        return self._backlog.ahead(queue, tenant, (due_ms if queue.edf else 0, _LAST, ""), 0.0)
 
     def class_loads(self) -> dict[str, ClassLoad]:
-        """The backlog by class. O(waiting tenants)."""
-        return {str(queue.priority): backlog.class_load(queue) for queue in self._order}
+        """The backlog by class, with its longest flows."""
+        return self._backlog.loads(self._now_ms)
