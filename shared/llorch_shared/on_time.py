@@ -28,7 +28,9 @@ _KEEP: Final = 0.995
 _RESCALE_AT: Final = 1e9
 _PRIOR_WEIGHT: Final = 8.0
 _PRIOR_HALF: Final = 2 * _PER_OCTAVE
-_PRIOR: Final = tuple(max(0.0, _PRIOR_HALF + 0.5 - abs(i + 0.5 - BUCKETS / 2)) / _PRIOR_HALF**2 for i in range(BUCKETS))
+_PRIOR: Final = tuple(
+    max(0.0, _PRIOR_HALF + 0.5 - abs(i + 0.5 - BUCKETS / 2)) / (_PRIOR_HALF * (_PRIOR_HALF + 1)) for i in range(BUCKETS)
+)
 """Before anything was measured: a triangle from a quarter to four times what was expected."""
 
 

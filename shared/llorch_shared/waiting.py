@@ -217,32 +217,3 @@ def _unlisted(line: ClassLoad) -> tuple[int, float, int, int]:
     work_ms = line.work_ms - sum(flow.work_ms for flow in line.flows.values())
     flows = max(1, line.flows_weight - weight)
     return round(rest / flows), max(0.0, work_ms / flows), 1, line.flows_weight
-
-
-def queue_position(load: PoolLoad | None, priority: Priority, seq: int) -> int:
-    """Position of the task stored at `seq` of its admission stream, from the scheduler's last load report."""
-    if load is None:
-        return 0
-    arrived_since = max(0, seq - load.queue_seq.get(priority, 0))
-    ahead = load.queued.get(priority, 0) + max(0, arrived_since - 1)
-    if arrived_since == 0:
-        ahead = max(0, ahead - 1)
-    if priority is Priority.BATCH:
-        ahead += load.queued.get(Priority.INTERACTIVE, 0)
-    return ahead
-
-
-def predicted_start_ms(position: int, *, slots_total: int, slots_free: int, service_ms: float) -> int:
-    if position < slots_free:
-        return 0
-    if service_ms <= 0 or slots_total <= 0:
-        return (position + 1) * BOOTSTRAP_MS
-    return round((position - slots_free + 1) * service_ms / slots_total)
-
-
-def predict(load: PoolLoad | None, position: int) -> int:
-    if load is None:
-        return position * BOOTSTRAP_MS
-    return predicted_start_ms(
-        position, slots_total=load.slots_total, slots_free=load.slots_free, service_ms=load.service_ms
-    )

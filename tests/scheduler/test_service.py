@@ -12,7 +12,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
 from llorch_shared.bus.port import Full, NoResponder
 from llorch_shared.errors import ErrorCode
-from llorch_shared.waiting import queue_position
+from llorch_shared.waiting import expect
 from llorch_shared.wire.frames import Kind, encode_token, peek
 from llorch_shared.wire.registry import FLOOR_DECODER, LOAD_DECODER, ReplicaState
 from llorch_shared.wire.run import LOCATED_DECODER, Located, RunRecord
@@ -300,7 +300,7 @@ async def test_after_a_restart_an_idle_system_promises_no_wait() -> None:
         await eventually(lambda: bool(place.client.loads))
         load = LOAD_DECODER.decode(place.client.loads[0])
         stored = await place.client.admit(request())
-        assert queue_position(load, Priority.INTERACTIVE, stored.seq) == 0
+        assert expect(load, Priority.INTERACTIVE, "default", stored.seq).position == 0
 
 
 async def test_a_lost_node_gives_its_tasks_to_another_and_can_no_longer_end_them() -> None:

@@ -1,66 +1,200 @@
 """What a client is told about its wait."""
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llorch_shared.waiting import (
-    BOOTSTRAP_MS,
-    RETRY_MIN_MS,
-    predict,
-    predicted_start_ms,
-    queue_position,
-    retry_after_ms,
-)
-from llorch_shared.wire.task import Priority
+from llorch_shared.waiting import BOOTSTRAP_MS, RETRY_MIN_MS, Ahead, Pace, chance, expect, foresee, retry_after_ms
+from llorch_shared.wire.registry import ClassLoad, FlowLoad
+from llorch_shared.wire.task import Engine, Priority, TaskRequest, Workload
 from support.gateways import load_report
+
+INTERACTIVE, BATCH = Priority.INTERACTIVE, Priority.BATCH
+
+
+def line(flows: dict[str, FlowLoad], *, weight: int = 8, **changes: Any) -> ClassLoad:
+    fields: dict[str, Any] = {
+        "queued": sum(flow.queued for flow in flows.values()),
+        "work_ms": sum(flow.work_ms for flow in flows.values()),
+        "weight": weight,
+        "flows_weight": sum(flow.weight for flow in flows.values()),
+        "flows": flows,
+    }
+    return ClassLoad(**{**fields, **changes})
+
+
+def flow(queued: int, *, each_ms: float = 1000, **changes: Any) -> FlowLoad:
+    return FlowLoad(queued=queued, work_ms=queued * each_ms, **changes)
+
+
+def busy(*classes: tuple[Priority, ClassLoad], **changes: Any) -> Any:
+    """Four slots, all taken, a task a second each."""
+    fields: dict[str, Any] = {
+        "slots_total": 4,
+        "slots_free": 0,
+        "service_ms": 1000.0,
+        "queued": {str(priority): each.queued for priority, each in classes},
+        "classes": {str(priority): each for priority, each in classes},
+    }
+    return load_report(**{**fields, **changes})
+
+
+def ahead(own: int, *, others: int = 0, rivals_weight: int = 0, other_class: int = 0) -> Ahead:
+    return Ahead(
+        flow_tasks=own,
+        flow_work_ms=1000.0 * own,
+        flow_weight=1,
+        flows_weight=1 + rivals_weight,
+        class_tasks=own + others,
+        class_work_ms=1000.0 * (own + others),
+        class_weight=8,
+        other_tasks=other_class,
+        other_work_ms=1000.0 * other_class,
+        other_weight=1 if other_class else 0,
+    )
 
 
 def test_without_a_report_nothing_is_known_to_wait() -> None:
-    assert queue_position(None, Priority.BATCH, 17) == 0
-    assert predict(None, 3) == 3 * BOOTSTRAP_MS
+    assert expect(None, BATCH, "a", 17)[:2] == (0, 0)
     assert retry_after_ms(None) == RETRY_MIN_MS
 
 
-def test_a_newcomer_stands_behind_what_is_queued_and_what_arrived_since_the_report() -> None:
-    load = load_report(queued={"interactive": 2}, queue_seq={"interactive": 10})
-    assert queue_position(load, Priority.INTERACTIVE, 11) == 2
-    assert queue_position(load, Priority.INTERACTIVE, 14) == 5
-
-
-def test_batch_stands_behind_interactive() -> None:
-    load = load_report(queued={"interactive": 4, "batch": 1}, queue_seq={"batch": 3})
-    assert queue_position(load, Priority.BATCH, 4) == 5
-    assert queue_position(load, Priority.INTERACTIVE, 4) >= 4
-
-
 def test_a_free_slot_means_no_wait() -> None:
-    assert predicted_start_ms(1, slots_total=4, slots_free=2, service_ms=500) == 0
-    assert predicted_start_ms(2, slots_total=4, slots_free=2, service_ms=500) == 125
+    waiting = foresee(ahead(1), Pace(slots_total=4, slots_free=2, turn_ms=500))
+    assert waiting == (1, 0, False)
 
 
 def test_until_a_task_has_ended_the_bootstrap_rule_holds() -> None:
-    assert predicted_start_ms(3, slots_total=4, slots_free=0, service_ms=0) == 4 * BOOTSTRAP_MS
+    waiting = foresee(ahead(3), Pace(slots_total=4, slots_free=0, turn_ms=0))
+    assert waiting == (3, 4 * BOOTSTRAP_MS, False)
+
+
+def test_one_flow_waits_for_all_of_its_own_tasks() -> None:
+    assert foresee(ahead(7), Pace(4, 0, turn_ms=1000)) == (7, 2000, True)
+
+
+def test_others_count_only_as_far_as_their_share_lets_them_pass() -> None:
+    pace = Pace(4, 0, turn_ms=1000)
+    assert foresee(ahead(4, others=100, rivals_weight=1), pace).position == 8
+    assert foresee(ahead(4, others=2, rivals_weight=1), pace).position == 6
+    assert foresee(ahead(0, others=100, rivals_weight=3), pace).position == 0
+
+
+def test_a_lower_class_passes_by_its_weight_in_slot_time() -> None:
+    longer = Ahead(16, 16_000, 1, 1, 16, 16_000, 8, 50, 100_000, 1)
+    assert foresee(longer, Pace(4, 0, 1000)).position == 17
+    assert foresee(ahead(16, other_class=50), Pace(4, 0, 1000)).position == 18
+
+
+def test_a_measured_pace_holds_the_share_already() -> None:
+    waiting = foresee(ahead(10, others=500, rivals_weight=9), Pace(4, 0, turn_ms=1000, flow_pace_ms=750))
+    assert waiting.start_ms == 10 * 750 + (250 + 750) / 2
+
+
+def test_a_pool_that_loads_is_waited_for_and_then_worked_off() -> None:
+    pace = Pace(0, 0, turn_ms=1000, loading_ms=30_000, loading_slots=4)
+    assert foresee(ahead(2), pace)[:2] == (2, 30_000)
+    later = foresee(ahead(11), pace)
+    assert (later.start_ms, later.measured) == (30_000 + 12 * 250 - 4 * 250, False)
+
+
+def test_a_newcomer_stands_behind_what_waits_of_its_tenant_and_what_came_since_the_report() -> None:
+    load = busy((INTERACTIVE, line({"a": flow(3)})), queue_seq={"interactive": 10})
+    assert expect(load, INTERACTIVE, "a").position == 3
+    assert expect(load, INTERACTIVE, "a", 11).position == 3
+    assert expect(load, INTERACTIVE, "a", 14).position == 6
+
+
+def test_what_came_since_the_report_is_divided_as_what_waits() -> None:
+    load = busy((INTERACTIVE, line({"a": flow(30), "b": flow(10)})), queue_seq={"interactive": 40})
+    alone = expect(load, INTERACTIVE, "b", 41).position
+    assert expect(load, INTERACTIVE, "b", 49).position == alone + 4
+
+
+def test_a_task_that_the_report_knows_stands_before_those_behind_it() -> None:
+    load = busy((INTERACTIVE, line({"a": flow(10)})), queue_seq={"interactive": 10})
+    assert expect(load, INTERACTIVE, "a", 10).position == 9
+    assert expect(load, INTERACTIVE, "a", 4).position == 3
+    assert expect(load, INTERACTIVE, "a", 1).position == 0
+
+
+def test_a_tenant_without_waiting_tasks_starts_soon() -> None:
+    load = busy((INTERACTIVE, line({"a": flow(100)})))
+    assert expect(load, INTERACTIVE, "new").start_ms == 250
+
+
+def test_a_tenant_below_the_longest_is_taken_for_one_of_the_short() -> None:
+    told = {f"t{number}": flow(10) for number in range(64)}
+    load = busy((INTERACTIVE, line(told, queued=640 + 72, flows_weight=64 + 36)))
+    assert expect(load, INTERACTIVE, "one of many").position == 2 * 100
+
+
+def test_batch_passes_as_one_in_nine_while_both_wait() -> None:
+    load = busy((INTERACTIVE, line({"a": flow(80)})), (BATCH, line({"b": flow(80)}, weight=1)))
+    assert expect(load, INTERACTIVE, "a").position == 90
+    assert expect(load, BATCH, "b").position == 160
+    few = busy((INTERACTIVE, line({"a": flow(800)})), (BATCH, line({"b": flow(5)}, weight=1)))
+    assert expect(few, BATCH, "b").position == 45
+
+
+def test_a_refused_client_hears_when_a_place_is_expected_to_be_free() -> None:
+    assert retry_after_ms(busy(service_ms=20_000.0)) == 5_000
+    assert retry_after_ms(busy(service_ms=20_000.0, turn_ms=24_000.0)) == 6_000
+    loads = busy(slots_total=0, service_ms=8_000.0, loading_ms=12_000, loading_slots=4)
+    assert retry_after_ms(loads) == 14_000
+
+
+@pytest.mark.parametrize(("budget_ms", "told"), [(10_000, 0.0), (24_500, 0.5), (200_000, 1.0)])
+def test_the_chance_to_be_in_time_counts_the_wait_and_what_its_tenant_usually_takes(
+    budget_ms: int, told: float
+) -> None:
+    request = TaskRequest(
+        task_id="00000000-0000-4000-8000-000000000001",
+        session_id="00000000-0000-4000-8000-000000000001",
+        workload=Workload.COMPLETION,
+        model_ref="m",
+        engine=Engine.MOCK,
+        ctx=100,
+        priority=INTERACTIVE,
+        max_tokens=1_000,
+        deadline_ms=budget_ms,
+    )
+    sharp = tuple(float(index == 16) / 2 + float(index == 15) / 2 for index in range(32))
+    load = busy(
+        (INTERACTIVE, line({"a": flow(1, used=0.2)})),
+        overhead_ms=500.0,
+        token_ms=20.0,
+        used=0.9,
+        spread=sharp,
+        wait_spread=sharp,
+    )
+    assert chance(None, request, "a", start_ms=0) is None
+    assert chance(load, request, "a", start_ms=20_000) == pytest.approx(told, abs=0.1)
 
 
 @given(
     queued=st.integers(0, 1000),
+    others=st.integers(0, 1000),
     seq=st.integers(0, 2000),
     accounted=st.integers(0, 2000),
     slots=st.integers(0, 64),
     free=st.integers(0, 64),
     service=st.floats(0, 1e6),
+    pace=st.floats(0, 1e6),
 )
 def test_position_and_start_are_never_negative_and_grow_together(
-    queued: int, seq: int, accounted: int, slots: int, free: int, service: float
+    queued: int, others: int, seq: int, accounted: int, slots: int, free: int, service: float, pace: float
 ) -> None:
-    load = load_report(
-        queued={"interactive": queued},
+    load = busy(
+        (INTERACTIVE, line({"a": flow(queued, pace_ms=pace), "b": flow(others)})),
         queue_seq={"interactive": accounted},
         slots_total=slots,
         slots_free=min(free, slots),
         service_ms=service,
     )
-    position = queue_position(load, Priority.INTERACTIVE, seq)
-    assert position >= 0
-    assert 0 <= predict(load, position) <= predict(load, position + 1)
+    first, second = (expect(load, INTERACTIVE, "a", each) for each in (seq, seq + 1))
+    assert 0 <= first.position <= second.position
+    assert 0 <= first.start_ms <= second.start_ms + 1e-6
     assert retry_after_ms(load) >= RETRY_MIN_MS

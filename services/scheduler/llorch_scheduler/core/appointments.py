@@ -21,7 +21,7 @@ from collections import OrderedDict
 from heapq import heappop, heappush
 from typing import Final
 
-from llorch_scheduler.core.forecast import Drain
+from llorch_scheduler.core.drain import Drain
 from llorch_shared.waiting import RETRY_MIN_MS
 from llorch_shared.wire.policy import WaitingSpec
 from llorch_shared.wire.registry import Appointment

@@ -12,11 +12,11 @@ error larger.
 """
 
 from collections import OrderedDict
-from math import sqrt
 from typing import Final, NamedTuple
 
 from msgspec import structs
 
+from llorch_scheduler.core.drain import Drain, DrainMeter
 from llorch_scheduler.core.estimate import ServiceModel
 from llorch_scheduler.core.job import Job
 from llorch_shared.on_time import Spread, on_time_probability
@@ -27,10 +27,6 @@ from llorch_shared.wire.task import Priority
 FLOWS_MAX: Final = 4_096
 KEEP: Final = 0.99
 """Of the pool's pace: the last 100 starts carry 63 %."""
-DRAIN_KEEP: Final = 0.998
-"""Of the places given back, which are promised far ahead: the last 500."""
-ASKED_KEEP: Final = 0.98
-"""Of what is expected of those that join: as fast as expectations themselves change."""
 FLOW_KEEP: Final = 0.9
 _Flow = tuple[str, Priority]
 _PRIOR: Final = 4.0
@@ -59,41 +55,6 @@ class _Turns:
         """How many the pool had started at its last start; negative when no other task of it waited then."""
 
 
-class Drain(NamedTuple):
-    """How places of a queue are given back."""
-
-    per_ms: float
-    """Places per millisecond, less one standard error: a promise must hold. 0 while unknown."""
-    watched_ms: float
-    """For how long it has been measured."""
-    begins_ms: int = 0
-    """Nothing is given back before so much time has passed."""
-
-
-class _Drain:
-    """Places of one class's queue that are given back while tasks wait in it; the slot time that passes meanwhile."""
-
-    __slots__ = ("_last_ms", "asked", "asked_ms", "count", "slot_time_ms", "watched_ms", "work_ms")
-
-    def __init__(self) -> None:
-        self.count = self.slot_time_ms = self.work_ms = self.watched_ms = 0.0
-        self.asked = self.asked_ms = 0.0
-        """Tasks that joined it lately, and the slot time expected of them."""
-        self._last_ms = -1
-
-    def joined(self, cost_ms: float) -> None:
-        self.asked = ASKED_KEEP * self.asked + 1
-        self.asked_ms = ASKED_KEEP * self.asked_ms + cost_ms
-
-    def gave_back(self, at_ms: int, cost_ms: float, *, slots: int, others_wait: bool) -> None:
-        if self._last_ms >= 0 and slots > 0:
-            self.count = DRAIN_KEEP * self.count + 1
-            self.slot_time_ms = DRAIN_KEEP * self.slot_time_ms + (at_ms - self._last_ms) * slots
-            self.work_ms = DRAIN_KEEP * self.work_ms + cost_ms
-            self.watched_ms += at_ms - self._last_ms
-        self._last_ms = at_ms if others_wait else -1
-
-
 class Forecast:
     """Of one pool. Every call is O(1), but `told`, which is O(flows told)."""
 
@@ -103,12 +64,12 @@ class Forecast:
         "_last_ms",
         "_n",
         "_slot_time_ms",
+        "_slots_total",
         "_started",
         "loading_ms",
         "loading_slots",
         "service",
         "slots_free",
-        "slots_total",
         "waits",
     )
 
@@ -116,11 +77,12 @@ class Forecast:
         self.service: Final = ServiceModel()
         self.waits: Final = Spread()
         """Real over told waits."""
-        self.slots_total = self.slots_free = 0
-        """Of the ready replicas: set by whoever calls, before anything is asked."""
+        self._slots_total = 0
+        self.slots_free = 0
+        """Of the ready replicas, as `slots_total`: set by whoever calls, before anything is asked."""
         self.loading_ms = self.loading_slots = 0
         """With no ready replica: until one is, and what it brings; else 0."""
-        self._drains: Final = {priority: _Drain() for priority in Priority}
+        self._drains: Final = {priority: DrainMeter() for priority in Priority}
         self._flows: Final[OrderedDict[_Flow, _Turns]] = OrderedDict()
         self._n = self._slot_time_ms = 0.0
         self._started = 0
@@ -128,6 +90,18 @@ class Forecast:
         self._last_ms = -1
 
     # what happens
+
+    @property
+    def slots_total(self) -> int:
+        return self._slots_total
+
+    @slots_total.setter
+    def slots_total(self, slots: int) -> None:
+        """The time since the last start was not passed with as many: it does not count."""
+        if slots != self._slots_total:
+            self._slots_total, self._last_ms = slots, -1
+            for drain in self._drains.values():
+                drain.interrupted()
 
     def started(self, job: Job, at_ms: int, behind: Behind) -> None:
         """A task of the queue took a slot."""
@@ -207,18 +181,8 @@ class Forecast:
     def drain(self, priority: Priority, *, share: float = 1.0) -> Drain:
         """How places of this class's queue are given back while tasks wait in it. `share`: of the class by weight, for
         as long as little was seen."""
-        seen = self._drains[priority]
         slots = self.slots_total or self.loading_slots
-        expected_ms = seen.asked_ms / seen.asked if seen.asked else 0.0
-        turn_ms = (self.turn_ms or expected_ms) / share if share > 0 else 0.0
-        if slots <= 0 or turn_ms <= 0:
-            return Drain(0.0, 0.0, self.loading_ms)
-        count = seen.count + _PRIOR
-        per_ms = count / (seen.slot_time_ms + _PRIOR * turn_ms) * slots
-        if expected_ms > 0 and seen.work_ms > 0:
-            # Short tasks leave first: in the long run as many leave as join for the same slot time.
-            per_ms *= min(1.0, seen.work_ms / seen.count / expected_ms)
-        return Drain(per_ms * (1 - 1 / sqrt(count)), seen.watched_ms, self.loading_ms)
+        return self._drains[priority].told(slots=slots, turn_ms=self.turn_ms, share=share, begins_ms=self.loading_ms)
 
     def told(self, load: PoolLoad) -> PoolLoad:
         """A report of the backlog with what was learned about it. O(flows in it)."""
