@@ -21,10 +21,13 @@ class Clock:
     def at(self, when_ms: float, action: _Action, subject: Any = None) -> None:
         """Call `action(subject)` when `when_ms` comes; a past time means now."""
         self._planned += 1
-        heappush(self._heap, (max(when_ms, self.now_ms), self._planned, action, subject))
+        now_ms = self.now_ms
+        heappush(self._heap, (when_ms if when_ms > now_ms else now_ms, self._planned, action, subject))
 
     def after(self, wait_ms: float, action: _Action, subject: Any = None) -> None:
-        self.at(self.now_ms + wait_ms, action, subject)
+        """`wait_ms` is not negative."""
+        self._planned += 1
+        heappush(self._heap, (self.now_ms + wait_ms, self._planned, action, subject))
 
     def step(self) -> bool:
         """The next thing that happens; false when nothing is planned any more."""

@@ -8,6 +8,7 @@ time it took there: what shared the batch with it then is in that time.
 
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
+from math import inf
 from typing import Final
 
 from llorch_scheduler.simulator.clock import Clock
@@ -29,23 +30,17 @@ class Engine:
     """Calls `done(task)` when a task has its last token."""
 
     __slots__ = (
-        "_clock",
-        "_decoded",
-        "_decoding",
-        "_done",
-        "_entered",
-        "_hardware",
-        "_plan",
-        "_read",
-        "_reading",
-        "_recorded",
-        "_slots",
-        "_touched_ms",
-        "stopped",
+        "_busy", "_clock", "_decode_per_ms", "_decoded", "_decoding", "_done", "_entered", "_plan", "_read",
+        "_read_per_ms", "_reading", "_recorded", "_slots", "_touched_ms", "stopped",
     )  # fmt: skip
 
     def __init__(self, hardware: Hardware, slots: int, clock: Clock, done: Callable[[SimTask], None]) -> None:
-        self._hardware: Final = hardware
+        self._read_per_ms: Final = hardware.prefill_per_s / 1000
+        self._decode_per_ms: Final = [
+            1 / (hardware.step_ms + hardware.step_per_task_ms * busy) for busy in range(slots + 1)
+        ]
+        """Of each task, by the number of tasks in the batch."""
+        self._busy = 0
         self._slots: Final = slots
         self._clock: Final = clock
         self._done: Final = done
@@ -60,15 +55,12 @@ class Engine:
         self._plan = 0
         self.stopped = False
 
-    @property
-    def busy(self) -> int:
-        return len(self._reading) + len(self._decoding) + len(self._recorded)
-
     def start(self, task: SimTask) -> None:
         """Raises SlotExceeded."""
-        if self.busy >= self._slots:
+        if self._busy >= self._slots:
             raise SlotExceeded(f"{task.task_id} was started on an engine whose {self._slots} slots are taken")
         self._catch_up()
+        self._busy += 1
         self._entered += 1
         task.first_token_ms = self._clock.now_ms
         if task.served_ms > 0:
@@ -84,6 +76,7 @@ class Engine:
         self.stopped = True
         for phase in (self._reading, self._decoding, self._recorded):
             phase.clear()
+        self._busy = 0
 
     def interrupt(self, task: SimTask) -> None:
         """The task leaves its slot before it is done. O(slots)."""
@@ -93,13 +86,8 @@ class Engine:
             if len(kept) < len(phase):
                 phase[:] = kept
                 heapify(phase)
+                self._busy -= 1
         self._plan_next()
-
-    def _read_per_ms(self) -> float:
-        return self._hardware.prefill_per_s / 1000 / len(self._reading)
-
-    def _decode_per_ms(self) -> float:
-        return 1 / (self._hardware.step_ms + self._hardware.step_per_task_ms * self.busy)
 
     def _catch_up(self) -> None:
         passed_ms = self._clock.now_ms - self._touched_ms
@@ -107,21 +95,21 @@ class Engine:
         if passed_ms <= 0:
             return
         if self._reading:
-            self._read += passed_ms * self._read_per_ms()
+            self._read += passed_ms * self._read_per_ms / len(self._reading)
         if self._decoding:
-            self._decoded += passed_ms * self._decode_per_ms()
+            self._decoded += passed_ms * self._decode_per_ms[self._busy]
 
     def _plan_next(self) -> None:
         self._plan += 1
-        waits = []
+        wait_ms = inf
         if self._reading:
-            waits.append((self._reading[0][0] - self._read) / self._read_per_ms())
+            wait_ms = (self._reading[0][0] - self._read) * len(self._reading) / self._read_per_ms
         if self._decoding:
-            waits.append((self._decoding[0][0] - self._decoded) / self._decode_per_ms())
+            wait_ms = min(wait_ms, (self._decoding[0][0] - self._decoded) / self._decode_per_ms[self._busy])
         if self._recorded:
-            waits.append(self._recorded[0][0] - self._touched_ms)
-        if waits:
-            self._clock.after(min(waits), self._wake, self._plan)
+            wait_ms = min(wait_ms, self._recorded[0][0] - self._touched_ms)
+        if wait_ms < inf:
+            self._clock.after(max(0.0, wait_ms), self._wake, self._plan)
 
     def _wake(self, plan: int) -> None:
         if self.stopped or plan != self._plan:
@@ -136,6 +124,7 @@ class Engine:
             ended.append(heappop(self._decoding)[2])
         while self._recorded and self._recorded[0][0] <= self._clock.now_ms + _EPSILON:
             ended.append(heappop(self._recorded)[2])
+        self._busy -= len(ended)
         self._plan_next()
         for task in ended:
             self._done(task)

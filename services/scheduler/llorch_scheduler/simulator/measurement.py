@@ -118,7 +118,7 @@ class Measurement:
         """An attempt begins. Only the first one ends the task's wait."""
         pool_id = task.flow.pool_id
         self.busy[pool_id].add(1, at_ms)
-        self.shares.took(task, at_ms)
+        task.use.used.add(1, at_ms)
         self.versions[pool_id, version] += 1
         task.on_time_placed = record.on_time_probability
         if task.started_ms >= 0:
@@ -132,7 +132,7 @@ class Measurement:
     def left(self, task: SimTask, at_ms: float) -> None:
         """Its slot is free again, for whatever reason."""
         self.busy[task.flow.pool_id].add(-1, at_ms)
-        self.shares.left(task, at_ms)
+        task.use.used.add(-1, at_ms)
 
     def ended(self, task: SimTask, outcome: str, at_ms: float) -> None:
         key = task.tenant, task.priority
@@ -141,7 +141,7 @@ class Measurement:
             self.tokens_out[*key, task.flow.pool_id] += task.output
         if task.admitted_ms < 0:
             return
-        self.shares.gone(task, at_ms)
+        task.use.wanted.add(-1, at_ms)
         if outcome == "cancelled":
             return
         met = outcome == "done" and at_ms <= task.admitted_ms + task.deadline_ms

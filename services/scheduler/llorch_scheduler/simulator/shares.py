@@ -7,7 +7,7 @@ fair.
 
 from typing import Final, NamedTuple
 
-from llorch_scheduler.simulator.gauge import Gauge
+from llorch_scheduler.simulator.gauge import FlowUse
 from llorch_scheduler.simulator.tasks import SimTask
 from llorch_shared.wire.task import Priority
 
@@ -37,34 +37,21 @@ class Window(NamedTuple):
     uses: dict[Key, Use]
 
 
-class _Flow:
-    __slots__ = ("told_used", "told_wanted", "used", "wanted")
-
-    def __init__(self) -> None:
-        self.used: Final = Gauge()
-        self.wanted: Final = Gauge()
-        self.told_used = 0.0
-        self.told_wanted = 0.0
-
-
 class Shares:
     def __init__(self) -> None:
         self.windows: list[Window] = []
-        self._flows: Final[dict[Key, _Flow]] = {}
+        self._flows: Final[dict[Key, FlowUse]] = {}
         self._begin_ms = 0.0
         self._width_ms = WINDOW_MS
 
     def came(self, task: SimTask, at_ms: float) -> None:
-        self._flow(task).wanted.add(1, at_ms)
-
-    def gone(self, task: SimTask, at_ms: float) -> None:
-        self._flow(task).wanted.add(-1, at_ms)
-
-    def took(self, task: SimTask, at_ms: float) -> None:
-        self._flow(task).used.add(1, at_ms)
-
-    def left(self, task: SimTask, at_ms: float) -> None:
-        self._flow(task).used.add(-1, at_ms)
+        """Admitted: from here on the task knows where its use of slots is counted."""
+        key = Key(task.flow.pool_id, task.tenant, task.priority)
+        flow = self._flows.get(key)
+        if flow is None:
+            flow = self._flows[key] = FlowUse()
+        task.use = flow
+        flow.wanted.add(1, at_ms)
 
     def cut(self, at_ms: float) -> None:
         """End the present window if it is long enough. O(flows) when it is."""
@@ -82,13 +69,6 @@ class Shares:
             pairs = zip(self.windows[::2], [*self.windows[1::2], None], strict=False)
             self.windows = [joined([first, second]) if second else first for first, second in pairs]
             self._width_ms *= 2
-
-    def _flow(self, task: SimTask) -> _Flow:
-        key = Key(task.flow.pool_id, task.tenant, task.priority)
-        flow = self._flows.get(key)
-        if flow is None:
-            flow = self._flows[key] = _Flow()
-        return flow
 
 
 def joined(windows: list[Window]) -> Window:

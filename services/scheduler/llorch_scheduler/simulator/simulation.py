@@ -102,18 +102,19 @@ class Simulation:
             self.clock.at(1000 * change.at_s, self._change, change)
         self.clock.after(TICK_MS, self._tick)
         self.clock.after(0, self._sample)
+        clock = self.clock
         while not self.over:
-            if self.clock.steps % STEPS_PER_LOOK == 0 and not going(self):
+            if clock.steps % STEPS_PER_LOOK == 0 and not going(self):
                 self.partial = True
-                self.ended_ms = self.clock.now_ms
+                self.ended_ms = clock.now_ms
                 break
-            self.clock.step()
+            clock.step()
         self.measured.sample(self.clock.now_ms)
         return self
 
     @property
     def over(self) -> bool:
-        return self._clients.exhausted and self.ended_count >= self.arrived_count
+        return self.ended_count >= self.arrived_count and self._clients.exhausted
 
     def wall_ms(self) -> int:
         return BEGAN_MS + int(self.clock.now_ms)

@@ -3,8 +3,11 @@
 from typing import Final
 
 from llorch_scheduler.simulator.arrivals import Recorded
+from llorch_scheduler.simulator.gauge import FlowUse
 from llorch_scheduler.simulator.scenario import Flow
 from llorch_shared.wire.task import Priority
+
+_NOBODYS: Final = FlowUse()
 
 
 class SimTask:
@@ -13,7 +16,7 @@ class SimTask:
     __slots__ = (
         "admitted_ms", "arrived_ms", "cancel_ms", "deadline_ms", "first_token_ms", "flow", "max_tokens", "number",
         "on_time_placed", "on_time_told", "output", "priority", "promised", "prompt", "refusals", "served_ms",
-        "session", "source", "started_ms", "task_id", "tenant", "told_ms", "took_slot_ms", "waited_ms",
+        "session", "source", "started_ms", "task_id", "tenant", "told_ms", "took_slot_ms", "use", "waited_ms",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +65,8 @@ class SimTask:
         """Chance to end before its deadline, as seen at admission …"""
         self.on_time_placed: float | None = None
         """… and when it was placed last."""
+        self.use: FlowUse = _NOBODYS
+        """Where its use of slots is counted, from its admission on."""
         self.refusals = 0
         self.promised = False
         """The last refusal promised to keep a place."""
