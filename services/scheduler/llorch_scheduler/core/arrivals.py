@@ -43,7 +43,7 @@ class Arrivals:
         if pool.backlog_read:
             pool.foretell(job, at_ms)
         else:
-            # Read after a takeover: what it was told at its admission is not known, and those before it are not all read.
+            # Read after a takeover: what its client was told is not known, and those before it are not all read.
             pool.assess(job)
         pool.appointments[event.priority].arrived(event.task_id)
         if event.channel == "nats":
@@ -116,17 +116,19 @@ class Arrivals:
 
     def _finds_a_place(self, pool: Pool, spec: PoolSpec, job: Job, at_ms: int) -> bool:
         """By the policies that the scheduler applies; the server has applied its own already."""
-        policy = str(spec.queue.full_policy)
-        if pool.queue.never_fits(job):
+        policy = spec.queue.full_policy
+        if job.est_kv_mb and pool.queue.never_fits(job):
             message = "the task's KV cache alone is over what its tenant may have"
             self._endings.refuse(job, message, "kv_mb", at_ms, retry_after_ms=pool.retry_after_ms())
             return False
+        if policy is FullPolicy.REJECT and spec.queue.tenant_capacity is None:
+            return True
         loser = pool.queue.victim(job, spec)
         if loser is REFUSE:
-            label = policy if spec.queue.full_policy is FullPolicy.SHED_LOW_PRIORITY else "tenant_capacity"
+            label = str(policy) if policy is FullPolicy.SHED_LOW_PRIORITY else "tenant_capacity"
             message = f"no place in the queue ({label})"
             self._endings.refuse(job, message, label, at_ms, retry_after_ms=pool.retry_after_ms())
             return False
         if isinstance(loser, Job):
-            self._endings.drop(loser, policy, at_ms, retry_after_ms=pool.retry_after_ms())
+            self._endings.drop(loser, str(policy), at_ms, newcomer=job.task_id, retry_after_ms=pool.retry_after_ms())
         return True

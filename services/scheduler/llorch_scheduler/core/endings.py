@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from llorch_scheduler.core import job as jobs
-from llorch_scheduler.core.effects import Detail, End
+from llorch_scheduler.core.effects import End
 from llorch_scheduler.core.job import Job, Phase
 from llorch_scheduler.core.state import State
 from llorch_shared.errors import ErrorBody, ErrorCode
@@ -28,7 +28,14 @@ class Endings:
         self._state.ledger.may_be_recorded(job)
         job.next_record, job.next_reason = jobs.ended(job, state, at_ms, error), reason
         job.enter(Phase.ENDING, at_ms)
-        self._state.effect(self._ending(job, job.next_record, {"waited_ms": at_ms - job.record.admitted_ms}))
+        record = job.record
+        job.next_detail = {
+            "waited_ms": at_ms - record.admitted_ms,
+            "queue_position": record.queue_position,
+            "predicted_start_ms": record.predicted_start_ms,
+            **(job.next_detail or {}),
+        }
+        self._state.effect(self._ending(job, job.next_record))
 
     def cancel(self, job: Job, at_ms: int) -> None:
         self.end(job, TaskState.CANCELLED, at_ms, reason=job.cancel_reason)
@@ -41,16 +48,19 @@ class Endings:
 
     def evict(self, job: Job, at_ms: int) -> None:
         """Overload lasts, and the task can no longer be in time."""
+        job.next_detail = {"expected_ms": round(job.cost_ms), "left_ms": job.due_ms - at_ms}
         message = f"in lasting overload, and {round(job.cost_ms)} ms of work no longer end before deadline_ms"
         self._miss(job, message, at_ms, reason="eta")
 
     def infeasible(self, job: Job, chance: float, at_ms: int) -> None:
         """Its chance to be in time is under what the pool asks for."""
+        job.next_detail = {"on_time_probability": round(chance, 4), "expected_ms": round(job.cost_ms)}
         message = f"the chance to end before deadline_ms is {chance:.2f}, by the present backlog"
         self._miss(job, message, at_ms, reason="infeasible")
 
-    def drop(self, job: Job, policy: str, at_ms: int, *, retry_after_ms: int) -> None:
+    def drop(self, job: Job, policy: str, at_ms: int, *, newcomer: str, retry_after_ms: int) -> None:
         """A newcomer takes its place in the full queue."""
+        job.next_detail = {"newcomer": newcomer}
         message = f"dropped from a full queue to make room ({policy})"
         self._turn_away(
             job, ErrorCode.QUEUE_FULL_DROP_LRU, message, at_ms, policy=policy, retry_after_ms=retry_after_ms
@@ -63,7 +73,7 @@ class Endings:
     def again(self, job: Job) -> None:
         """The same end: what is stored already is recognised as ours."""
         assert job.next_record is not None
-        self._state.effect(self._ending(job, job.next_record, {}))
+        self._state.effect(self._ending(job, job.next_record))
 
     def _miss(self, job: Job, message: str, at_ms: int, *, reason: str) -> None:
         error = jobs.fault(ErrorCode.DEADLINE_UNMET, message, job.record)
@@ -76,12 +86,12 @@ class Endings:
         error = msgspec.structs.replace(error, policy_label=policy, retry_after_ms=retry_after_ms)
         self.end(job, TaskState.DROPPED, at_ms, error=error, reason=policy)
 
-    def _ending(self, job: Job, record: RunRecord, detail: Detail) -> End:
+    def _ending(self, job: Job, record: RunRecord) -> End:
         return End(
             ticket=self._state.ledger.ticket(job),
             record=record,
             expect_seq=job.run_seq,
             ref=job.ref,
             reason=job.next_reason,
-            detail=detail,
+            detail=job.next_detail or {},
         )

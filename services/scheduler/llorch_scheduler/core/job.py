@@ -83,6 +83,8 @@ class Job:
     next_record: RunRecord | None = None
     """The record an `End` or `Requeue` on its way writes, kept to repeat it."""
     next_reason: str = ""
+    next_detail: dict[str, Any] | None = None
+    """What else the audit trail keeps of it."""
 
     @property
     def task_id(self) -> str:

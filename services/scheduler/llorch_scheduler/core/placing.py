@@ -28,20 +28,22 @@ class Placing:
             return
         if pool.shapes_version != fleet.shapes_version:
             pool.reassess(at_ms)
-        if fleet.slots().free:
-            self._fill(pool, at_ms)
-        pool.note_overload(at_ms)
+        free = fleet.slots().free
+        if free:
+            free = self._fill(pool, free, at_ms)
+        pool.note_overload(at_ms, free)
         if spec.preemption.mode == "hard" and pool.overloaded_ms:
             self._preempting.make_way(pool, spec, at_ms)
 
-    def _fill(self, pool: Pool, at_ms: int) -> None:
+    def _fill(self, pool: Pool, free: int, at_ms: int) -> int:
+        """Place on the slots that are free; how many are left."""
         queue, fleet = pool.queue, pool.fleet
         closed: set[Shape] = set()
 
         def is_open(shape: Shape) -> bool:
             return shape not in closed and fleet.can_take(shape)
 
-        while fleet.slots().free and (pick := queue.pick(is_open if closed else fleet.can_take, at_ms)) is not None:
+        while free and (pick := queue.pick(is_open if closed else fleet.can_take, at_ms)) is not None:
             job = pick.job
             request = job.record.request
             assert request is not None, "a task without its request never waits"
@@ -51,17 +53,19 @@ class Placing:
                 continue
             queue.took(pick, at_ms)
             self._place(pool, pick, decision, decision.replica, at_ms)
+            free -= 1
+        return free
 
     def _place(self, pool: Pool, pick: Pick, decision: Decision, replica: Replica, at_ms: int) -> None:
         job, ledger = pick.job, self._state.ledger
         before, passed_over = job.record, pick.passed_over
-        chance = pool.chance(job, at_ms)
+        chance = round(pool.chance(job, at_ms), 4)
         self._learn(pool, job, at_ms)
         record = job.moved(
             TaskState.PLACED,
             replica_id=replica.replica_id,
             placed_ms=at_ms,
-            on_time_probability=round(chance, 4),
+            on_time_probability=chance,
             kv_warmth=decision.kv_warmth,
         )
         resumed, job.stopped = job.stopped, False
@@ -83,7 +87,7 @@ class Placing:
                     "queue_position": before.queue_position,
                     "predicted_start_ms": before.predicted_start_ms,
                     "expected_ms": round(job.cost_ms),
-                    "on_time_probability": round(chance, 4),
+                    "on_time_probability": chance,
                     "passed_over": passed_over.value if passed_over is not None else "",
                 },
                 passed_over=passed_over,

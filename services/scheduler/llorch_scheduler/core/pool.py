@@ -139,12 +139,11 @@ class Pool:
 
     # overload
 
-    def note_overload(self, at_ms: int) -> None:
-        slots = self.fleet.slots()
-        if slots.total and not slots.free and len(self.queue):
-            self.overloaded_ms = self.overloaded_ms or at_ms
-        else:
+    def note_overload(self, at_ms: int, free: int) -> None:
+        if free or not len(self.queue) or not self.fleet.slots().total:
             self.overloaded_ms = 0
+        elif not self.overloaded_ms:
+            self.overloaded_ms = at_ms
 
     def lasting_overload(self, at_ms: int) -> bool:
         spec = self.spec
