@@ -87,7 +87,7 @@ def check_bounds(world: Backlog, since: Counter[tuple[Priority, str]], joined: l
 
 @pytest.mark.parametrize("mistaken", [False, True], ids=["known_costs", "mistaken_costs"])
 def test_service_per_weight_differs_by_no_more_than_the_stated_bound(mistaken: bool) -> None:
-    for seed in range(40):
+    for seed in range(30):
         world = Backlog(seed, mistaken=mistaken)
         joined: list[tuple[Priority, str]] = []
         for flow in world.flows:
@@ -101,7 +101,7 @@ def test_service_per_weight_differs_by_no_more_than_the_stated_bound(mistaken: b
 
 def test_the_ideal_of_flows_that_always_wait_is_met_within_the_bound() -> None:
     """Against the fluid model: f differs by no more than w_f · Σ w_g · (c_f / w_f + c_g / w_g) / Σ w."""
-    for seed in range(60):
+    for seed in range(40):
         dice = random.Random(seed)
         weights = {f"t{number}": dice.choice([1, 2, 5, 10]) for number in range(dice.randint(2, 7))}
         cost_max = {name: dice.choice([10, 100, 1_000]) for name in weights}
@@ -178,7 +178,7 @@ class ComingAndGoing:
 @pytest.mark.parametrize("groups", [(INTERACTIVE,), CLASSES], ids=["one_class", "two_classes"])
 def test_flows_that_come_and_go_stay_near_the_fluid_ideal(groups: tuple[Priority, ...]) -> None:
     """At any time, no flow is further from it than one longest task of every flow for each slot, and one more."""
-    for seed in range(50):
+    for seed in range(30):
         world = ComingAndGoing(seed, groups)
 
         def look(world: ComingAndGoing = world) -> None:
@@ -191,7 +191,7 @@ def test_flows_that_come_and_go_stay_near_the_fluid_ideal(groups: tuple[Priority
 
 def test_a_flow_that_waits_is_passed_by_a_bounded_number_of_others() -> None:
     """Between two starts of f, g makes at most c_f / w_f · w_g / c_g + 1."""
-    for seed in range(40):
+    for seed in range(20):
         dice = random.Random(seed)
         weights = {f"t{number}": dice.choice([1, 2, 5, 50]) for number in range(dice.randint(2, 8))}
         costs = {name: dice.choice([10, 100, 1_000]) for name in weights}
