@@ -198,6 +198,11 @@ def test_a_policy_keeps_what_it_does_not_name() -> None:
     assert changed.changes[0].spec.canary is None
 
 
+def test_another_number_of_slots_is_that_of_the_replicas() -> None:
+    changed = with_policy(shipped("home"), [{"id": "chat", "slots": 6}])
+    assert [replica.slots for replica in changed.pools[0].replicas] == [6, 4], "the other card has a number of its own"
+
+
 def test_the_comparison_is_json(hour: Recording) -> None:
     made = json.loads(msgspec.json.encode(replayed(hour)))
     assert made["other"] is None

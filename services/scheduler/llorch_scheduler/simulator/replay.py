@@ -99,11 +99,20 @@ def with_policy(scenario: Scenario, pools: Sequence[Mapping[str, Any]]) -> Scena
     replace = msgspec.structs.replace
     return replace(
         scenario,
-        pools=tuple(replace(plan, spec=_merged(plan.spec, entries.get(plan.spec.id, {}))) for plan in scenario.pools),
+        pools=tuple(_governed(plan, entries.get(plan.spec.id, {})) for plan in scenario.pools),
         changes=tuple(
             replace(change, spec=_merged(change.spec, entries.get(change.spec.id, {}))) for change in scenario.changes
         ),
     )
+
+
+def _governed(plan: PoolPlan, entry: Mapping[str, Any]) -> PoolPlan:
+    """Replicas that had the pool's number of slots have the new one."""
+    spec, replace = _merged(plan.spec, entry), msgspec.structs.replace
+    replicas = tuple(
+        replace(replica, slots=spec.slots) if replica.slots == plan.spec.slots else replica for replica in plan.replicas
+    )
+    return replace(plan, spec=spec, replicas=replicas)
 
 
 def _merged(spec: PoolSpec, entry: Mapping[str, Any]) -> PoolSpec:
