@@ -6,7 +6,7 @@ start is charged its expected slot time over the weight, at once, and is correct
 time is known; so long generations pay for themselves (SFQ(D), Jin, Chase, Kaur 2004).
 
 Bounds, for siblings f and g (two classes, or two tenants of a class) with weights w, tasks of at most c slot time, and
-D tasks in flight, over any interval in which both wait, are not throttled and can be placed:
+D tasks in flight, over any interval in which both wait, are not throttled, can be placed, and nobody passes:
 
     |W_f / w_f - W_g / w_g|  ≤  c_f / w_f + c_g / w_g                    when costs are as expected, whatever D is
                              ≤  (2 · D + 1) · (c_f / w_f + c_g / w_g)    when they are not
