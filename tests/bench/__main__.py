@@ -5,12 +5,18 @@ import asyncio
 import os
 import platform
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from bench import core, takeover, waiting
 from bench.scenarios import SCENARIOS, Row, measure
+
+CORE: Final = "core"
+TAKEOVER: Final = "takeover"
+WAITING: Final = "waiting"
 
 
 def show(rows: list[Row], console: Console) -> None:
@@ -33,28 +39,67 @@ def show(rows: list[Row], console: Console) -> None:
     console.print(sum(row.refused + row.failed for row in rows))
 
 
+def show_core(rows: list[core.CoreRow], bytes_per_task: int, console: Console) -> None:
+    table = Table(title="the scheduler's core, one process, no bus", title_justify="left")
+    for name in ("queued", "tenants", "replicas", "placements/s", "whole tasks/s", "p99 of an event"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row.queued:,}",
+            f"{row.tenants:,}",
+            f"{row.replicas:,}",
+            f"{row.decisions_per_s:,}",
+            f"{row.tasks_per_s:,}",
+            f"{row.p99_us:g} µs",
+        )
+    console.print(table)
+    console.print(f"A waiting task takes {bytes_per_task:,} bytes in the core, besides its request.")
+
+
+def show_figures(title: str, row: Any, console: Console) -> None:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in msgspec.to_builtins(row).items():
+        table.add_row(name, f"{value:,}")
+    console.print(table)
+
+
 async def main() -> None:
+    names = [*(scenario.name for scenario in SCENARIOS), CORE, TAKEOVER, WAITING]
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--only", nargs="+", choices=[scenario.name for scenario in SCENARIOS])
+    parser.add_argument("--only", nargs="+", choices=names)
     parser.add_argument(
         "--lazy-sync", action="store_true", help="do not fsync every stored message (`orchctl up` does)"
     )
     options = parser.parse_args()
+    chosen = options.only or names
     console = Console(width=150)
-    rows = []
-    for scenario in SCENARIOS:
-        if not options.only or scenario.name in options.only:
-            console.print(f"· {scenario.title}")
-            rows.append(await measure(scenario, sync_always=not options.lazy_sync))
-    show(rows, console)
-    report = {
+    report: dict[str, Any] = {
         "cores": os.cpu_count(),
         "load_average": os.getloadavg(),
         "python": platform.python_version(),
         "sync_always": not options.lazy_sync,
-        "rows": rows,
     }
+    rows = []
+    for scenario in SCENARIOS:
+        if scenario.name in chosen:
+            console.print(f"· {scenario.title}")
+            rows.append(await measure(scenario, sync_always=not options.lazy_sync))
+    if rows:
+        show(rows, console)
+    report["rows"] = rows
+    if CORE in chosen:
+        console.print("· decisions of the scheduler's core")
+        report |= {"core": core.rows(), "core_bytes_per_task": core.bytes_per_task()}
+        show_core(report["core"], report["core_bytes_per_task"], console)
+    if TAKEOVER in chosen:
+        console.print(f"· a scheduler is killed while {takeover.TASKS:,} tasks wait")
+        report["takeover"] = await takeover.measure()
+        show_figures("takeover", report["takeover"], console)
+    if WAITING in chosen:
+        console.print(f"· {waiting.OVERLOAD} times more clients than places, waiting as they are told")
+        report["waiting"] = await waiting.measure(sync_always=not options.lazy_sync)
+        show_figures("waiting", report["waiting"], console)
     encoded = msgspec.json.format(msgspec.json.encode(report), indent=1)
     if options.json:
         options.json.write_bytes(encoded)

@@ -143,19 +143,31 @@ class Admissions:
             await asyncio.sleep(_RETRY_S)
 
     async def _pull_on(self, queue: Queue, consumer: Consumer) -> None:
+        """The server sends the next batch while this one is read."""
         backlog = await self._bus.stream_state(queue.stream)
-        while self._going():
-            if not queue.backlog_read and (backlog.messages == 0 or queue.pulled_seq >= backlog.last_seq):
-                await self._backlog_is_read(queue, backlog.last_seq)
-            deliveries = await consumer.fetch(FETCH_MESSAGES, FETCH_WAIT_S if queue.backlog_read else BACKLOG_WAIT_S)
-            if deliveries:
-                await self._arrived(queue, deliveries)
-                async with queue.advanced:
-                    queue.pulled_seq = max(queue.pulled_seq, deliveries[-1].message.seq)
-                    queue.advanced.notify_all()
-            elif not queue.backlog_read and (await self._bus.stream_state(queue.stream)).messages <= len(queue.held):
-                # The end of the backlog has gone meanwhile. A server that is just slow has more than what is held.
-                await self._backlog_is_read(queue, backlog.last_seq)
+        fetching = asyncio.create_task(consumer.fetch(FETCH_MESSAGES, 0), name=f"fetch from {queue.stream}")
+        try:
+            while self._going():
+                if not queue.backlog_read and (backlog.messages == 0 or queue.pulled_seq >= backlog.last_seq):
+                    await self._backlog_is_read(queue, backlog.last_seq)
+                deliveries = await fetching
+                wait_s = FETCH_WAIT_S if queue.backlog_read else BACKLOG_WAIT_S
+                fetching = asyncio.create_task(consumer.fetch(FETCH_MESSAGES, wait_s), name=fetching.get_name())
+                if deliveries:
+                    await asyncio.sleep(0)
+                    await self._arrived(queue, deliveries)
+                    async with queue.advanced:
+                        queue.pulled_seq = max(queue.pulled_seq, deliveries[-1].message.seq)
+                        queue.advanced.notify_all()
+                elif not queue.backlog_read and await self._holds_all(queue):
+                    await self._backlog_is_read(queue, backlog.last_seq)
+        finally:
+            fetching.cancel()
+            await asyncio.wait({fetching})
+
+    async def _holds_all(self, queue: Queue) -> bool:
+        """The end of the backlog may have gone meanwhile; a server that is just slow has more than what is held."""
+        return (await self._bus.stream_state(queue.stream)).messages <= len(queue.held)
 
     async def _backlog_is_read(self, queue: Queue, last_seq: int = 0) -> None:
         if queue.backlog_read:
