@@ -1,7 +1,6 @@
 """A pool in overload, small enough for a test: real queue, forecast and appointments; slots, clients and a gateway that
 knows the pool by load reports only. Seeded; time is simulated."""
 
-from collections import deque
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from random import Random
@@ -96,7 +95,6 @@ class OverloadWorld:
         self._events: list[tuple[int, int, Any, tuple[Any, ...]]] = []
         self._count = 0
         self._full_once = False
-        self._refused: deque[int] = deque(maxlen=1)
 
     # time
 
@@ -327,3 +325,21 @@ class OverloadWorld:
         """How many tasks were told a chance in this range, and the part of them that was in time."""
         kept = [kept for at_ms, told, kept in self.chances if at_ms >= since_ms and low <= told <= high]
         return len(kept), sum(kept) / max(1, len(kept))
+
+
+def waiting_job(number: int, tenant: str, priority: Priority = Priority.INTERACTIVE) -> Job:
+    """A task that was admitted at 0 and waits, and is expected to take a second."""
+    task = f"00000000-0000-4000-8000-{number:012d}"
+    record = RunRecord(
+        task_id=task,
+        state=TaskState.QUEUED,
+        pool_id=POOL,
+        lane="l",
+        correlation_id="c",
+        tenant=tenant,
+        priority=priority,
+        admitted_ms=0,
+    )
+    return Job(
+        record=record, state=TaskState.QUEUED, phase=Phase.QUEUED, order=(1, number), due_ms=2**53, cost_ms=1_000.0
+    )

@@ -123,4 +123,4 @@ class ServiceModel:
             slope = self.mean_ms / mean_x if mean_x else 0.0
         most = self.mean_ms / mean_x if mean_x else 0.0
         self.token_ms = min(max(0.0, slope), most)
-        self.overhead_ms = self.mean_ms - self.token_ms * mean_x
+        self.overhead_ms = max(0.0, self.mean_ms - self.token_ms * mean_x)
