@@ -61,6 +61,47 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
     assert simulate("node-loss", "--tasks=1200", "--seed=8") != first
 
 
+def test_a_comparison_under_overload_is_equal_to_the_byte(tmp_path: Path) -> None:
+    policy = tmp_path / "other.toml"
+    policy.write_text('[[pools]]\nid = "busy"\n[pools.queue]\ncapacity = 20\n')
+    arguments = ("overload", "--tasks=1500", f"--policy={policy}")
+    first = simulate(*arguments, hash_seed=3)
+    assert first == simulate(*arguments, hash_seed=4)
+    assert json.loads(first)["other"]["returns"]["tries"] > 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("[[pools]]\nid = 'x'\n", "there are chat"),
+        ("[[pools]\n", "other.toml"),
+        ("x = 1\n", "no [[pools]]"),
+    ],
+)
+def test_a_policy_that_cannot_be_compared_with_is_2(orchctl: Orchctl, tmp_path: Path, policy: str, said: str) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text(policy)
+    code, _, err = orchctl("simulate", "home", "--policy", str(file))
+    assert code == Exit.USAGE
+    assert said in err
+
+
+def test_orchctl_says_who_would_have_waited_how_long(orchctl: Orchctl, tmp_path: Path) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text('[[pools]]\nid = "chat"\n[pools.queue]\ncapacity = 2\n')
+    html = tmp_path / "both.html"
+    code, out, err = orchctl("simulate", "home", "--tasks=80", "--policy", str(file), "--html", str(html))
+    assert code == Exit.OK, err
+    assert "present / other" in out
+    assert "Difference: present / other" in html.read_text()
+
+
+def test_neither_scenario_nor_recording_is_told_what_there_is(orchctl: Orchctl) -> None:
+    code, _, err = orchctl("simulate")
+    assert code == Exit.USAGE
+    assert "noisy-neighbour" in err
+
+
 def test_ctrl_c_gives_what_there_is_and_130() -> None:
     child = subprocess.Popen(
         [*ARGV, "fleet", "--progress", "json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True

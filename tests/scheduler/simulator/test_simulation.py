@@ -14,13 +14,13 @@ from scheduler.simulator_scenarios import Watched, both_classes, flow, pool, sce
 
 
 def test_the_wait_of_one_server_with_random_work_is_what_theory_says() -> None:
-    """M/M/1 with a mean service of 0.1 s and 5 arrivals a second: rho / (mu - lambda) = 0.5 / 5 s. Of 20,000 tasks the
-    mean wait has a standard error of 3 %; 8 % are allowed."""
-    one = scenario(pool(), flow(Poisson(5), output=Exponential(1_000)), tasks=20_000)
+    """M/M/1 with a mean service of 0.1 s and 5 arrivals a second: rho / (mu - lambda) = 0.5 / 5 s. Of 10,000 tasks the
+    mean wait has a standard error of 4 %; 11 % are allowed."""
+    one = scenario(pool(), flow(Poisson(5), output=Exponential(1_000)), tasks=10_000)
     simulation = Watched(one)
     result = summarise(simulation.run(), scale=1)
-    assert result.classes[0].wait_ms.mean == pytest.approx(100.0, rel=0.08)
-    assert result.utilisation == pytest.approx(0.5, rel=0.03)
+    assert result.classes[0].wait_ms.mean == pytest.approx(100.0, rel=0.11)
+    assert result.utilisation == pytest.approx(0.5, rel=0.05)
     simulation.check_finished()
 
 
