@@ -1,6 +1,7 @@
 """Gauges of what the core measures: shares, deadlines, the error of its predictions, the circuit breaker."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Final
 
 from llorch_scheduler.core.effects import PoolFigures
@@ -11,7 +12,8 @@ _Flow = tuple[str, Priority]
 
 
 class PoolGauges:
-    """A tenant has one share whatever pools it uses: the mean of its shares, weighted by the pools' slots."""
+    """Of one process, whatever shards it decides for. A tenant has one share whatever pools it uses: the mean of its
+    shares, weighted by the pools' slots."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics: Final = metrics
@@ -32,6 +34,13 @@ class PoolGauges:
         if figures.shares is not None:
             self._shares[pool_id] = (slots, {(tenant, each): share for tenant, each, share in figures.shares})
             self._tell_shares()
+
+    def forget(self, pool_ids: Iterable[str]) -> None:
+        """Another scheduler decides for these pools now."""
+        for pool_id in pool_ids:
+            self._met.pop(pool_id, None)
+            self._shares.pop(pool_id, None)
+        self._tell_shares()
 
     def _tell_shares(self) -> None:
         slots = max(1, sum(weight for weight, _ in self._shares.values()))

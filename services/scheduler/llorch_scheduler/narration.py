@@ -18,11 +18,12 @@ log = logging.getLogger("llorch_scheduler")
 class Narration:
     """`fleet` is that of the present term; it knows the engine versions of the labels."""
 
-    def __init__(self, metrics: Metrics, actor: str, *, shard: int = 0) -> None:
+    def __init__(self, metrics: Metrics, gauges: PoolGauges, actor: str, *, shard: int) -> None:
         self._metrics: Final = metrics
         self._shard: Final = shard
         self._actor: Final = actor
-        self._gauges: Final = PoolGauges(metrics)
+        self._gauges: Final = gauges
+        self._pools: Final[set[str]] = set()
         self.fleet = Fleet()
 
     def placed(self, effect: Place, run_seq: int) -> None:
@@ -128,6 +129,7 @@ class Narration:
         version = replicas[0].engine_version if replicas else ""
         for priority, depth in load.queued.items():
             self._metrics.gauge("queue_depth").labels(engine, version, load.pool_id, priority).set(depth)
+        self._pools.add(load.pool_id)
         self._gauges.told(load.pool_id, load.slots_total, effect.figures)
         self._metrics.gauge("active_leases").labels(load.pool_id).set(load.running)
         self._metrics.gauge("pool_ready").labels(load.pool_id).set(1 if load.replicas_ready else 0)
@@ -145,6 +147,7 @@ class Narration:
         )
 
     def term_ended(self, epoch: int, reason: str, *, asked: bool) -> None:
+        self._gauges.forget(self._pools)
         narrate(
             log,
             f"This scheduler gives up shard {self._shard} (epoch {epoch}): {reason}",

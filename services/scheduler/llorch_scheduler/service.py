@@ -17,6 +17,7 @@ import msgspec
 
 from llorch_scheduler.core.balance import Balance, Facts
 from llorch_scheduler.core.limits import Limits
+from llorch_scheduler.gauges import PoolGauges
 from llorch_scheduler.lease import Lease, Term
 from llorch_scheduler.narration import Narration
 from llorch_scheduler.presence import Presence, is_presence, living
@@ -57,6 +58,7 @@ class Scheduler:
         self._bus: Final = bus
         self._settings: Final = settings
         self._metrics: Final = metrics
+        self._gauges: Final = PoolGauges(metrics)
         self._limits: Final = limits or Limits(attempts_max=settings.scheduler.attempts_max)
         self._registry: Final = LiveTable(bus, bucket="REG", changed=self._registry_changed)
         self._specs: Final = LiveTable(bus, bucket="SPEC", changed=self._spec_changed)
@@ -136,7 +138,7 @@ class Scheduler:
             registry=self._registry,
             specs=self._specs,
             audit=self._audit,
-            narration=Narration(self._metrics, actor, shard=term.shard),
+            narration=Narration(self._metrics, self._gauges, actor, shard=term.shard),
             actor=actor,
             limits=self._limits,
             stream_replicas=self._settings.nats.replicas,

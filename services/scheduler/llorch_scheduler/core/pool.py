@@ -13,6 +13,7 @@ from llorch_scheduler.core.job import Job
 from llorch_scheduler.core.loading import Loading
 from llorch_scheduler.core.pool_fleet import PoolFleet
 from llorch_scheduler.core.queue import PoolQueue
+from llorch_scheduler.core.shape import Shape
 from llorch_scheduler.core.tally import DeadlineTally, StartErrors
 from llorch_shared.on_time import EDGES
 from llorch_shared.pool_policy import CLASSES
@@ -22,6 +23,9 @@ from llorch_shared.wire.task import Priority, TaskRequest
 
 PROMPT_CHARS_PER_TOKEN: Final = 4
 """Of English text, on average; what the engine counted corrects it when the task ends."""
+
+SHAPES_MAX: Final = 1_024
+"""That are kept as one object; clients choose device masks."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +45,7 @@ class Pool:
     )
     tally: DeadlineTally = field(default_factory=DeadlineTally)
     start_errors: StartErrors = field(default_factory=StartErrors)
+    shapes: dict[Shape, Shape] = field(default_factory=dict)
     shapes_version: int = -1
     """Of the fleet when the waiting tasks got their shapes."""
     read: set[Priority] = field(default_factory=set)
@@ -75,8 +80,14 @@ class Pool:
         job.cost_ms = max(1.0, service.overhead_ms + service.token_ms * tokens)
         job.tokens = tokens + _prompt_tokens(request)
         if self.spec is not None:
-            job.shape = self.fleet.shape_of(request)
+            job.shape = self._one(self.fleet.shape_of(request))
             job.est_kv_mb = float(self.fleet.kv_mb(request))
+
+    def _one(self, shape: Shape) -> Shape:
+        """One object for equal shapes: tasks are many, shapes are few."""
+        if len(self.shapes) > SHAPES_MAX:
+            self.shapes.clear()
+        return self.shapes.setdefault(shape, shape)
 
     def reassess(self, at_ms: int) -> None:
         """What waiting tasks require has changed. O(waiting tasks)."""
