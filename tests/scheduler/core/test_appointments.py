@@ -60,9 +60,19 @@ def test_one_who_is_late_finds_the_place_until_the_grace_ends() -> None:
 def test_one_who_comes_early_is_told_the_rest_and_keeps_the_place() -> None:
     line = Appointments()
     due_ms = ask(line, "a", 0).retry_after_ms
-    again = ask(line, "a", 1_000, free=CAPACITY)
+    again = ask(line, "a", 1_000, free=0)
     assert again == Appointment(admit=False, retry_after_ms=due_ms - 1_000, promised=True)
     assert ask(line, "a", due_ms - EARLY_MS, free=1).admit
+
+
+def test_one_who_comes_early_is_admitted_when_there_is_a_place_for_everybody() -> None:
+    line = Appointments()
+    ask(line, "a", 0)
+    ask(line, "b", 0)
+    assert not ask(line, "b", 1, free=1).admit
+    assert ask(line, "b", 1, free=2).admit
+    line.arrived("b")
+    assert ask(line, "a", 2, free=1).admit
 
 
 def test_newcomers_are_admitted_beyond_what_is_kept() -> None:
