@@ -27,10 +27,13 @@ from llorch_shared.wire.task import Priority
 FLOWS_MAX: Final = 4_096
 KEEP: Final = 0.99
 """Of the pool's pace: the last 100 starts carry 63 %."""
-FLOW_KEEP: Final = 0.9
+FLOW_KEEP: Final = 0.95
+"""Of a flow: its last 20."""
 _Flow = tuple[str, Priority]
 _PRIOR: Final = 4.0
 """Samples that the expectation counts for, against what is measured."""
+_KNOWN: Final = 10.0
+"""Starts from which on it counts how far a forecast was off: before, nobody could know better."""
 _FLOW_KNOWN: Final = 3.0
 """Weight of samples from which on a flow's own share is believed."""
 
@@ -159,7 +162,7 @@ class Forecast:
     def joined(self, job: Job, ahead: Ahead) -> Waiting:
         """A new task is about to stand behind `ahead`; its `cost_ms` is set."""
         waiting = self.waiting(ahead, job.record.priority, job.record.tenant)
-        job.foretold = waiting.measured
+        job.foretold = waiting.measured and self._n >= _KNOWN
         self._drains[job.record.priority].joined(self._cost_ms(job))
         return waiting
 
