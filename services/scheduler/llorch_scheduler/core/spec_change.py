@@ -46,5 +46,5 @@ def _collect(value: object, path: str, found: dict[str, str]) -> None:
     if isinstance(value, dict) and value:
         for key, each in value.items():
             _collect(each, f"{path}.{key}" if path else str(key), found)
-    elif value is not None and value != [] and value != {}:
+    elif value is not None and value not in ((), [], {}):
         found[path] = msgspec.json.encode(value).decode()
