@@ -8,11 +8,11 @@ Promises follow each other at a part of the rate at which places are given back 
 fast, changes in the first minutes of a crowd.
 
 A client that comes at its time, or up to `grace` later, gets a free place; one that comes early is told the rest,
-unless there is a place for everybody who was promised one. Who has no promise gets a place only beyond those that are kept: one for each promise that is due, and `reserve` against
-chance, because what is given back is a random process. With promised_share = 0.9 the deficit of such a process exceeds
-m places about once in exp(0.2 · m) tries, so half of the capacity, at most RESERVE_MAX, is kept, and where that is
-little, less is promised: 1 - 1.5 / reserve of the rate. Never more than half of the capacity is kept: clients that stay
-away leave no slot idle.
+unless there is a place for everybody who was promised one. Who has no promise gets a place only beyond those that are
+kept: one for each promise that is due, and `reserve` against chance, because what is given back is a random process.
+With promised_share = 0.9 the deficit of such a process exceeds m places about once in exp(0.2 · m) tries, so half of
+the capacity, at most RESERVE_MAX, is kept, and where that is little, less is promised: 1 - 1.5 / reserve of the rate.
+Never more than half of the capacity is kept: clients that stay away leave no slot idle.
 
 Memory is bounded by PROMISES_MAX; promises that nobody claimed are forgotten after their grace.
 """
