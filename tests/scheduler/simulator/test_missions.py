@@ -27,13 +27,14 @@ def simulated(name: str, tasks: int, seed: int = 1) -> tuple[Watched, Result]:
 
 
 def test_a_noisy_neighbour_takes_nothing_from_a_quiet_one() -> None:
-    """50:1. Judged from the first whole minute on, while both have more than they can get."""
+    """50:1. Judged over minutes, after the first, while both have more than they can get: the noisy one is there first,
+    and what runs is not stopped."""
     simulation, result = simulated("noisy-neighbour", 12_000)
     busy_s = simulation.clock.now_ms / 1000
-    arriving = [window for window in minutes(simulation.measured.shares.windows) if window.end_ms <= 110_000]
+    arriving = [window for window in minutes(simulation.measured.shares.windows) if 60_000 < window.end_ms <= 110_000]
     assert busy_s > 110
     indices = [jain_of(window, simulation.specs, INTERACTIVE) for window in arriving]
-    assert len(indices) >= 5
+    assert len(indices) >= 4
     assert all(index is not None and index >= 0.95 for index in indices), indices
     quiet = next(group for group in result.tenants if group.name == "quiet")
     assert quiet.gave_up == 0
