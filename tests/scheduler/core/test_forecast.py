@@ -204,6 +204,10 @@ def test_a_task_that_comes_back_from_a_replica_tells_nothing_about_forecasts() -
     forecast = Forecast()
     forecast.slots_total = 1
     learned(forecast)
+    early = waiting_job(0, "a")
+    forecast.joined(early, ahead(3))
+    assert not early.foretold
+    starts(forecast, "a" * 20, every_ms=1_000)
     job = waiting_job(1, "a")
     forecast.joined(job, ahead(3))
     assert job.foretold
