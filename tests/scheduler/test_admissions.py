@@ -1,0 +1,98 @@
+"""How a term learns what waits: the whole backlog is handed over before it is called read."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+import pytest
+
+from llorch_scheduler.admissions import Admissions, Queue
+from llorch_scheduler.core.events import BacklogRead, Event, TaskArrived
+from llorch_shared import streams, subjects
+from llorch_shared.bus.port import Bus, Consumer, Delivery
+from llorch_shared.wire.task import Priority
+from scheduler.world import pool_spec, request
+from support.bus_worlds import MemoryWorld, eventually
+
+QUEUE = streams.admission_stream("p1", Priority.INTERACTIVE)
+
+
+class SlowServer:
+    """Gives nothing for the first few fetches, as a busy server does."""
+
+    def __init__(self, consumer: Consumer, silent: int) -> None:
+        self._consumer = consumer
+        self._silent = silent
+
+    async def fetch(self, limit: int, wait_s: float) -> Sequence[Delivery]:
+        if self._silent:
+            self._silent -= 1
+            await asyncio.sleep(0)
+            return []
+        return await self._consumer.fetch(min(limit, 2), wait_s)
+
+    async def reset(self) -> None:
+        await self._consumer.reset()
+
+    async def close(self) -> None:
+        await self._consumer.close()
+
+
+@pytest.fixture
+async def bus() -> AsyncIterator[Bus]:
+    one = await MemoryWorld().connect()
+    await one.ensure(streams.base())
+    await one.ensure(streams.admission(pool_spec()))
+    yield one
+    await one.close()
+
+
+async def admit(bus: Bus, count: int) -> list[str]:
+    tasks = [request() for _ in range(count)]
+    for task in tasks:
+        await bus.store(subjects.admission("p1", "interactive", "default"), msgspec.json.encode(task))
+    return [task.task_id for task in tasks]
+
+
+async def pulled(bus: Bus, *, silent: int = 0) -> list[Event]:
+    """Everything that was handed over until the backlog was called read."""
+    events: list[Event] = []
+
+    async def put(some: Sequence[Event]) -> None:
+        events.extend(some)
+
+    make = bus.consumer
+
+    async def slow(stream: str, durable: str) -> SlowServer:
+        return SlowServer(await make(stream, durable), silent)
+
+    bus.consumer = slow  # type: ignore[method-assign]
+    admissions = Admissions(bus, put=put, now_ms=lambda: 1, going=lambda: True)
+    queue = admissions.queues[QUEUE] = Queue(pool_spec(), "p1", Priority.INTERACTIVE)
+    pulling = asyncio.create_task(admissions.pull(queue))
+    await eventually(lambda: bool(events) and isinstance(events[-1], BacklogRead), 5)
+    pulling.cancel()
+    await asyncio.wait({pulling})
+    return events
+
+
+async def test_a_slow_server_is_not_taken_for_the_end_of_the_backlog(bus: Bus) -> None:
+    tasks = await admit(bus, 9)
+    *arrived, read = await pulled(bus, silent=5)
+    assert [event.task_id for event in arrived if isinstance(event, TaskArrived)] == tasks
+    assert isinstance(read, BacklogRead)
+    assert read.last_seq == 9
+
+
+async def test_a_backlog_whose_end_is_gone_is_read_all_the_same(bus: Bus) -> None:
+    tasks = await admit(bus, 4)
+    consumer = await bus.consumer(QUEUE, streams.SCHEDULER_DURABLE)
+    deliveries = await consumer.fetch(10, 0.1)
+    await deliveries[-1].ack()
+    *arrived, read = await pulled(bus)
+    assert [event.task_id for event in arrived if isinstance(event, TaskArrived)] == tasks[:3]
+    assert isinstance(read, BacklogRead)
+
+
+async def test_an_empty_queue_is_read_at_once(bus: Bus) -> None:
+    assert len(await pulled(bus)) == 1
