@@ -7,7 +7,7 @@ from msgspec import structs
 
 from llorch_scheduler.core.forecast import FLOWS_MAX, Behind, Forecast
 from llorch_shared.waiting import Ahead
-from llorch_shared.wire.policy import DeadlineSpec, QueueSpec
+from llorch_shared.wire.policy import QueueSpec
 from llorch_shared.wire.registry import ClassLoad, FlowLoad, PoolLoad
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine, Priority
@@ -38,11 +38,10 @@ OVERLOADS: Final = {
 }
 
 
-@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("name", OVERLOADS)
-def test_at_ten_times_the_load_waits_are_told_true_and_who_returns_as_told_is_admitted(name: str, seed: int) -> None:
+def test_at_ten_times_the_load_waits_are_told_true_and_who_returns_as_told_is_admitted(name: str) -> None:
     # What is told before tasks of every length have ended is short by half: a mixed crowd takes minutes to show itself.
-    told = world(*OVERLOADS[name], seed=seed, for_s=600 if name == "long and short tasks" else 300)
+    told = world(*OVERLOADS[name], for_s=600 if name == "long and short tasks" else 300)
     assert told.median_error() <= 0.2
     assert told.median_error(since_ms=120_000) <= 0.17
     assert len(told.returns) > 100
@@ -66,14 +65,12 @@ def test_a_small_queue_keeps_its_promises_too() -> None:
     assert told.median_error(since_ms=60_000) <= 0.35
 
 
-@pytest.mark.parametrize("order", ["edf", "fifo"])
-def test_of_tasks_told_a_chance_of_08_about_80_percent_are_in_time(order: Any) -> None:
-    spec = structs.replace(SPEC, deadlines=DeadlineSpec(order=order))
+def test_of_tasks_told_a_chance_of_08_about_80_percent_are_in_time() -> None:
     told = 0
     kept = 0.0
     for seed in (1, 2):
         crowds = Crowd("a", per_s=20, budget_ms=62_000), Crowd("b", per_s=20, budget_ms=70_000)
-        number, share = world(*crowds, seed=seed, for_s=600, spec=spec).calibration(0.7, 0.9, since_ms=60_000)
+        number, share = world(*crowds, seed=seed, for_s=600).calibration(0.7, 0.9, since_ms=60_000)
         told, kept = told + number, kept + number * share
     assert told > 200
     assert kept / told == pytest.approx(0.8, abs=0.08)
