@@ -26,8 +26,8 @@ SILENT_BEATS: Final = 5
 """Renewals after which a report says at least which tasks are held."""
 PACE_STEP: Final = 0.1
 """A pace that moved by this part is news."""
-PACE: Final = 0.2
-"""Weight of the newest task in a replica's measured pace."""
+DECAY: Final = 0.9
+"""What a past task weighs in a replica's pace when another one ends, as poold measures it."""
 CAN_STOP: Final = "interruptible_decode"
 
 
@@ -69,6 +69,7 @@ class Replica:
         self._renewed_ms = 0.0
         self._beats = 0
         self._told_pace = 0.0
+        self._tokens = self._decode_ms = 0.0
         self._registered = False
         self._record = ReplicaRecord(
             replica_id=replica_id,
@@ -236,9 +237,11 @@ class Replica:
         decode_ms = self._clock.now_ms - task.first_token_ms
         if task.served_ms > 0 or decode_ms <= 0:
             return
-        rate, first = 1000 * task.output / decode_ms, task.first_token_ms - task.took_slot_ms
-        known = self._record
-        if known.perf_tokens_per_s > 0:
-            rate = known.perf_tokens_per_s + PACE * (rate - known.perf_tokens_per_s)
-            first = known.perf_first_token_ms + PACE * (first - known.perf_first_token_ms)
-        self._record = replace(known, perf_tokens_per_s=round(rate, 3), perf_first_token_ms=round(first, 3))
+        first_ms, known_ms = task.first_token_ms - task.took_slot_ms, self._record.perf_first_token_ms
+        self._tokens = DECAY * self._tokens + task.output
+        self._decode_ms = DECAY * self._decode_ms + decode_ms
+        self._record = replace(
+            self._record,
+            perf_tokens_per_s=round(1000 * self._tokens / self._decode_ms, 2),
+            perf_first_token_ms=round(DECAY * known_ms + (1 - DECAY) * first_ms if known_ms else first_ms, 2),
+        )
