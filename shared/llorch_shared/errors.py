@@ -70,6 +70,31 @@ ERRORS: Final[dict[ErrorCode, ErrorFacts]] = {
 }
 
 
+class PolicyLabel(StrEnum):
+    """Which rule turned a task away, where an error code has several (`policy_label`)."""
+
+    REJECT = "reject"
+    DROP_LRU = "drop-lru"
+    SHED_LOW_PRIORITY = "shed-low-priority"
+    TENANT_CAPACITY = "tenant-capacity"
+    KV_QUOTA = "kv-quota"
+    CIRCUIT_BREAKER = "circuit-breaker"
+    PINNED_INFEASIBLE = "pinned_pool_infeasible"
+    PREFERRED_INFEASIBLE = "no_preferred_feasible"
+
+
+POLICY_LABELS: Final[dict[PolicyLabel, str]] = {
+    PolicyLabel.REJECT: "The queue is full, and its `full_policy` refuses newcomers.",
+    PolicyLabel.DROP_LRU: "The queue was full; a newcomer took the place of this task.",
+    PolicyLabel.SHED_LOW_PRIORITY: "The queue is full, and a task of a higher class came, or no lower one has a place.",
+    PolicyLabel.TENANT_CAPACITY: "The tenant has as many tasks waiting as `queue.tenant_capacity` permits.",
+    PolicyLabel.KV_QUOTA: "The KV cache of this task alone is over the tenant's `kv_mb`.",
+    PolicyLabel.CIRCUIT_BREAKER: "The pool's circuit breaker takes no tasks of this class at present.",
+    PolicyLabel.PINNED_INFEASIBLE: "The pool that `placement` pins does not serve this task.",
+    PolicyLabel.PREFERRED_INFEASIBLE: "No pool of `placement.prefer_pools` serves it, and no other is permitted.",
+}
+
+
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The error envelope (ORCH-2006): the body of every HTTP error and the data of an SSE `error` event."""
 
@@ -78,9 +103,8 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     engine: str | None = None
     retriable: bool = False
     retry_after_ms: Annotated[int, Meta(ge=0)] | None = None
-    policy_label: str | None = None
-    """On 429: `reject`, `drop-lru`, `shed-low-priority`, `tenant-capacity` (the tenant's own bound) or
-    `circuit-breaker`. Where the client's placement left no pool: `pinned_pool_infeasible`, `no_preferred_feasible`."""
+    policy_label: PolicyLabel | None = None
+    """On 429, and where the client's placement left no pool; see errors.md."""
     pool_id: str | None = None
     hint: str | None = None
 
@@ -98,7 +122,7 @@ class OrchError(Exception):
         pool_id: str | None = None,
         retriable: bool | None = None,
         retry_after_ms: int | None = None,
-        policy_label: str | None = None,
+        policy_label: PolicyLabel | None = None,
         hint: str | None = None,
     ) -> None:
         super().__init__(message)
@@ -127,7 +151,7 @@ class Refused(OrchError):
         self,
         message: str,
         *,
-        policy_label: str,
+        policy_label: PolicyLabel,
         retry_after_ms: int,
         engine: str | None = None,
         pool_id: str | None = None,

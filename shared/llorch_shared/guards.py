@@ -9,6 +9,7 @@ from typing import Final
 from llorch_shared.errors import ErrorCode, OrchError, invalid
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import PROMPT_BYTES_MAX, TaskRequest, Workload
+from llorch_shared.wishes import labelled, permitted
 
 BYTES_PER_TOKEN_MAX: Final = 128
 """The longest tokens of known vocabularies are runs of 128 blanks. A prompt therefore has at least its bytes divided
@@ -23,7 +24,8 @@ def check_request(request: TaskRequest) -> None:
 
 
 def check_pool(request: TaskRequest, pool: PoolSpec) -> None:
-    """A request that somebody put into this pool's queue. Raises OrchError."""
+    """A request that somebody put into this pool's queue. Raises OrchError. Whether a replica has the device that its
+    client requires is not looked at: that takes the registry."""
     if request.engine is not pool.engine or request.model_ref != pool.model:
         raise invalid(
             f"pool {pool.id} does not serve model {request.model_ref!r} with engine {request.engine}",
@@ -31,6 +33,8 @@ def check_pool(request: TaskRequest, pool: PoolSpec) -> None:
         )
     if request.ctx > pool.ctx:
         raise invalid(f"ctx {request.ctx} is over the {pool.ctx} of pool {pool.id}", engine=request.engine)
+    with labelled(request):
+        permitted(request, [pool])
 
 
 def check_content(request: TaskRequest) -> None:

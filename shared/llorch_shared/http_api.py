@@ -26,6 +26,7 @@ LAST_EVENT_ID_HEADER: Final = "Last-Event-ID"
 RETRY_AFTER_HEADER: Final = "Retry-After"
 BACKOFF_HEADER: Final = "X-Backoff-Ms"
 CURSOR_PATTERN: Final = r"^([0-9]{1,6}-)?[0-9]{1,9}$"
+LAST_EVENT_ID_PATTERN: Final = r"^(([0-9]{1,6}-)?[0-9]{1,9})?$"
 
 
 class Plane(StrEnum):
@@ -126,8 +127,8 @@ _POOL: Final = Parameter(name="id", where="path", type=Name, description="pool_i
 _LAST_EVENT_ID: Final = Parameter(
     name=LAST_EVENT_ID_HEADER,
     where="header",
-    type=Annotated[str, Meta(pattern=CURSOR_PATTERN)],
-    description="Resume after this event; a browser's EventSource sends it by itself",
+    type=Annotated[str, Meta(pattern=LAST_EVENT_ID_PATTERN)],
+    description="Resume after this event; a browser's EventSource sends it by itself. Empty is as good as none",
 )
 _AFTER: Final = Parameter(
     name="after",

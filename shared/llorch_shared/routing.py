@@ -8,18 +8,15 @@ routed: it waits in the queue. O(pools + replicas).
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-import msgspec
-
+from llorch_shared import wishes
 from llorch_shared.errors import ErrorCode, OrchError, invalid
 from llorch_shared.waiting import expect
 from llorch_shared.wire.registry import PoolLoad, ReplicaRecord, ReplicaState
 from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import PlacementMode, PlacementOverrides, TaskRequest
+from llorch_shared.wire.task import PlacementMode, TaskRequest
 
 POOL_RETRY_MS: Final = 1_000
 """When to ask again for a pool that serves nothing now: engines need seconds to start."""
-PINNED_INFEASIBLE: Final = "pinned_pool_infeasible"
-PREFERRED_INFEASIBLE: Final = "no_preferred_feasible"
 
 Replicas = Mapping[str, Sequence[ReplicaRecord]]
 """Live replica records by pool."""
@@ -36,20 +33,8 @@ def route(
     """The pool that will queue this task of `tenant`. Raises OrchError: INVALID_PARAMS when no pool could ever serve,
     POOL_UNREADY or POOL_UNAVAILABLE when one could and none does now. Where the client's own wish left no choice, the
     error's policy_label says so."""
-    try:
+    with wishes.labelled(request):
         return _route(request, pools, replicas, loads, tenant)
-    except OrchError as error:
-        label = _without_choice(request.placement)
-        error.body = msgspec.structs.replace(error.body, policy_label=label)
-        raise
-
-
-def _without_choice(wish: PlacementOverrides | None) -> str | None:
-    if wish is not None and wish.mode is PlacementMode.PIN:
-        return PINNED_INFEASIBLE
-    if wish is not None and _strictly_prefers(wish):
-        return PREFERRED_INFEASIBLE
-    return None
 
 
 def _route(
@@ -59,12 +44,12 @@ def _route(
     loads: Mapping[str, PoolLoad],
     tenant: str,
 ) -> PoolSpec:
-    wanted = _permitted(request, _matching(request, pools.values()))
+    wanted = wishes.permitted(request, _matching(request, pools.values()))
     fitting = [pool for pool in wanted if request.ctx <= pool.ctx]
     if not fitting:
         largest = max(pool.ctx for pool in wanted)
         raise invalid(f"ctx {request.ctx} is over the {largest} that {request.model_ref} is served with")
-    fitting = _with_mask(request, fitting, replicas)
+    replicas = _on_device(request, fitting, replicas)
     alive = [pool for pool in fitting if _state_of(replicas.get(pool.id, ())) == "alive"]
     if not alive:
         raise _nobody(request, fitting, replicas)
@@ -84,38 +69,12 @@ def _matching(request: TaskRequest, pools: Iterable[PoolSpec]) -> list[PoolSpec]
     return found
 
 
-def _permitted(request: TaskRequest, pools: list[PoolSpec]) -> list[PoolSpec]:
-    """Apply pin, prefer without fallback, and avoid (ORCH-3903)."""
-    wish = request.placement
-    if wish is None:
-        return pools
-    if wish.mode is PlacementMode.PIN:
-        if wish.pin_pool_id is None:
-            raise invalid("placement.mode is pin and placement.pin_pool_id is missing")
-        pools = [pool for pool in pools if pool.id == wish.pin_pool_id]
-        if not pools:
-            raise invalid(f"pool {wish.pin_pool_id!r} does not serve {request.model_ref!r} with {request.engine}")
-    elif _strictly_prefers(wish):
-        pools = [pool for pool in pools if pool.id in wish.prefer_pools]
-        if not pools:
-            raise invalid("none of placement.prefer_pools serves this model, and allow_fallback is false")
-    pools = [pool for pool in pools if pool.id not in wish.avoid_pools]
-    if not pools:
-        raise invalid("placement.avoid_pools excludes every pool that serves this model")
-    return pools
-
-
-def _strictly_prefers(wish: PlacementOverrides) -> bool:
-    return wish.mode is PlacementMode.PREFER and not wish.allow_fallback
-
-
-def _with_mask(request: TaskRequest, pools: list[PoolSpec], replicas: Replicas) -> list[PoolSpec]:
-    mask = request.placement.require_device_mask if request.placement else None
-    if mask is None:
-        return pools
-    held = [pool for pool in pools if any(replica.device == mask for replica in replicas.get(pool.id, ()))]
-    if not held:
-        raise invalid(f"no replica of {request.model_ref!r} runs on device {mask!r}")
+def _on_device(request: TaskRequest, pools: Sequence[PoolSpec], replicas: Replicas) -> Replicas:
+    """The replicas of `pools` that the client's device mask leaves. Raises OrchError when there are replicas, and none
+    on that device."""
+    held = {pool.id: wishes.on_device(request, replicas.get(pool.id, ())) for pool in pools}
+    if not any(held.values()) and any(replicas.get(pool.id) for pool in pools):
+        raise wishes.no_device(request)
     return held
 
 

@@ -7,7 +7,7 @@ from litestar import Litestar
 
 from llorch_gateway.http_errors import error_reply
 from llorch_shared.bus.memory import MemoryBus
-from llorch_shared.errors import ERRORS, ErrorCode, OrchError, Refused
+from llorch_shared.errors import ERRORS, ErrorCode, OrchError, PolicyLabel, Refused
 from llorch_shared.http_api import OPERATIONS, Liveness, Operation, Plane, Readiness
 from llorch_shared.wire.registry import Capabilities, PoolHealth
 from support.gateways import Cluster, Door, cluster_of, load_report, pool_spec, replica
@@ -83,7 +83,7 @@ def test_every_code_becomes_its_status_with_the_headers_of_that_status(code: Err
 
 @pytest.mark.parametrize(("wait_ms", "seconds"), [(0, b"1"), (1, b"1"), (1000, b"1"), (1001, b"2"), (2500, b"3")])
 def test_retry_after_is_whole_seconds_and_at_least_one(wait_ms: int, seconds: bytes) -> None:
-    _, headers, _ = error_reply(Refused("full", policy_label="reject", retry_after_ms=wait_ms), "c")
+    _, headers, _ = error_reply(Refused("full", policy_label=PolicyLabel.REJECT, retry_after_ms=wait_ms), "c")
     assert dict(headers)[b"retry-after"] == seconds
     assert dict(headers)[b"x-backoff-ms"] == str(wait_ms).encode()
 

@@ -10,6 +10,7 @@ from llorch_scheduler.admissions import Admissions, Queue
 from llorch_scheduler.core.events import BacklogRead, Event, TaskArrived
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Consumer, Delivery
+from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.task import Priority
 from scheduler.world import pool_spec, request
 from support.bus_worlds import MemoryWorld, eventually
@@ -92,6 +93,33 @@ async def test_a_backlog_whose_end_is_gone_is_read_all_the_same(bus: Bus) -> Non
     *arrived, read = await pulled(bus)
     assert [event.task_id for event in arrived if isinstance(event, TaskArrived)] == tasks[:3]
     assert isinstance(read, BacklogRead)
+
+
+@pytest.mark.parametrize(
+    ("wish", "label"),
+    [
+        ({"mode": "pin", "pin_pool_id": "p1"}, "fits"),
+        ({"mode": "prefer", "prefer_pools": ("other",)}, "fits"),
+        ({"require_device_mask": "cuda:0"}, "fits"),
+        ({"mode": "pin", "pin_pool_id": "other"}, "pinned_pool_infeasible"),
+        ({"mode": "pin"}, "pinned_pool_infeasible"),
+        ({"mode": "prefer", "prefer_pools": ("other",), "allow_fallback": False}, "no_preferred_feasible"),
+        ({"avoid_pools": ("other", "p1")}, None),
+    ],
+)
+async def test_a_task_in_a_queue_that_its_client_does_not_want_is_refused_as_at_the_gateway(
+    bus: Bus, wish: dict[str, object], label: str | None
+) -> None:
+    task = msgspec.to_builtins(request()) | {"placement": wish}
+    await bus.store(subjects.admission("p1", "interactive", "default"), msgspec.json.encode(task))
+    arrived = (await pulled(bus))[0]
+    assert isinstance(arrived, TaskArrived)
+    told = arrived.problem
+    if label == "fits":
+        assert told is None
+    else:
+        assert told is not None
+        assert (told.code, told.policy_label) == (ErrorCode.INVALID_PARAMS, label)
 
 
 async def test_an_empty_queue_is_read_at_once(bus: Bus) -> None:

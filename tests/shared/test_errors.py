@@ -3,7 +3,18 @@
 import msgspec
 import pytest
 
-from llorch_shared.errors import ERRORS, ErrorBody, ErrorCode, OrchError, Refused, invalid, not_found
+from llorch_shared.errors import (
+    ERRORS,
+    POLICY_LABELS,
+    ErrorBody,
+    ErrorCode,
+    OrchError,
+    PolicyLabel,
+    Refused,
+    invalid,
+    not_found,
+)
+from llorch_shared.wire.policy import FullPolicy
 
 KINDS = {
     "INVALID_PARAMS": 400,
@@ -47,7 +58,7 @@ def test_what_is_busy_or_away_may_be_retried_and_what_is_wrong_may_not(code: Err
 
 
 def test_a_refusal_carries_all_that_429_asks_for() -> None:
-    refused = Refused("full", policy_label="reject", retry_after_ms=2000, engine="mock", pool_id="p")
+    refused = Refused("full", policy_label=PolicyLabel.REJECT, retry_after_ms=2000, engine="mock", pool_id="p")
     assert refused.status == 429
     assert msgspec.to_builtins(refused.body) == {
         "code": "ADMISSION_REJECT",
@@ -74,3 +85,8 @@ def test_unknown_fields_of_an_envelope_from_a_newer_service_are_ignored() -> Non
 
 def test_an_error_may_say_that_this_one_is_not_worth_a_retry() -> None:
     assert OrchError(ErrorCode.POOL_UNAVAILABLE, "gone for good", retriable=False).body.retriable is False
+
+
+def test_every_policy_of_a_full_queue_has_its_label_and_every_label_a_meaning() -> None:
+    assert set(FullPolicy) <= set(PolicyLabel)
+    assert list(POLICY_LABELS) == list(PolicyLabel)

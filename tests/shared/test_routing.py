@@ -128,3 +128,13 @@ def test_a_required_device_mask_is_exact() -> None:
     both = world(pool_spec("a"), pool_spec("b"), records=records)
     assert chosen(placed(require_device_mask="cuda:1"), *both) == "b"
     assert refusal(placed(require_device_mask="cuda:2"), *both).code is ErrorCode.INVALID_PARAMS
+    nobody = world(pool_spec("a"), records=())
+    assert refusal(placed(require_device_mask="cuda:1"), *nobody).code is ErrorCode.POOL_UNREADY
+
+
+def test_a_required_device_whose_replica_failed_is_not_served_by_another_device() -> None:
+    failed = replica("a", device="cuda:1", state=ReplicaState.FAILED)
+    one = world(pool_spec("a"), records=(replica("a", 1, device="cuda:0"), failed))
+    assert refusal(placed(require_device_mask="cuda:1"), *one).code is ErrorCode.POOL_UNAVAILABLE
+    other = world(pool_spec("a"), pool_spec("b"), records=(failed, replica("b", device="cuda:1")))
+    assert chosen(placed(require_device_mask="cuda:1"), *other) == "b"

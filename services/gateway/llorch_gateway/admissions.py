@@ -13,7 +13,6 @@ import msgspec
 from llorch_gateway.call import Call
 from llorch_gateway.core.admission import admit, check_turn
 from llorch_gateway.core.prospect import Prospect, prospect_of
-from llorch_gateway.core.refusals import TENANT_CAPACITY
 from llorch_gateway.enqueue import Enqueue
 from llorch_gateway.failures import unavailable
 from llorch_gateway.relay.router import Router
@@ -21,7 +20,7 @@ from llorch_gateway.snapshot import Snapshot
 from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
 from llorch_shared.bus.port import Bus, Stored
-from llorch_shared.errors import ErrorCode, OrchError, invalid
+from llorch_shared.errors import ErrorCode, OrchError, PolicyLabel, invalid
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.wire.audit import AuditEvent, AuditRecord, admission_detail
@@ -35,7 +34,10 @@ log = logging.getLogger(__name__)
 RECENT_MAX: Final = 16_384
 TURNED_AWAY: Final = frozenset({ErrorCode.ADMISSION_REJECT, ErrorCode.DEADLINE_UNMET})
 """Refusals that depend on the moment: a task that was accepted in another one stays accepted."""
-BACKPRESSURE: Final = {TENANT_CAPACITY: FullPolicy.REJECT, **{policy.value: policy for policy in FullPolicy}}
+BACKPRESSURE: Final = {
+    PolicyLabel.TENANT_CAPACITY: FullPolicy.REJECT,
+    **{PolicyLabel(policy): policy for policy in FullPolicy},
+}
 """Policies of a full queue by the label of the refusal."""
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -216,9 +218,8 @@ class Admissions:
 
     def _count_refusal(self, error: OrchError, engine: str) -> None:
         self._rejected.labels(engine, error.code).inc()
-        policy = BACKPRESSURE.get(error.body.policy_label or "")
-        if policy is not None:
-            self._backpressure.labels(engine, policy).inc()
+        if error.body.policy_label in BACKPRESSURE:
+            self._backpressure.labels(engine, BACKPRESSURE[error.body.policy_label]).inc()
         log.info(
             "refuses a task: %s",
             error,

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-from llorch_shared.errors import ErrorBody, ErrorCode
+from llorch_shared.errors import ErrorBody, ErrorCode, PolicyLabel
 from llorch_shared.wire import frames
 from llorch_shared.wire.registry import Capabilities, EngineCapability, PoolCapability, PoolHealth, ReplicaRecord
 from llorch_shared.wire.registry import ReplicaState as State
@@ -101,7 +101,7 @@ FULL: Final = ErrorBody(
     engine="llamacpp",
     retriable=True,
     retry_after_ms=2_000,
-    policy_label="reject",
+    policy_label=PolicyLabel.REJECT,
     pool_id="small",
 )
 LOST: Final = ErrorBody(

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from llorch_shared.errors import ERRORS
+from llorch_shared.errors import ERRORS, POLICY_LABELS
 from llorch_shared.http_api import STATUS_HEADERS
 from llorch_shared.metrics import METRICS
 
@@ -22,9 +22,11 @@ CARDINALITY: Final[dict[str, int]] = {
     "policy": 4,
     "device": 64,
     "kind": 16,
+    "mode": 2,
+    "tenant": 1024,
 }
-"""Distinct values a label may take. `engine` is 8, not 4: the enum has seven (DESIGN C29); `policy`, `device` and
-`kind` have no number in the requirements."""
+"""Distinct values a label may take. `engine` is 8, not 4: the enum has seven (DESIGN C29); `policy`, `device`,
+`kind`, `mode` and `tenant` have no number in the requirements."""
 
 _ERRORS_HEAD: Final = """\
 # Errors
@@ -45,6 +47,13 @@ _ERRORS_TAIL: Final = """
 |---|---|
 """
 
+_LABELS_HEAD: Final = """
+`policy_label` names the rule where a code has several:
+
+| Label | What turned the task away |
+|---|---|
+"""
+
 
 def errors_table() -> str:
     rows = [
@@ -52,7 +61,9 @@ def errors_table() -> str:
         for code, facts in ERRORS.items()
     ]
     headers = [f"| {status} | {', '.join(f'`{name}`' for name in names)} |" for status, names in STATUS_HEADERS.items()]
-    return _ERRORS_HEAD + "\n".join(rows) + "\n" + _ERRORS_TAIL + "\n".join(headers) + "\n"
+    labels = [f"| `{label}` | {meaning} |" for label, meaning in POLICY_LABELS.items()]
+    tables = ((_ERRORS_HEAD, rows), (_ERRORS_TAIL, headers), (_LABELS_HEAD, labels))
+    return "".join(head + "\n".join(lines) + "\n" for head, lines in tables)
 
 
 def metrics_lint() -> dict[str, Any]:

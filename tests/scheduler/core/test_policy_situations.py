@@ -19,7 +19,7 @@ from llorch_shared.wire.policy import (
     TenantSpec,
 )
 from llorch_shared.wire.registry import AppointmentRequest, ReplicaState
-from llorch_shared.wire.task import Priority, TaskState
+from llorch_shared.wire.task import PlacementOverrides, Priority, TaskState
 from scheduler.core_world import World, task_id
 
 BATCH = Priority.BATCH
@@ -89,7 +89,7 @@ def test_a_tenant_that_fills_its_own_places_is_refused_alone(world: World) -> No
     for number in (1, 2):
         world.admit(number, tenant="greedy")
     assert ends(world.admit(3, tenant="greedy")) == [
-        (task_id(3), TaskState.DROPPED, ErrorCode.ADMISSION_REJECT, "tenant_capacity")
+        (task_id(3), TaskState.DROPPED, ErrorCode.ADMISSION_REJECT, "tenant-capacity")
     ]
     assert ends(world.admit(4, tenant="modest")) == []
 
@@ -280,7 +280,19 @@ def test_figures_tell_shares_deadlines_and_the_error_of_what_was_foretold(world:
 def test_a_kv_cache_over_the_tenants_quota_is_refused_rather_than_left_to_wait(world: World) -> None:
     world.respec(admission=AdmissionSpec(fairness=FairnessSpec(default=TenantLimits(kv_mb=1))))
     world.replica("r1", kv_bytes_per_token=1 << 20, free_vram_mb=100_000)
-    assert ends(world.admit(1)) == [(task_id(1), TaskState.DROPPED, ErrorCode.ADMISSION_REJECT, "kv_mb")]
+    assert ends(world.admit(1)) == [(task_id(1), TaskState.DROPPED, ErrorCode.ADMISSION_REJECT, "kv-quota")]
+
+
+def test_a_task_from_the_bus_that_requires_a_device_nobody_has_is_refused(world: World) -> None:
+    wish = PlacementOverrides(require_device_mask="cuda:1")
+    assert ends(world.admit(1, channel="nats", placement=wish)) == [], "a replica on it may come"
+    world.replica("r1", device="cuda:0")
+    assert ends(world.admit(2, channel="nats", placement=wish)) == [
+        (task_id(2), TaskState.FAILED, ErrorCode.INVALID_PARAMS, None)
+    ]
+    world.replica("r2", device="cuda:1", state=ReplicaState.BACKOFF)
+    assert ends(world.admit(3, channel="nats", placement=wish)) == []
+    assert ends(world.admit(4, placement=wish)) == [], "the gateway has looked already"
 
 
 def test_a_pool_that_loads_tells_how_long(world: World) -> None:

@@ -1,16 +1,11 @@
 """What a client is told that is not let into a queue now: why, by which policy, and when to come back. Pure."""
 
-from typing import Final
-
 from llorch_gateway.core.prospect import Prospect
-from llorch_shared.errors import ErrorCode, OrchError, Refused
+from llorch_shared.errors import ErrorCode, OrchError, PolicyLabel, Refused
 from llorch_shared.waiting import RETRY_MIN_MS, retry_after_ms
 from llorch_shared.wire.registry import Appointment, ClassLoad, PoolLoad
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskRequest
-
-CIRCUIT_BREAKER: Final = "circuit-breaker"
-TENANT_CAPACITY: Final = "tenant-capacity"
 
 
 def queue_full(request: TaskRequest, pool: PoolSpec, load: PoolLoad | None, appointment: Appointment | None) -> Refused:
@@ -24,7 +19,7 @@ def queue_full(request: TaskRequest, pool: PoolSpec, load: PoolLoad | None, appo
             message += f"; a place is kept for this task in {wait_ms} ms"
     return Refused(
         message,
-        policy_label=pool.queue.full_policy,
+        policy_label=PolicyLabel(pool.queue.full_policy),
         retry_after_ms=wait_ms,
         engine=request.engine,
         pool_id=pool.id,
@@ -39,7 +34,7 @@ def tenant_full(request: TaskRequest, pool: PoolSpec, tenant: str, load: PoolLoa
     return Refused(
         f"tenant {tenant} has {pool.queue.tenant_capacity} {request.priority} tasks waiting in pool {pool.id}, "
         "which is its bound",
-        policy_label=TENANT_CAPACITY,
+        policy_label=PolicyLabel.TENANT_CAPACITY,
         retry_after_ms=max(RETRY_MIN_MS, pace_ms or retry_after_ms(load)),
         engine=request.engine,
         pool_id=pool.id,
@@ -50,7 +45,7 @@ def shed(request: TaskRequest, pool: PoolSpec, line: ClassLoad) -> Refused:
     """The circuit breaker of the pool refuses this class (ORCH-3040)."""
     return Refused(
         f"pool {pool.id} takes no {request.priority} tasks now: {line.shed}",
-        policy_label=CIRCUIT_BREAKER,
+        policy_label=PolicyLabel.CIRCUIT_BREAKER,
         retry_after_ms=max(RETRY_MIN_MS, line.shed_for_ms),
         engine=request.engine,
         pool_id=pool.id,

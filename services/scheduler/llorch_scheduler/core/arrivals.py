@@ -13,10 +13,11 @@ from llorch_scheduler.core.placing import Placing
 from llorch_scheduler.core.pool import Pool
 from llorch_scheduler.core.queue import REFUSE
 from llorch_scheduler.core.state import State
-from llorch_shared.errors import ErrorCode
+from llorch_shared.errors import ErrorCode, PolicyLabel
 from llorch_shared.wire.policy import FullPolicy
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskState
+from llorch_shared.wishes import no_device
 
 
 class Arrivals:
@@ -102,9 +103,13 @@ class Arrivals:
         record = job.record
         if record.channel != "nats" or not pool.backlog_read:
             return True
+        if record.request is not None and not pool.fleet.has_device(record.request):
+            error = no_device(record.request).body
+            self._endings.end(job, TaskState.FAILED, at_ms, error=error, reason="invalid")
+            return False
         shed = pool.breaker.shed(record.priority, at_ms, spec.breaker)
         if shed.reason:
-            self._endings.refuse(job, shed.reason, "circuit-breaker", at_ms, retry_after_ms=shed.for_ms)
+            self._endings.refuse(job, shed.reason, PolicyLabel.CIRCUIT_BREAKER, at_ms, retry_after_ms=shed.for_ms)
             return False
         least = spec.deadlines.min_on_time_probability
         if least > 0 and pool.forecast.service.mean_ms > 0:
@@ -119,16 +124,18 @@ class Arrivals:
         policy = spec.queue.full_policy
         if job.est_kv_mb and pool.queue.never_fits(job):
             message = "the task's KV cache alone is over what its tenant may have"
-            self._endings.refuse(job, message, "kv_mb", at_ms, retry_after_ms=pool.retry_after_ms())
+            self._endings.refuse(job, message, PolicyLabel.KV_QUOTA, at_ms, retry_after_ms=pool.retry_after_ms())
             return False
         if policy is FullPolicy.REJECT and spec.queue.tenant_capacity is None:
             return True
         loser = pool.queue.victim(job, spec)
         if loser is REFUSE:
-            label = str(policy) if policy is FullPolicy.SHED_LOW_PRIORITY else "tenant_capacity"
+            sheds = policy is FullPolicy.SHED_LOW_PRIORITY
+            label = PolicyLabel.SHED_LOW_PRIORITY if sheds else PolicyLabel.TENANT_CAPACITY
             message = f"no place in the queue ({label})"
             self._endings.refuse(job, message, label, at_ms, retry_after_ms=pool.retry_after_ms())
             return False
         if isinstance(loser, Job):
-            self._endings.drop(loser, str(policy), at_ms, newcomer=job.task_id, retry_after_ms=pool.retry_after_ms())
+            label, wait_ms = PolicyLabel(policy), pool.retry_after_ms()
+            self._endings.drop(loser, label, at_ms, newcomer=job.task_id, retry_after_ms=wait_ms)
         return True

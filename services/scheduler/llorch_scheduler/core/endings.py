@@ -9,7 +9,7 @@ from llorch_scheduler.core import job as jobs
 from llorch_scheduler.core.effects import End
 from llorch_scheduler.core.job import Job, Phase
 from llorch_scheduler.core.state import State
-from llorch_shared.errors import ErrorBody, ErrorCode
+from llorch_shared.errors import ErrorBody, ErrorCode, PolicyLabel
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
 
@@ -58,7 +58,7 @@ class Endings:
         message = f"the chance to end before deadline_ms is {chance:.2f}, by the present backlog"
         self._miss(job, message, at_ms, reason="infeasible")
 
-    def drop(self, job: Job, policy: str, at_ms: int, *, newcomer: str, retry_after_ms: int) -> None:
+    def drop(self, job: Job, policy: PolicyLabel, at_ms: int, *, newcomer: str, retry_after_ms: int) -> None:
         """A newcomer takes its place in the full queue."""
         job.next_detail = {"newcomer": newcomer}
         message = f"dropped from a full queue to make room ({policy})"
@@ -66,7 +66,7 @@ class Endings:
             job, ErrorCode.QUEUE_FULL_DROP_LRU, message, at_ms, policy=policy, retry_after_ms=retry_after_ms
         )
 
-    def refuse(self, job: Job, message: str, policy: str, at_ms: int, *, retry_after_ms: int) -> None:
+    def refuse(self, job: Job, message: str, policy: PolicyLabel, at_ms: int, *, retry_after_ms: int) -> None:
         """A newcomer that finds no place, though the server took its message."""
         self._turn_away(job, ErrorCode.ADMISSION_REJECT, message, at_ms, policy=policy, retry_after_ms=retry_after_ms)
 
@@ -80,7 +80,7 @@ class Endings:
         self.end(job, TaskState.EXPIRED, at_ms, error=error, reason=reason)
 
     def _turn_away(
-        self, job: Job, code: ErrorCode, message: str, at_ms: int, *, policy: str, retry_after_ms: int
+        self, job: Job, code: ErrorCode, message: str, at_ms: int, *, policy: PolicyLabel, retry_after_ms: int
     ) -> None:
         error = jobs.fault(code, message, job.record)
         error = msgspec.structs.replace(error, policy_label=policy, retry_after_ms=retry_after_ms)

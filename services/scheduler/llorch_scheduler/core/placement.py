@@ -18,6 +18,7 @@ from llorch_scheduler.core.peers import Abilities, Entry, Peers
 from llorch_scheduler.core.replica import Replica
 from llorch_scheduler.core.replica_sets import ReplicaSets, side_of
 from llorch_scheduler.core.shape import CANARY, STABLE, Shape
+from llorch_shared.errors import PolicyLabel
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import PlacementMode, TaskRequest
 
@@ -170,4 +171,4 @@ def fell_back(request: TaskRequest, pool: PoolSpec) -> bool:
 
 def nobody(request: TaskRequest) -> str:
     """Why a task that no replica can serve is not placed."""
-    return "pinned_pool_infeasible" if pinned(request) else "no_feasible_replica"
+    return PolicyLabel.PINNED_INFEASIBLE if pinned(request) else "no_feasible_replica"

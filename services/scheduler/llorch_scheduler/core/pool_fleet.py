@@ -26,6 +26,7 @@ from llorch_scheduler.core.replica_sets import ReplicaSets
 from llorch_scheduler.core.shape import Shape
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskRequest
+from llorch_shared.wishes import on_device
 
 
 class Slots(NamedTuple):
@@ -101,6 +102,14 @@ class PoolFleet:
     def could_take(self, shape: Shape, replica: Replica) -> bool:
         """Whether this replica serves the shape, with a free slot or without."""
         return self.index.kind_of(replica) in self._feasibility.view(shape).kinds
+
+    def has_device(self, request: TaskRequest) -> bool:
+        """Whether some replica, ready or not, runs on the device that the client requires, if any does. Also true where
+        no replica is known: it may come. O(replicas) for a request with a device mask, else O(1)."""
+        if request.placement is None or request.placement.require_device_mask is None:
+            return True
+        records = [each.record for each in self.index.replicas.values() if each.record is not None]
+        return not records or bool(on_device(request, records))
 
     def kv_mb(self, request: TaskRequest) -> int:
         """KV memory the task takes where engines take it as tasks come, MiB; 0 where none does. O(kinds)."""
