@@ -17,7 +17,6 @@ While nothing is ready, the time until something is comes first, and its slots c
 has ended the bootstrap of REQUIREMENTS section 7 holds: position · 100 ms.
 """
 
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from llorch_shared.on_time import on_time_probability
@@ -37,8 +36,7 @@ class Waiting(NamedTuple):
     """Forecast from measurements: by the bootstrap rule, or with nothing in its way, there is nothing to compare."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ahead:
+class Ahead(NamedTuple):
     """What stands before a task in the queue. Work is expected slot time, milliseconds. Sums are without the task
     itself; weights count its flow and class."""
 

@@ -29,12 +29,20 @@ class Backlog:
         O(log n), plus the blocks of the flow."""
         flow = own.flows.get(tenant)
         tasks, work_ms = 0, 0.0
-        for line in flow.lines.values() if flow is not None else ():
-            line_tasks, line_work_ms = line.before(where)
-            tasks += line_tasks
-            work_ms += line_work_ms
-        weight = flow.weight if flow is not None else self._tenants.limits_of(tenant).weight
-        others = [each for each in self._classes if each is not own and each.size]
+        if flow is None:
+            weight = self._tenants.limits_of(tenant).weight
+        else:
+            weight = flow.weight
+            for line in flow.lines.values():
+                line_tasks, line_work_ms = line.before(where)
+                tasks += line_tasks
+                work_ms += line_work_ms
+        other_tasks, other_work_ms, other_weight = 0, 0.0, 0
+        for each in self._classes:
+            if each is not own and each.size:
+                other_tasks += each.size
+                other_work_ms += each.work_ms
+                other_weight += each.weight
         return Ahead(
             flow_tasks=tasks,
             flow_work_ms=work_ms,
@@ -43,9 +51,9 @@ class Backlog:
             class_tasks=own.size - (cost_ms > 0),
             class_work_ms=max(0.0, own.work_ms - cost_ms),
             class_weight=own.weight,
-            other_tasks=sum(each.size for each in others),
-            other_work_ms=sum(each.work_ms for each in others),
-            other_weight=sum(each.weight for each in others),
+            other_tasks=other_tasks,
+            other_work_ms=other_work_ms,
+            other_weight=other_weight,
         )
 
     def loads(self, at_ms: int) -> dict[str, ClassLoad]:

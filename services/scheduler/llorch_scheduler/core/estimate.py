@@ -48,7 +48,9 @@ class _Usage:
 class ServiceModel:
     """Of one pool. Every call is O(1); at most FLOWS_MAX flows are remembered, those that ended a task last."""
 
-    __slots__ = ("_all", "_flows", "_n", "_x", "_xx", "_xy", "_y", "mean_ms", "overhead_ms", "spread", "token_ms")
+    __slots__ = (
+        "_all", "_flows", "_n", "_x", "_xx", "_xy", "_y", "mean_ms", "overhead_ms", "spread", "token_ms", "used_by_all",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.mean_ms = 0.0
@@ -59,11 +61,9 @@ class ServiceModel:
         """Real over expected slot time."""
         self._all: Final = _Usage()
         self._flows: Final[OrderedDict[_Flow, _Usage]] = OrderedDict()
+        self.used_by_all = USED
+        """Expected part of max_tokens that is generated, over all flows."""
         self._n = self._x = self._y = self._xx = self._xy = 0.0
-
-    @property
-    def used_by_all(self) -> float:
-        return self._all.generated / self._all.allowed if self._all.allowed else USED
 
     def used(self, tenant: str, priority: Priority) -> float:
         """Expected part of max_tokens that is generated."""
@@ -80,7 +80,8 @@ class ServiceModel:
 
     def expected_ms(self, request: TaskRequest, tenant: str) -> float:
         """Expected slot time, at least 1 ms."""
-        return max(1.0, self.overhead_ms + self.token_ms * self.expected_tokens(request, tenant))
+        expected_ms = self.overhead_ms + self.token_ms * self.expected_tokens(request, tenant)
+        return expected_ms if expected_ms > 1.0 else 1.0
 
     def add(
         self,
@@ -103,6 +104,7 @@ class ServiceModel:
             self.spread.add(slot_ms / expected_ms)
         if max_tokens > 0:
             self._all.add(tokens_out, max_tokens)
+            self.used_by_all = self._all.generated / self._all.allowed
             flow = self._flows.pop((tenant, priority), None) or _Usage()
             flow.add(tokens_out, max_tokens)
             self._flows[tenant, priority] = flow

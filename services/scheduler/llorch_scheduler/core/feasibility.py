@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Final, NamedTuple
 
 from llorch_scheduler.core.index import PoolIndex
-from llorch_scheduler.core.peers import Kind
+from llorch_scheduler.core.peers import Kind, Slots
 from llorch_scheduler.core.placement import FILTERS, refusal, serves, shape_of
 from llorch_scheduler.core.replica_sets import ReplicaSets, SetKey
 from llorch_scheduler.core.shape import Shape
@@ -35,7 +35,7 @@ class Feasibility:
         self._shapes_version = 0
         self._ctx_limits: tuple[int, ...] = ()
         self._views: Final[dict[Shape, View]] = {}
-        self._kinds: tuple[Kind, ...] = ()
+        self._slots = Slots()
         self._seen = -1
 
     def configure(self, spec: PoolSpec | None) -> None:
@@ -57,13 +57,15 @@ class Feasibility:
         self._refresh()
         return shape_of(request, self.spec, self._ctx_limits)
 
-    def kinds(self) -> tuple[Kind, ...]:
-        """Those that serve some shape."""
-        self._refresh()
-        return self._kinds
+    def slots(self) -> Slots:
+        """Of the kinds that serve some shape."""
+        if self._seen != self._index.version:
+            self._refresh()
+        return self._slots
 
     def view(self, shape: Shape) -> View:
-        self._refresh()
+        if self._seen != self._index.version:
+            self._refresh()
         view = self._views.get(shape)
         if view is None:
             if len(self._views) >= _VIEWS_MAX:
@@ -72,19 +74,26 @@ class Feasibility:
         return view
 
     def _refresh(self) -> None:
+        """Made anew what depends on the replicas' abilities, if these have changed."""
         if self._seen == self._index.version:
             return
         self._seen = self._index.version
         self._views.clear()
-        self._kinds = ()
+        kinds = self._index.kinds
+        self._slots = slots = Slots()
+        for kind in kinds.values():
+            kind.slots = None
         if self.spec is None:
             return
-        kinds = self._index.kinds
         ready: Counter[SetKey] = Counter()
         for abilities, kind in kinds.items():
             ready[abilities.version] += kind.size
         self.sets.choose(ready, self._index.returning, self.spec)
-        self._kinds = tuple(each for able, each in kinds.items() if serves(able, self.spec, self.sets))
+        for abilities, kind in kinds.items():
+            if serves(abilities, self.spec, self.sets):
+                kind.slots = slots
+                slots.total, slots.free = slots.total + kind.slots_total, slots.free + kind.slots_free
+                slots.replicas += kind.size
         limits = {key.ctx_max for key in ready if 0 < key.ctx_max < self.spec.ctx}
         if not limits <= set(self._ctx_limits):
             self._ctx_limits = tuple(sorted(limits.union(self._ctx_limits))[-_CTX_LIMITS_MAX:])

@@ -109,9 +109,9 @@ class Forecast:
     def started(self, job: Job, at_ms: int, behind: Behind) -> None:
         """A task of the queue took a slot."""
         self._started += 1
-        if self._last_ms >= 0 and self.slots_total > 0:
+        if self._last_ms >= 0 and self._slots_total > 0:
             self._n = KEEP * self._n + 1
-            self._slot_time_ms = KEEP * self._slot_time_ms + (at_ms - self._last_ms) * self.slots_total
+            self._slot_time_ms = KEEP * self._slot_time_ms + (at_ms - self._last_ms) * self._slots_total
         self._last_ms = at_ms if behind.in_pool else -1
         self.left(job, at_ms, behind)
         self._turn(job, behind)
@@ -137,7 +137,7 @@ class Forecast:
         """Once per task: what comes back from a replica was forecast for another line."""
         if job.foretold:
             job.foretold = False
-            real_ms, gap_ms = max(0, at_ms - job.record.admitted_ms), self.pace().gap_ms
+            real_ms, gap_ms = max(0, at_ms - job.record.admitted_ms), self.gap_ms
             self.waits.add((real_ms + gap_ms) / (job.record.predicted_start_ms + gap_ms))
 
     # what is expected
@@ -148,16 +148,16 @@ class Forecast:
         mean_ms = self.service.mean_ms
         return (self._slot_time_ms + _PRIOR * mean_ms) / (self._n + _PRIOR) if mean_ms else 0.0
 
+    @property
+    def gap_ms(self) -> float:
+        """Between two starts of the pool; 0 while unknown."""
+        slots = self._slots_total or self.loading_slots
+        return self.turn_ms / slots if slots else 0.0
+
     def pace(self, priority: Priority | None = None, tenant: str = "") -> Pace:
         """Of the pool; and of a flow."""
-        return Pace(
-            slots_total=self.slots_total,
-            slots_free=self.slots_free,
-            turn_ms=self.turn_ms,
-            flow_pace_ms=self._flow_pace_ms(priority, tenant) if priority is not None else 0.0,
-            loading_ms=self.loading_ms,
-            loading_slots=self.loading_slots,
-        )
+        flow_pace_ms = self._flow_pace_ms(priority, tenant) if priority is not None else 0.0
+        return Pace(self._slots_total, self.slots_free, self.turn_ms, flow_pace_ms, self.loading_ms, self.loading_slots)
 
     def joined(self, job: Job, ahead: Ahead) -> Waiting:
         """A new task is about to stand behind `ahead`; its `cost_ms` is set."""
@@ -178,7 +178,7 @@ class Forecast:
             budget_ms=budget_ms,
             waits=self.waits.parts() if waiting_ms > 0 else (),
             services=self.service.spread.parts(),
-            gap_ms=self.pace().gap_ms,
+            gap_ms=self.gap_ms,
         )
 
     def drain(self, priority: Priority, *, share: float = 1.0) -> Drain:
@@ -217,9 +217,9 @@ class Forecast:
 
     def _flow_pace_ms(self, priority: Priority, tenant: str) -> float:
         turns = self._flows.get((tenant, priority))
-        if turns is None or turns.count < _FLOW_KNOWN or self.slots_total <= 0:
+        if turns is None or turns.count < _FLOW_KNOWN or self._slots_total <= 0:
             return 0.0
-        return self.turn_ms / self.slots_total * max(1.0, turns.between / turns.count)
+        return self.turn_ms / self._slots_total * max(1.0, turns.between / turns.count)
 
     def _cost_ms(self, job: Job) -> float:
         """As expected now, which is not what was expected when it came."""

@@ -71,13 +71,16 @@ class PoolIndex:
 
     def moved(self, replica: Replica) -> None:
         standing = self._standing[replica.replica_id]
-        free, held = replica.slots_free, len(replica.held)
+        held = len(replica.held)
+        taken = held + len(replica.strangers)
+        total = replica.slots_total
+        free = total - taken if total > taken else 0
         self.held += held - standing.held
         standing.held = held
-        self._count(standing, replica.slots_total, free)
+        self._count(standing, total, free)
         if free and standing.peers is not None:
-            self._offer(standing, standing.peers, replica)
-        else:
+            self._offer(standing, standing.peers, replica, taken)
+        elif standing.entry is not None:
             self._withdraw(standing)
 
     def kind_of(self, replica: Replica) -> Kind | None:
@@ -103,12 +106,15 @@ class PoolIndex:
 
     def second(self, peers: Peers) -> Entry | None:
         """The one that would go first if the best were not there."""
-        first = self.best(peers)
+        first, heap = self.best(peers), peers.heap
         if first is None or peers.free < 2:
             return None
-        heappop(peers.heap)
+        next_best = heap[2] if len(heap) > 2 and heap[2] < heap[1] else heap[1]
+        if next_best[4].entry is next_best:
+            return next_best
+        heappop(heap)
         runner_up = self.best(peers)
-        heappush(peers.heap, first)
+        heappush(heap, first)
         return runner_up
 
     def _join(self, standing: Standing, abilities: Abilities, speed: Speed) -> None:
@@ -134,10 +140,15 @@ class PoolIndex:
             del self.kinds[kind.abilities]
 
     def _count(self, standing: Standing, total: int, free: int) -> None:
-        if standing.kind is not None:
-            standing.kind.slots_total += total - standing.slots_total
-            standing.kind.slots_free += free - standing.slots_free
+        kind = standing.kind
+        if kind is not None:
+            more, more_free = total - standing.slots_total, free - standing.slots_free
+            kind.slots_total += more
+            kind.slots_free += more_free
             standing.slots_total, standing.slots_free = total, free
+            if kind.slots is not None:
+                kind.slots.total += more
+                kind.slots.free += more_free
 
     def _accompany(self, standing: Standing, kind: Kind, speed: Speed) -> None:
         peers = kind.peers.get(speed)
@@ -175,16 +186,15 @@ class PoolIndex:
             self.returning[returns] += 1
         standing.returns = returns
 
-    def _offer(self, standing: Standing, peers: Peers, replica: Replica) -> None:
-        order = (-replica.free_vram_mb, replica.slots_taken, replica.replica_id)
-        if standing.entry is not None:
-            if standing.entry[:3] == order:
-                return
-        else:
+    def _offer(self, standing: Standing, peers: Peers, replica: Replica, taken: int) -> None:
+        vram, entry = -replica.free_vram_mb, standing.entry
+        if entry is None:
             self._free(standing, 1)
+        elif entry[0] == vram and entry[1] == taken:
+            return
         self._stamp += 1
-        standing.entry = (*order, self._stamp, standing)
-        heappush(peers.heap, standing.entry)
+        standing.entry = entry = (vram, taken, replica.replica_id, self._stamp, standing)
+        heappush(peers.heap, entry)
         if len(peers.heap) > 2 * peers.free + _COMPACT_MIN:
             peers.heap = [entry for entry in peers.heap if entry[4].entry is entry]
             heapify(peers.heap)

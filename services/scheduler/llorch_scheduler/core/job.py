@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from sys import intern
 from typing import Any, Final
 
 import msgspec
@@ -34,7 +35,7 @@ class Phase(Enum):
     """Ended, and no longer ours to look after."""
 
 
-HOLDS_SLOT: Final = frozenset({Phase.PLACING, Phase.PLACED, Phase.RUNNING})
+HOLDS_SLOT: Final = (Phase.RUNNING, Phase.PLACED, Phase.PLACING)
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +57,7 @@ class Job:
     """Prompt and generated tokens it is expected to take."""
     tokens_out: float = 0.0
     """Of these, the generated ones."""
-    est_kv_mb: float = 0.0
+    est_kv_mb: int = 0
     """KV cache it is expected to take."""
     foretold: bool = False
     """Its record tells a wait forecast from measurements, and it has not started since."""
@@ -105,7 +106,7 @@ class Job:
 
 
 def arrived(event: TaskArrived) -> Job:
-    """A job for an admission message that nobody has placed yet."""
+    """A job for an admission message that nobody has placed yet. Tasks are many, tenants are few: one name for all."""
     deadline_ms = event.request.deadline_ms if event.request else 0
     return Job(
         record=RunRecord(
@@ -114,7 +115,7 @@ def arrived(event: TaskArrived) -> Job:
             pool_id=event.pool_id,
             lane=event.lane,
             correlation_id=event.correlation_id,
-            tenant=event.tenant,
+            tenant=intern(event.tenant),
             priority=event.priority,
             channel=event.channel,
             admitted_ms=event.admitted_ms,

@@ -114,21 +114,35 @@ class Outcomes:
             return
         if job.phase is Phase.REQUEUEING and record.state not in FINAL:
             return
-        if job.phase is Phase.PLACING and record == job.record:
+        if job.phase is Phase.PLACING and (record is job.record or record == job.record):
             ledger.stands(job, seq)
             job.state = TaskState.PLACED
-            return
-        self._adopt(job, record, seq, at_ms)
+        elif job.phase is Phase.PLACED and record.state is TaskState.RUNNING and _same_place(record, job.record):
+            self._claimed(job, record, seq, at_ms)
+        else:
+            self._adopt(job, record, seq, at_ms)
+
+    def _claimed(self, job: Job, record: RunRecord, seq: int, at_ms: int) -> None:
+        """What was to happen: a node has claimed the task for the slot that it holds."""
+        pool = self._state.pools[record.pool_id]
+        pool.dirty = True
+        job.record, job.state = record, record.state
+        self._state.ledger.stands(job, seq)
+        pool.running[record.priority][record.task_id] = job
+        job.enter(Phase.RUNNING, at_ms)
+        self._holders.check(job, at_ms)
 
     def _adopt(self, job: Job, record: RunRecord, seq: int, at_ms: int) -> None:
         """The stored record is the truth: whatever we thought of this task ends here."""
         state = self._state
-        pool, thought = state.pool(record.pool_id, at_ms), state.pool(job.record.pool_id, at_ms)
+        pool = thought = state.pool(record.pool_id, at_ms)
+        if job.record.pool_id != record.pool_id:
+            thought = state.pool(job.record.pool_id, at_ms)
         pool.dirty = thought.dirty = True
         final = record.state in FINAL
         held = job.phase in HOLDS_SLOT
         ran = job.phase is Phase.RUNNING
-        stays = held and not final and pool is thought and job.record.replica_id == record.replica_id
+        stays = held and not final and _same_place(record, job.record)
         if job.phase is Phase.QUEUED:
             thought.queue.discard(job)
             if job.ref is not None:
@@ -146,11 +160,12 @@ class Outcomes:
         job.ref, job.next_record = None, None
         job.record, job.state = record, record.state
         state.ledger.stands(job, seq)
-        job.cancel_reason = job.cancel_reason or self._arrivals.wish_for(record.task_id)
         if final:
             state.ledger.drop(job)
             self._placing.fill(pool, at_ms)
-        elif record.replica_id and record.state in (TaskState.PLACED, TaskState.RUNNING):
+            return
+        job.cancel_reason = job.cancel_reason or self._arrivals.wish_for(record.task_id)
+        if record.replica_id and record.state in (TaskState.PLACED, TaskState.RUNNING):
             self._hold(pool, job, at_ms, again=not stays)
         else:
             self._arrivals.come_back(job, at_ms)
@@ -162,7 +177,7 @@ class Outcomes:
         if not (record.started_ms and job.held_ms):
             pool.queue.ended(job, None, 0, at_ms)
             return
-        slot_ms = max(0, at_ms - job.held_ms)
+        slot_ms = at_ms - job.held_ms if at_ms > job.held_ms else 0
         pool.queue.ended(job, slot_ms, record.tokens_in + record.tokens_out, at_ms)
         request = job.record.request
         if request is not None:
@@ -210,3 +225,8 @@ class Outcomes:
                 replica.absent_ms = event.at_ms
         for pool in list(state.pools.values()):
             self._placing.fill(pool, event.at_ms)
+
+
+def _same_place(one: RunRecord, other: RunRecord) -> bool:
+    """Both name the same replica, or none, of the same pool."""
+    return one.replica_id == other.replica_id and one.pool_id == other.pool_id

@@ -68,10 +68,22 @@ class Peers:
 
 
 @dataclass(slots=True, eq=False)
+class Slots:
+    """Of the replicas that tasks can go to."""
+
+    total: int = 0
+    free: int = 0
+    replicas: int = 0
+    """Ready ones that have them."""
+
+
+@dataclass(slots=True, eq=False)
 class Kind:
     """Ready replicas of equal abilities."""
 
     abilities: Abilities
+    slots: Slots | None = None
+    """What its slots are counted in; None while no task can go there."""
     size: int = 0
     free: int = 0
     slots_total: int = 0

@@ -29,7 +29,7 @@ class Placing:
         if pool.shapes_version != fleet.shapes_version:
             pool.reassess(at_ms)
         free = fleet.slots().free
-        if free:
+        if free and len(pool.queue):
             free = self._fill(pool, free, at_ms)
         pool.note_overload(at_ms, free)
         if spec.preemption.mode == "hard" and pool.overloaded_ms:
@@ -47,7 +47,7 @@ class Placing:
             job = pick.job
             request = job.record.request
             assert request is not None, "a task without its request never waits"
-            decision = fleet.decide(request, at_ms=at_ms, expected_tokens=job.tokens_out)
+            decision = fleet.decide(request, at_ms=at_ms, expected_tokens=job.tokens_out, shape=job.shape)
             if decision.replica is None:
                 closed.add(job.shape)
                 continue

@@ -77,11 +77,12 @@ class Pool:
             return
         service = self.forecast.service
         tokens = job.tokens_out = service.expected_tokens(request, job.record.tenant)
-        job.cost_ms = max(1.0, service.overhead_ms + service.token_ms * tokens)
+        cost_ms = service.overhead_ms + service.token_ms * tokens
+        job.cost_ms = cost_ms if cost_ms > 1.0 else 1.0
         job.tokens = tokens + _prompt_tokens(request)
         if self.spec is not None:
             job.shape = self._one(self.fleet.shape_of(request))
-            job.est_kv_mb = float(self.fleet.kv_mb(request))
+            job.est_kv_mb = self.fleet.kv_mb(request)
 
     def _one(self, shape: Shape) -> Shape:
         """One object for equal shapes: tasks are many, shapes are few."""
@@ -103,7 +104,9 @@ class Pool:
     def look(self, at_ms: int) -> Forecast:
         """The forecast, told how many slots there are now."""
         slots, forecast = self.fleet.slots(), self.forecast
-        forecast.slots_total, forecast.slots_free = slots.total, slots.free
+        if slots.total != forecast.slots_total:
+            forecast.slots_total = slots.total
+        forecast.slots_free = slots.free
         if slots.replicas or self.spec is None:
             forecast.loading_ms = forecast.loading_slots = 0
         else:
@@ -123,7 +126,7 @@ class Pool:
         """What waits when this one has left the queue."""
         queue = self.queue.classes[job.record.priority]
         flow = queue.flows.get(job.record.tenant)
-        return Behind(in_pool=len(self.queue), in_class=queue.size, in_flow=flow.queued if flow is not None else 0)
+        return Behind(len(self.queue), queue.size, flow.queued if flow is not None else 0)
 
     def waiting(self, ahead: Ahead, priority: Priority, tenant: str, at_ms: int) -> Waiting:
         return self.look(at_ms).waiting(ahead, priority, tenant)
@@ -164,5 +167,7 @@ class Pool:
 
 
 def _prompt_tokens(request: TaskRequest) -> float:
-    chars = len(request.prompt or "") + sum(map(len, request.inputs or ()))
+    chars = len(request.prompt or "")
+    if request.inputs:
+        chars += sum(map(len, request.inputs))
     return chars / PROMPT_CHARS_PER_TOKEN

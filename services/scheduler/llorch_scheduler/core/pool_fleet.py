@@ -4,13 +4,14 @@ A decision costs O(kinds and peers + log replicas), a change of a replica O(log 
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from operator import attrgetter
+from typing import Final
 
 from llorch_scheduler.core.affinity import Affinity, Last
 from llorch_scheduler.core.feasibility import Feasibility, View
 from llorch_scheduler.core.index import PoolIndex
 from llorch_scheduler.core.job import Job
-from llorch_scheduler.core.peers import Entry
+from llorch_scheduler.core.peers import Entry, Slots
 from llorch_scheduler.core.placement import (
     Decision,
     DecisionLog,
@@ -28,12 +29,7 @@ from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskRequest
 from llorch_shared.wishes import on_device
 
-
-class Slots(NamedTuple):
-    total: int
-    free: int
-    replicas: int
-    """Ready ones that have them."""
+_free: Final = attrgetter("free")
 
 
 class PoolFleet:
@@ -84,16 +80,13 @@ class PoolFleet:
         return self._feasibility.shape_of(request)
 
     def slots(self) -> Slots:
-        """Of the replicas that tasks can go to: those of a version that gets none, for example, are not counted.
-        O(kinds)."""
-        total = free = replicas = 0
-        for kind in self._feasibility.kinds():
-            total, free, replicas = total + kind.slots_total, free + kind.slots_free, replicas + kind.size
-        return Slots(total, free, replicas)
+        """Of the replicas that tasks can go to, as they are until the next change: those of a version that gets none,
+        for example, are not counted. O(1)."""
+        return self._feasibility.slots()
 
     def can_take(self, shape: Shape) -> bool:
         """Whether a replica that serves this shape has a free slot. O(kinds)."""
-        return any(kind.free for kind in self._feasibility.view(shape).kinds)
+        return any(map(_free, self._feasibility.view(shape).kinds))
 
     def can_serve(self, shape: Shape) -> bool:
         """Whether a ready replica serves this shape, with a free slot or without."""
@@ -113,14 +106,20 @@ class PoolFleet:
 
     def kv_mb(self, request: TaskRequest) -> int:
         """KV memory the task takes where engines take it as tasks come, MiB; 0 where none does. O(kinds)."""
-        return max((kv_mb(request.ctx, each.kv_bytes_per_token) for each in self.index.kinds), default=0)
+        most = 0
+        for each in self.index.kinds:
+            if each.kv_bytes_per_token:
+                most = max(most, kv_mb(request.ctx, each.kv_bytes_per_token))
+        return most
 
-    def decide(self, request: TaskRequest, *, at_ms: int, expected_tokens: float | None = None) -> Decision:
+    def decide(
+        self, request: TaskRequest, *, at_ms: int, expected_tokens: float | None = None, shape: Shape | None = None
+    ) -> Decision:
         """Pick the replica that takes the task now. `expected_tokens` will be generated; by default as many as the
-        client expects or permits."""
+        client expects or permits. `shape`: that of the request, if it is known."""
         spec = self._feasibility.spec
         assert spec is not None, "nothing is placed on a pool that is not wanted"
-        view = self._feasibility.view(self.shape_of(request))
+        view = self._feasibility.view(shape if shape is not None else self.shape_of(request))
         expected = expected_tokens if expected_tokens is not None else request.expected_tokens or request.max_tokens
         offers, removed = self._offers(view, request, expected)
         last = self.affinity.last(request.session_id, at_ms=at_ms, ttl_ms=spec.affinity.ttl_ms)
@@ -131,7 +130,7 @@ class PoolFleet:
         self.sets.settle()
         tied = soonest(offers)
         bests = [best for _, peers, _ in tied if (best := self.index.best(peers)) is not None]
-        warm = self._warm(last, tied)
+        warm = self._warm(last, tied) if last is not None else None
         entry = warm or min(bests)
         ties = tie_breakers(self.index, offers, tied, bests, entry, by_session=warm is not None)
         replica, peers = entry[4].replica, entry[4].peers
@@ -158,21 +157,28 @@ class PoolFleet:
             full += kind.size - kind.free
             if not kind.free:
                 continue
-            need_mb = kv_mb(request.ctx, kind.abilities.kv_bytes_per_token)
+            per_token = kind.abilities.kv_bytes_per_token
+            need_mb = kv_mb(request.ctx, per_token) if per_token else 0
             for peers in kind.open.values():
                 if need_mb and self.index.room_mb(peers) < need_mb:
                     short += peers.free
                 else:
                     offers.append((peers.end_ms(expected), peers, need_mb))
         index = self.index
-        away = (("ready", len(index.replicas) - index.ready - index.draining), ("draining", index.draining))
-        removed = (*away, *view.removed, ("slots", full), ("vram", short))
-        return offers, [each for each in removed if each[1]]
+        removed = list(view.removed)
+        if full:
+            removed.append(("slots", full))
+        if short:
+            removed.append(("vram", short))
+        if len(index.replicas) != index.ready:
+            away = (("ready", len(index.replicas) - index.ready - index.draining), ("draining", index.draining))
+            removed[:0] = [each for each in away if each[1]]
+        return offers, removed
 
-    def _warm(self, last: Last | None, tied: Sequence[Offer]) -> Entry | None:
+    def _warm(self, last: Last, tied: Sequence[Offer]) -> Entry | None:
         """The replica that had the session last, if it is one of those that end about as soon as any."""
-        entry = self.index.entry(last.replica_id) if last is not None else None
-        if last is None or entry is None or not last.was_on(entry[4].replica):
+        entry = self.index.entry(last.replica_id)
+        if entry is None or not last.was_on(entry[4].replica):
             return None
         for _, peers, need_mb in tied:
             if peers is entry[4].peers:
@@ -195,7 +201,7 @@ class PoolFleet:
         return DecisionLog(
             selected=entry[2] if entry is not None else "",
             candidates_considered=len(self.index.replicas),
-            filters_applied=tuple(f"{name}:{count}" for name, count in removed),
+            filters_applied=tuple([f"{name}:{count}" for name, count in removed]),
             tie_breakers_applied=ties,
             pinned=pinned(request),
             fallback_used=fell_back(request, spec),

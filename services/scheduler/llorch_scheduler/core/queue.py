@@ -90,7 +90,8 @@ class PoolQueue:
         self._now_ms = 0
 
     def __len__(self) -> int:
-        return sum(queue.size for queue in self._order)
+        higher, lower = self._order
+        return higher.size + lower.size
 
     def configure(self, spec: PoolSpec, at_ms: int) -> None:
         """Apply a policy at once, to what waits and to what runs. O(n log n) if the order changes, else O(tenants)."""

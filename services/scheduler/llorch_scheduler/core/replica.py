@@ -43,14 +43,9 @@ class Replica:
     held: dict[str, Job] = field(default_factory=dict)
     strangers: set[str] = field(default_factory=set)
     released: set[str] = field(default_factory=set)
-
-    @property
-    def ready(self) -> bool:
-        return self.record is not None and self.record.state is ReplicaState.READY
-
-    @property
-    def slots_total(self) -> int:
-        return self.record.slots_total if self.record is not None and self.ready else 0
+    ready: bool = False
+    slots_total: int = 0
+    """While it is ready; else 0."""
 
     @property
     def slots_taken(self) -> int:
@@ -58,7 +53,8 @@ class Replica:
 
     @property
     def slots_free(self) -> int:
-        return max(0, self.slots_total - self.slots_taken)
+        free = self.slots_total - len(self.held) - len(self.strangers)
+        return free if free > 0 else 0
 
     @property
     def free_vram_mb(self) -> int:
@@ -78,21 +74,22 @@ class Replica:
         return record.free_vram_mb - coming
 
     def hold(self, job: Job) -> None:
-        self.held[job.task_id] = job
-        self.strangers.discard(job.task_id)
-        self.released.discard(job.task_id)
+        task_id = job.record.task_id
+        self.held[task_id] = job
+        self.strangers.discard(task_id)
+        self.released.discard(task_id)
         self.watcher.moved(self)
         self.watcher.held(self, job)
 
     def release(self, job: Job, *, slot_is_free: bool) -> None:
         """`slot_is_free`: its record is final. Otherwise the engine may still be busy with it."""
-        if self.held.pop(job.task_id, None) is None:
+        task_id = job.record.task_id
+        if self.held.pop(task_id, None) is None:
             return
-        listed = self.record is not None and job.task_id in self.record.active
         if slot_is_free:
-            self.released.add(job.task_id)
-        elif listed:
-            self.strangers.add(job.task_id)
+            self.released.add(task_id)
+        elif self.record is not None and task_id in self.record.active:
+            self.strangers.add(task_id)
         self.watcher.moved(self)
 
     def report(self, record: ReplicaRecord) -> None:
@@ -100,6 +97,8 @@ class Replica:
         if self.record is not None and self.record.incarnation != record.incarnation:
             self.released.clear()
         self.record = record
+        self.ready = record.state is ReplicaState.READY
+        self.slots_total = record.slots_total if self.ready else 0
         self.absent_ms = 0
         self.released &= active
         self.strangers = active - self.held.keys() - self.released
@@ -108,6 +107,7 @@ class Replica:
     def lose(self, at_ms: int) -> None:
         """Nobody renews its registry key any more. The tasks it holds stay until they are released."""
         self.record, self.absent_ms = None, at_ms
+        self.ready, self.slots_total = False, 0
         self.strangers.clear()
         self.released.clear()
         self.watcher.reported(self)
