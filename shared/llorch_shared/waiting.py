@@ -157,6 +157,13 @@ def retry_after_ms(load: PoolLoad | None) -> int:
     return max(RETRY_MIN_MS, round(wait_ms))
 
 
+def is_promised(load: PoolLoad | None, priority: Priority, tenant: str) -> bool:
+    """Whether places that a newcomer might take are kept for others: the scheduler is asked first."""
+    line = load.classes.get(priority) if load is not None else None
+    flow = line.flows.get(tenant) if line is not None else None
+    return line is not None and (line.promised or (flow is not None and flow.promised))
+
+
 def _turn_ms(load: PoolLoad) -> float:
     return load.turn_ms or load.service_ms
 

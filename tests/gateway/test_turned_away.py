@@ -226,13 +226,29 @@ async def test_a_tenant_at_its_bound_is_told_so_and_the_queue_takes_others() -> 
             await door.submit()
         flow = FlowLoad(queued=2, work_ms=4_000, pace_ms=12_345)
         await cluster.report(full_load(flows={"default": flow}))
-        asked = await appointing(cluster, LATER)
         reply = await submit(door)
         assert (reply.status, reply.error.policy_label) == (429, "tenant-capacity")
-        assert reply.error.retry_after_ms == 12_345
-        assert asked == [], "the queue has places; no appointment is needed"
+        assert reply.error.retry_after_ms == 12_345, "nobody promises anything: it is told its pace"
         assert (await submit(other)).status == 202
         assert await sample(door, "reject") == 1
+
+
+async def test_a_tenant_at_its_bound_is_given_an_appointment_of_its_own() -> None:
+    spec = pool_spec(queue=QueueSpec(capacity=8, tenant_capacity=1))
+    async with cluster_of(spec, replica()) as cluster:
+        door, other = await cluster.gateway(), await cluster.gateway(tenant="other")
+        await door.submit()
+        asked = await appointing(cluster, LATER, msgspec.structs.replace(LATER, tenant_bound=True))
+        reply = await submit(door)
+        assert (reply.error.policy_label, reply.error.retry_after_ms) == ("tenant-capacity", 7_300)
+        assert "a place is kept" in reply.error.message
+        assert [(each.refused, each.tenant_refused) for each in asked] == [(False, True)]
+        await cluster.report(full_load(flows={"default": FlowLoad(queued=1, work_ms=4_000, promised=True)}))
+        reply = await submit(door)
+        assert (reply.error.policy_label, reply.error.retry_after_ms) == ("tenant-capacity", 7_300)
+        assert not asked[-1].tenant_refused, "it is asked before the server is"
+        assert (await submit(other)).status == 202
+        assert len(asked) == 2, "what is promised to one tenant does not concern another"
 
 
 @pytest.mark.parametrize("policy", FullPolicy)

@@ -1,7 +1,7 @@
 """Into the queue: one publish whose ack is the admission, and what is said when there is no place.
 
-The server counts the places, nobody here does. While places of a queue are promised to clients who were sent away,
-the scheduler is asked before the publish; after a refusal it is asked when to come back. It is asked briefly: without
+The server counts the places, nobody here does. While places of a queue, or of a tenant's part of it, are promised to
+clients who were sent away, the scheduler is asked before the publish; after a refusal it is asked when to come back. It is asked briefly: without
 an answer the server's word stands, and Retry-After comes from the last load report.
 """
 
@@ -18,6 +18,7 @@ from llorch_gateway.snapshot import Snapshot
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, BusError, Full, NoStream, Stored, SubjectFull, Unanswered
 from llorch_shared.errors import Refused
+from llorch_shared.waiting import is_promised
 from llorch_shared.wire.registry import APPOINTMENT_DECODER, Appointment, AppointmentRequest
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskRequest
@@ -49,28 +50,30 @@ class Enqueue:
     async def store(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
         """Store the task. Returns what was stored and the number of tries: a duplicate after several may be ours, or
         another gateway's. Raises Refused when there is no place, OrchError when the queue cannot be reached."""
-        if self._promised(request, pool):
-            appointment = await self._ask(request, pool, call, refused=False)
+        if self._promised(request, pool, call):
+            appointment = await self._ask(request, pool, call)
             if appointment is not None and not appointment.admit:
-                raise self._full(request, pool, appointment)
+                raise self._full(request, pool, call, appointment)
         for refusals in range(1, REFUSALS_MAX + 1):
             try:
                 return await self._publish(request, pool, call)
             except SubjectFull:
-                raise tenant_full(request, pool, call.tenant, self._snapshot.loads.get(pool.id)) from None
+                appointment = await self._ask(request, pool, call, tenant_refused=True)
+                raise tenant_full(request, pool, call.tenant, self._snapshot.loads.get(pool.id), appointment) from None
             except Full:
                 appointment = await self._ask(request, pool, call, refused=True)
                 if appointment is None or not appointment.admit or refusals == REFUSALS_MAX:
-                    raise self._full(request, pool, appointment) from None
+                    raise self._full(request, pool, call, appointment) from None
         raise AssertionError("unreachable: the last refusal raises")
 
-    def _promised(self, request: TaskRequest, pool: PoolSpec) -> bool:
-        load = self._snapshot.loads.get(pool.id)
-        line = load.classes.get(request.priority) if load is not None else None
-        return line is not None and line.promised
+    def _promised(self, request: TaskRequest, pool: PoolSpec, call: Call) -> bool:
+        return is_promised(self._snapshot.loads.get(pool.id), request.priority, call.tenant)
 
-    def _full(self, request: TaskRequest, pool: PoolSpec, appointment: Appointment | None) -> Refused:
-        return queue_full(request, pool, self._snapshot.loads.get(pool.id), appointment)
+    def _full(self, request: TaskRequest, pool: PoolSpec, call: Call, appointment: Appointment | None) -> Refused:
+        load = self._snapshot.loads.get(pool.id)
+        if appointment is not None and appointment.tenant_bound:
+            return tenant_full(request, pool, call.tenant, load, appointment)
+        return queue_full(request, pool, load, appointment)
 
     async def _publish(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
         """Publish, however often it takes within the bound: the msg_id makes repeats one task."""
@@ -94,10 +97,17 @@ class Enqueue:
             await asyncio.sleep(pause)
             pause = min(PAUSE_MAX_S, 2 * pause)
 
-    async def _ask(self, request: TaskRequest, pool: PoolSpec, call: Call, *, refused: bool) -> Appointment | None:
+    async def _ask(
+        self, request: TaskRequest, pool: PoolSpec, call: Call, *, refused: bool = False, tenant_refused: bool = False
+    ) -> Appointment | None:
         """The scheduler's word on this task; None when it does not answer in time."""
         question = AppointmentRequest(
-            task_id=request.task_id, pool_id=pool.id, priority=request.priority, tenant=call.tenant, refused=refused
+            task_id=request.task_id,
+            pool_id=pool.id,
+            priority=request.priority,
+            tenant=call.tenant,
+            refused=refused,
+            tenant_refused=tenant_refused,
         )
         subject = subjects.appoint(subjects.shard_of(pool.id))
         try:

@@ -121,6 +121,8 @@ class FlowLoad(msgspec.Struct, frozen=True, kw_only=True):
     """Part of max_tokens that its tasks generate, as measured; 0 when unknown."""
     throttled: bool = False
     """A quota of the tenant holds its tasks back now."""
+    promised: bool = False
+    """Places of this tenant's own bound are promised: ask the scheduler before admitting."""
 
 
 class ClassLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,6 +187,8 @@ class AppointmentRequest(msgspec.Struct, frozen=True, kw_only=True):
     tenant: Name
     refused: bool = False
     """The server has just refused it: the queue is full whatever the load report says."""
+    tenant_refused: bool = False
+    """The server has just refused it for its tenant's bound."""
 
 
 class Appointment(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +196,8 @@ class Appointment(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_ms: int = 0
     """When to come back; the place is kept for that moment if `promised`."""
     promised: bool = False
+    tenant_bound: bool = False
+    """It waits for a place of its tenant, not for one of the queue."""
 
 
 class PoolRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -18,7 +18,7 @@ from llorch_shared.wire.policy import (
     TenantLimits,
     TenantSpec,
 )
-from llorch_shared.wire.registry import AppointmentRequest, ReplicaState
+from llorch_shared.wire.registry import Appointment, AppointmentRequest, ReplicaState
 from llorch_shared.wire.task import PlacementOverrides, Priority, TaskState
 from scheduler.core_world import World, task_id
 
@@ -247,6 +247,59 @@ def test_a_full_queue_gives_appointments_and_keeps_the_places(world: World) -> N
     world.now += told.retry_after_ms
     again = AppointmentRequest(task_id=ask.task_id, pool_id="p1", priority=Priority.INTERACTIVE, tenant="t")
     assert world.core.appoint(again, world.now).admit
+
+
+def test_a_tenant_at_its_bound_gets_appointments_of_its_own_and_others_need_none(world: World) -> None:
+    world.respec(queue=QueueSpec(capacity=64, tenant_capacity=4))
+    world.replica("r1")
+    for number in range(1, 5):
+        serve(world, number, 1_000)
+    for number in range(5, 10):
+        world.admit(number)
+    world.settle()
+
+    def ask(number: int, tenant: str = "default", *, refused: bool = False) -> Appointment:
+        question = AppointmentRequest(
+            task_id=task_id(number),
+            pool_id="p1",
+            priority=Priority.INTERACTIVE,
+            tenant=tenant,
+            tenant_refused=refused,
+        )
+        return world.core.appoint(question, world.now)
+
+    told = ask(100, refused=True)
+    assert (told.admit, told.promised, told.tenant_bound) == (False, True, True)
+    assert 1_000 <= told.retry_after_ms <= 60_000
+    world.tick(1_000)
+    line = world.loads[-1].classes["interactive"]
+    assert not line.promised
+    assert line.flows["default"].promised
+    assert not ask(101).admit, "the next free place of this tenant is kept"
+    assert ask(102, "another").admit
+    for number in range(5, 8):
+        world.claim()
+        world.settle()
+        world.finish("r1", task_id(number))
+        world.settle()
+    world.now += told.retry_after_ms
+    assert ask(100).admit
+    world.admit(100)
+    world.tick(3_600_000)
+    world.tick(1_000)
+    assert not any(flow.promised for flow in world.loads[-1].classes["interactive"].flows.values())
+    assert world.core.pools["p1"].tenant_books.get(("default", Priority.INTERACTIVE)) is None
+
+
+def test_without_room_for_another_book_a_tenant_is_told_its_pace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llorch_scheduler.core.tenant_books.BOOKS_MAX", 0)
+    world.respec(queue=QueueSpec(capacity=64, tenant_capacity=1))
+    question = AppointmentRequest(
+        task_id=task_id(1), pool_id="p1", priority=Priority.INTERACTIVE, tenant="t", tenant_refused=True
+    )
+    told = world.core.appoint(question, world.now)
+    assert (told.admit, told.promised) == (False, False)
+    assert told.retry_after_ms >= 1_000
 
 
 def test_a_placement_tells_its_chance_its_cache_and_what_was_told(world: World) -> None:

@@ -12,7 +12,7 @@ from llorch_scheduler.simulator.scenario import Scenario
 from llorch_scheduler.simulator.scenarios import scenario as shipped
 from llorch_scheduler.simulator.sizes import Fixed
 from llorch_scheduler.simulator.summary import summarise
-from llorch_shared.wire.policy import HardRequirements, PreemptionSpec
+from llorch_shared.wire.policy import HardRequirements, PreemptionSpec, QueueSpec
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
 from scheduler.simulator_scenarios import Watched
@@ -39,6 +39,19 @@ def test_a_noisy_neighbour_takes_nothing_from_a_quiet_one() -> None:
     quiet = next(group for group in result.tenants if group.name == "quiet")
     assert quiet.gave_up == 0
     assert result.fairness[0].share_deviation < 0.06, "of a run of two minutes, in which the noisy one took the lead"
+    assert result.returns.tries > 0
+    assert result.returns.admitted >= 0.9 * result.returns.tries
+
+
+def test_a_tenant_at_its_own_bound_is_admitted_when_it_returns_as_told() -> None:
+    bound = pool("p", card("n0"), card("n1"), queue=QueueSpec(capacity=128, tenant_capacity=64))
+    flows = chat("quiet", "p", 1.0), chat("noisy", "p", 20.0, patience_s=600)
+    simulation = Watched(Scenario(name="bound", about="", pools=(bound,), flows=flows, tasks=8_000))
+    result = summarise(simulation.run(), scale=1)
+    quiet = next(group for group in result.tenants if group.name == "quiet")
+    assert (quiet.sent_away, quiet.gave_up) == (0, 0)
+    assert result.returns.tries > 300
+    assert result.returns.admitted >= 0.9 * result.returns.tries
 
 
 def test_admitted_deadlines_are_met_and_the_others_are_told_at_once() -> None:

@@ -47,6 +47,7 @@ class Arrivals:
             # Read after a takeover: what its client was told is not known, and those before it are not all read.
             pool.assess(job)
         pool.appointments[event.priority].arrived(event.task_id)
+        pool.tenant_books.arrived((event.tenant, event.priority), event.task_id)
         if event.channel == "nats":
             state.effect(Audit(record=jobs.admission_audit(event, job.record, state.actor)))
         job.cancel_reason = self.wish_for(event.task_id)

@@ -106,6 +106,7 @@ class ClassQueue(Tagged):
         self.size += 1
         self.work_ms += entry[3]
         if job.order[0] != 0:
+            flow.fresh += 1
             self.fresh += 1
             if self.by_age is not None:
                 self.by_age.add(entry_of(job, edf=False))
@@ -131,6 +132,7 @@ class ClassQueue(Tagged):
         self.size -= 1
         self.work_ms = self.work_ms - cost_ms if self.size else 0.0
         if job.order[0] != 0:
+            flow.fresh -= 1
             self.fresh -= 1
             if self.by_age is not None:
                 self.by_age.remove(job, edf=False)

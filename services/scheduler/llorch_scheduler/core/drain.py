@@ -42,6 +42,11 @@ class DrainMeter:
         self.asked = ASKED_KEEP * self.asked + 1
         self.asked_ms = ASKED_KEEP * self.asked_ms + cost_ms
 
+    @property
+    def expected_ms(self) -> float:
+        """Slot time expected of those that joined lately; 0 when none did."""
+        return self.asked_ms / self.asked if self.asked else 0.0
+
     def interrupted(self) -> None:
         """What has passed since the last place does not count."""
         self._last_ms = -1
@@ -56,7 +61,7 @@ class DrainMeter:
 
     def told(self, *, slots: int, turn_ms: float, share: float, begins_ms: int) -> Drain:
         """`turn_ms`: slot time between two starts of the pool, 0 while unknown. `share`: of the class, by weight."""
-        expected_ms = self.asked_ms / self.asked if self.asked else 0.0
+        expected_ms = self.expected_ms
         prior_ms = (turn_ms or expected_ms) / share if share > 0 else 0.0
         if slots <= 0 or prior_ms <= 0:
             return Drain(0.0, 0.0, begins_ms)

@@ -67,6 +67,7 @@ class Flow(Tagged):
     """`lines` are its waiting tasks by shape; a flow that is `throttled` stands in no contest."""
 
     __slots__ = (
+        "fresh",
         "last_ms",
         "lines",
         "listed_idle",
@@ -97,6 +98,8 @@ class Flow(Tagged):
         self.only: Line | None = None
         """Its line, if it has just one: as a rule."""
         self.queued = 0
+        self.fresh = 0
+        """Of these: new ones, that still take a place of the admission queue."""
         self.running = 0
         self.throttled = False
         self.wake_ms = 0

@@ -63,6 +63,7 @@ class Forecast:
 
     __slots__ = (
         "_drains",
+        "_flow_drains",
         "_flows",
         "_last_ms",
         "_n",
@@ -86,6 +87,8 @@ class Forecast:
         self.loading_ms = self.loading_slots = 0
         """With no ready replica: until one is, and what it brings; else 0."""
         self._drains: Final = {priority: DrainMeter() for priority in Priority}
+        self._flow_drains: Final[dict[_Flow, DrainMeter]] = {}
+        """Of the flows that are asked about (`flow_drain`) until they are forgotten."""
         self._flows: Final[OrderedDict[_Flow, _Turns]] = OrderedDict()
         self._n = self._slot_time_ms = 0.0
         self._started = 0
@@ -103,7 +106,7 @@ class Forecast:
         """The time since the last start was not passed with as many: it does not count."""
         if slots != self._slots_total:
             self._slots_total, self._last_ms = slots, -1
-            for drain in self._drains.values():
+            for drain in (*self._drains.values(), *self._flow_drains.values()):
                 drain.interrupted()
 
     def started(self, job: Job, at_ms: int, behind: Behind) -> None:
@@ -119,8 +122,11 @@ class Forecast:
 
     def left(self, job: Job, at_ms: int, behind: Behind) -> None:
         """A task left the queue, also by ending there: its place is given back."""
-        drain = self._drains[job.record.priority]
-        drain.gave_back(at_ms, self._cost_ms(job), slots=self.slots_total, others_wait=behind.in_class > 0)
+        cost_ms, slots, record = self._cost_ms(job), self.slots_total, job.record
+        self._drains[record.priority].gave_back(at_ms, cost_ms, slots=slots, others_wait=behind.in_class > 0)
+        of_flow = self._flow_drains.get((record.tenant, record.priority))
+        if of_flow is not None:
+            of_flow.gave_back(at_ms, cost_ms, slots=slots, others_wait=behind.in_flow > 0)
 
     def _turn(self, job: Job, behind: Behind) -> None:
         key = (job.record.tenant, job.record.priority)
@@ -164,6 +170,9 @@ class Forecast:
         waiting = self.waiting(ahead, job.record.priority, job.record.tenant)
         job.foretold = waiting.measured and self._n >= _KNOWN
         self._drains[job.record.priority].joined(self._cost_ms(job))
+        of_flow = self._flow_drains.get((job.record.tenant, job.record.priority))
+        if of_flow is not None:
+            of_flow.joined(self._cost_ms(job))
         return waiting
 
     def waiting(self, ahead: Ahead, priority: Priority, tenant: str) -> Waiting:
@@ -186,6 +195,18 @@ class Forecast:
         as long as little was seen."""
         slots = self.slots_total or self.loading_slots
         return self._drains[priority].told(slots=slots, turn_ms=self.turn_ms, share=share, begins_ms=self.loading_ms)
+
+    def flow_drain(self, priority: Priority, tenant: str, *, share: float) -> Drain:
+        """The same of one tenant's places; measured from the first question on, until `forget_drain`."""
+        meter = self._flow_drains.setdefault((tenant, priority), DrainMeter())
+        slots = self.slots_total or self.loading_slots
+        pace_ms = self._flow_pace_ms(priority, tenant)
+        turn_ms, share = (pace_ms * slots, 1.0) if pace_ms else (self.turn_ms, share)
+        turn_ms = turn_ms or self._drains[priority].expected_ms
+        return meter.told(slots=slots, turn_ms=turn_ms, share=share, begins_ms=self.loading_ms)
+
+    def forget_drain(self, flow: tuple[str, Priority]) -> None:
+        self._flow_drains.pop(flow, None)
 
     def told(self, load: PoolLoad) -> PoolLoad:
         """A report of the backlog with what was learned about it. O(flows in it)."""

@@ -30,7 +30,7 @@ def victim(newcomer: Job, classes: Mapping[Priority, ClassQueue], spec: PoolSpec
     own = classes[newcomer.record.priority]
     flow = own.flows.get(newcomer.record.tenant)
     bound = spec.queue.tenant_capacity
-    if bound is not None and flow is not None and flow.queued >= bound:
+    if bound is not None and flow is not None and flow.fresh >= bound:
         return REFUSE
     match spec.queue.full_policy:
         case FullPolicy.REJECT:

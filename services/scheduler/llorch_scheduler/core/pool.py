@@ -15,6 +15,7 @@ from llorch_scheduler.core.pool_fleet import PoolFleet
 from llorch_scheduler.core.queue import PoolQueue
 from llorch_scheduler.core.shape import Shape
 from llorch_scheduler.core.tally import DeadlineTally, StartErrors
+from llorch_scheduler.core.tenant_books import TenantBooks
 from llorch_shared.on_time import EDGES
 from llorch_shared.pool_policy import CLASSES
 from llorch_shared.waiting import RETRY_MIN_MS, Ahead, Waiting
@@ -43,6 +44,7 @@ class Pool:
     appointments: dict[Priority, Appointments] = field(
         default_factory=lambda: {each: Appointments() for each in CLASSES}
     )
+    tenant_books: TenantBooks = field(default_factory=TenantBooks)
     tally: DeadlineTally = field(default_factory=DeadlineTally)
     start_errors: StartErrors = field(default_factory=StartErrors)
     shapes: dict[Shape, Shape] = field(default_factory=dict)

@@ -69,6 +69,13 @@ def _class_load(pool: Pool, priority: Priority, load: ClassLoad, at_ms: int) -> 
     spec = pool.spec
     shed = pool.breaker.shed(priority, at_ms, spec.breaker if spec is not None else None)
     promised = pool.appointments[priority].outstanding > 0
-    if not shed.reason and not promised:
+    told = {
+        tenant: structs.replace(load.flows[tenant], promised=True)
+        for tenant in pool.tenant_books.promised(priority)
+        if tenant in load.flows
+    }
+    if not shed.reason and not promised and not told:
         return load
-    return structs.replace(load, shed=shed.reason, shed_for_ms=shed.for_ms, promised=promised)
+    return structs.replace(
+        load, shed=shed.reason, shed_for_ms=shed.for_ms, promised=promised, flows={**load.flows, **told}
+    )

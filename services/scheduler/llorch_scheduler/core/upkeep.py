@@ -100,6 +100,8 @@ class Upkeep:
             return
         for appointments in pool.appointments.values():
             appointments.step(at_ms, spec.waiting)
+        for flow in pool.tenant_books.step(at_ms, spec.waiting):
+            pool.forecast.forget_drain(flow)
         before = pool.breaker.level
         level = pool.breaker.step(at_ms, spec.breaker, oldest_wait_ms=self._oldest_wait_ms(pool, at_ms))
         if level is not before:

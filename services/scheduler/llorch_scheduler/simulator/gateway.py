@@ -12,8 +12,8 @@ from llorch_scheduler.simulator.admission import request_of
 from llorch_scheduler.simulator.bus import AdmissionQueue
 from llorch_scheduler.simulator.clock import Clock
 from llorch_scheduler.simulator.tasks import SimTask
-from llorch_shared.waiting import RETRY_MIN_MS, chance, expect, retry_after_ms
-from llorch_shared.wire.registry import Appointment, AppointmentRequest, ClassLoad, PoolLoad
+from llorch_shared.waiting import RETRY_MIN_MS, chance, expect, is_promised, retry_after_ms
+from llorch_shared.wire.registry import Appointment, AppointmentRequest, PoolLoad
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Priority, TaskRequest
 
@@ -64,20 +64,20 @@ class Gateway:
             start_ms = expect(load, task.priority, task.tenant).start_ms
             task.on_time_told = chance(load, request, task.tenant, start_ms=start_ms)
             if task.on_time_told is None or task.on_time_told >= spec.deadlines.min_on_time_probability:
-                self._enqueue(task, request, load, line)
+                self._enqueue(task, request, load)
             else:
                 self._outside.infeasible(task)
 
-    def _enqueue(self, task: SimTask, request: TaskRequest, load: PoolLoad | None, line: ClassLoad | None) -> None:
+    def _enqueue(self, task: SimTask, request: TaskRequest, load: PoolLoad | None) -> None:
         queue = self._queues[task.flow.pool_id, task.priority]
-        if line is not None and line.promised:
-            appointment = self._ask(task, refused=False)
+        if is_promised(load, task.priority, task.tenant):
+            appointment = self._ask(task)
             if not appointment.admit:
                 self._send_away(task, "promised", appointment, load)
                 return
         for refusals in range(1, REFUSALS_MAX + 1):
             if queue.tenant_full(task.tenant):
-                self._refuse(task, "tenant_full", _pace_ms(line, task.tenant) or retry_after_ms(load))
+                self._send_away(task, "tenant_full", self._ask(task, tenant_refused=True), load)
                 return
             seq = queue.publish(task.tenant)
             if seq:
@@ -95,7 +95,7 @@ class Gateway:
         task.admitted_ms = self._clock.now_ms
         self._outside.admitted(task, request, queue, seq)
 
-    def _ask(self, task: SimTask, *, refused: bool) -> Appointment:
+    def _ask(self, task: SimTask, *, refused: bool = False, tenant_refused: bool = False) -> Appointment:
         return self._outside.appoint(
             AppointmentRequest(
                 task_id=task.task_id,
@@ -103,6 +103,7 @@ class Gateway:
                 priority=task.priority,
                 tenant=task.tenant,
                 refused=refused,
+                tenant_refused=tenant_refused,
             )
         )
 
@@ -119,9 +120,3 @@ class Gateway:
             self._outside.gave_up(task)
         else:
             self._clock.after(wait_ms, self.submit, task)
-
-
-def _pace_ms(line: ClassLoad | None, tenant: str) -> int:
-    """Between two starts of this tenant."""
-    flow = line.flows.get(tenant) if line is not None else None
-    return round(flow.pace_ms) if flow is not None else 0

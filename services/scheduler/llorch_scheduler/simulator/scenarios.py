@@ -85,7 +85,7 @@ def noisy_neighbour(scale: float) -> Scenario:
         name="noisy-neighbour",
         about="two tenants with equal weights on two RTX 3090; one sends fifty times as much as the other",
         pools=(pool("shared", card("server-0"), card("server-1"), queue=QueueSpec(capacity=128, tenant_capacity=64)),),
-        flows=(chat("quiet", "shared", 2.0 * scale), chat("noisy", "shared", 100.0 * scale, patience_s=10)),
+        flows=(chat("quiet", "shared", 2.0 * scale), chat("noisy", "shared", 100.0 * scale, patience_s=200)),
         tasks=20_000,
     )
 
