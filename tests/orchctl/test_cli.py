@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer
+from rich.markup import render
+from typer.core import TyperCommand, TyperGroup
 from typer.testing import CliRunner
 
 from llorch_ctl import __main__, bus_client, checks, gpu
@@ -178,6 +181,28 @@ def test_the_example_config_is_valid_and_shown_config_reads_back_the_same(tmp_pa
     assert [pool.id for pool in settings.pools] == ["small"]
     shown.write_text(CliRunner().invoke(app, ["config", "show", "-c", str(example)]).output)
     assert load({}, file=shown).pools == settings.pools
+
+
+def help_texts(command: TyperCommand | TyperGroup) -> Iterator[str]:
+    yield from (text for text in (command.help, command.epilog) if text)
+    yield from (text for each in command.params if (text := getattr(each, "help", None)))
+    for below in getattr(command, "commands", {}).values():
+        yield from help_texts(below)
+
+
+def test_no_help_text_loses_a_word_to_markup() -> None:
+    texts = list(help_texts(typer.main.get_command(app)))
+    assert len(texts) > 50
+    for text in texts:
+        assert render(text).plain == text.replace("\\[", "["), "write a bracket as \\["
+
+
+def test_config_show_hides_the_environment_of_engines(orchctl: Orchctl, tmp_path: Path) -> None:
+    file = tmp_path / "llorch.toml"
+    file.write_text('[[pools]]\nid = "a"\nengine = "mock"\nmodel = "m"\nprovisioning.env = {TOKEN = "hunter2"}\n')
+    for flags in ((), ("--json",)):
+        code, out, _ = orchctl("config", "show", "--config", str(file), *flags)
+        assert (code, "hunter2" in out, "(hidden)" in out) == (Exit.OK, False, True)
 
 
 def test_exit_codes_stand_in_help_and_readme() -> None:

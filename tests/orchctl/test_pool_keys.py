@@ -19,6 +19,14 @@ def set_(*assignments: str) -> list[str]:
     return said(POOL, assigned(POOL, assignments))
 
 
+@pytest.mark.parametrize("with_defaults", [False, True])
+def test_the_environment_of_an_engine_is_never_shown(with_defaults: bool) -> None:
+    pool = assigned(POOL, ["provisioning.env.TOKEN=hunter2"])
+    shown = {row.key: row.value for row in rows(pool, with_defaults=with_defaults)}
+    assert shown["provisioning.env.TOKEN"] == "(hidden)"
+    assert "hunter2" not in str(shown)
+
+
 def test_a_value_takes_the_type_of_its_key() -> None:
     assert set_("queue.capacity=64") == ["queue.capacity: 256 -> 64"]
     assert set_("deadlines.min_on_time_probability=0.7") == ["deadlines.min_on_time_probability: 0.5 -> 0.7"]

@@ -79,7 +79,7 @@ def embedded_pool(pool_id: str, *, command: tuple[str, ...] = (), slots: int = 2
 
 
 def render(settings: Settings) -> str:
-    """All keys, defaults included; holds no secret, as settings never do."""
+    """All keys, defaults included. The environment of an engine is in it and may hold secrets."""
     plain: dict[str, Any] = msgspec.to_builtins(settings)
     return tomli_w.dumps(_without_none(plain))
 

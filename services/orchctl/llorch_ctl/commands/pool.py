@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 import typer
+from rich.text import Text
 
 from llorch_ctl import bus_client, pools
 from llorch_ctl.commands.status import plain_table
@@ -101,7 +102,7 @@ def set_(
 
 @app.command("apply")
 def apply(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML with [[pools]] as in the config file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=r"TOML with [\[pools]] as in the config file.")],
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -187,7 +188,7 @@ def _print_pool(found: Revision, shown: list[Row], *, as_json: bool) -> None:
         return
     table = plain_table("key", "value", "")
     for row in shown:
-        table.add_row(row.key, _shown(row.value), "" if row.was_set else "default")
+        table.add_row(row.key, Text(_shown(row.value)), "" if row.was_set else "default")
     OUT.print(table)
     ERR.print(f"[bright_black]revision {found.seq}[/]")
 

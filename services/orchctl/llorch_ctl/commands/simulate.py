@@ -47,7 +47,7 @@ def simulate(
         Path | None, typer.Option(metavar="FILE", help="Keep what --audit-stream read, for --audit.")
     ] = None,
     policy: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TOML with [[pools]]: compare the present policy with this.")
+        Path | None, typer.Option(metavar="FILE", help=r"TOML with [\[pools]]: compare the present policy with this.")
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is standard output.")

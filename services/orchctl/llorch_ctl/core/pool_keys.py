@@ -55,6 +55,12 @@ def assigned(pool: PoolSpec, assignments: Sequence[str]) -> PoolSpec:
         raise BadAssignment(str(error).replace("`$.", "`")) from error
 
 
+def without_secrets(pool: PoolSpec) -> PoolSpec:
+    """For people to read: values that may be secrets are hidden."""
+    env = dict.fromkeys(pool.provisioning.env, HIDDEN)
+    return msgspec.structs.replace(pool, provisioning=msgspec.structs.replace(pool.provisioning, env=env))
+
+
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     value: Any
@@ -63,10 +69,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def rows(pool: PoolSpec, *, with_defaults: bool) -> list[Row]:
-    """What was set; with defaults all that is in effect, the weight and capacity of each class among it."""
+    """What was set; with defaults all that is in effect, the weight and capacity of each class among it. Values that
+    may be secrets are hidden."""
     unset = PoolSpec(id=pool.id, engine=pool.engine, model=pool.model)
     was_set = {*_IDENTITY, *(change.key for change in changes(unset, pool))}
-    found = dict(_flat(msgspec.to_builtins(pool)))
+    found = dict(_flat(msgspec.to_builtins(without_secrets(pool))))
     for priority in CLASSES:
         key = f"admission.priorities.{priority}"
         in_effect = {"weight": class_weight(pool, priority), "queue_capacity": class_capacity(pool, priority)}
