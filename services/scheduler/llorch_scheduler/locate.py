@@ -12,7 +12,7 @@ import msgspec
 from llorch_scheduler.admissions import Admissions
 from llorch_scheduler.core.scheduler import SchedulerCore
 from llorch_scheduler.inbox import Inbox
-from llorch_scheduler.lease import SteppedDown, Term
+from llorch_scheduler.lease import Term
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message, Unanswered
 from llorch_shared.wire.run import RUN_DECODER, Located
@@ -33,7 +33,7 @@ class Locator:
         self._inbox: Final = inbox
 
     async def answer(self, message: Message) -> tuple[bytes, Mapping[str, str]]:
-        """Raises when there is no certain answer: the asker's timeout tells it so."""
+        """Raises Unanswered when there is no certain answer: the asker's timeout tells it so."""
         return _encode(await self.locate(REF_DECODER.decode(message.data).task_id.lower())), {}
 
     async def locate(self, task_id: str) -> Located:
@@ -46,7 +46,7 @@ class Locator:
 
     def _known(self, task_id: str) -> Located | None:
         if not self._term.active:
-            raise SteppedDown(self._term.reason)
+            raise Unanswered(f"this scheduler no longer decides: {self._term.reason}")
         found = self._core.locate(task_id)
         return found if found.found else None
 

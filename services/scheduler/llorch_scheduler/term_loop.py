@@ -36,7 +36,7 @@ from llorch_scheduler.narration import Narration
 from llorch_scheduler.performer import WORKERS, Auditor, Performer
 from llorch_scheduler.rebuild import Floor, read_cancels, read_floor, read_runs
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, BusError, Message, Responder, Subscription
+from llorch_shared.bus.port import Bus, BusError, Message, Responder, Subscription, Unanswered
 from llorch_shared.live_table import LiveTable
 from llorch_shared.pool_policy import CLASSES
 from llorch_shared.wire.registry import APPOINTMENT_REQUEST_DECODER, REPLICA_DECODER, ReplicaRecord
@@ -297,8 +297,9 @@ class TermLoop:
                 await subscription.close()
 
     async def _appoint(self, message: Message) -> tuple[bytes, Mapping[str, str]]:
-        """May this task be admitted now? Raises when the term is over: then the server alone decides."""
-        self.term.check()
+        """May this task be admitted now? Raises Unanswered when the term is over: then the server alone decides."""
+        if not self.term.active:
+            raise Unanswered(f"this scheduler no longer decides: {self.term.reason}")
         return _encode(self.core.appoint(APPOINTMENT_REQUEST_DECODER.decode(message.data), now_ms())), {}
 
     # queues

@@ -170,6 +170,8 @@ class MemoryBus(MemoryConnection):
                     data, headers = await responder(message)
                 if message.reply and self.connected:
                     self.server.route(Message(subject=message.reply, data=data, headers=dict(headers)))
+            except BusError as error:
+                log.info("a request on %s is not answered: %s", subject, error)
             except Exception:
                 log.exception("answering a request on %s failed", subject)
 

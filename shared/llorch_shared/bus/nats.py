@@ -21,6 +21,7 @@ from llorch_shared.bus.nats_reads import Reads, is_marker
 from llorch_shared.bus.nats_streams import API_TIMEOUT_S, Streams
 from llorch_shared.bus.nats_topology import TopologyKeeper
 from llorch_shared.bus.port import (
+    BusError,
     Handler,
     Message,
     NoResponder,
@@ -170,6 +171,8 @@ class NatsBus:
                     data, headers = await responder(message)
                 if message.reply:
                     self._link.publish(message.reply, data, header_block(headers) if headers else b"")
+            except BusError as error:
+                log.info("a request on %s is not answered: %s", subject, error)
             except Exception:
                 log.exception("answering a request on %s failed", subject)
             finally:

@@ -118,7 +118,8 @@ RawHandler = Callable[[bytes, bytes], None]
 """(subject, payload) of a subject without headers: the hot path."""
 
 Responder = Callable[[Message], Awaitable[tuple[bytes, Mapping[str, str]]]]
-"""Answers a request with payload and headers."""
+"""Answers a request with payload and headers. Raises a BusError, Unanswered among them, when it has no answer to give:
+the caller's timeout tells it so, and nobody is alarmed."""
 
 
 class Bus(Protocol):

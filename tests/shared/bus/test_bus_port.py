@@ -470,6 +470,19 @@ async def test_a_responder_that_fails_leaves_its_caller_unanswered_and_goes_on(b
     assert (await bus.request("fussy", b"good")).data == b"ok"
 
 
+async def test_a_responder_that_has_no_answer_to_give_alarms_nobody(
+    bus: Bus, other: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def silent(_: Message) -> tuple[bytes, Mapping[str, str]]:
+        raise Unanswered("somebody else knows")
+
+    await other.serve("silent", silent)
+    with caplog.at_level("INFO"), pytest.raises(Unanswered):
+        await bus.request("silent", b"", timeout_s=0.1)
+    said = [record for record in caplog.records if "silent" in record.getMessage()]
+    assert [(record.levelname, record.exc_info) for record in said] == [("INFO", None)]
+
+
 async def test_requests_are_answered_side_by_side_within_the_limit(bus: Bus, other: Bus) -> None:
     running = most = 0
     together = asyncio.Event()
