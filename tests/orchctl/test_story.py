@@ -65,7 +65,7 @@ WHOLE = [
     record(
         AuditEvent.PREEMPTED,
         4_000,
-        {"resume_from": 7, "preemptions": 1, "stop_ms": 40, "reason": "preempted"},
+        {"resume_from": 7, "preemptions": 1, "stop_ms": 40, "urgent_task_id": "u-1"},
         replica_id="p1-n-0",
         attempt=1,
     ),
@@ -95,7 +95,7 @@ def test_a_life_is_told_from_admission_to_end() -> None:
         "1 slot taken, replica set b1, its session's cache is elsewhere; decided by free_vram_mb, after free_vram_mb; "
         "pinned by the client; its deadline let it pass the batch task whose turn it was"
     )
-    assert said[3].startswith("stopped on p1-n-0 for more urgent work; it goes on later from token 7")
+    assert said[3].startswith("stopped on p1-n-0 for more urgent work, task u-1; it goes on later from token 7")
     assert said[4] == "taken back and queued again at the front (attempt 2): replica_lost"
     assert said[-1] == "done on p1-n-1: 20 tokens in 800 ms from a prompt of 5 (length)"
     assert (told.state, told.attempts, told.preemptions, told.requeues) == ("done", 3, 1, 1)

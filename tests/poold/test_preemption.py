@@ -97,7 +97,7 @@ async def test_a_preempted_stream_goes_on_where_it_stopped(nats_server: NatsServ
         audit = next(each for each in audits if each.event is AuditEvent.PREEMPTED)
         assert (audit.attempt, audit.replica_id, audit.actor) == (1, "mock-node-1-1", "poold/node-1")
         assert audit.detail["resume_from"] == seen
-        assert audit.detail["reason"] == "interactive work is late"
+        assert audit.detail["urgent_task_id"] == "an-urgent-task"
         assert isinstance(audit.detail["stop_ms"], int)
         assert 0 <= audit.detail["stop_ms"] < 1000
 

@@ -270,7 +270,7 @@ class NodeHarness:
         """Asks the node to stop what runs now."""
         if run_seq is None:
             run_seq = (await self.run_of(task_id))[1]
-        request = PreemptRequest(task_id=task_id, run_seq=run_seq, reason="interactive work is late")
+        request = PreemptRequest(task_id=task_id, run_seq=run_seq, urgent_task_id="an-urgent-task")
         self.bus.publish(subjects.preempt("node-1"), msgspec.json.encode(request))
 
     async def until_preempted(self, placed: Placed) -> RunRecord:

@@ -187,6 +187,9 @@ async def test_urgent_work_stops_a_batch_task_that_resumes_without_a_gap(tmp_pat
         assert (await record_of(system, urgent.task_id)).ended_ms < record.ended_ms
         assert await system.metric("scheduler-1", "preemptions_total", mode="hard") == 1
         assert await system.metric("scheduler-1", "resumptions_total") == 1
+        audits = await system.bus.replay(streams.AUD, subjects.audit(AuditEvent.PREEMPTED, long.task_id))
+        (audit,) = [AUDIT_DECODER.decode(each.data) for each in audits]
+        assert (audit.attempt, audit.detail["urgent_task_id"]) == (1, urgent.task_id)
 
 
 async def test_a_changed_policy_applies_to_what_waits_already_and_is_audited(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class AttemptEnd:
         now_ms = _now_ms()
         stop_ms = max(0, now_ms - measured.asked_ms)
         self._audit = preemption_of(
-            before, record, self._core.seq, at_ms=now_ms, stop_ms=stop_ms, reason=outcome.reason
+            before, record, self._core.seq, at_ms=now_ms, stop_ms=stop_ms, urgent_task_id=outcome.urgent_task_id
         )
         self._stream.preempted(record.attempt, resume_from, now=_loop_time())
         self._voice.tell(

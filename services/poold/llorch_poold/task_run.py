@@ -149,7 +149,7 @@ class TaskRun:
             self._voice.tell("task.preempt_refused", f"is not preempted: {refusal}")
             return
         self._preempt_asked_ms = self._preempt_asked_ms or _now_ms()
-        self._conclude(Preempted(request.reason))
+        self._conclude(Preempted(request.urgent_task_id))
 
     def lose(self, reason: str) -> None:
         """The engine is gone, or must go."""

@@ -93,10 +93,10 @@ class Narration:
     def stop_asked(self, effect: Preempt) -> None:
         record = effect.record
         self._say(
-            f"Task is asked to make way for {effect.urgent_task_id}",
+            f"Task is asked to make way for {effect.request.urgent_task_id}",
             "ask_to_stop",
             record,
-            urgent_task_id=effect.urgent_task_id,
+            urgent_task_id=effect.request.urgent_task_id,
             node_id=effect.node_id,
         )
 

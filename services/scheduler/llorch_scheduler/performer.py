@@ -152,7 +152,6 @@ class Performer:
                 self._preempt(effect)
             case Preempted():
                 self._narrator.preempted(effect)
-                await self._audit.record(audit_of(effect, effect.run_seq, effect.at_ms, self._actor))
             case TellLoad():
                 self._tell(effect)
 

@@ -1,10 +1,10 @@
 """The audit record of what was done, with everything that explains it: `orchctl why TASK` reads nothing else."""
 
-from llorch_scheduler.core.effects import Detail, End, Place, Preempted, Requeue
+from llorch_scheduler.core.effects import Detail, End, Place, Requeue
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 
 
-def audit_of(effect: Place | Requeue | End | Preempted, run_seq: int, at_ms: int, actor: str) -> AuditRecord:
+def audit_of(effect: Place | Requeue | End, run_seq: int, at_ms: int, actor: str) -> AuditRecord:
     record = effect.record
     event, detail = _event(effect)
     return AuditRecord(
@@ -23,14 +23,12 @@ def audit_of(effect: Place | Requeue | End | Preempted, run_seq: int, at_ms: int
     )
 
 
-def _event(effect: Place | Requeue | End | Preempted) -> tuple[AuditEvent, Detail]:
+def _event(effect: Place | Requeue | End) -> tuple[AuditEvent, Detail]:
     match effect:
         case Place():
             return AuditEvent.PLACED, {**_decision(effect), **effect.detail}
         case Requeue():
             return AuditEvent.REQUEUED, {"reason": effect.reason}
-        case Preempted():
-            return AuditEvent.PREEMPTED, {"mode": "hard", "urgent_task_id": effect.urgent_task_id}
         case End():
             return AuditEvent(str(effect.record.state)), {"reason": effect.reason, **_error(effect), **effect.detail}
 

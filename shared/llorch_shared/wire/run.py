@@ -76,7 +76,8 @@ class PreemptRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     task_id: TaskId
     run_seq: int
-    reason: str = "preempted"
+    urgent_task_id: str = ""
+    """The task that waits for its slot."""
 
 
 class Located(msgspec.Struct, frozen=True, kw_only=True):

@@ -129,7 +129,7 @@ def test_a_preempted_task_goes_back_to_the_scheduler_with_all_it_needs() -> None
     core.begun()
     core.tokens(3)
     core.tokens_in = 7
-    assert core.conclude(Preempted("late"))
+    assert core.conclude(Preempted("u-1"))
     assert not core.conclude(Finished("stop", 7, 3))
     assert not core.conclude(Lost("died"))
     core.released()
@@ -146,21 +146,21 @@ def test_a_preempted_task_goes_back_to_the_scheduler_with_all_it_needs() -> None
 def test_a_cancel_ends_what_is_being_preempted() -> None:
     core = strict()
     core.begun()
-    assert core.conclude(Preempted("late"))
+    assert core.conclude(Preempted("u-1"))
     assert core.conclude(Cancelled("client"))
-    assert not core.conclude(Preempted("late"))
+    assert not core.conclude(Preempted("u-1"))
     core.released()
     assert core.final_record(now_ms=9, decode_ms=2).state is TaskState.CANCELLED
 
 
 def test_the_audit_of_a_preemption_names_the_attempt_that_was_stopped() -> None:
     core = running()
-    core.conclude(Preempted("late"))
+    core.conclude(Preempted("u-1"))
     core.released()
     after = core.preempted_record(resume_from=4)
-    audit = preemption_of(core.run, after, 6, at_ms=9, stop_ms=12, reason="late")
+    audit = preemption_of(core.run, after, 6, at_ms=9, stop_ms=12, urgent_task_id="u-1")
     assert (audit.event, audit.attempt, audit.replica_id, audit.run_seq) == ("preempted", 1, "r", 6)
-    assert audit.detail == {"resume_from": 4, "preemptions": 1, "stop_ms": 12, "reason": "late"}
+    assert audit.detail == {"resume_from": 4, "preemptions": 1, "stop_ms": 12, "urgent_task_id": "u-1"}
 
 
 def test_the_seed_is_the_requests_or_follows_from_the_task() -> None:
@@ -177,7 +177,7 @@ def test_in_any_order_of_events_one_outcome_stands(seed: int) -> None:
         Finished("stop", 1, 1),
         Cancelled("client"),
         Lost("x"),
-        Preempted("x"),
+        Preempted("u-1"),
         Failed(error_body(ErrorCode.INTERNAL, "x", engine=None, pool_id="p")),
     ]
     for _ in range(40):

@@ -47,7 +47,7 @@ def test_a_batch_task_makes_way_and_resumes_when_the_urgent_one_has_ended(world:
     run_batch(world, 1)
     urgent(world, 2)
     (effect,) = [each for each in world.pending if isinstance(each, Preempt)]
-    assert (effect.node_id, effect.request.task_id, effect.urgent_task_id) == ("node-1", task_id(1), task_id(2))
+    assert (effect.node_id, effect.request.task_id, effect.request.urgent_task_id) == ("node-1", task_id(1), task_id(2))
     assert effect.request.run_seq == world.runs[task_id(1)][1]
     world.settle()
     assert [(each.record.task_id, each.urgent_task_id) for each in world.told if isinstance(each, Preempted)] == [

@@ -178,7 +178,7 @@ def _requeued(record: AuditRecord, facts: Facts) -> str:
 
 
 def _preempted(record: AuditRecord, facts: Facts) -> str:
-    said = f"stopped on {record.replica_id} for more urgent work" if record.replica_id else "made way for urgent work"
+    said = f"stopped on {record.replica_id} for more urgent work"
     if urgent := _word(facts, "urgent_task_id"):
         said += f", task {urgent}"
     if (resume := facts.pop("resume_from", None)) is not None:

@@ -42,7 +42,7 @@ def audit_of(run: RunRecord, seq: int, node_id: str) -> AuditRecord:
 
 
 def preemption_of(
-    before: RunRecord, after: RunRecord, seq: int, *, at_ms: int, stop_ms: int, reason: str
+    before: RunRecord, after: RunRecord, seq: int, *, at_ms: int, stop_ms: int, urgent_task_id: str
 ) -> AuditRecord:
     """`before` is the record of the stopped attempt, `after` the one that was stored at `seq`. `stop_ms`: from the
     request until the record was stored."""
@@ -62,6 +62,6 @@ def preemption_of(
             "resume_from": after.tokens_out,
             "preemptions": after.preemptions,
             "stop_ms": stop_ms,
-            "reason": reason,
+            "urgent_task_id": urgent_task_id,
         },
     )

@@ -75,7 +75,7 @@ class Lost:
 class Preempted:
     """Stopped for more urgent work. Its record goes back to the scheduler and its stream goes on in a later attempt."""
 
-    reason: str
+    urgent_task_id: str
 
 
 Outcome = Finished | Cancelled | Failed | Lost | Preempted

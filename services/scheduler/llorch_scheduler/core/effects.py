@@ -74,16 +74,12 @@ class Preempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     request: PreemptRequest
     record: RunRecord
     """The victim's, as it stands."""
-    urgent_task_id: str
-    """The task that waits for its slot."""
 
 
 class Preempted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """This task has made way: its slot is free and its record stands as placed on no replica."""
+    """This task has made way: its slot is free and its record stands as placed on no replica. Its node audits that."""
 
     record: RunRecord
-    run_seq: int
-    at_ms: int
     urgent_task_id: str
     """The task it made way for; empty when that is not remembered."""
 

@@ -151,7 +151,7 @@ class Outcomes:
             stopped, urgent_id = was_stopped(job.record, record), job.preempted_for
             state.release(job, slot_is_free=final or stopped)
             if stopped:
-                self._preempting.stopped(job, record, seq, at_ms, urgent_task_id=urgent_id)
+                self._preempting.stopped(job, record, urgent_task_id=urgent_id)
             if not final:
                 thought.queue.returned(job, at_ms, used_ms=at_ms - job.held_ms if ran else None)
         if final:

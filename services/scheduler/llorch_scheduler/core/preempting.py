@@ -49,16 +49,15 @@ class Preempting:
         self._state.effect(
             Preempt(
                 node_id=victim.record.node_id,
-                request=PreemptRequest(task_id=victim.task_id, run_seq=victim.run_seq),
+                request=PreemptRequest(task_id=victim.task_id, run_seq=victim.run_seq, urgent_task_id=urgent.task_id),
                 record=victim.record,
-                urgent_task_id=urgent.task_id,
             )
         )
 
-    def stopped(self, job: Job, record: RunRecord, run_seq: int, at_ms: int, *, urgent_task_id: str) -> None:
+    def stopped(self, job: Job, record: RunRecord, *, urgent_task_id: str) -> None:
         """A node has stopped this task, whoever asked for it."""
         job.stopped = True
-        self._state.effect(Preempted(record=record, run_seq=run_seq, at_ms=at_ms, urgent_task_id=urgent_task_id))
+        self._state.effect(Preempted(record=record, urgent_task_id=urgent_task_id))
 
     def upkeep(self, pool: Pool, at_ms: int) -> None:
         """Forget victims that do not answer, and those whose urgent task waits no longer. O(victims)."""
