@@ -73,7 +73,7 @@ class Arrivals:
 
     def wish_for(self, task_id: str) -> str:
         """Why this task was cancelled before it was known here; empty when it was not."""
-        return self._wishes.pop(task_id, "")
+        return self._wishes.pop(task_id, "") if self._wishes else ""
 
     def enqueue(self, job: Job, at_ms: int) -> None:
         """Let it wait, unless it is already over."""
@@ -89,7 +89,8 @@ class Arrivals:
             pool = self._state.pool(job.record.pool_id, at_ms)
             pool.queue.push(job, at_ms)
             pool.dirty = True
-            self._state.expiries.watch(job, min(job.due_ms, max(at_ms + 1, job.latest_start_ms)))
+            latest_ms = job.latest_start_ms
+            self._state.expiries.watch(job, latest_ms if latest_ms > at_ms else min(job.due_ms, at_ms + 1))
             self._placing.fill(pool, at_ms)
 
     def come_back(self, job: Job, at_ms: int) -> None:

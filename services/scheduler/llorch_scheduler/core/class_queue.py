@@ -121,7 +121,7 @@ class ClassQueue(Tagged):
 
     def remove(self, job: Job, flow: Flow) -> bool:
         """Take it out of its line; false when it does not wait here."""
-        line = flow.only or flow.lines.get(job.shape)
+        line = flow.only if flow.only is not None else flow.lines.get(job.shape)
         cost_ms = line.remove(job, edf=self.edf) if line is not None else 0.0
         if cost_ms == 0.0:
             line = flow.lines.get(None)

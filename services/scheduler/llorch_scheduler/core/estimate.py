@@ -96,8 +96,8 @@ class ServiceModel:
     ) -> None:
         """A task has left its slot. `expected_ms` is what was expected of it before. Not `complete` (cancelled,
         failed): it tells about time per token, but not how many tokens such tasks take."""
-        slot_ms = max(1.0, slot_ms)
-        self._fit(float(max(0, tokens_out)), slot_ms)
+        slot_ms = slot_ms if slot_ms > 1.0 else 1.0
+        self._fit(float(tokens_out) if tokens_out > 0 else 0.0, slot_ms)
         if not complete:
             return
         if expected_ms > 0:
@@ -112,17 +112,14 @@ class ServiceModel:
                 self._flows.popitem(last=False)
 
     def _fit(self, tokens: float, slot_ms: float) -> None:
-        self._n = KEEP * self._n + 1
-        self._x = KEEP * self._x + tokens
-        self._y = KEEP * self._y + slot_ms
-        self._xx = KEEP * self._xx + tokens * tokens
-        self._xy = KEEP * self._xy + tokens * slot_ms
-        mean_x, self.mean_ms = self._x / self._n, self._y / self._n
-        variance = self._xx / self._n - mean_x * mean_x
-        if variance > 1e-3 * mean_x * mean_x:
-            slope = (self._xy / self._n - mean_x * self.mean_ms) / variance
-        else:
-            slope = self.mean_ms / mean_x if mean_x else 0.0
-        most = self.mean_ms / mean_x if mean_x else 0.0
-        self.token_ms = min(max(0.0, slope), most)
-        self.overhead_ms = max(0.0, self.mean_ms - self.token_ms * mean_x)
+        self._n = n = KEEP * self._n + 1
+        self._x = x = KEEP * self._x + tokens
+        self._y = y = KEEP * self._y + slot_ms
+        self._xx = xx = KEEP * self._xx + tokens * tokens
+        self._xy = xy = KEEP * self._xy + tokens * slot_ms
+        mean_x, mean_ms = x / n, y / n
+        most = mean_ms / mean_x if mean_x else 0.0
+        variance = xx / n - mean_x * mean_x
+        slope = (xy / n - mean_x * mean_ms) / variance if variance > 1e-3 * mean_x * mean_x else most
+        self.token_ms = token_ms = min(max(0.0, slope), most)
+        self.mean_ms, self.overhead_ms = mean_ms, max(0.0, mean_ms - token_ms * mean_x)

@@ -58,7 +58,8 @@ class Feasibility:
         return shape_of(request, self.spec, self._ctx_limits)
 
     def slots(self) -> Slots:
-        """Of the kinds that serve some shape."""
+        """Of the replicas that tasks can go to, as they are until the next change: those of a version that gets none,
+        for example, are not counted. O(1)."""
         if self._seen != self._index.version:
             self._refresh()
         return self._slots

@@ -20,7 +20,7 @@ class Ledger:
 
     def see(self, seq: int) -> None:
         """Everything stored up to `seq` has been told: changes are republished in the order they were stored."""
-        self._seen = max(self._seen, seq)
+        self._seen = seq if seq > self._seen else self._seen
 
     def floor(self) -> int:
         """No unfinished run has a lower sequence. O(held and returned tasks)."""
@@ -46,24 +46,25 @@ class Ledger:
         return job
 
     def forget_ticket(self, job: Job) -> None:
-        self._ticketed.pop(job.ticket, None)
-        job.ticket = 0
+        if job.ticket:
+            self._ticketed.pop(job.ticket, None)
+            job.ticket = 0
 
     def may_be_recorded(self, job: Job) -> None:
         """A first write is about to leave: its record, if it comes to be, stands above everything seen so far."""
         if job.floor == 0:
             job.floor = self._seen + 1
-        self.recorded[job.task_id] = job
+        self.recorded[job.record.task_id] = job
 
     def stands(self, job: Job, seq: int) -> None:
         """Its record is known to stand at `seq`. What was *seen* moves with `see` only: that comes in order."""
-        job.run_seq = max(job.run_seq, seq)
-        job.floor = job.run_seq
-        self.recorded[job.task_id] = job
+        job.run_seq = job.floor = seq if seq > job.run_seq else job.run_seq
+        self.recorded[job.record.task_id] = job
 
     def drop(self, job: Job) -> None:
         """It has ended; the record remembers it."""
         self.forget_ticket(job)
         job.phase = Phase.GONE
-        self.recorded.pop(job.task_id, None)
-        self.jobs.pop(job.task_id, None)
+        task_id = job.record.task_id
+        self.recorded.pop(task_id, None)
+        self.jobs.pop(task_id, None)

@@ -78,8 +78,9 @@ class Outcomes:
             state.repeats.watch(job, at_ms + state.limits.pause_ms)
             return
         if event.run_seq:
+            # Its record stands, so it is not new any more: nobody's arrival may push it out.
             state.ledger.stands(job, event.run_seq)
-            job.state = TaskState.PLACED
+            job.state, job.order = TaskState.PLACED, state.ledger.next_order()
         state.release(job, slot_is_free=True)
         pool = state.pool(job.record.pool_id, at_ms)
         pool.queue.returned(job, at_ms)

@@ -9,6 +9,7 @@ A replica that was not measured yet counts as one of the soonest: its first task
 """
 
 from collections.abc import Collection, Sequence
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -143,7 +144,7 @@ def tie_breakers(
     """Parts of the score that had to be looked at until one candidate was left. `bests` are those of `tied`."""
     if len(offers) == 1 and offers[0][1].free == 1:
         return ()
-    first = ("predicted_end_ms",) if any(end_ms for end_ms, _, _ in offers) else ()
+    first = ("predicted_end_ms",) if any(map(itemgetter(0), offers)) else ()
     if first and len(tied) == 1 and tied[0][1].free == 1:
         return first
     if by_session:
@@ -155,8 +156,9 @@ def tie_breakers(
     if not rivals:
         return first
     runner_up = min(rivals)
-    differs = next(place for place in range(len(_TERMS)) if picked[place] != runner_up[place])
-    return (*first, *_TERMS[: differs + 1])
+    if picked[0] != runner_up[0]:
+        return (*first, *_TERMS[:1])
+    return (*first, *(_TERMS[:2] if picked[1] != runner_up[1] else _TERMS))
 
 
 def pinned(request: TaskRequest) -> bool:

@@ -28,22 +28,23 @@ class Placing:
             return
         if pool.shapes_version != fleet.shapes_version:
             pool.reassess(at_ms)
-        free = fleet.slots().free
-        if free and len(pool.queue):
-            free = self._fill(pool, free, at_ms)
-        pool.note_overload(at_ms, free)
+        slots = fleet.slots()
+        if slots.free and len(pool.queue):
+            self._fill(pool, at_ms)
+            slots = fleet.slots()
+        pool.note_overload(at_ms, slots)
         if spec.preemption.mode == "hard" and pool.overloaded_ms:
             self._preempting.make_way(pool, spec, at_ms)
 
-    def _fill(self, pool: Pool, free: int, at_ms: int) -> int:
-        """Place on the slots that are free; how many are left."""
+    def _fill(self, pool: Pool, at_ms: int) -> None:
+        """Place on the slots that are free."""
         queue, fleet = pool.queue, pool.fleet
         closed: set[Shape] = set()
 
         def is_open(shape: Shape) -> bool:
             return shape not in closed and fleet.can_take(shape)
 
-        while free and (pick := queue.pick(is_open if closed else fleet.can_take, at_ms)) is not None:
+        while fleet.slots().free and (pick := queue.pick(is_open if closed else fleet.can_take, at_ms)) is not None:
             job = pick.job
             request = job.record.request
             assert request is not None, "a task without its request never waits"
@@ -53,8 +54,6 @@ class Placing:
                 continue
             queue.took(pick, at_ms)
             self._place(pool, pick, decision, decision.replica, at_ms)
-            free -= 1
-        return free
 
     def _place(self, pool: Pool, pick: Pick, decision: Decision, replica: Replica, at_ms: int) -> None:
         job, ledger = pick.job, self._state.ledger

@@ -11,6 +11,7 @@ from llorch_scheduler.core.breaker import Breaker
 from llorch_scheduler.core.forecast import Behind, Forecast
 from llorch_scheduler.core.job import Job
 from llorch_scheduler.core.loading import Loading
+from llorch_scheduler.core.peers import Slots
 from llorch_scheduler.core.pool_fleet import PoolFleet
 from llorch_scheduler.core.queue import PoolQueue
 from llorch_scheduler.core.shape import Shape
@@ -52,6 +53,8 @@ class Pool:
     """Of the fleet when the waiting tasks got their shapes."""
     read: set[Priority] = field(default_factory=set)
     """Queues whose backlog has been pulled."""
+    backlog_read: bool = False
+    """All of them."""
     paused_until_ms: int = 0
     """A placement could not be written: no other is tried before."""
     overloaded_ms: int = 0
@@ -66,9 +69,9 @@ class Pool:
     figures_told_ms: int = 0
     dirty: bool = True
 
-    @property
-    def backlog_read(self) -> bool:
-        return len(self.read) == len(CLASSES)
+    def backlog_is_read(self, priority: Priority) -> None:
+        self.read.add(priority)
+        self.backlog_read = len(self.read) == len(CLASSES)
 
     # what tasks require and take
 
@@ -155,8 +158,8 @@ class Pool:
 
     # overload
 
-    def note_overload(self, at_ms: int, free: int) -> None:
-        if free or not len(self.queue) or not self.fleet.slots().total:
+    def note_overload(self, at_ms: int, slots: Slots) -> None:
+        if slots.free or not slots.total or not len(self.queue):
             self.overloaded_ms = 0
         elif not self.overloaded_ms:
             self.overloaded_ms = at_ms

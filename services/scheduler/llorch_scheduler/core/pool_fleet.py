@@ -11,7 +11,7 @@ from llorch_scheduler.core.affinity import Affinity, Last
 from llorch_scheduler.core.feasibility import Feasibility, View
 from llorch_scheduler.core.index import PoolIndex
 from llorch_scheduler.core.job import Job
-from llorch_scheduler.core.peers import Entry, Slots
+from llorch_scheduler.core.peers import Entry
 from llorch_scheduler.core.placement import (
     Decision,
     DecisionLog,
@@ -40,6 +40,9 @@ class PoolFleet:
         self.index: Final = PoolIndex()
         self.affinity: Final = Affinity()
         self._feasibility: Final = Feasibility(self.index)
+        self.slots: Final = self._feasibility.slots
+        self.moved: Final = self.index.moved
+        """What replicas tell, as `reported` and `held` are: see `replica.Watcher`."""
 
     @property
     def sets(self) -> ReplicaSets:
@@ -50,13 +53,10 @@ class PoolFleet:
         """See `Feasibility.shapes_version`."""
         return self._feasibility.shapes_version()
 
-    # what replicas tell, see `replica.Watcher`
+    # what replicas tell
 
     def reported(self, replica: Replica) -> None:
         self.index.reported(replica)
-
-    def moved(self, replica: Replica) -> None:
-        self.index.moved(replica)
 
     def held(self, replica: Replica, job: Job) -> None:
         request, record = job.record.request, replica.record
@@ -78,11 +78,6 @@ class PoolFleet:
     def shape_of(self, request: TaskRequest) -> Shape:
         """For a pool that is wanted."""
         return self._feasibility.shape_of(request)
-
-    def slots(self) -> Slots:
-        """Of the replicas that tasks can go to, as they are until the next change: those of a version that gets none,
-        for example, are not counted. O(1)."""
-        return self._feasibility.slots()
 
     def can_take(self, shape: Shape) -> bool:
         """Whether a replica that serves this shape has a free slot. O(kinds)."""

@@ -58,15 +58,18 @@ class State:
         """What waits is known, as far as it can be: a queue that cannot be read is not waited for for ever."""
         if self.rebuilt_ms < 0:
             return False
-        return pool.backlog_read or at_ms >= max(pool.since_ms, self.rebuilt_ms) + self.limits.backlog_ms
+        if pool.backlog_read:
+            return True
+        return at_ms >= max(pool.since_ms, self.rebuilt_ms) + self.limits.backlog_ms
 
     def release(self, job: Job, *, slot_is_free: bool) -> None:
         """The job gives up its slot, if it holds one. A replica that only run records name goes with its last job."""
-        if job.phase not in HOLDS_SLOT:
+        phase, record = job.phase, job.record
+        if phase not in HOLDS_SLOT:
             return
-        if job.phase is Phase.RUNNING:
-            self.pools[job.record.pool_id].left(job)
-        replica = self.fleet.get(job.record.pool_id, job.record.replica_id)
+        if phase is Phase.RUNNING:
+            self.pools[record.pool_id].left(job)
+        replica = self.fleet.get(record.pool_id, record.replica_id)
         if replica is not None:
             replica.release(job, slot_is_free=slot_is_free)
             if replica.record is None and not replica.held:

@@ -68,7 +68,7 @@ class Upkeep:
 
     def backlog_read(self, event: BacklogRead) -> None:
         pool = self._state.pool(event.pool_id, event.at_ms)
-        pool.read.add(event.priority)
+        pool.backlog_is_read(event.priority)
         pool.dirty = True
         queue = pool.queue.classes[event.priority]
         queue.seq = max(queue.seq, event.last_seq)
