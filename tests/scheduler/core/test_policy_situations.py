@@ -336,6 +336,20 @@ def test_a_kv_cache_over_the_tenants_quota_is_refused_rather_than_left_to_wait(w
     assert ends(world.admit(1)) == [(task_id(1), TaskState.DROPPED, ErrorCode.ADMISSION_REJECT, "kv-quota")]
 
 
+def test_a_task_whose_record_stands_makes_no_room_for_a_newcomer(world: World) -> None:
+    world.respec(queue=QueueSpec(capacity=1, full_policy=FullPolicy.DROP_LRU))
+    world.replica("r1")
+    world.admit(1, priority=BATCH)
+    world.perform(world.pending.pop(), fault="half")
+    world.admit(2, priority=BATCH)
+    world.admit(3, priority=BATCH)
+    assert [task for task, *_ in ends(world.admit(4, priority=BATCH))] == [task_id(2)]
+    world.settle()
+    world.tick(2_000)
+    world.settle()
+    assert world.state(1) == "placed"
+
+
 def test_a_task_from_the_bus_that_requires_a_device_nobody_has_is_refused(world: World) -> None:
     wish = PlacementOverrides(require_device_mask="cuda:1")
     assert ends(world.admit(1, channel="nats", placement=wish)) == [], "a replica on it may come"

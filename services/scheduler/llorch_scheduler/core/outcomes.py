@@ -89,7 +89,11 @@ class Outcomes:
             self._endings.end(job, TaskState.FAILED, at_ms, error=event.problem, reason="unplaceable")
             return
         pool.paused_until_ms = at_ms + state.limits.pause_ms
-        self._arrivals.enqueue(job, at_ms)
+        if job.run_seq:
+            # Its record stands, so it is no newcomer that could still be dropped from a full queue.
+            self._arrivals.come_back(job, at_ms)
+        else:
+            self._arrivals.enqueue(job, at_ms)
 
     def repeat(self, job: Job) -> None:
         """Write again what the bus did not do, expecting the same sequence."""

@@ -2,15 +2,16 @@
 (OC-CORE-1031, ORCH-3046), but for a canary that takes a known part of them (ORCH-3033).
 
 A set is every replica whose engine, model, quant, ctx, engine version, model digest and sampler profile are equal. The
-stable set is chosen once, at the first decision: most ready replicas, then the highest version. It stays the stable one
-while a replica of it is ready or on its way back, so a crash of a moment moves nobody; when the last one is gone, the
-next is chosen in the same way. Versions that the canary names are never chosen as stable. The canary set is chosen
-among the ready replicas of its version. A side that has no replica left is served by the other one.
+stable set is chosen at the first decision: most ready replicas, then the highest version. It stays the stable one until
+another has strictly more ready replicas than it has alive, ready or on their way back. So a crash of a moment moves
+nobody, equal sets do not take turns, and in an upgrade node by node all tasks change over at once when most replicas
+are new. Versions that the canary names are never chosen as stable. The canary set is chosen among the ready replicas of
+its version. A side that has no replica left is served by the other one.
 
 A rollback is one change: without `canary` the next decision goes to the stable set.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -74,15 +75,16 @@ class ReplicaSets:
         canary is rolled back to."""
         self._settled = self.stable is not None
 
-    def choose(self, ready: Mapping[SetKey, int], returning: Iterable[SetKey], spec: PoolSpec) -> None:
-        """`ready`: how many replicas of each set take tasks; `returning`: sets with replicas that soon will."""
+    def choose(self, ready: Mapping[SetKey, int], returning: Mapping[SetKey, int], spec: PoolSpec) -> None:
+        """`ready`: how many replicas of each set take tasks; `returning`: how many soon will."""
         version = spec.canary.engine_version if spec.canary is not None else None
         self.canary = _largest({key: count for key, count in ready.items() if key.engine_version == version})
-        self._gone = self.stable not in ready and self.stable not in set(returning)
-        if self._settled and not self._gone:
-            return
+        alive = ready.get(self.stable, 0) + returning.get(self.stable, 0) if self.stable is not None else 0
+        self._gone = alive == 0
         others = {key: count for key, count in ready.items() if key.engine_version != version}
         chosen = _largest({key: count for key, count in others.items() if _serves(key, spec)}) or _largest(others)
+        if self._settled and alive and (chosen is None or others[chosen] <= alive):
+            return
         if chosen is not None:
             self._settled = self._settled and chosen == self.stable
             self._gone = False
