@@ -89,7 +89,7 @@ class Replica:
         return self._core.state
 
     def adopt(self, desired: Desired) -> None:
-        """Other queue or timeout limits; tasks that run keep theirs."""
+        """Another policy or other limits; tasks that run keep theirs."""
         self.desired = desired
 
     def drain(self, reason: str) -> None:

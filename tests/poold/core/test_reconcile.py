@@ -1,11 +1,12 @@
 """Which replicas a node should run, on which devices, and what must change."""
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from llorch_poold.core.devices import DeviceMask, DeviceRefusal, mask_of
 from llorch_poold.core.reconcile import Changes, Desired, changes, desired_replicas
+from llorch_shared.wire import policy
 from llorch_shared.wire.registry import Gpu
 from llorch_shared.wire.spec import PoolSpec
 
@@ -52,6 +53,32 @@ def test_the_cpu_is_refused_unless_the_profile_is_ci() -> None:
     allowed = wanted(pool(devices="cpu"), gpus=(), problem="no driver", profile="ci")["p-n1-1"]
     assert (allowed.refusal, allowed.device.label) == ("", "cpu")
     assert isinstance(mask_of((), gpus=GPUS, gpu_problem="", profile="ci"), DeviceRefusal)
+
+
+POLICIES: dict[str, Any] = {
+    "queue": {"capacity": 7, "full_policy": "drop-lru"},
+    "admission": {"fairness": {"tenants": [{"id": "acme", "weight": 5}]}},
+    "deadlines": {"evict": "expiry"},
+    "preemption": {"mode": "hard"},
+    "affinity": {"ttl_ms": 0},
+    "canary": {"engine_version": "2", "percent": 5},
+    "breaker": {"start_ms": 1000},
+    "waiting": {"load_ms": 1},
+}
+
+
+def test_no_key_of_the_scheduling_policy_restarts_an_engine() -> None:
+    """REQUIREMENTS section 7: a policy changes while tasks run."""
+    of_the_policy = {
+        field.name
+        for field in msgspec.structs.fields(PoolSpec)
+        if any(getattr(part, "__module__", "") == policy.__name__ for part in (field.type, *get_args(field.type)))
+    }
+    assert of_the_policy == POLICIES.keys()
+    actual = wanted(pool())
+    for key, value in (*POLICIES.items(), ("require_same_engine_version", False)):
+        other = wanted(pool(**{key: value}))
+        assert changes(actual, other) == Changes(adopt=tuple(other.values())), key
 
 
 def test_a_new_model_restarts_and_a_new_queue_does_not() -> None:

@@ -2,14 +2,39 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 import msgspec
 
 from llorch_poold.core.devices import DeviceMask, DeviceRefusal, mask_of
 from llorch_shared.identifiers import is_name
-from llorch_shared.wire.policy import QueueSpec
+from llorch_shared.wire.policy import (
+    AdmissionSpec,
+    AffinitySpec,
+    DeadlineSpec,
+    PreemptionSpec,
+    QueueSpec,
+    WaitingSpec,
+)
 from llorch_shared.wire.registry import Gpu
 from llorch_shared.wire.spec import PoolSpec, TimeoutSpec
+
+_NO_PART_OF_A_PROCESS: Final[dict[str, Any]] = {
+    "queue": QueueSpec(),
+    "admission": AdmissionSpec(),
+    "deadlines": DeadlineSpec(),
+    "preemption": PreemptionSpec(),
+    "affinity": AffinitySpec(),
+    "canary": None,
+    "breaker": None,
+    "waiting": WaitingSpec(),
+    "require_same_engine_version": True,
+    "timeouts": TimeoutSpec(),
+    "replicas": 1,
+    "nodes": (),
+}
+"""Keys that the scheduler, the gateways or this node obey without another engine process: a policy changes while the
+engines of its pool go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +61,7 @@ class Changes:
     stop: tuple[str, ...] = ()
     restart: tuple[Desired, ...] = ()
     adopt: tuple[Desired, ...] = ()
-    """Same process, other limits: queue and timeouts."""
+    """Same process, other policy or limits."""
 
 
 def desired_replicas(
@@ -68,4 +93,4 @@ def changes(actual: Mapping[str, Desired], wanted: Mapping[str, Desired]) -> Cha
 
 
 def _process_part(spec: PoolSpec) -> PoolSpec:
-    return msgspec.structs.replace(spec, queue=QueueSpec(), timeouts=TimeoutSpec(), replicas=1, nodes=())
+    return msgspec.structs.replace(spec, **_NO_PART_OF_A_PROCESS)
