@@ -26,24 +26,20 @@ from llorch_scheduler.core.effects import (
 )
 from llorch_scheduler.core.events import AdmissionRef, Event, WriteDone, WriteFailed, WriteRefused
 from llorch_scheduler.lease import SteppedDown, Term
+from llorch_scheduler.run_store import Conflict, RunStore
+from llorch_scheduler.terminal_frames import publish_terminal, tokens_sent
 from llorch_scheduler.trail import audit_of
-from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, BusError, NoStream, Stored, TooLarge, Unanswered, WrongSequence
+from llorch_shared import subjects
+from llorch_shared.bus.port import Bus, BusError, TooLarge
 from llorch_shared.errors import ErrorBody, invalid
 from llorch_shared.wire.audit import AuditRecord
-from llorch_shared.wire.frames import BadFrame, Kind, announced_attempt, encode_end, encode_error, peek
-from llorch_shared.wire.frames import End as EndFrame
-from llorch_shared.wire.run import RUN_DECODER, Placement, RunRecord
+from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
 
 log = logging.getLogger(__name__)
 
 WORKERS: Final = 64
 """Effects under way at once. Each is a few round trips; the bus answers hundreds of stores concurrently."""
-STORE_TRIES: Final = 3
-STORE_TIMEOUT_S: Final = 2.0
-_RETRY_S: Final = 0.05
-
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -71,15 +67,6 @@ class Auditor(Protocol):
     async def record(self, record: AuditRecord) -> None: ...
 
 
-class Conflict(Exception):
-    """Somebody wrote the run record first."""
-
-    def __init__(self, record: RunRecord, seq: int) -> None:
-        super().__init__(f"the record of {record.task_id} stands at #{seq} as {record.state}")
-        self.record: Final = record
-        self.seq: Final = seq
-
-
 class Performer:
     """`emit` hands events to the inbox. Run `work` as often as effects may be under way at once."""
 
@@ -97,6 +84,7 @@ class Performer:
     ) -> None:
         self._bus: Final = bus
         self._term: Final = term
+        self._runs: Final = RunStore(bus, term)
         self._admissions: Final = admissions
         self._audit: Final = audit
         self._narrator: Final = narrator
@@ -172,15 +160,15 @@ class Performer:
         try:
             if isinstance(effect, End) and effect.expect_seq:
                 effect = await self._counted(effect)
-            seq = await self._store_run(effect.record, effect.expect_seq)
+            seq = await self._runs.record(effect.record, effect.expect_seq)
             match effect:
                 case Place():
-                    await self._store_placement(effect.record, seq)
+                    await self._runs.placement(effect.record, seq)
                     self._narrator.placed(effect, seq)
                 case Requeue():
                     self._narrator.requeued(effect)
                 case End():
-                    self._publish_terminal(effect.record)
+                    publish_terminal(self._bus, effect.record)
                     await self._audit.record(audit_of(effect, seq, self._now_ms(), self._actor))
                     self._narrator.ended(effect)
             await self._ack(ref)
@@ -219,7 +207,7 @@ class Performer:
         """The record exists, so the admission is done with. Its writer may have died before the placement."""
         if conflict.record.state is TaskState.PLACED and conflict.record.replica_id:
             try:
-                await self._store_placement(conflict.record, conflict.seq)
+                await self._runs.placement(conflict.record, conflict.seq)
             except BusError as error:
                 log.warning("the placement of %s was not repeated: %s", conflict.record.task_id, error)
         await self._ack(ref)
@@ -227,92 +215,14 @@ class Performer:
     async def _place_again(self, effect: PlaceAgain) -> None:
         """Unclaimed placements are taken back after a while, so failing here only costs time."""
         try:
-            await self._store_placement(effect.record, effect.run_seq)
+            await self._runs.placement(effect.record, effect.run_seq)
         except BusError as error:
             log.warning("the placement of %s was not repeated: %s", effect.record.task_id, error)
 
-    async def _store_run(self, record: RunRecord, expect_seq: int) -> int:
-        """Compare-and-set. Raises Conflict, BusError. A write of ours whose ack got lost is recognised as ours."""
-        subject = subjects.run(record.task_id)
-        try:
-            return (await self._store(subject, _encode(record), expect_seq=expect_seq)).seq
-        except WrongSequence:
-            stored, seq = await self._read_run(subject, after=expect_seq)
-            if msgspec.structs.replace(stored, tokens_out=record.tokens_out) == record:
-                return seq
-            raise Conflict(stored, seq) from None
-
-    async def _read_run(self, subject: str, *, after: int) -> tuple[RunRecord, int]:
-        """The record that won. A replica of the stream may lag behind its leader: read again."""
-        for _ in range(STORE_TRIES):
-            message = await self._bus.last(streams.RUN, subject)
-            if message is not None and message.seq > after:
-                try:
-                    return RUN_DECODER.decode(message.data), message.seq
-                except msgspec.DecodeError as error:
-                    raise BusError(f"the run record at {subject} #{message.seq} cannot be read: {error}") from error
-            await asyncio.sleep(_RETRY_S)
-        raise Unanswered(f"{subject} changed, and its new record cannot be read yet")
-
-    async def _store_placement(self, record: RunRecord, run_seq: int) -> None:
-        await self._store(
-            subjects.placement(record.pool_id, record.replica_id),
-            _encode(Placement(run=record, run_seq=run_seq)),
-            msg_id=f"{record.task_id}:{run_seq}",
-        )
-
-    async def _store(self, subject: str, data: bytes, *, msg_id: str = "", expect_seq: int | None = None) -> Stored:
-        """Store, and again when it is unclear whether it was stored: sequence or message id make that safe."""
-        for attempt in range(1, STORE_TRIES + 1):
-            self._term.check()
-            try:
-                return await self._bus.store(
-                    subject, data, msg_id=msg_id, expect_seq=expect_seq, timeout_s=STORE_TIMEOUT_S
-                )
-            except (Unanswered, NoStream):
-                if attempt == STORE_TRIES:
-                    raise
-                await asyncio.sleep(_RETRY_S * attempt)
-        raise AssertionError("unreachable")
-
     async def _counted(self, effect: End) -> End:
         """The end of a task that ran before tells how many tokens its readers have, in the record as on the stream."""
-        tokens = await self._tokens_sent(effect.record)
+        tokens = await tokens_sent(self._bus, effect.record)
         return msgspec.structs.replace(effect, record=msgspec.structs.replace(effect.record, tokens_out=tokens))
-
-    def _publish_terminal(self, record: RunRecord) -> None:
-        """The record is final: say so on the token stream. A reader that misses this makes it from the record."""
-        if record.error is not None:
-            frame = encode_error(record.attempt, record.tokens_out, record.error)
-        else:
-            end = EndFrame(
-                tokens_out=record.tokens_out,
-                decode_ms=record.decode_ms,
-                decode_time_ms=record.decode_ms,
-                finish_reason=record.finish_reason,
-            )
-            frame = encode_end(record.attempt, end)
-        self._bus.publish(subjects.tokens(record.lane, record.task_id), frame)
-
-    async def _tokens_sent(self, record: RunRecord) -> int:
-        """Tokens that an earlier attempt streamed; 0 when the token stream cannot be read."""
-        try:
-            messages = await self._bus.replay(streams.TOK, subjects.tokens(record.lane, record.task_id))
-        except BusError as error:
-            log.info("the tokens of %s cannot be counted: %s", record.task_id, error)
-            return 0
-        last, attempt = -1, 0
-        for message in messages:
-            try:
-                header = peek(message.data)
-            except BadFrame:
-                log.warning("a message of %s is not a frame", message.subject)
-                continue
-            if header.kind is Kind.METRICS:
-                attempt = max(attempt, announced_attempt(message.data))
-            elif header.kind is Kind.TOKENS and header.attempt >= attempt:
-                last = max(last, header.last)
-        return last + 1
 
 
 def _ref(effect: Place | Requeue | End) -> AdmissionRef | None:

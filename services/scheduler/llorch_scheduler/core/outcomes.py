@@ -78,9 +78,8 @@ class Outcomes:
             state.repeats.watch(job, at_ms + state.limits.pause_ms)
             return
         if event.run_seq:
-            # Its record stands, so it is not new any more: nobody's arrival may push it out.
             state.ledger.stands(job, event.run_seq)
-            job.state, job.order = TaskState.PLACED, state.ledger.next_order()
+            job.state = TaskState.PLACED
         state.release(job, slot_is_free=True)
         pool = state.pool(job.record.pool_id, at_ms)
         pool.queue.returned(job, at_ms)
@@ -90,7 +89,7 @@ class Outcomes:
             return
         pool.paused_until_ms = at_ms + state.limits.pause_ms
         if job.run_seq:
-            # Its record stands, so it is no newcomer that could still be dropped from a full queue.
+            # Its record stands, so it is not new any more: nobody's arrival may push it out.
             self._arrivals.come_back(job, at_ms)
         else:
             self._arrivals.enqueue(job, at_ms)

@@ -1,0 +1,47 @@
+"""The last frame of a task that the scheduler ends, and what its record says of the tokens an earlier attempt sent."""
+
+import logging
+
+from llorch_shared import streams, subjects
+from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.wire.frames import BadFrame, Kind, announced_attempt, encode_end, encode_error, peek
+from llorch_shared.wire.frames import End as EndFrame
+from llorch_shared.wire.run import RunRecord
+
+log = logging.getLogger(__name__)
+
+
+def publish_terminal(bus: Bus, record: RunRecord) -> None:
+    """The record is final: say so on the token stream. A reader that misses this makes it from the record."""
+    if record.error is not None:
+        frame = encode_error(record.attempt, record.tokens_out, record.error)
+    else:
+        end = EndFrame(
+            tokens_out=record.tokens_out,
+            decode_ms=record.decode_ms,
+            decode_time_ms=record.decode_ms,
+            finish_reason=record.finish_reason,
+        )
+        frame = encode_end(record.attempt, end)
+    bus.publish(subjects.tokens(record.lane, record.task_id), frame)
+
+
+async def tokens_sent(bus: Bus, record: RunRecord) -> int:
+    """Tokens that an earlier attempt streamed; 0 when the token stream cannot be read."""
+    try:
+        messages = await bus.replay(streams.TOK, subjects.tokens(record.lane, record.task_id))
+    except BusError as error:
+        log.info("the tokens of %s cannot be counted: %s", record.task_id, error)
+        return 0
+    last, attempt = -1, 0
+    for message in messages:
+        try:
+            header = peek(message.data)
+        except BadFrame:
+            log.warning("a message of %s is not a frame", message.subject)
+            continue
+        if header.kind is Kind.METRICS:
+            attempt = max(attempt, announced_attempt(message.data))
+        elif header.kind is Kind.TOKENS and header.attempt >= attempt:
+            last = max(last, header.last)
+    return last + 1
