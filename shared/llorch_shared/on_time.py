@@ -16,6 +16,11 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final
 
+PREEMPT_LEAD_MS: Final = 1_000
+"""How long before the last moment a slot is made free for an urgent task: a stop takes some tenths of a second."""
+STOP_MS: Final = 300
+"""Until a stopped task has given its slot back and another one has it."""
+
 _PER_OCTAVE: Final = 4
 _OCTAVES: Final = 4
 BUCKETS: Final = 2 * _OCTAVES * _PER_OCTAVE
@@ -92,6 +97,16 @@ def on_time_probability(
         if part:
             chance += part * _below(sums, (budget_ms - outer_ms * mid) / inner_ms)
     return min(1.0, chance)
+
+
+def chance_by_preemption(*, service_ms: float, budget_ms: float, services: Sequence[float] = ()) -> float:
+    """P of a task for which another one is stopped if it must be, at most PREEMPT_LEAD_MS before the last moment at
+    which it is expected to be in time, and which starts STOP_MS later: only its own slot time c counts,
+
+    P = Σ_j q_j · [ c · s_j ≤ min(budget, c + lead) - stop ]
+    """
+    left_ms = min(budget_ms, service_ms + PREEMPT_LEAD_MS) - STOP_MS
+    return on_time_probability(wait_ms=0.0, service_ms=service_ms, budget_ms=left_ms, services=services)
 
 
 def _sums(parts: Sequence[float]) -> tuple[float, ...]:

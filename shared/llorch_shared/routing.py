@@ -126,4 +126,4 @@ def _wait_ms(request: TaskRequest, load: PoolLoad | None, tenant: str) -> tuple[
     line = load.classes.get(request.priority)
     if line is not None and line.shed:
         return (2, line.shed_for_ms)
-    return (0, expect(load, request.priority, tenant).start_ms)
+    return (0, expect(load, request.priority, tenant, due_in_ms=request.deadline_ms).start_ms)

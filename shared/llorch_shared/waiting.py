@@ -1,8 +1,11 @@
 """How long a task will wait: one formula, used by the gateway for its answer and by the scheduler for its record. Pure.
 
-Tasks that start before it (the position): its own flow's n, and of the others what fair queueing serves meanwhile.
-Shares are of slot time, so with c, c' the mean expected slot time of a task of its class and of the other classes,
+Tasks that start before it (the position): n of its own flow, and of the others what fair queueing serves meanwhile.
+With earliest deadline first, later tasks overtake: of what a flow starts while a task of it waits, the part `overtaken`
+was admitted after it, as measured lately in its class. Shares are of slot time, so with c, c' the mean expected slot
+time of a task of its class and of the other classes,
 
+    n        = tasks of its flow that are served before it / (1 - overtaken)
     position = own + others,   own    = n + min(C - n, n · (Σw - w) / w)         flows of its class, weights w
                                others = min(O, own · c/c' · v / w_class)        classes, v the weight of the others
 
@@ -17,14 +20,18 @@ While nothing is ready, the time until something is comes first, and its slots c
 has ended the bootstrap of REQUIREMENTS section 7 holds: position · 100 ms.
 """
 
+from bisect import bisect_right
 from typing import Final, NamedTuple
 
-from llorch_shared.on_time import on_time_probability
+from llorch_shared.on_time import chance_by_preemption, on_time_probability
+from llorch_shared.pool_policy import CLASSES
 from llorch_shared.wire.registry import ClassLoad, PoolLoad
 from llorch_shared.wire.task import Priority, TaskRequest
 
 BOOTSTRAP_MS: Final = 100
 RETRY_MIN_MS: Final = 1_000
+OVERTAKEN_MAX: Final = 0.9
+"""A task that is overtaken for ever would have no forecast."""
 
 
 class Waiting(NamedTuple):
@@ -70,6 +77,8 @@ class Pace(NamedTuple):
     flow_pace_ms: float = 0.0
     loading_ms: int = 0
     loading_slots: int = 0
+    overtaken: float = 0.0
+    """Part of what a flow of the class starts that was admitted later than a task that waits meanwhile."""
 
     @property
     def gap_ms(self) -> float:
@@ -80,7 +89,8 @@ class Pace(NamedTuple):
 
 def foresee(ahead: Ahead, pace: Pace) -> Waiting:
     """The formula."""
-    position = _position(ahead)
+    tasks = ahead.flow_tasks / (1 - min(OVERTAKEN_MAX, pace.overtaken))
+    position = _position(ahead, tasks)
     loading_ms, free = 0.0, pace.slots_free
     if pace.slots_total <= 0:
         loading_ms, free = float(pace.loading_ms), pace.loading_slots
@@ -90,18 +100,16 @@ def foresee(ahead: Ahead, pace: Pace) -> Waiting:
     if gap_ms <= 0:
         return Waiting(int(position), loading_ms + (position - free + 1) * BOOTSTRAP_MS, measured=False)
     if pace.flow_pace_ms > 0:
-        start_ms = ahead.flow_tasks * pace.flow_pace_ms + (gap_ms + pace.flow_pace_ms) / 2
+        start_ms = tasks * pace.flow_pace_ms + (gap_ms + pace.flow_pace_ms) / 2
     else:
         start_ms = (position + 1) * gap_ms
     start_ms = max(0.0, start_ms - free * gap_ms)
     return Waiting(int(position), loading_ms + start_ms, measured=loading_ms == 0)
 
 
-def _position(ahead: Ahead) -> float:
+def _position(ahead: Ahead, tasks: float) -> float:
     rivals = max(0, ahead.flows_weight - ahead.flow_weight)
-    own = ahead.flow_tasks + min(
-        max(0, ahead.class_tasks - ahead.flow_tasks), ahead.flow_tasks * rivals / max(1, ahead.flow_weight)
-    )
+    own = tasks + min(max(0, ahead.class_tasks - ahead.flow_tasks), tasks * rivals / max(1, ahead.flow_weight))
     if not own or not ahead.other_tasks:
         return own
     cost_ms = ahead.class_work_ms / ahead.class_tasks if ahead.class_tasks else 0.0
@@ -110,14 +118,16 @@ def _position(ahead: Ahead) -> float:
     return own + min(float(ahead.other_tasks), own * ratio * ahead.other_weight / max(1, ahead.class_weight))
 
 
-def expect(load: PoolLoad | None, priority: Priority, tenant: str, seq: int | None = None) -> Waiting:
+def expect(
+    load: PoolLoad | None, priority: Priority, tenant: str, seq: int | None = None, *, due_in_ms: int | None = None
+) -> Waiting:
     """Of the task of `tenant` stored at `seq` of its admission stream (none: of a newcomer), from the scheduler's last
-    load report."""
+    load report. `due_in_ms`: until its deadline; without it the task is taken to stand at the end of its flow."""
     if load is None:
         return Waiting(0, 0.0, measured=False)
     accounted = load.queue_seq.get(priority, 0)
     since = 0 if seq is None else max(seq - accounted - 1, -1 - load.queued.get(priority, 0))
-    return foresee(_ahead(load, priority, tenant, since), _pace(load, priority, tenant))
+    return foresee(_ahead(load, priority, tenant, since, due_in_ms), _pace(load, priority, tenant))
 
 
 def expected_ms(load: PoolLoad, request: TaskRequest, tenant: str) -> float:
@@ -134,17 +144,22 @@ def expected_ms(load: PoolLoad, request: TaskRequest, tenant: str) -> float:
 
 
 def chance(load: PoolLoad | None, request: TaskRequest, tenant: str, *, start_ms: float) -> float | None:
-    """Chance that it ends before its deadline; None while nothing is known of this pool's slot times."""
+    """Chance that it ends before its deadline; None while nothing is known of this pool's slot times. If a running task
+    of a lower class would be stopped for it, it need not wait."""
     if load is None or load.service_ms <= 0:
         return None
-    return on_time_probability(
+    service_ms = expected_ms(load, request, tenant)
+    told = on_time_probability(
         wait_ms=start_ms,
-        service_ms=expected_ms(load, request, tenant),
+        service_ms=service_ms,
         budget_ms=request.deadline_ms,
         waits=load.wait_spread,
         services=load.spread,
         gap_ms=_pace(load, request.priority, tenant).gap_ms,
     )
+    if load.preemptible <= 0 or request.priority is CLASSES[-1]:
+        return told
+    return max(told, chance_by_preemption(service_ms=service_ms, budget_ms=request.deadline_ms, services=load.spread))
 
 
 def retry_after_ms(load: PoolLoad | None) -> int:
@@ -178,10 +193,11 @@ def _pace(load: PoolLoad, priority: Priority, tenant: str) -> Pace:
         flow_pace_ms=flow.pace_ms if flow is not None else 0.0,
         loading_ms=load.loading_ms,
         loading_slots=load.loading_slots,
+        overtaken=line.overtaken if line is not None else 0.0,
     )
 
 
-def _ahead(load: PoolLoad, priority: Priority, tenant: str, since: int) -> Ahead:
+def _ahead(load: PoolLoad, priority: Priority, tenant: str, since: int, due_in_ms: int | None) -> Ahead:
     """`since`: arrivals of the class that the report does not know, taken to be of the tenants in proportion to what
     waits of them; negative: arrivals it knows that stand behind the task."""
     line = load.classes.get(priority)
@@ -196,7 +212,10 @@ def _ahead(load: PoolLoad, priority: Priority, tenant: str, since: int) -> Ahead
         tasks, work_ms, weight, weights = _unlisted(line)
     each_ms = line.work_ms / line.queued if line.queued else load.service_ms
     part = tasks / line.queued if line.queued else 1.0
-    own = max(0.0, tasks + since * part if since >= 0 else tasks - 1 + (since + 1) * part)
+    if flow is not None and flow.due_ms and due_in_ms is not None:
+        own = max(0.0, tasks + since * part if since >= 0 else tasks - 1) * _sooner(flow.due_ms, due_in_ms)
+    else:
+        own = max(0.0, tasks + since * part if since >= 0 else tasks - 1 + (since + 1) * part)
     others = [(other.weight, other.queued, other.work_ms) for name, other in load.classes.items() if name != priority]
     return Ahead(
         flow_tasks=round(own),
@@ -210,6 +229,16 @@ def _ahead(load: PoolLoad, priority: Priority, tenant: str, since: int) -> Ahead
         other_work_ms=sum(work_ms for _, _, work_ms in others),
         other_weight=sum(weight for weight, tasks, _ in others if tasks),
     )
+
+
+def _sooner(due_ms: tuple[int, ...], due_in_ms: int) -> float:
+    """Part of a flow that is due before a task, from evenly spaced deadlines of it (the first and the last one
+    included), as if the others lay evenly between them."""
+    after = bisect_right(due_ms, due_in_ms)
+    if after in (0, len(due_ms)):
+        return float(after > 0)
+    inside = (due_in_ms - due_ms[after - 1]) / (due_ms[after] - due_ms[after - 1])
+    return (after - 1 + inside) / (len(due_ms) - 1)
 
 
 def _unlisted(line: ClassLoad) -> tuple[int, float, int, int]:

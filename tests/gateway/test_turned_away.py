@@ -190,6 +190,20 @@ async def test_a_deadline_that_will_most_likely_be_missed_is_refused_with_the_pr
     assert (await submit(door, deadline_ms=60_000)).status == 202
 
 
+async def test_a_task_for_which_another_would_be_stopped_is_in_time(cluster: Cluster, door: Door) -> None:
+    waiting = {"interactive": ClassLoad(queued=10, work_ms=10_000, weight=8, flows_weight=1)}
+    for preemptible, priority, deadline_ms, status in (
+        (0, Priority.INTERACTIVE, 3_000, 400),
+        (1, Priority.INTERACTIVE, 3_000, 202),
+        (1, Priority.INTERACTIVE, 300, 400),
+        (1, Priority.BATCH, 900, 400),
+    ):
+        await cluster.report(
+            load_report(slots_total=1, slots_free=0, classes=waiting, preemptible=preemptible, **MEASURED)
+        )
+        assert (await submit(door, priority=priority, deadline_ms=deadline_ms)).status == status
+
+
 @pytest.mark.parametrize(("least", "status"), [(0.0, 202), (0.999, 400)])
 async def test_the_pool_says_which_chance_is_enough(least: float, status: int) -> None:
     async with cluster_of(pool_spec(deadlines=DeadlineSpec(min_on_time_probability=least)), replica()) as cluster:

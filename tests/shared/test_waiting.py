@@ -107,6 +107,30 @@ def test_a_newcomer_stands_behind_what_waits_of_its_tenant_and_what_came_since_t
     assert expect(load, INTERACTIVE, "a", 14).position == 6
 
 
+@pytest.mark.parametrize(
+    ("due_in_ms", "before"),
+    [(500, 0), (10_000, 0), (15_000, 20), (20_000, 40), (60_000, 60), (80_000, 70), (100_000, 80), (None, 80)],
+)
+def test_with_earliest_deadline_first_a_newcomer_stands_where_its_deadline_is(
+    due_in_ms: int | None, before: int
+) -> None:
+    load = busy((INTERACTIVE, line({"a": flow(80, due_ms=(10_000, 20_000, 100_000))})))
+    assert expect(load, INTERACTIVE, "a", due_in_ms=due_in_ms).position == before
+
+
+def test_equal_deadlines_stand_before_a_newcomer() -> None:
+    load = busy((INTERACTIVE, line({"a": flow(9, due_ms=(5_000, 5_000, 5_000))})))
+    assert expect(load, INTERACTIVE, "a", due_in_ms=5_000).position == 9
+    assert expect(load, INTERACTIVE, "a", due_in_ms=4_999).position == 0
+
+
+def test_who_is_overtaken_waits_for_those_that_overtake() -> None:
+    load = busy((INTERACTIVE, line({"a": flow(6, due_ms=(1_000, 9_000))}, overtaken=0.25)))
+    waiting = expect(load, INTERACTIVE, "a", due_in_ms=10_000)
+    assert (waiting.position, waiting.start_ms) == (8, 9 * 250)
+    assert expect(load, INTERACTIVE, "a", due_in_ms=500).position == 0, "nobody overtakes the first"
+
+
 def test_what_came_since_the_report_is_divided_as_what_waits() -> None:
     load = busy((INTERACTIVE, line({"a": flow(30), "b": flow(10)})), queue_seq={"interactive": 40})
     alone = expect(load, INTERACTIVE, "b", 41).position

@@ -171,7 +171,7 @@ async def test_urgent_work_stops_a_batch_task_that_resumes_without_a_gap(tmp_pat
         victim = asyncio.create_task(system.client().read(long.task_id))
         other = await system.client().read(long.task_id, tokens_max=20)
         assert len(other.tokens) >= 20
-        urgent = await system.client().submit(max_tokens=5, deadline_ms=2_000)
+        urgent = await system.client().submit(max_tokens=5, deadline_ms=1_000)
         quick = await system.client().read(urgent.task_id)
         assert quick.end is not None
         transcript: Transcript = await victim

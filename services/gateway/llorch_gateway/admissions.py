@@ -72,6 +72,7 @@ class Admissions:
         self._enqueue: Final = Enqueue(bus=bus, snapshot=snapshot, lane=router.lane)
         self._recent: OrderedDict[str, Located] = OrderedDict()
         self._seqs: dict[str, int] = {}
+        self._dues_ms: dict[str, int] = {}
         self._enqueued: Final = metrics.counter("tasks_enqueued_total")
         self._rejected: Final = metrics.counter("tasks_rejected_total")
         self._backpressure: Final = metrics.counter("admission_backpressure_events_total")
@@ -83,7 +84,8 @@ class Admissions:
         if located is None or located.priority is None:
             return None
         load = self._snapshot.loads.get(located.pool_id)
-        prospect = prospect_of(load, located.priority, located.tenant, seq=self._seqs[task])
+        due_in_ms = self._dues_ms[task] - _now_ms()
+        prospect = prospect_of(load, located.priority, located.tenant, seq=self._seqs[task], due_in_ms=due_in_ms)
         return msgspec.structs.replace(located, queue_position=prospect.position, predicted_start_ms=prospect.start_ms)
 
     def is_local(self, task: str) -> bool:
@@ -110,7 +112,13 @@ class Admissions:
         pool = admit(request, call.tenant, snapshot.pools, snapshot.replicas, snapshot.loads)
         taken = await self._take(request, pool, call)
         stored = taken.stored
-        prospect = prospect_of(snapshot.loads.get(pool.id), request.priority, call.tenant, seq=stored.seq)
+        prospect = prospect_of(
+            snapshot.loads.get(pool.id),
+            request.priority,
+            call.tenant,
+            seq=stored.seq,
+            due_in_ms=request.deadline_ms,
+        )
         accepted = TaskAccepted(
             task_id=request.task_id,
             queue_position=prospect.position,
@@ -152,10 +160,10 @@ class Admissions:
         return None if record is None or record.deleted else Stored(stream="", seq=0, duplicate=True)
 
     def _remember(self, request: TaskRequest, pool: PoolSpec, call: Call, seq: int, accepted: TaskAccepted) -> None:
-        task = request.task_id
+        task, now_ms = request.task_id, _now_ms()
         if len(self._recent) >= RECENT_MAX:
             oldest, _ = self._recent.popitem(last=False)
-            del self._seqs[oldest]
+            del self._seqs[oldest], self._dues_ms[oldest]
         self._recent[task] = Located(
             found=True,
             pool_id=pool.id,
@@ -165,9 +173,9 @@ class Admissions:
             priority=request.priority,
             queue_position=accepted.queue_position,
             predicted_start_ms=accepted.predicted_start_ms,
-            admitted_ms=_now_ms(),
+            admitted_ms=now_ms,
         )
-        self._seqs[task] = seq
+        self._seqs[task], self._dues_ms[task] = seq, now_ms + request.deadline_ms
 
     async def _tell(
         self, request: TaskRequest, pool: PoolSpec, call: Call, prospect: Prospect, on_time: float | None

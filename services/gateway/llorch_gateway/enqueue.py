@@ -1,8 +1,8 @@
 """Into the queue: one publish whose ack is the admission, and what is said when there is no place.
 
 The server counts the places, nobody here does. While places of a queue, or of a tenant's part of it, are promised to
-clients who were sent away, the scheduler is asked before the publish; after a refusal it is asked when to come back. It is asked briefly: without
-an answer the server's word stands, and Retry-After comes from the last load report.
+clients who were sent away, the scheduler is asked before the publish; after a refusal it is asked when to come back. It
+is asked briefly: without an answer the server's word stands, and Retry-After comes from the last load report.
 """
 
 import asyncio

@@ -123,6 +123,9 @@ class FlowLoad(msgspec.Struct, frozen=True, kw_only=True):
     """A quota of the tenant holds its tasks back now."""
     promised: bool = False
     """Places of this tenant's own bound are promised: ask the scheduler before admitting."""
+    due_ms: tuple[int, ...] = ()
+    """Deadlines of its tasks at evenly spaced places of its line, the first and the last included, milliseconds after
+    `at_ms`; empty when it is not ordered by them."""
 
 
 class ClassLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +141,9 @@ class ClassLoad(msgspec.Struct, frozen=True, kw_only=True):
     shed: str = ""
     """Why newcomers of this class are refused now; empty when they are not."""
     shed_for_ms: int = 0
+    overtaken: float = 0
+    """Of what a flow starts while a task of it waits: the part that was admitted later, as measured; see
+    `llorch_shared.waiting`."""
     promised: bool = False
     """Places of this queue are promised: ask the scheduler before admitting (`sch.<shard>.appoint`)."""
 
@@ -156,6 +162,8 @@ class PoolLoad(msgspec.Struct, frozen=True, kw_only=True):
     slots_total: int
     slots_free: int
     replicas_ready: int
+    preemptible: int = 0
+    """Running tasks of the lowest class that could be stopped now for an urgent one of a higher class."""
     service_ms: float
     """Measured mean time a task holds a slot (EWMA); 0 until the first task ended."""
     turn_ms: float = 0

@@ -120,6 +120,21 @@ def test_with_no_history_the_bootstrap_rule_holds() -> None:
     assert forecast.waiting(ahead(6), INTERACTIVE, "a") == (6, 7 * 250, True)
 
 
+def test_what_overtakes_is_measured_and_counts_for_later_tasks() -> None:
+    forecast = Forecast()
+    forecast.slots_total = 4
+    learned(forecast)
+    for round_ in range(50):
+        first = waiting_job(100 * round_, "a")
+        forecast.joined(first, ahead(2))
+        starts(forecast, "aaaa", every_ms=250, from_ms=1_000 * round_)
+        forecast.started(first, 1_000 * round_ + 1_000, Behind(9, 9, 9))
+    pace = forecast.pace(INTERACTIVE, "a")
+    assert pace.overtaken == pytest.approx(0.5, abs=0.05), "two of four stood before it"
+    assert forecast.waiting(ahead(10), INTERACTIVE, "a").position == pytest.approx(20, abs=2)
+    assert forecast.pace(BATCH, "a").overtaken == 0
+
+
 def test_measured_starts_outweigh_what_tasks_took() -> None:
     forecast = Forecast()
     forecast.slots_total = 4

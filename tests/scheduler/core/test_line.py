@@ -37,6 +37,8 @@ def _agree(line: JobList, naive: list[Job], dice: random.Random, *, edf: bool) -
     ordered = sorted(naive, key=lambda job: entry_of(job, edf=edf)[:3])
     assert line.jobs() == ordered
     assert line.size == len(ordered)
+    last = len(ordered) - 1
+    assert line.spaced(9) == (ordered if last < 9 else [ordered[step * last // 8] for step in range(9)])
     assert line.work_ms == pytest.approx(sum(job.cost_ms for job in ordered))
     assert line.head is (ordered[0] if ordered else None)
     assert line.tail is (ordered[-1] if ordered else None)

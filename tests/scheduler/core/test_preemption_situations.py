@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from llorch_scheduler.core.effects import End, Place, Preempt, Preempted
+from llorch_scheduler.core.job import Phase
 from llorch_shared.wire.policy import HardRequirements, PreemptionSpec
 from llorch_shared.wire.task import Determinism, Priority, TaskState
 from scheduler.core_world import World, task_id
@@ -138,6 +139,48 @@ def test_no_more_are_stopped_in_any_minute_than_the_pool_allows(world: World) ->
     assert asked(world) == []
     world.tick(90_000 - 59_000 - cost_ms - 500)
     assert asked(world) == [task_id(1)]
+
+
+def test_it_is_told_how_many_could_be_stopped(world: World) -> None:
+    world.replica("r1", slots=4, features=STOPPABLE)
+    run_batch(world, 1, 2)
+    run_batch(world, 3, determinism=Determinism.BEST_EFFORT)
+    world.tick(1_000)
+    assert world.loads[-1].preemptible == 2
+    few = HardRequirements(max_preemptions_per_min=1)
+    for policy, told in (
+        (PreemptionSpec(mode="hard", hard_requirements=few), 1),
+        (PreemptionSpec(mode="soft"), 0),
+        (PreemptionSpec(mode="hard", hard_requirements=HardRequirements(protect_priorities=(Priority.BATCH,))), 0),
+        (PreemptionSpec(mode="hard", hard_requirements=HardRequirements(engine_capability="time_travel")), 0),
+    ):
+        world.respec(preemption=policy)
+        world.tick(1_000)
+        assert world.loads[-1].preemptible == told
+    world.respec(preemption=PreemptionSpec(mode="hard", hard_requirements=few))
+    run_batch(world, 4)
+    urgent(world, 5)
+    world.tick(1_000)
+    assert len(asked(world)) == 1
+    assert world.loads[-1].preemptible == 0, "the one of this minute is asked already"
+
+
+@pytest.mark.parametrize(("features", "taken"), [(STOPPABLE, True), ((), False)])
+def test_a_deadline_is_feasible_when_a_task_would_be_stopped_for_it(
+    world: World, features: tuple[str, ...], taken: bool
+) -> None:
+    world.replica("r1", features=features)
+    run_batch(world, 1)
+    world.now += 1_000
+    world.finish("r1", task_id(1))
+    world.settle()
+    run_batch(world, 2)
+    cost_ms = round(world.core.jobs[task_id(2)].cost_ms)
+    for number in (3, 4, 5):
+        world.admit(number)
+    effects = world.admit(6, channel="nats", deadline_ms=round(1.6 * cost_ms))
+    assert (world.core.jobs[task_id(6)].phase is Phase.QUEUED) == taken
+    assert any(isinstance(each, End) for each in effects) != taken
 
 
 def test_one_waiting_task_has_one_victim_and_one_that_does_not_answer_is_forgotten(world: World) -> None:

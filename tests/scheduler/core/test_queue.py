@@ -296,6 +296,8 @@ def test_the_backlog_is_told_with_its_longest_flows() -> None:
     assert load.flows["t6"].queued == 7
     assert min(flow.queued for flow in load.flows.values()) >= 3
     assert queue.class_loads()["batch"].queued == 0
+    assert all(list(flow.due_ms) == sorted(flow.due_ms) for flow in load.flows.values())
+    assert all(len(flow.due_ms) == min(9, flow.queued) for flow in load.flows.values())
 
 
 def test_the_pace_of_a_flow_that_waits_is_measured() -> None:

@@ -129,7 +129,8 @@ def test_with_hard_preemption_an_urgent_task_takes_a_slot_and_the_victim_still_e
     interactive, batch = result.classes
     assert result.preemptions > 0
     assert interactive.preempted == 0
-    assert interactive.met == 1.0
+    assert result.outcomes["infeasible"] == 0, "a batch task would have been stopped"
+    assert interactive.met > 0.9
     assert batch.done + batch.unfinished == batch.arrived
     assert any(record.preemptions for record in simulation.finals)
 

@@ -21,15 +21,17 @@ class Prospect(NamedTuple):
     """Chance that it ends before its deadline."""
 
 
-def prospect_of(load: PoolLoad | None, priority: Priority, tenant: str, *, seq: int) -> Prospect:
-    """Of the task stored at `seq` of its queue, now."""
-    waiting = expect(load, priority, tenant, seq)
+def prospect_of(
+    load: PoolLoad | None, priority: Priority, tenant: str, *, seq: int, due_in_ms: int | None = None
+) -> Prospect:
+    """Of the task stored at `seq` of its queue, now. `due_in_ms`: until its deadline."""
+    waiting = expect(load, priority, tenant, seq, due_in_ms=due_in_ms)
     return Prospect(waiting.position, round(waiting.start_ms), is_loading(load))
 
 
 def prospect_for(load: PoolLoad | None, request: TaskRequest, tenant: str) -> Prospect:
     """Of a newcomer, whose deadline counts from now."""
-    waiting = expect(load, request.priority, tenant)
+    waiting = expect(load, request.priority, tenant, due_in_ms=request.deadline_ms)
     known = load is not None and load.service_ms > 0
     return Prospect(
         waiting.position,

@@ -11,9 +11,11 @@ from llorch_scheduler.core.events import TaskArrived, TaskCancelled
 from llorch_scheduler.core.job import Job, Phase
 from llorch_scheduler.core.placing import Placing
 from llorch_scheduler.core.pool import Pool
+from llorch_scheduler.core.preempting import preemptible
 from llorch_scheduler.core.queue import REFUSE
 from llorch_scheduler.core.state import State
 from llorch_shared.errors import ErrorCode, PolicyLabel
+from llorch_shared.pool_policy import CLASSES
 from llorch_shared.wire.policy import FullPolicy
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskState
@@ -116,6 +118,8 @@ class Arrivals:
         least = spec.deadlines.min_on_time_probability
         if least > 0 and pool.forecast.service.mean_ms > 0:
             chance = pool.chance(job, at_ms, wait_ms=record.predicted_start_ms)
+            if chance < least and record.priority is not CLASSES[-1] and preemptible(self._state, pool, at_ms):
+                chance = max(chance, pool.chance_by_preemption(job, at_ms))
             if chance < least:
                 self._endings.infeasible(job, chance, at_ms)
                 return False

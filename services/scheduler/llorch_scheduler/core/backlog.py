@@ -1,6 +1,8 @@
 """What waits in a pool, as forecasts and load reports need it."""
 
+from bisect import bisect_left
 from heapq import nlargest
+from itertools import accumulate
 from typing import Final
 
 from llorch_scheduler.core.class_queue import ClassQueue
@@ -12,6 +14,8 @@ from llorch_shared.wire.registry import ClassLoad, FlowLoad
 
 FLOWS_TOLD_MAX: Final = 64
 """Flows in a load report: those with the most work."""
+DUES_TOLD: Final = 9
+"""Deadlines told of each: eight parts of its line."""
 CHOSEN_FROM_MIN: Final = 256
 CHOSEN_MS: Final = 1_000
 
@@ -82,15 +86,27 @@ class Longest:
             work_ms=round(queue.work_ms, 3),
             weight=queue.weight,
             flows_weight=queue.flows_weight,
-            flows={flow.tenant: _flow_load(flow) for flow in self._chosen if flow.queued},
+            flows={flow.tenant: _flow_load(flow, edf=queue.edf, at_ms=at_ms) for flow in self._chosen if flow.queued},
         )
 
 
-def _flow_load(flow: Flow) -> FlowLoad:
+def _flow_load(flow: Flow, *, edf: bool, at_ms: int) -> FlowLoad:
     return FlowLoad(
         queued=flow.queued,
         work_ms=round(flow.work_ms, 3),
         weight=flow.weight,
         pace_ms=round(flow.pace_ms, 3),
         throttled=flow.throttled,
+        due_ms=_dues(flow, at_ms) if edf else (),
     )
+
+
+def _dues(flow: Flow, at_ms: int) -> tuple[int, ...]:
+    """As of now. Of several lines each counts as long as its samples stand for: as a rule there is one."""
+    if flow.only is not None:
+        return tuple(sorted(job.due_ms - at_ms for job in flow.only.spaced(DUES_TOLD)))
+    samples = [(line.spaced(DUES_TOLD), line.size) for line in flow.lines.values()]
+    dues = sorted((job.due_ms - at_ms, size / len(jobs)) for jobs, size in samples for job in jobs)
+    sums = list(accumulate(weight for _, weight in dues))
+    steps = (sums[-1] * step / (DUES_TOLD - 1) for step in range(DUES_TOLD))
+    return tuple(dues[min(len(dues) - 1, bisect_left(sums, step))][0] for step in steps)

@@ -34,6 +34,8 @@ _PRIOR: Final = 4.0
 """Samples that the expectation counts for, against what is measured."""
 _KNOWN: Final = 10.0
 """Starts from which on it counts how far a forecast was off: before, nobody could know better."""
+OVERTAKEN_KEEP: Final = 0.98
+"""Of the starts of a class by which it is measured how much is overtaken: the last 50."""
 _FLOW_KNOWN: Final = 3.0
 """Weight of samples from which on a flow's own share is believed."""
 
@@ -50,12 +52,31 @@ class Behind(NamedTuple):
 class _Turns:
     """One flow's starts."""
 
-    __slots__ = ("between", "count", "mark")
+    __slots__ = ("between", "count", "mark", "started")
 
     def __init__(self) -> None:
         self.count = self.between = 0.0
+        self.started = 0
+        """How many of its tasks."""
         self.mark = -1
         """How many the pool had started at its last start; negative when no other task of it waited then."""
+
+
+class _Overtaking:
+    """What flows of one class start while a task of them waits, and how much of it was admitted after that task."""
+
+    __slots__ = ("later", "served")
+
+    def __init__(self) -> None:
+        self.later = self.served = 0.0
+
+    def add(self, *, ahead: int, served: int) -> None:
+        self.later = OVERTAKEN_KEEP * self.later + max(0, served - ahead)
+        self.served = OVERTAKEN_KEEP * self.served + served
+
+    @property
+    def part(self) -> float:
+        return self.later / (self.served + _PRIOR)
 
 
 class Forecast:
@@ -67,6 +88,7 @@ class Forecast:
         "_flows",
         "_last_ms",
         "_n",
+        "_overtaking",
         "_slot_time_ms",
         "_slots_total",
         "_started",
@@ -90,6 +112,7 @@ class Forecast:
         self._flow_drains: Final[dict[_Flow, DrainMeter]] = {}
         """Of the flows that are asked about (`flow_drain`) until they are forgotten."""
         self._flows: Final[OrderedDict[_Flow, _Turns]] = OrderedDict()
+        self._overtaking: Final = {priority: _Overtaking() for priority in Priority}
         self._n = self._slot_time_ms = 0.0
         self._started = 0
         """How many tasks."""
@@ -135,6 +158,11 @@ class Forecast:
             turns.count = FLOW_KEEP * turns.count + 1
             turns.between = FLOW_KEEP * turns.between + self._started - turns.mark
         turns.mark = self._started if behind.in_flow else -1
+        if job.ahead_in_flow >= 0 and turns.started >= job.flow_started:
+            served = turns.started - job.flow_started
+            self._overtaking[job.record.priority].add(ahead=job.ahead_in_flow, served=served)
+        job.ahead_in_flow = -1
+        turns.started += 1
         self._flows[key] = turns
         if len(self._flows) > FLOWS_MAX:
             self._flows.popitem(last=False)
@@ -162,13 +190,18 @@ class Forecast:
 
     def pace(self, priority: Priority | None = None, tenant: str = "") -> Pace:
         """Of the pool; and of a flow."""
-        flow_pace_ms = self._flow_pace_ms(priority, tenant) if priority is not None else 0.0
-        return Pace(self._slots_total, self.slots_free, self.turn_ms, flow_pace_ms, self.loading_ms, self.loading_slots)
+        pace = Pace(self._slots_total, self.slots_free, self.turn_ms, 0.0, self.loading_ms, self.loading_slots)
+        if priority is None:
+            return pace
+        overtaken = self._overtaking[priority].part
+        return pace._replace(flow_pace_ms=self._flow_pace_ms(priority, tenant), overtaken=overtaken)
 
     def joined(self, job: Job, ahead: Ahead) -> Waiting:
         """A new task is about to stand behind `ahead`; its `cost_ms` is set."""
         waiting = self.waiting(ahead, job.record.priority, job.record.tenant)
         job.foretold = waiting.measured and self._n >= _KNOWN
+        turns = self._flows.get((job.record.tenant, job.record.priority))
+        job.ahead_in_flow, job.flow_started = ahead.flow_tasks, turns.started if turns is not None else 0
         self._drains[job.record.priority].joined(self._cost_ms(job))
         of_flow = self._flow_drains.get((job.record.tenant, job.record.priority))
         if of_flow is not None:
@@ -234,7 +267,7 @@ class Forecast:
             )
             for tenant, flow in line.flows.items()
         }
-        return structs.replace(line, flows=flows)
+        return structs.replace(line, flows=flows, overtaken=round(self._overtaking[priority].part, 4))
 
     def _flow_pace_ms(self, priority: Priority, tenant: str) -> float:
         turns = self._flows.get((tenant, priority))

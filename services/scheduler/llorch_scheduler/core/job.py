@@ -59,6 +59,10 @@ class Job:
     """Of these, the generated ones."""
     est_kv_mb: int = 0
     """KV cache it is expected to take."""
+    ahead_in_flow: int = -1
+    """Tasks of its flow that were served before it when it joined, and how many its flow had started then; -1 when it
+    was not foretold, or has started since."""
+    flow_started: int = 0
     foretold: bool = False
     """Its record tells a wait forecast from measurements, and it has not started since."""
     ref: AdmissionRef | None = None

@@ -2,6 +2,8 @@
 
 import msgspec
 
+from llorch_shared.on_time import PREEMPT_LEAD_MS
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     attempts_max: int = 3
@@ -12,8 +14,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     before it writes the final record, so one report proves nothing."""
     absent_ms: int = 5_000
     """After a takeover: how long a replica that only run records name may take to report (registry keys live 3 s)."""
-    preempt_lead_ms: int = 1_000
-    """How long before the last moment a slot is made free: a stop takes some tenths of a second."""
+    preempt_lead_ms: int = PREEMPT_LEAD_MS
+    """How long before the last moment a slot is made free."""
     preempt_ms: int = 5_000
     """A task that was asked to stop and has not done so by then is left alone."""
     eta_again_ms: int = 1_000

@@ -64,6 +64,19 @@ class JobList:
         """Up to `count` jobs from the front, at most a block of them."""
         return [entry[4] for entry in self._first[:count]]
 
+    def spaced(self, count: int) -> list[Job]:
+        """Up to `count` jobs at evenly spaced places, the first and the last included. O(blocks + count)."""
+        last = self.size - 1
+        if last < count:
+            return self.jobs()
+        found: list[Job] = []
+        begins = 0
+        for block in (self._first, *(self._more or ())):
+            while len(found) < count and (place := len(found) * last // (count - 1)) < begins + len(block):
+                found.append(block[place - begins][4])
+            begins += len(block)
+        return found
+
     def jobs(self) -> list[Job]:
         return [entry[4] for block in (self._first, *(self._more or ())) for entry in block]
 

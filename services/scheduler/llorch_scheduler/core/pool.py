@@ -17,7 +17,7 @@ from llorch_scheduler.core.queue import PoolQueue
 from llorch_scheduler.core.shape import Shape
 from llorch_scheduler.core.tally import DeadlineTally, StartErrors
 from llorch_scheduler.core.tenant_books import TenantBooks
-from llorch_shared.on_time import EDGES
+from llorch_shared.on_time import EDGES, chance_by_preemption
 from llorch_shared.pool_policy import CLASSES
 from llorch_shared.waiting import RETRY_MIN_MS, Ahead, Waiting
 from llorch_shared.wire.spec import PoolSpec
@@ -142,6 +142,11 @@ class Pool:
         if wait_ms <= 0 and budget_ms >= EDGES[-1] * job.cost_ms:
             return 1.0
         return self.forecast.chance(wait_ms, job.cost_ms, budget_ms)
+
+    def chance_by_preemption(self, job: Job, at_ms: int) -> float:
+        """The same when a running task is stopped for it."""
+        spread = self.forecast.service.spread.parts()
+        return chance_by_preemption(service_ms=job.cost_ms, budget_ms=job.due_ms - at_ms, services=spread)
 
     def retry_after_ms(self) -> int:
         """When a place of a full queue is expected to be free."""

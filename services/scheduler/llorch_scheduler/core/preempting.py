@@ -12,6 +12,7 @@ from typing import Final
 from llorch_scheduler.core.effects import Preempt, Preempted
 from llorch_scheduler.core.job import Job, Phase
 from llorch_scheduler.core.pool import Pool
+from llorch_scheduler.core.replica import Replica
 from llorch_scheduler.core.state import State
 from llorch_shared.pool_policy import CLASSES
 from llorch_shared.wire.policy import HardRequirements
@@ -33,9 +34,7 @@ class Preempting:
     def make_way(self, pool: Pool, spec: PoolSpec, at_ms: int) -> None:
         """Every slot is taken: ask for one if the most urgent task cannot wait for one to become free."""
         needs = spec.preemption.hard_requirements
-        while pool.preempted_ms and pool.preempted_ms[0] <= at_ms - _MINUTE_MS:
-            pool.preempted_ms.popleft()
-        if len(pool.preempted_ms) >= needs.max_preemptions_per_min:
+        if _left(pool, needs, at_ms) <= 0:
             return
         urgent = pool.queue.urgent(pool.fleet.can_serve, at_ms, self._state.limits.preempt_lead_ms)
         if urgent is None or urgent.task_id in pool.victims:
@@ -79,16 +78,39 @@ class Preempting:
         return None
 
     def _may_stop(self, pool: Pool, job: Job, urgent: Job, needs: HardRequirements) -> bool:
-        request = job.record.request
-        if job.preempt_ms or job.cancel_reason or request is None or request.determinism is not Determinism.STRICT:
-            return False
         replica = self._state.fleet.get(pool.pool_id, job.record.replica_id)
         return (
-            replica is not None
-            and replica.record is not None
-            and needs.engine_capability in replica.record.features
-            and pool.fleet.could_take(urgent.shape, replica)
+            replica is not None and _is_stoppable(job, replica, needs) and pool.fleet.could_take(urgent.shape, replica)
         )
+
+
+def preemptible(state: State, pool: Pool, at_ms: int) -> int:
+    """Running tasks of the lowest class that could be stopped now for an urgent one of a higher class. At most
+    LOOKED_AT_MAX are looked at."""
+    spec = pool.spec
+    if spec is None or spec.preemption.mode != "hard":
+        return 0
+    lowest, needs = CLASSES[-1], spec.preemption.hard_requirements
+    left = _left(pool, needs, at_ms)
+    if left <= 0 or lowest in needs.protect_priorities:
+        return 0
+    looked_at = islice(reversed(pool.running[lowest].values()), LOOKED_AT_MAX)
+    replicas = ((job, state.fleet.get(pool.pool_id, job.record.replica_id)) for job in looked_at)
+    return min(left, sum(replica is not None and _is_stoppable(job, replica, needs) for job, replica in replicas))
+
+
+def _left(pool: Pool, needs: HardRequirements, at_ms: int) -> int:
+    """Tasks that may still be asked to stop within this minute."""
+    while pool.preempted_ms and pool.preempted_ms[0] <= at_ms - _MINUTE_MS:
+        pool.preempted_ms.popleft()
+    return needs.max_preemptions_per_min - len(pool.preempted_ms)
+
+
+def _is_stoppable(job: Job, replica: Replica, needs: HardRequirements) -> bool:
+    request = job.record.request
+    if job.preempt_ms or job.cancel_reason or request is None or request.determinism is not Determinism.STRICT:
+        return False
+    return replica.record is not None and needs.engine_capability in replica.record.features
 
 
 def was_stopped(before: RunRecord, after: RunRecord) -> bool:

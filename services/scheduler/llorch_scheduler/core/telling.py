@@ -6,6 +6,7 @@ from msgspec import structs
 
 from llorch_scheduler.core.effects import PoolFigures, TellLoad
 from llorch_scheduler.core.pool import Pool
+from llorch_scheduler.core.preempting import preemptible
 from llorch_scheduler.core.state import State
 from llorch_shared.wire.registry import ClassLoad, PoolLoad
 from llorch_shared.wire.task import Priority
@@ -45,6 +46,7 @@ class Telling:
             slots_total=slots.total,
             slots_free=slots.free,
             replicas_ready=slots.replicas,
+            preemptible=preemptible(self._state, pool, at_ms),
             service_ms=0,
             classes={
                 name: _class_load(pool, Priority(name), line, at_ms) for name, line in pool.queue.class_loads().items()

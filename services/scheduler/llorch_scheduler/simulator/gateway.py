@@ -61,7 +61,7 @@ class Gateway:
         else:
             spec = self._outside.spec(pool_id)
             request = request_of(task, spec)
-            start_ms = expect(load, task.priority, task.tenant).start_ms
+            start_ms = expect(load, task.priority, task.tenant, due_in_ms=task.deadline_ms).start_ms
             task.on_time_told = chance(load, request, task.tenant, start_ms=start_ms)
             if task.on_time_told is None or task.on_time_told >= spec.deadlines.min_on_time_probability:
                 self._enqueue(task, request, load)
@@ -91,7 +91,8 @@ class Gateway:
     def _admit(
         self, task: SimTask, request: TaskRequest, queue: AdmissionQueue, seq: int, load: PoolLoad | None
     ) -> None:
-        task.told_ms = round(expect(load, task.priority, task.tenant, seq).start_ms)
+        waiting = expect(load, task.priority, task.tenant, seq, due_in_ms=task.deadline_ms)
+        task.told_ms = round(waiting.start_ms)
         task.admitted_ms = self._clock.now_ms
         self._outside.admitted(task, request, queue, seq)
 
