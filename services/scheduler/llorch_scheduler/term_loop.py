@@ -16,6 +16,7 @@ import msgspec
 
 from llorch_scheduler.admissions import Admissions, Queue
 from llorch_scheduler.audit_repair import repair_audit
+from llorch_scheduler.change_repair import repair_changes
 from llorch_scheduler.core.events import (
     Event,
     PoolChanged,
@@ -98,6 +99,8 @@ class TermLoop:
         self._audit: Final = audit
         self._actor: Final = actor
         self._rebuilt_seq = 0
+        self._spec_seq = 0
+        """Newest specification that was read at the takeover."""
         self._passed_seq = 0
         """Newest run sequence of another shard."""
         self.decides = False
@@ -139,8 +142,9 @@ class TermLoop:
         self._offer(ReplicaReported(at_ms=now_ms(), record=record))
 
     def spec_changed(self, pool_id: str, value: bytes | None) -> None:
+        seq = self._specs.seq(subjects.pool_key(pool_id))
         if value is None:
-            self._offer(PoolRemoved(at_ms=now_ms(), pool_id=pool_id))
+            self._offer(PoolRemoved(at_ms=now_ms(), pool_id=pool_id, seq=seq))
             self._follow_pool(pool_id, None)
             return
         try:
@@ -148,7 +152,7 @@ class TermLoop:
         except msgspec.DecodeError:
             log.exception("the specification of pool %s cannot be read", pool_id)
             return
-        self._offer(PoolChanged(at_ms=now_ms(), spec=spec))
+        self._offer(PoolChanged(at_ms=now_ms(), spec=spec, seq=seq))
         self._follow_pool(spec.id, spec)
 
     # the term
@@ -219,6 +223,7 @@ class TermLoop:
         for pool_id in await self._removed_pools():
             self._follow_pool(pool_id, None)
         self._rebuilt_seq = last_seq
+        self._spec_seq = max((self._specs.seq(subjects.pool_key(pool_id)) for pool_id in self._pool_ids()), default=0)
         self._offer(Rebuilt(at_ms=now_ms(), run_seq=last_seq))
         return len(self.core.jobs)
 
@@ -274,9 +279,22 @@ class TermLoop:
                 await repair_audit(
                     self._bus, self.shard, self._audit, before_seq=self._rebuilt_seq, actor=self._actor, now_ms=now_ms
                 )
+                await repair_changes(
+                    self._bus,
+                    self._pool_ids(),
+                    self._audit,
+                    before_seq=self._spec_seq,
+                    actor=self._actor,
+                    now_ms=now_ms,
+                )
                 return
             except BusError as error:
-                log.info("looking for unaudited ends waits for the bus: %s", error)
+                log.info("looking for what is not audited waits for the bus: %s", error)
+
+    def _pool_ids(self) -> list[str]:
+        """Every pool of the shard that was ever wanted."""
+        known = (pool_id for key in self._specs.known if (pool_id := _pool_of(key)))
+        return [pool_id for pool_id in known if subjects.shard_of(pool_id) == self.shard]
 
     async def _serve(self) -> None:
         locator = Locator(self._bus, self.term, self.core, self._admissions, self._inbox)

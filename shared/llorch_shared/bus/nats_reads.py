@@ -4,6 +4,7 @@ The library has neither batched form. Answers are taken by callback: `next_msg` 
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -40,7 +41,12 @@ def read_message(answer: Answer) -> Message:
         headers=headers,
         seq=int(headers.get("Nats-Sequence", "0")),
         deleted=is_marker(headers),
+        stored_ms=_milliseconds(headers.get("Nats-Time-Stamp", "")),
     )
+
+
+def _milliseconds(stamp: str) -> int:
+    return round(datetime.fromisoformat(stamp).timestamp() * 1000) if stamp else 0
 
 
 class Reads:

@@ -59,7 +59,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     reply: str = ""
     deleted: bool = False
     stored_ms: int = 0
-    """When the stream stored it, Unix milliseconds; set on messages of a durable where the server tells it, else 0."""
+    """When the stream stored it, Unix milliseconds; set on what was read or came from a durable where the
+    server tells it, else 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from llorch_shared.bus.port import Bus, BusError, Denied, Full, Message, NoStrea
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import NatsSettings, Secret
 from llorch_shared.streams import Stream, Topology
+from llorch_shared.wire.audit import AuditEvent
 from llorch_shared.wire.policy import QueueSpec
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine, Priority
@@ -111,6 +113,17 @@ async def test_a_server_killed_under_fifty_writers_loses_and_doubles_nothing(wor
     found = [message.data.decode() for message in await bus.replay(ADM, ADMISSION)]
     assert len(found) == len(set(found))
     assert set(found) == stored
+
+
+async def test_what_is_read_says_when_it_was_stored(bus: Bus) -> None:
+    before_ms, subject = time.time_ns() // 1_000_000, subjects.audit(AuditEvent.ADMITTED, "t1")
+    await bus.store(subject, b"x")
+    last = await bus.last(streams.AUD, subject)
+    assert last is not None
+    read = [last, *await bus.replay(streams.AUD, subject), *await bus.snapshot(streams.AUD, subject)]
+    now_ms = time.time_ns() // 1_000_000
+    assert len(read) == 3
+    assert all(before_ms <= message.stored_ms + 1 and message.stored_ms <= now_ms for message in read)
 
 
 async def test_a_plain_ack_frees_no_room_but_ours_does(world: NatsWorld, bus: Bus) -> None:

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from llorch_shared.wire.audit import AuditEvent, AuditRecord
+from llorch_shared.wire.audit import AuditEvent, AuditRecord, Detail
 from llorch_shared.wire.spec import PoolSpec
 
 _ABSENT = "unset"
@@ -11,13 +11,27 @@ _HIDDEN = "changed, hidden"
 """An engine's environment is where its secrets are: its values are never written."""
 
 
-def audit(before: PoolSpec | None, after: PoolSpec | None, pool_id: str, at_ms: int, actor: str) -> AuditRecord:
-    """The record of a change; `before` is None for a new pool, `after` for a removed one."""
-    detail: dict[str, str | int | float | bool | list[str]]
+def audit(
+    before: PoolSpec | None,
+    after: PoolSpec | None,
+    pool_id: str,
+    at_ms: int,
+    actor: str,
+    *,
+    revision: int = 0,
+    repaired: bool = False,
+) -> AuditRecord:
+    """The record of a change; `before` is None for a new pool, `after` for a removed one. `revision` is the sequence of
+    `after` in the spec bucket: by it a later scheduler sees that this change is audited. `repaired`: it had to."""
+    detail: Detail
     if before is None or after is None:
         detail = {"pool": "removed" if after is None else "created"}
     else:
         detail = dict(changes(before, after))
+    if revision:
+        detail["revision"] = revision
+    if repaired:
+        detail["repaired"] = True
     return AuditRecord(
         event=AuditEvent.POOL_CHANGED, task_id=pool_id, pool_id=pool_id, at_ms=at_ms, actor=actor, detail=detail
     )
