@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ def sample(node: NodeHarness, metric: str) -> float:
 async def until_given_back(node: NodeHarness, task_id: str) -> None:
     async with asyncio.timeout(10):
         while (await node.run_of(task_id))[0].state is not TaskState.RUNNING or _cores(node):
+            await asyncio.sleep(0.01)
+
+
+async def until_true(question: Callable[[], bool]) -> None:
+    """Asked without the bus, which is silent."""
+    async with asyncio.timeout(10):
+        while not question():
             await asyncio.sleep(0.01)
 
 
@@ -294,9 +302,7 @@ async def test_a_task_that_ends_while_the_bus_is_away_is_stored_later(nats_serve
         task = await node.place(max_tokens=20)
         await node.until_tokens(task, 2)
         nats_server.kill()
-        async with asyncio.timeout(10):
-            while sum(each.outcome is not None for each in _cores(node)) < 1:
-                await asyncio.sleep(0.01)
+        await until_true(lambda: any(core.outcome is not None for core in _cores(node)))
         await asyncio.to_thread(nats_server.start)
         await node.until_ended(task)
         run, _ = await node.run_of(task.task_id)
@@ -331,6 +337,27 @@ async def test_a_drain_gives_back_what_does_not_end_in_time(nats_server: NatsSer
         last = node.history[-1]
         assert (last.state, last.active) == (ReplicaState.DRAINING, ())
         assert last.incarnation != before.incarnation
+
+
+async def test_a_task_whose_end_waits_for_the_bus_says_it_although_its_replica_is_gone(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=100)], drain_timeout_ms=100) as node:
+        await node.ready()
+        task = await node.place(max_tokens=20)
+        await node.until_tokens(task, 2)
+        assert nats_server.process is not None
+        os.kill(nats_server.process.pid, signal.SIGSTOP)
+        try:
+            await until_true(lambda: any(core.outcome is not None for core in _cores(node)))
+            for replica in node.node._replicas.values():
+                replica.drain("its specification changed")
+            await until_true(lambda: bool(node.context.settling))
+        finally:
+            os.kill(nats_server.process.pid, signal.SIGCONT)
+        await node.until_ended(task)
+        assert (await node.run_of(task.task_id))[0].state is TaskState.DONE
+        await until_true(lambda: not node.context.settling)
 
 
 async def test_a_changed_pool_is_served_by_a_new_engine(nats_server: NatsServer, tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 GPU_PROBE_S: Final = 5.0
 VERSION: Final = version("llama-orch")
 HOUSEKEEPING_S: Final = 1.0
+SETTLE_S: Final = 5.0
+"""A node that stops waits so long for the bus to take the last ends. The next start audits what it did not take."""
 
 
 class Node:
@@ -92,6 +94,8 @@ class Node:
             replica.drain(reason)
         if self._lives:
             await asyncio.wait(set(self._lives.values()))
+        if self._context.settling:
+            await asyncio.wait(set(self._context.settling), timeout=SETTLE_S)
         await self._registrar.close()
         await self._specs.close()
         self._probe.close()

@@ -1,6 +1,7 @@
 """What the parts of one node share: the bus and what is built on it, and the facts of a replica's present life."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Final
 
 from llorch_poold.core.pace import Pace
@@ -32,6 +33,9 @@ class NodeContext:
     loads: PoolLoads
     metrics: Metrics
     settings: PooldSettings
+    settling: set[asyncio.Task[None]] = field(default_factory=set)
+    """Tasks whose end was being stored when their replica went. The record may stand already, its answer under way:
+    they go on until they have said so."""
 
 
 @dataclass(frozen=True, slots=True)

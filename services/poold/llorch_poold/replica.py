@@ -73,7 +73,7 @@ class Replica:
         self._progress = ""
         self.incarnation = secrets.token_hex(8)
         self.runs: dict[int, TaskRun] = {}
-        self._work: set[asyncio.Task[None]] = set()
+        self._work: dict[asyncio.Task[None], TaskRun] = {}
         self._slot_freed: Final = asyncio.Event()
 
     @property
@@ -290,8 +290,8 @@ class Replica:
         run = TaskRun(self._node, self, self._facts, slot=slot, placement=placement, delivery=delivery)
         self.runs[slot] = run
         task = asyncio.create_task(self._hold(run), name=f"task {run.task_id}")
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
+        self._work[task] = run
+        task.add_done_callback(self._work.pop)
 
     async def _hold(self, run: TaskRun) -> None:
         try:
@@ -342,7 +342,11 @@ class Replica:
         if self._work:
             _, left = await asyncio.wait(set(self._work), timeout=1.0)
             for task in left if self._drain else ():
-                task.cancel()
+                if self._work[task].phase in (Phase.STORING, Phase.ENDED):
+                    self._node.settling.add(task)
+                    task.add_done_callback(self._node.settling.discard)
+                else:
+                    task.cancel()
         self._tell()
 
     def _moved(self, before: ReplicaState, reason: str) -> None:
