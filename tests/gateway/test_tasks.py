@@ -102,6 +102,31 @@ async def test_every_shard_with_pools_is_asked_and_whoever_has_the_task_is_belie
         assert (await door.get(f"/v1/tasks/{unknown}")).status == 404
 
 
+async def test_an_unknown_task_is_not_found_though_nobody_decides_for_shards_without_pools() -> None:
+    (only,) = in_shards(1)
+    async with sharded(only) as (door, locating):
+        unanswered = await door.get(f"/v1/tasks/{uuid.uuid4()}")
+        assert (unanswered.status, unanswered.error.code, unanswered.error.retriable) == (
+            503,
+            ErrorCode.POOL_UNAVAILABLE,
+            True,
+        )
+        await locating(only, lambda _ref: Located(found=False))
+        assert (await door.get(f"/v1/tasks/{uuid.uuid4()}")).status == 404
+
+
+async def test_a_task_that_waits_for_a_removed_pool_is_still_told(cluster: Cluster) -> None:
+    """Before and after a restart of the gateway, which finds the pool gone."""
+    task = str(uuid.uuid4())
+    cluster.queued[task] = Located(found=True, pool_id="p1", lane="bus", priority=Priority.BATCH, queue_position=2)
+    before = await cluster.gateway()
+    await cluster.bus.store(subjects.spec(subjects.pool_key("p1")), b"", headers={"KV-Operation": "DEL"})
+    await settle()
+    for door in (before, await cluster.gateway()):
+        assert (await door.get(f"/v1/tasks/{task}")).json(TaskView).queue_position == 2
+        assert (await door.get(f"/v1/tasks/{uuid.uuid4()}")).status == 404
+
+
 async def test_a_task_that_one_scheduler_has_is_told_while_another_does_not_answer() -> None:
     first, second = in_shards(2)
     known = Located(found=True, pool_id=second, lane="bus", priority=Priority.BATCH, queue_position=4)

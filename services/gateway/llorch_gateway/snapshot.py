@@ -52,6 +52,14 @@ class Snapshot:
             del self._load_seen[pool]
             self.loads.pop(pool, None)
 
+    def shards(self) -> set[int]:
+        """Where tasks may be queued: the shards of every pool that was ever wanted. The tasks of a removed one stay."""
+        return {
+            subjects.shard_of(name)
+            for kind, _, name in (key.partition(".") for key in self._spec.known)
+            if kind == "pool"
+        }
+
     def tenant_weight(self, pool: PoolSpec, tenant: str) -> int:
         """Share of the tenant among those of its class. O(1)."""
         return self._weights.get(pool.id, {}).get(tenant, pool.admission.fairness.default.weight)

@@ -93,8 +93,7 @@ class Tasks:
     async def _locate(self, task: str) -> Located:
         """Ask those who decide for the pools, all at once; the first who has it is believed. Raises OrchError when none
         has it and one of them does not answer."""
-        shards = sorted({subjects.shard_of(pool) for pool in self._snapshot.pools})
-        asking = [asyncio.create_task(self._ask(shard, task)) for shard in shards]
+        asking = [asyncio.create_task(self._ask(shard, task)) for shard in sorted(self._snapshot.shards())]
         silent = False
         try:
             for answer in asyncio.as_completed(asking):
