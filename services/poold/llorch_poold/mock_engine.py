@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, cast
 
 import httptools
@@ -23,6 +24,7 @@ from llorch_poold.mock_generation import (
     MockEngine,
     tokens_of,
 )
+from llorch_poold.mock_log import GenerationLog
 from llorch_shared.lifecycle import Stop, die_with_parent, run
 
 VERSION: Final = "mock-stub-v0"
@@ -41,6 +43,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     rate: float
     prefill_ms: int
     stamp: bool
+    log: str
 
 
 def parse_options(argv: Sequence[str], environment: Mapping[str, str]) -> Options:
@@ -58,6 +61,11 @@ def parse_options(argv: Sequence[str], environment: Mapping[str, str]) -> Option
     )
     parser.add_argument("--prefill-ms", type=int, default=int(environment.get("LLORCH_MOCK_PREFILL_MS", "0")))
     parser.add_argument("--stamp", action="store_true", default=environment.get("LLORCH_MOCK_STAMP", "") == "1")
+    parser.add_argument(
+        "--log",
+        default=environment.get("LLORCH_MOCK_LOG", ""),
+        help="folder for a record of every generation; empty writes none",
+    )
     return msgspec.convert(vars(parser.parse_args(argv)), Options)
 
 
@@ -240,6 +248,7 @@ async def serve(options: Options, stop: Stop) -> int:
         rate=options.rate,
         prefill_s=options.prefill_ms / 1000,
         stamp=options.stamp,
+        log=GenerationLog(Path(options.log)) if options.log else None,
     )
     connections: set[Connection] = set()
     loop = asyncio.get_running_loop()

@@ -15,6 +15,8 @@ from typing import Final, Protocol
 
 import msgspec
 
+from llorch_poold.mock_log import GenerationLog
+
 TICK_S: Final = 0.004
 BLOCK_TOKENS: Final = 48
 DEFERRED_MAX: Final = 1024
@@ -125,6 +127,7 @@ class Generation:
         self.due = 0.0
         self.paused = False
         self.over = False
+        self.log_number = 0
         self.prompt_tokens: Final = tokens_of(request.prompt)
         wanted = _directive(request.prompt)
         self.reason: Final = "limit" if wanted is None or wanted > request.n_predict else "eos"
@@ -242,6 +245,7 @@ class Generation:
 
     def _finish_whole(self) -> None:
         socket = self._socket
+        self.sent = self.total
         self._engine.tokens_total += self.total
         self._engine.end(self)
         if socket is not None:
@@ -255,11 +259,21 @@ class Generation:
 class MockEngine:
     """Slots, pace and faults of one mock engine. `rate` is tokens per second of each stream, 0 is unthrottled."""
 
-    def __init__(self, *, slots: int, ctx: int, rate: float, prefill_s: float, stamp: bool) -> None:
+    def __init__(
+        self,
+        *,
+        slots: int,
+        ctx: int,
+        rate: float,
+        prefill_s: float,
+        stamp: bool,
+        log: GenerationLog | None = None,
+    ) -> None:
         self.ctx: Final = ctx
         self.rate: Final = rate
         self.prefill_s: Final = prefill_s
         self.stamp: Final = stamp
+        self._log: Final = log
         self.slots: Final[list[Generation | None]] = [None] * slots
         self.deferred: deque[Generation] = deque()
         self.tokens_total = 0
@@ -299,6 +313,8 @@ class MockEngine:
             return
         generation.over = True
         if generation.slot >= 0:
+            if self._log is not None:
+                self._log.ended(generation.log_number, generation.sent)
             self.slots[generation.slot] = None
             self._fill()
         elif generation in self.deferred:
@@ -339,6 +355,11 @@ class MockEngine:
                 self.slots[free] = generation
                 generation.slot = free
                 self.prompt_tokens_total += generation.prompt_tokens
+                if self._log is not None:
+                    request = generation.request
+                    generation.log_number = self._log.begun(
+                        prompt=request.prompt, seed=request.seed, total=generation.total
+                    )
                 generation.begin()
 
 

@@ -1,0 +1,84 @@
+"""What looks wrong and is permitted, each with its reason. Nothing else in the checker makes an exception.
+
+The checker does not know the faults: every permission here rests on what the history or the bus itself shows.
+"""
+
+from typing import Final
+
+from chaos.evidence import After, Story
+from chaos.history import Asked, Closed, Ended, Op, Opened, Outcome
+from llorch_shared.errors import ErrorCode
+
+ATTEMPTS_MAX: Final = 3
+"""The scheduler's default: a task that loses this many engines ends with WORKER_RESET, so that it kills no more."""
+GRACE_S: Final = 9.5
+"""A stream whose readers have all been away nearly this long may be cancelled (`cancel_grace_ms` is 10 s)."""
+DELIVERY_S: Final = 0.25
+"""What a gateway had written before its receipt may still lie in another socket of the same client this long."""
+CLOCK_S: Final = 0.002
+"""Records hold whole milliseconds."""
+
+FRAMES_GONE: Final = "no longer kept"
+
+
+def may_be_missing_from_the_log(story: Story, after: After) -> bool:
+    """The token log is memory. When the server has been restarted since the task was admitted, a node that was
+    restarted too, or whose copy was too old (60 s), cannot publish the task's frames again."""
+    admitted = min((asked.at for asked in story.asked if asked.what is Op.SUBMIT), default=0.0)
+    return after.tokens_since > admitted
+
+
+def may_end_without_its_tokens(story: Story, ended: Ended, after: After) -> bool:
+    """The same loss as a reader meets it: a typed error that says so, and the task's result is untouched."""
+    return FRAMES_GONE in ended.message and may_be_missing_from_the_log(story, after)
+
+
+def may_have_failed(story: Story) -> bool:
+    """Only for having lost its engine or node too often. Being preempted does not count."""
+    run = story.run
+    if run is None or run.error is None:
+        return False
+    return run.error.code is ErrorCode.WORKER_RESET and run.attempt - run.preemptions >= ATTEMPTS_MAX
+
+
+def may_be_cancelled(story: Story) -> bool:
+    """Somebody asked for it, or its readers were all away for the time of grace."""
+    if any(asked.what is Op.CANCEL for asked in story.asked):
+        return True
+    return longest_absence_s(story) >= GRACE_S
+
+
+def longest_absence_s(story: Story) -> float:
+    """The longest time before its end without any open connection after the first was open, seconds."""
+    end = story.run.ended_ms / 1000 if story.run is not None else 0.0
+    moves: list[tuple[float, int]] = []
+    for entries in story.readers.values():
+        is_open = False
+        for entry in entries:
+            if isinstance(entry, Opened) and not is_open:
+                moves.append((entry.at, 1))
+                is_open = True
+            elif isinstance(entry, Closed | Ended) and is_open:
+                moves.append((entry.at, -1))
+                is_open = False
+    here, left_at, longest = 0, None, 0.0
+    for at, change in sorted(moves, key=lambda move: move[0]):
+        if change > 0 and here == 0 and left_at is not None:
+            longest = max(longest, min(at, end) - left_at)
+        here += change
+        if here == 0:
+            left_at = at
+    if here == 0 and left_at is not None:
+        longest = max(longest, end - left_at)
+    return longest
+
+
+def may_be_refused(story: Story, asked: Asked) -> bool:
+    """Asked before anybody was told that the task is accepted: two gateways at once may answer differently."""
+    told = [answer.at for answer in story.outcomes(Op.SUBMIT, Outcome.ACCEPTED)]
+    return not told or asked.at < min(told)
+
+
+def may_show_fewer_than_its_end_counts(story: Story) -> bool:
+    """A cancelled stream: gateways hold tokens back from the wish on, and discard them at the end."""
+    return story.run is not None and story.run.finish_reason == "cancelled"

@@ -1,0 +1,84 @@
+"""Whether audit, record, token log and counters tell the same. Pure."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from chaos import allowed
+from chaos.checks_of_streams import engine_words
+from chaos.evidence import After, Evidence, Story
+from chaos.violations import Kind, Violation
+from llorch_shared.states import FINAL
+from llorch_shared.wire.audit import AuditEvent
+from llorch_shared.wire.task import TaskState
+
+STARTED: Final = "tasks_started_total"
+ENDS: Final = frozenset(AuditEvent(str(state)) for state in FINAL)
+
+
+def audited_once(story: Story, after: After) -> Iterator[Violation]:
+    """Every end is audited once, as what it was and with its tokens."""
+    ends = [audit for audit in story.audits if audit.event in ENDS]
+    if len(ends) > 1:
+        text = f"audited ends: {[(str(audit.event), audit.actor, audit.run_seq) for audit in ends]}"
+        yield Violation(kind=Kind.ENDED_TWICE, task=story.task, explanation=text)
+    run = story.run
+    if run is None or run.state not in FINAL:
+        return
+    if not ends:
+        text = f"{run.state} by {run.node_id or 'a scheduler'}, and no audit record says so"
+        yield Violation(kind=Kind.NOT_AUDITED, task=story.task, explanation=text)
+    elif str(ends[0].event) != str(run.state):
+        text = f"audited as {ends[0].event}, the record is {run.state}"
+        yield Violation(kind=Kind.AUDIT_UNTRUE, task=story.task, explanation=text)
+    elif (ends[0].pool_id, ends[0].tenant) != (story.pool, story.tenant):
+        text = f"audited for {ends[0].pool_id}/{ends[0].tenant}, asked for {story.pool}/{story.tenant}"
+        yield Violation(kind=Kind.AUDIT_UNTRUE, task=story.task, explanation=text)
+    elif ends[0].detail.get("tokens_out", run.tokens_out) != run.tokens_out:
+        text = f"audited with {ends[0].detail['tokens_out']} tokens, the record has {run.tokens_out}"
+        yield Violation(kind=Kind.AUDIT_UNTRUE, task=story.task, explanation=text)
+
+
+def the_token_log_is_true(story: Story, after: After) -> Iterator[Violation]:
+    """What is stored of the stream is the engine's words, whole for a done task, with one end that is the record's."""
+    stored, run = story.stream, story.run
+    words = engine_words(story)
+    wrong = [index for index, text in stored.texts.items() if index >= len(words) or text != words[index]]
+    if wrong or stored.differing:
+        text = f"stored tokens {sorted(wrong)[:5]} are not the engine's, {stored.differing[:5]} are stored differently"
+        yield Violation(kind=Kind.LOG_UNTRUE, task=story.task, explanation=text)
+    if len(stored.ends) > 1:
+        text = f"terminal frames: {stored.ends}"
+        yield Violation(kind=Kind.LOG_UNTRUE, task=story.task, explanation=text)
+    if run is None or run.state is not TaskState.DONE or allowed.may_be_missing_from_the_log(story, after):
+        return
+    missing = sorted(set(range(run.tokens_out)) - set(stored.texts))
+    if missing:
+        text = f"done with {run.tokens_out} tokens, {missing[:5]} are not in the log"
+        yield Violation(kind=Kind.LOG_UNTRUE, task=story.task, explanation=text)
+
+
+def counters_are_true(evidence: Evidence) -> Iterator[Violation]:
+    """A node that was never restarted has counted as many starts as it has audited."""
+    counted: Counter[str] = Counter()
+    audited = Counter(audit.actor for audit in evidence.after.audits if audit.event is AuditEvent.RUNNING)
+    for counter in evidence.after.counters:
+        if counter.metric == STARTED and counter.whole:
+            counted[counter.process] += int(counter.value)
+    for process, count in counted.items():
+        node = process.replace("poold", "node")
+        seen = sum(number for actor, number in audited.items() if actor.partition("/")[2] == node)
+        if seen != count:
+            text = f"{process} counted {count} started tasks, {seen} are audited"
+            yield Violation(kind=Kind.COUNTER_UNTRUE, task="", explanation=text)
+
+
+def all_is_at_rest(evidence: Evidence) -> Iterator[Violation]:
+    for what in evidence.after.unsettled:
+        yield Violation(kind=Kind.UNSETTLED, task="", explanation=what)
+
+
+def the_protocol_was_kept(evidence: Evidence) -> Iterator[Violation]:
+    for story in evidence.stories.values():
+        for odd in story.odd:
+            yield Violation(kind=Kind.ODD, task=story.task, explanation=odd.what)
