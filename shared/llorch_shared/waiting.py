@@ -48,9 +48,7 @@ class Ahead(NamedTuple):
     itself; weights count its flow and class."""
 
     flow_tasks: int
-    """Tasks of its own flow (tenant and class) that are served before it …"""
-    flow_work_ms: float
-    """… and their work."""
+    """Tasks of its own flow (tenant and class) that are served before it."""
     flow_weight: int
     flows_weight: int
     """Sum of the weights of the flows of its class that wait, its own included."""
@@ -205,11 +203,11 @@ def _ahead(load: PoolLoad, priority: Priority, tenant: str, since: int, due_in_m
         line = ClassLoad(queued=load.queued.get(priority, 0), work_ms=0, weight=1, flows_weight=1)
     flow = line.flows.get(tenant)
     if flow is not None:
-        tasks, work_ms, weight, weights = flow.queued, flow.work_ms, flow.weight, line.flows_weight
+        tasks, weight, weights = flow.queued, flow.weight, line.flows_weight
     elif not line.flows:
-        tasks, work_ms, weight, weights = line.queued, line.work_ms, 1, 1
+        tasks, weight, weights = line.queued, 1, 1
     else:
-        tasks, work_ms, weight, weights = _unlisted(line)
+        tasks, weight, weights = _unlisted(line)
     each_ms = line.work_ms / line.queued if line.queued else load.service_ms
     part = tasks / line.queued if line.queued else 1.0
     if flow is not None and flow.due_ms and due_in_ms is not None:
@@ -219,7 +217,6 @@ def _ahead(load: PoolLoad, priority: Priority, tenant: str, since: int, due_in_m
     others = [(other.weight, other.queued, other.work_ms) for name, other in load.classes.items() if name != priority]
     return Ahead(
         flow_tasks=round(own),
-        flow_work_ms=max(0.0, work_ms + (own - tasks) * each_ms),
         flow_weight=weight,
         flows_weight=weights,
         class_tasks=max(0, line.queued + since),
@@ -241,13 +238,11 @@ def _sooner(due_ms: tuple[int, ...], due_in_ms: int) -> float:
     return (after - 1 + inside) / (len(due_ms) - 1)
 
 
-def _unlisted(line: ClassLoad) -> tuple[int, float, int, int]:
+def _unlisted(line: ClassLoad) -> tuple[int, int, int]:
     """A tenant that is not among those told: it waits for nothing of its own, or it is one of many with little."""
     listed = sum(flow.queued for flow in line.flows.values())
     weight = sum(flow.weight for flow in line.flows.values())
     rest = line.queued - listed
     if rest <= 0:
-        return 0, 0.0, 1, line.flows_weight + 1
-    work_ms = line.work_ms - sum(flow.work_ms for flow in line.flows.values())
-    flows = max(1, line.flows_weight - weight)
-    return round(rest / flows), max(0.0, work_ms / flows), 1, line.flows_weight
+        return 0, 1, line.flows_weight + 1
+    return round(rest / max(1, line.flows_weight - weight)), 1, line.flows_weight

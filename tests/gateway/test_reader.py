@@ -195,7 +195,7 @@ def test_a_reader_behind_is_released_by_the_end_it_does_not_take() -> None:
     reader.hold()
     give(reader, STARTED, token(0), token(1), end(2))
     assert not reader.done
-    assert seen(reader) == ["started", "token 1-0"] or not reader.has_output
+    assert seen(reader) == ["started"]
     assert replay(reader, STARTED, token(0), token(1), end(2))
     assert seen(reader)[-1] == "end 1-2"
 

@@ -44,7 +44,6 @@ def busy(*classes: tuple[Priority, ClassLoad], **changes: Any) -> Any:
 def ahead(own: int, *, others: int = 0, rivals_weight: int = 0, other_class: int = 0) -> Ahead:
     return Ahead(
         flow_tasks=own,
-        flow_work_ms=1000.0 * own,
         flow_weight=1,
         flows_weight=1 + rivals_weight,
         class_tasks=own + others,
@@ -83,7 +82,7 @@ def test_others_count_only_as_far_as_their_share_lets_them_pass() -> None:
 
 
 def test_a_lower_class_passes_by_its_weight_in_slot_time() -> None:
-    longer = Ahead(16, 16_000, 1, 1, 16, 16_000, 8, 50, 100_000, 1)
+    longer = Ahead(16, 1, 1, 16, 16_000, 8, 50, 100_000, 1)
     assert foresee(longer, Pace(4, 0, 1000)).position == 17
     assert foresee(ahead(16, other_class=50), Pace(4, 0, 1000)).position == 18
 

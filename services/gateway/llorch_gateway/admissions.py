@@ -88,9 +88,6 @@ class Admissions:
         prospect = prospect_of(load, located.priority, located.tenant, seq=self._seqs[task], due_in_ms=due_in_ms)
         return msgspec.structs.replace(located, queue_position=prospect.position, predicted_start_ms=prospect.start_ms)
 
-    def is_local(self, task: str) -> bool:
-        return task in self._recent
-
     async def submit(self, body: bytes, call: Call) -> TaskAccepted:
         """Raises OrchError, BusError."""
         began = time.perf_counter()

@@ -94,7 +94,7 @@ def test_equal_events_give_equal_forecasts() -> None:
 
 
 def ahead(tasks: int) -> Ahead:
-    return Ahead(tasks, 1000.0 * tasks, 1, 1, tasks, 1000.0 * tasks, 8, 0, 0.0, 0)
+    return Ahead(tasks, 1, 1, tasks, 1000.0 * tasks, 8, 0, 0.0, 0)
 
 
 def learned(forecast: Forecast, slot_ms: float = 1_000) -> None:

@@ -44,9 +44,7 @@ def _agree(line: JobList, naive: list[Job], dice: random.Random, *, edf: bool) -
     assert line.tail is (ordered[-1] if ordered else None)
     if ordered:
         place = dice.randrange(len(ordered))
-        jobs, work_ms = line.before(entry_of(ordered[place], edf=edf)[:3])
-        assert jobs == place
-        assert work_ms == pytest.approx(sum(job.cost_ms for job in ordered[:place]))
+        assert line.before(entry_of(ordered[place], edf=edf)[:3]) == place
 
 
 def test_what_is_not_in_a_line_is_not_taken_from_it() -> None:

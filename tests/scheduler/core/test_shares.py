@@ -59,8 +59,8 @@ def test_a_queue_counts_costs_and_corrects_them() -> None:
     first, second = start(queue, 0), start(queue, 0)
     assert first is not None
     assert second is not None
-    assert [share for *_, share in queue.shares(0)] == [0.5, 0.5]
+    assert [share for *_, share in queue.shares()] == [0.5, 0.5]
     queue.ended(first, 300, 0, 0)
-    assert [share for *_, share in queue.shares(0)] == [0.75, 0.25]
+    assert [share for *_, share in queue.shares()] == [0.75, 0.25]
     queue.ended(second, None, 0, 0)
-    assert list(queue.shares(0)) == [("a", INTERACTIVE, 1.0)]
+    assert list(queue.shares()) == [("a", INTERACTIVE, 1.0)]

@@ -186,10 +186,6 @@ class Reader:
         self._out_bytes = 0
         return data
 
-    @property
-    def has_output(self) -> bool:
-        return bool(self._out) and not self._holding
-
     # The rules
 
     def _accept(self, header: Header, data: bytes, proven: bool = False) -> bool:

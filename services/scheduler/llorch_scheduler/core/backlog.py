@@ -32,15 +32,12 @@ class Backlog:
         """What stands before this place in the tenant's flow. `cost_ms` is that of the task if it waits here, else 0.
         O(log n), plus the blocks of the flow."""
         flow = own.flows.get(tenant)
-        tasks, work_ms = 0, 0.0
+        tasks = 0
         if flow is None:
             weight = self._tenants.limits_of(tenant).weight
         else:
             weight = flow.weight
-            for line in flow.lines.values():
-                line_tasks, line_work_ms = line.before(where)
-                tasks += line_tasks
-                work_ms += line_work_ms
+            tasks = sum(line.before(where) for line in flow.lines.values())
         other_tasks, other_work_ms, other_weight = 0, 0.0, 0
         for each in self._classes:
             if each is not own and each.size:
@@ -49,7 +46,6 @@ class Backlog:
                 other_weight += each.weight
         return Ahead(
             flow_tasks=tasks,
-            flow_work_ms=work_ms,
             flow_weight=weight,
             flows_weight=own.flows_weight + (0 if flow is not None and flow.queued else weight),
             class_tasks=own.size - (cost_ms > 0),

@@ -1,10 +1,10 @@
-"""Jobs of one flow and one shape in the order they are served: a sorted list in blocks, with sums.
+"""Jobs of one flow and one shape in the order they are served: a sorted list in blocks, with their sum.
 
 Who came back from a replica is first, as it came back; then earliest deadline, then admission. With order `fifo` the
 deadline does not count. A job's order, deadline, cost and shape stay as they are while it is in a line.
 
 Costs: `head` O(1); `add`, `remove` O(log n) comparisons and moving the pointers of one block of at most 2 · BLOCK;
-`before` O(n / BLOCK) additions. No tombstones: about 110 bytes per job, one tuple of five and one list cell.
+`before` O(n / BLOCK). No tombstones: about 110 bytes per job, one tuple of five and one list cell.
 """
 
 from bisect import bisect_left, insort
@@ -27,7 +27,6 @@ Place = tuple[int, tuple[int, int], str]
 """The part of an entry that says where it stands."""
 
 _last: Final = itemgetter(-1)
-_cost: Final = itemgetter(3)
 
 
 def entry_of(job: Job, *, edf: bool) -> Entry:
@@ -39,14 +38,12 @@ def entry_of(job: Job, *, edf: bool) -> Entry:
 class JobList:
     """Sorted entries. `head` is the first job, None when there is none."""
 
-    __slots__ = ("_costs", "_first", "_more", "head", "size", "work_ms")
+    __slots__ = ("_first", "_more", "head", "size", "work_ms")
 
     def __init__(self) -> None:
         self._first: list[Entry] = []
         self._more: list[list[Entry]] | None = None
         """Blocks after the first; None until the first was full."""
-        self._costs: list[float] | None = None
-        """Sums of their costs."""
         self.head: Job | None = None
         self.size = 0
         self.work_ms = 0.0
@@ -87,9 +84,7 @@ class JobList:
         at = self._block_of(entry[:3]) if self._more else -1
         if at >= 0:
             assert self._more is not None
-            assert self._costs is not None
             block = self._more[at]
-            self._costs[at] += entry[3]
         if not block or block[-1] < entry:
             block.append(entry)
         else:
@@ -109,44 +104,32 @@ class JobList:
             at = self._block_of(where) if self._more else -1
             if at >= 0:
                 assert self._more is not None
-                assert self._costs is not None
                 block = self._more[at]
             place = bisect_left(block, where)
             if place == len(block) or block[place][4] is not job:
                 return 0.0
             cost_ms = block.pop(place)[3]
             if at >= 0:
-                assert self._costs is not None
-                self._costs[at] -= cost_ms
                 self._shrunk(at)
         if not self._first and self._more:
-            assert self._costs is not None
             self._first = self._more.pop(0)
-            del self._costs[0]
         self.size -= 1
         self.work_ms = self.work_ms - cost_ms if self.size else 0.0
         self.head = self._first[0][4] if self._first else None
         return cost_ms
 
-    def before(self, where: Place) -> tuple[int, float]:
-        """How many jobs are served before this place (which need not be taken), and their slot time."""
+    def before(self, where: Place) -> int:
+        """How many jobs are served before this place, which need not be taken."""
         at = self._block_of(where) if self._more else -1
-        block = self._more[at] if self._more and at >= 0 else self._first
-        place = bisect_left(block, where)
-        part_ms = sum(map(_cost, block[:place]))
         if at < 0:
-            return place, part_ms
+            return bisect_left(self._first, where)
         assert self._more is not None
-        assert self._costs is not None
-        if place == len(block) and at == len(self._more) - 1:
-            return self.size, self.work_ms
-        jobs = len(self._first) + sum(map(len, self._more[:at])) + place
-        return jobs, sum(map(_cost, self._first)) + sum(self._costs[:at]) + part_ms
+        return len(self._first) + sum(map(len, self._more[:at])) + bisect_left(self._more[at], where)
 
     def rebuild(self, *, edf: bool) -> None:
         """The same jobs in another order."""
         entries = sorted(entry_of(job, edf=edf) for job in self.jobs())
-        self._first, self._more, self._costs = [], None, None
+        self._first, self._more = [], None
         self.size, self.work_ms = 0, 0.0
         for entry in entries:
             self.add(entry)
@@ -159,29 +142,21 @@ class JobList:
         return min(bisect_left(self._more, where, key=_last), len(self._more) - 1)
 
     def _split(self, block: list[Entry], at: int) -> None:
-        if self._more is None or self._costs is None:
-            self._more, self._costs = [], []
-        rest = block[BLOCK:]
+        if self._more is None:
+            self._more = []
+        self._more.insert(at + 1, block[BLOCK:])
         del block[BLOCK:]
-        cost_ms = sum(map(_cost, rest))
-        if at >= 0:
-            self._costs[at] = sum(map(_cost, block))
-        self._more.insert(at + 1, rest)
-        self._costs.insert(at + 1, cost_ms)
 
     def _shrunk(self, at: int) -> None:
         """Blocks that discards have thinned are joined, so their number follows what is left."""
         assert self._more is not None
-        assert self._costs is not None
-        more, costs = self._more, self._costs
+        more = self._more
         if not more[at]:
-            del more[at], costs[at]
+            del more[at]
         elif len(more[at]) < BLOCK // 4:
             for left in (at, at - 1):
                 if 0 <= left < len(more) - 1 and len(more[left]) + len(more[left + 1]) <= BLOCK:
                     more[left].extend(more.pop(left + 1))
-                    del costs[left + 1]
-                    costs[left] = sum(map(_cost, more[left]))
                     break
 
 

@@ -232,7 +232,7 @@ class PoolQueue:
         flow.share.live = False
         self._tenants.flow_forgotten(flow.use, self._now_ms)
 
-    def shares(self, at_ms: int) -> Iterator[tuple[str, Priority, float]]:
+    def shares(self) -> Iterator[tuple[str, Priority, float]]:
         """(tenant, class, part of the slot time lately)."""
         return iter(self._shares)
 

@@ -60,7 +60,7 @@ class Telling:
             return PoolFigures(deadlines_met=counts, breaker_level=pool.breaker.level)
         pool.figures_told_ms = at_ms
         return PoolFigures(
-            shares=tuple(pool.queue.shares(at_ms)),
+            shares=tuple(pool.queue.shares()),
             deadlines_met=counts,
             start_error=pool.start_errors.medians(),
             breaker_level=pool.breaker.level,

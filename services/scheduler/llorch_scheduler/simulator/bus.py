@@ -33,14 +33,14 @@ class AdmissionQueue:
 
     def configure(self, spec: PoolSpec) -> None:
         self._capacity = server_capacity(spec, self._priority)
-        self._tenant_capacity = spec.queue.tenant_capacity or self._capacity
+        self._tenant_capacity = spec.queue.tenant_capacity
 
     def __len__(self) -> int:
         return len(self._stored)
 
     def tenant_full(self, tenant: str) -> bool:
         """The queue may have room; this tenant has its part of it."""
-        return self._of_tenant[tenant] >= self._tenant_capacity
+        return self._tenant_capacity is not None and self._of_tenant[tenant] >= self._tenant_capacity
 
     def publish(self, tenant: str) -> int:
         """The sequence of the stored message, or 0: the queue is full, for all or for this tenant."""
