@@ -54,6 +54,16 @@ def test_a_tenant_at_its_own_bound_is_admitted_when_it_returns_as_told() -> None
     assert result.returns.admitted >= 0.9 * result.returns.tries
 
 
+def test_the_only_tenant_of_a_queue_is_admitted_when_it_returns_as_told() -> None:
+    busy = pool("p", card("n0"), card("n1"), queue=QueueSpec(capacity=64))
+    simulation = Watched(
+        Scenario(name="alone", about="", pools=(busy,), flows=(chat("only", "p", 20.0, patience_s=600),), tasks=4_000)
+    )
+    returns = summarise(simulation.run(), scale=1).returns
+    assert returns.promised > 200
+    assert returns.admitted >= 0.9 * returns.tries
+
+
 def test_admitted_deadlines_are_met_and_the_others_are_told_at_once() -> None:
     _, result = simulated("deadline-mix", 5_000)
     assert result.outcomes["infeasible"] > 0, "nothing was ever too late, so little was shown"

@@ -111,7 +111,8 @@ def test_a_full_queue_refuses_and_clients_come_back_as_told() -> None:
     assert simulation.measured.depth["p1", Priority.INTERACTIVE].peak == 5
     assert result.outcomes["gave_up"] > 0
     assert result.outcomes["done"] + result.outcomes["gave_up"] == 300
-    assert 0 < result.returns.admitted < result.returns.tries <= result.refusals + result.returns.admitted
+    assert 0 < result.returns.tries <= result.refusals
+    assert result.returns.admitted >= 0.9 * result.returns.tries
 
 
 def test_what_waits_past_its_deadline_expires_and_what_would_is_refused() -> None:
