@@ -104,7 +104,7 @@ def test_when_every_node_is_gone_for_good_every_task_still_ends() -> None:
 
 
 def test_a_full_queue_refuses_and_clients_come_back_as_told() -> None:
-    crowded = scenario(pool(capacity=5), flow(Poisson(20), patience_s=5.0), tasks=300)
+    crowded = scenario(pool(capacity=5), flow(Poisson(20), patience_s=30.0), tasks=300)
     simulation = Watched(crowded)
     result = summarise(simulation.run(), scale=1)
     simulation.check_finished()
