@@ -124,6 +124,12 @@ def test_what_was_promised_is_compared_with_what_came_of_it() -> None:
     ]
 
 
+def test_of_a_wait_of_milliseconds_no_percentage_is_told() -> None:
+    told = story(TASK, [WHOLE[0], record(AuditEvent.RUNNING, 1_005, run_seq=8)], None)
+    assert told.forecast.real_start_ms == 5
+    assert verdict(told)[0] == "It was told to start after 1600 ms and did after 5."
+
+
 def test_ends_without_success_say_why_and_by_which_policy() -> None:
     dropped = record(
         AuditEvent.DROPPED,

@@ -44,6 +44,11 @@ ctx = {EMBEDDED_CTX}
 [pools.queue]
 capacity = 256             # waiting tasks per priority; one more is refused with 429
 
+# How slots are shared: `orchctl pool show POOL --all` lists every key, contracts/config-schema.json the reasons.
+# [[pools.admission.fairness.tenants]]
+# id = "team-a"
+# weight = 3               # while both wait, three times the slot time of a tenant with weight 1
+
 [pools.provisioning]
 mode = "external"          # your own llama-server; "package" installs one with pip
 command = ["llama-server"]

@@ -92,7 +92,8 @@ def test_orchctl_says_who_would_have_waited_how_long(orchctl: Orchctl, tmp_path:
     html = tmp_path / "both.html"
     code, out, err = orchctl("simulate", "home", "--tasks=80", "--policy", str(file), "--html", str(html))
     assert code == Exit.OK, err
-    assert "present / other" in out
+    first, second = [line.split() for line in out.splitlines() if {"present", "other"} & set(line.split())][:2]
+    assert (first[0], first[-7], second[0]) == ("interactive", "present", "other")
     assert "Difference: present / other" in html.read_text()
 
 

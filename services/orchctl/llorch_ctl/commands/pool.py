@@ -47,9 +47,7 @@ class _File(msgspec.Struct, frozen=True):
 @app.command("show")
 def show(
     pool: PoolArgument,
-    everything: Annotated[
-        bool, typer.Option("--all", help="With every default, and the weight and capacity of each class.")
-    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every key, with the default where none was set.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -187,6 +185,7 @@ def _print_pool(found: Revision, shown: list[Row], *, as_json: bool) -> None:
         write_json({"revision": found.seq, "keys": keys, "set": [row.key for row in shown if row.was_set]})
         return
     table = plain_table("key", "value", "")
+    table.columns[0].no_wrap = True
     for row in shown:
         table.add_row(row.key, Text(_shown(row.value)), "" if row.was_set else "default")
     OUT.print(table)

@@ -183,6 +183,8 @@ def _waits(kind: str, groups: list[Group]) -> Table:
     """Waits in seconds. Refused: sent away for good, or gave up. Late: ended before an engine had it."""
     table = plain_table(kind, "", "tasks", "done", "refused", "late", "in time", "p50 s", "p95", "p99")
     for group in groups:
+        if not group.arrived:
+            continue
         waits = (group.wait_ms.p50, group.wait_ms.p95, group.wait_ms.p99)
         table.add_row(
             group.name,
@@ -191,25 +193,24 @@ def _waits(kind: str, groups: list[Group]) -> Table:
             f"{group.done:,}",
             f"{group.gave_up + group.infeasible:,}",
             f"{group.expired + group.dropped:,}",
-            f"{100 * group.met:.1f}%",
+            f"{100 * group.met:.1f}%" if group.due else "-",
             *(f"{wait / 1000:,.2f}" for wait in waits),
         )
     return table
 
 
 def _differences(compared: Compared) -> Stack:
-    """Each figure as recorded (if it was) / under the present policy / under the other."""
-    has_other = any(row.other is not None for row in compared.rows)
-    kinds = [*(["recorded"] if compared.reproduction else []), "present", *(["other"] if has_other else [])]
-    title = Text.assemble((" / ".join(kinds), "bold"), f"  {compared.about}")
+    """Each class and tenant as recorded (if it was), under the present policy, and under the other."""
+    title = Text(compared.about, "bold")
     if compared.partial:
         title.append("  stopped early", "bold yellow")
-    table = plain_table("", "", "tasks", "p50 s", "p95 s", "away", "refused", "late", "missed")
+    table = plain_table("", "", "tasks", "", "p50 s", "p95 s", "away", "refused", "late", "missed")
     for row in compared.rows[: TENANTS_SHOWN_MAX + 2]:
-        outcomes = [each for each in (row.recorded, row.present, row.other) if each is not None]
-        table.add_row(
-            row.name, row.priority[:5] if row.name != row.priority else "", f"{row.tasks:,}", *_figures(outcomes)
-        )
+        head = (row.name, row.priority[:5] if row.name != row.priority else "", f"{row.tasks:,}")
+        for under, outcome in (("recorded", row.recorded), ("present", row.present), ("other", row.other)):
+            if outcome is not None:
+                table.add_row(*head, under, *_figures(outcome))
+                head = ("", "", "")
     parts: list[RenderableType] = [title, Text(), table]
     if compared.reproduction is not None:
         found = compared.reproduction
@@ -222,12 +223,7 @@ def _differences(compared: Compared) -> Stack:
     return Stack(*parts)
 
 
-def _figures(outcomes: list[Outcome]) -> list[str]:
-    return [
-        " / ".join(f"{each.wait_p50_ms / 1000:,.2f}" for each in outcomes),
-        " / ".join(f"{each.wait_p95_ms / 1000:,.2f}" for each in outcomes),
-        " / ".join(f"{each.sent_away:,}" for each in outcomes),
-        " / ".join(f"{each.refused:,}" for each in outcomes),
-        " / ".join(f"{each.late:,}" for each in outcomes),
-        " / ".join(f"{each.missed:,}" for each in outcomes),
-    ]
+def _figures(outcome: Outcome) -> list[str]:
+    waits = (outcome.wait_p50_ms, outcome.wait_p95_ms)
+    counts = (outcome.sent_away, outcome.refused, outcome.late, outcome.missed)
+    return [*(f"{wait / 1000:,.2f}" for wait in waits), *(f"{count:,}" for count in counts)]

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import inspect
 
 from llorch_shared.pool_policy import CLASSES, class_capacity, class_weight
+from llorch_shared.wire.policy import PrioritySpec
 from llorch_shared.wire.spec import PoolSpec
 
 HIDDEN: Final = "(hidden)"
@@ -69,21 +70,25 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def rows(pool: PoolSpec, *, with_defaults: bool) -> list[Row]:
-    """What was set; with defaults all that is in effect, the weight and capacity of each class among it. Values that
-    may be secrets are hidden."""
+    """What was set; with defaults every key with what is in effect, those of both classes and of sections that are off
+    among them. Values that may be secrets are hidden."""
     unset = PoolSpec(id=pool.id, engine=pool.engine, model=pool.model)
     was_set = {*_IDENTITY, *(change.key for change in changes(unset, pool))}
     found = dict(_flat(msgspec.to_builtins(without_secrets(pool))))
     for priority in CLASSES:
         key = f"admission.priorities.{priority}"
         in_effect = {"weight": class_weight(pool, priority), "queue_capacity": class_capacity(pool, priority)}
-        for name, value in in_effect.items():
+        for name in PrioritySpec.__struct_fields__[1:]:
             if found.get(f"{key}.{name}") is None:
-                found[f"{key}.{name}"] = value
+                found[f"{key}.{name}"] = in_effect.get(name)
+    for key in known_keys():
+        if "<name>" not in key:
+            found.setdefault(key, None)
+    sections = {key[:at] for key in found for at, letter in enumerate(key) if letter == "."}
     return [
         Row(key=key, value=value, was_set=key in was_set)
         for key, value in sorted(found.items(), key=lambda item: (item[0] not in _IDENTITY, item[0]))
-        if with_defaults or key in was_set
+        if key in was_set or (with_defaults and key not in sections)
     ]
 
 

@@ -14,6 +14,9 @@ from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
 
+RATIO_FROM_MS: Final = 1_000
+"""Of a shorter wait a part says nothing: five milliseconds in place of none are 100 %."""
+
 Facts = dict[str, Any]
 """Details of a record that are not told yet: each sentence takes what it tells."""
 
@@ -88,7 +91,8 @@ def verdict(told: Story) -> list[str]:
     found = told.forecast
     said = []
     if found.predicted_start_ms is not None and found.real_start_ms is not None:
-        off = "" if found.error_ratio is None else f" ({100 * found.error_ratio:.0f} % off)"
+        ratio = found.error_ratio if found.real_start_ms >= RATIO_FROM_MS else None
+        off = "" if ratio is None else f" ({100 * ratio:.0f} % off)"
         said.append(
             f"It was told to start after {found.predicted_start_ms} ms and did after {found.real_start_ms}{off}."
         )
