@@ -8,6 +8,7 @@ from typing import Final
 from chaos.evidence import After, Story
 from chaos.history import Asked, Closed, Ended, Op, Opened, Outcome
 from llorch_shared.errors import ErrorCode
+from llorch_shared.wire.audit import AuditEvent
 
 ATTEMPTS_MAX: Final = 3
 """The scheduler's default: a task that loses this many engines ends with WORKER_RESET, so that it kills no more."""
@@ -71,6 +72,13 @@ def longest_absence_s(story: Story) -> float:
     if here == 0 and left_at is not None:
         longest = max(longest, end - left_at)
     return longest
+
+
+def starts_that_may_be_uncounted(story: Story) -> int:
+    """`tasks_started_total` counts what an engine began to answer, the audit what a node took: a task may be cancelled
+    or lose its engine in between."""
+    taken = sum(audit.event is AuditEvent.RUNNING for audit in story.audits)
+    return max(0, taken - sum(generation.sent > 0 for generation in story.generations))
 
 
 def may_be_refused(story: Story, asked: Asked) -> bool:

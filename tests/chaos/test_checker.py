@@ -8,7 +8,7 @@ import pytest
 
 from chaos import history
 from chaos.checks import check
-from chaos.evidence import AFTER, ENGINES, HISTORY, After, load
+from chaos.evidence import AFTER, ENGINES, HISTORY, After, Counter, load
 from chaos.history import Answered, Asked, Closed, Ended, Odd, Op, Opened, Outcome, RunSeen, Turned
 from chaos.samples import T0, TASK, TOKENS, World
 from chaos.violations import Kind
@@ -273,6 +273,14 @@ def test_tokens_may_be_gone_with_the_servers_memory_and_the_reader_is_told() -> 
     assert check(world.evidence()) == []
     world.after["tokens_since"] = T0 - 1
     assert {violation.kind for violation in check(world.evidence())} == {Kind.END_UNTRUE, Kind.LOG_UNTRUE}
+
+
+def test_a_task_that_was_cancelled_before_an_engine_began_is_no_start() -> None:
+    world = World()
+    world.cancelled()
+    world.generations, world.stream, world.entries[TOKENS_AT] = [], {"ends": ("{}",)}, world.tokens()
+    world.after["counters"] = (Counter(process="poold-1", metric="tasks_started_total", value=0, whole=True),)
+    assert check(world.evidence()) == []
 
 
 def test_two_gateways_at_once_may_answer_one_task_differently() -> None:

@@ -177,6 +177,13 @@ class System:
         else:
             self.processes[name].kill9()
 
+    def pid_of(self, name: str) -> int:
+        """Of a process that was started; `nats` is one too."""
+        if name != "nats":
+            return self.processes[name].pid
+        assert self.nats.process is not None
+        return self.nats.process.pid
+
     async def restart(self, name: str, *, wait_ready: bool = True) -> None:
         """Start a killed or stopped process again at the same address."""
         if name == "nats":

@@ -1,0 +1,180 @@
+"""Does the faults of a plan to a running system, and writes down when each began and when it was over.
+
+The checker does not read what is written here; the report does.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from chaos.link import Link
+from chaos.plan import NATS, Fault, FaultKind
+from llorch_shared import subjects
+from llorch_shared.bus.port import BusError
+from llorch_shared.wire.registry import LeaseRecord
+from support.system import System
+
+STOP_S: Final = 15.0
+THIEF: Final = "thief"
+THEFT_TTL_S: Final = 2.0
+"""What a stranger wrote goes away as any lease that nobody renews."""
+
+
+class Injected(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A fault that was made, in Unix seconds."""
+
+    fault: Fault
+    began: float
+    over: float
+    skipped: str = ""
+    """Why it was not made; empty when it was."""
+
+
+class Skipped(Exception):
+    """This fault cannot be made here and now; the message says why."""
+
+
+class Nemesis:
+    """`ballast` is a file beside the bus's store that may fill its small disk, None when there is no such disk."""
+
+    def __init__(self, system: System, links: Mapping[str, Link], ballast: Path | None) -> None:
+        self._system: Final = system
+        self._links: Final = links
+        self._ballast: Final = ballast
+        self.injected: Final[list[Injected]] = []
+        self.problems: Final[list[str]] = []
+        """What a victim did that no fault explains."""
+        self._deeds: Final[dict[FaultKind, Callable[[Fault], Awaitable[None]]]] = {
+            FaultKind.KILL: self._kill,
+            FaultKind.TERM: self._term,
+            FaultKind.PAUSE: self._pause,
+            FaultKind.NATS_KILL: self._kill,
+            FaultKind.NATS_PAUSE: self._pause,
+            FaultKind.ENGINE_KILL: self._kill_engine,
+            FaultKind.ENGINE_PAUSE: self._pause_engine,
+            FaultKind.CUT: self._cut,
+            FaultKind.STALL: self._stall,
+            FaultKind.DELAY: self._slow,
+            FaultKind.LEASE_THEFT: self._steal_lease,
+            FaultKind.DISK_FULL: self._fill_disk,
+        }
+        assert set(self._deeds) == set(FaultKind)
+
+    async def follow_plan(self, plan: Sequence[Fault]) -> None:
+        """Each fault at its time, counted from now; returns when the last is over."""
+        began = time.time()
+        async with asyncio.TaskGroup() as group:
+            for fault in plan:
+                group.create_task(self._do(fault, began + fault.at_s))
+
+    async def _do(self, fault: Fault, at: float) -> None:
+        await asyncio.sleep(at - time.time())
+        began, skipped = time.time(), ""
+        try:
+            await self._deeds[fault.kind](fault)
+        except Skipped as why:
+            skipped = str(why)
+        self.injected.append(Injected(fault=fault, began=began, over=time.time(), skipped=skipped))
+
+    async def _kill(self, fault: Fault) -> None:
+        self._must_run(fault.target)
+        await asyncio.to_thread(self._system.kill9, fault.target)
+        await asyncio.sleep(fault.lasts_s)
+        await self._system.restart(fault.target, wait_ready=False)
+
+    async def _term(self, fault: Fault) -> None:
+        self._must_run(fault.target)
+        code = await asyncio.to_thread(self._system.processes[fault.target].stop, STOP_S)
+        if code != 0:
+            self.problems.append(f"{fault.target} ended with {code} when it was asked to stop")
+        await asyncio.sleep(fault.lasts_s)
+        await self._system.restart(fault.target, wait_ready=False)
+
+    async def _pause(self, fault: Fault) -> None:
+        self._must_run(fault.target)
+        await self._stop_and_go(self._system.pid_of(fault.target), fault.lasts_s)
+
+    async def _kill_engine(self, fault: Fault) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._engine(fault), signal.SIGKILL)
+
+    async def _pause_engine(self, fault: Fault) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            await self._stop_and_go(self._engine(fault), fault.lasts_s)
+
+    async def _cut(self, fault: Fault) -> None:
+        link = self._links[fault.target]
+        link.cut()
+        await asyncio.sleep(fault.lasts_s)
+        link.mend()
+
+    async def _stall(self, fault: Fault) -> None:
+        link = self._links[fault.target]
+        link.stall()
+        await asyncio.sleep(fault.lasts_s)
+        link.mend()
+
+    async def _slow(self, fault: Fault) -> None:
+        link = self._links[fault.target]
+        link.slow(fault.strength)
+        await asyncio.sleep(fault.lasts_s)
+        link.mend()
+
+    async def _steal_lease(self, fault: Fault) -> None:
+        key = subjects.registry(subjects.lease_key(int(fault.target)))
+        record = LeaseRecord(holder=THIEF, epoch=0, renewed_ms=int(time.time() * 1000))
+        try:
+            await self._system.bus.store(key, msgspec.json.encode(record), ttl_s=THEFT_TTL_S, timeout_s=1)
+        except BusError as error:
+            raise Skipped(f"the bus did not take it: {error!r}") from error
+
+    async def _fill_disk(self, fault: Fault) -> None:
+        if self._ballast is None:
+            raise Skipped("no small disk can be mounted here")
+        await asyncio.to_thread(_fill, self._ballast)
+        await asyncio.sleep(fault.lasts_s)
+        self._ballast.unlink()
+        await asyncio.to_thread(self._system.nats.stop)
+        await self._system.restart(NATS)
+
+    async def _stop_and_go(self, pid: int, lasts_s: float) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(lasts_s)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def _engine(self, fault: Fault) -> int:
+        engines = self._system.engines_of(fault.target)
+        if not engines:
+            raise Skipped(f"{fault.target} has no engine just now")
+        return engines[int(fault.strength * len(engines))]
+
+    def _must_run(self, name: str) -> None:
+        if name == NATS:
+            return
+        process = self._system.processes[name]
+        if not process.running:
+            self.problems.append(f"{name} had ended by itself with {process.exit_code}")
+            process.start()
+
+
+def _fill(path: Path) -> None:
+    """Until nothing more fits."""
+    block = bytes(1024 * 1024)
+    with path.open("wb", buffering=0) as file:
+        for size in (len(block), 4096, 1):
+            try:
+                while file.write(block[:size]) == size:
+                    pass
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise

@@ -1,0 +1,173 @@
+"""One run: a system on loopback, its load, its faults, then rest, and all of it in one folder.
+
+<folder>/plan.json       what was to happen: faults and asks
+<folder>/history.jsonl   what clients asked and saw
+<folder>/faults.json     what the nemesis did, and what its victims did that no fault explains
+<folder>/engines/        what each engine process generated
+<folder>/after.json      what the bus held at the end
+<folder>/report.json     and report.txt
+<folder>/system/logs/    of every process
+"""
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from chaos import report
+from chaos.asks import Ask, make_asks
+from chaos.checks import check
+from chaos.clients import Clients
+from chaos.evidence import AFTER, ENGINES, HISTORY, load
+from chaos.gather import gather
+from chaos.history import RunSeen, Writer, now
+from chaos.link import Link
+from chaos.nemesis import Injected, Nemesis
+from chaos.plan import Fault, FaultKind, Shape, make_plan
+from chaos.settle import Settling
+from llorch_shared import subjects
+from llorch_shared.bus.port import Message
+from llorch_shared.wire.run import RUN_DECODER
+from support.nats_server import free_port
+from support.system import System, mock_pool
+
+PLAN: Final = "plan.json"
+FAULTS: Final = "faults.json"
+PER_S: Final = 6.0
+"""Tasks a second. 16 slots at 50 tokens a second serve three times as many: the load is steady, not an overload."""
+SLOTS: Final = 4
+RATE: Final = 50.0
+DISK_MIB: Final = 256
+PATIENCE_S: Final = 60.0
+"""How long clients go on after the last ask."""
+SETTINGS: Final = {
+    "poold": {"drain_timeout_ms": 500, "stable_after_ms": 3_000, "backoff_max_ms": 2_000},
+}
+"""Engines are killed far more often than `stable_after_ms` expects; a replica is not to be given up for it."""
+
+
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a run is made from, and what followed from it."""
+
+    seed: int
+    seconds: float
+    kinds: tuple[FaultKind, ...]
+    faults: tuple[Fault, ...]
+    asks: tuple[Ask, ...]
+
+
+class FaultsMade(msgspec.Struct, frozen=True, kw_only=True):
+    injected: tuple[Injected, ...]
+    problems: tuple[str, ...]
+
+
+async def run(
+    folder: Path, *, seed: int, seconds: float, kinds: Sequence[FaultKind], per_s: float = PER_S
+) -> report.Report:
+    """`folder` is made by this run and holds nothing else."""
+    shape = Shape()
+    planned = Planned(
+        seed=seed,
+        seconds=seconds,
+        kinds=tuple(kinds),
+        faults=make_plan(seed, seconds, kinds, shape),
+        asks=make_asks(seed, seconds, per_s=per_s, shape=shape),
+    )
+    folder.mkdir(parents=True)
+    (folder / PLAN).write_bytes(msgspec.json.format(msgspec.json.encode(planned)))
+    await _live(folder, shape, planned)
+    return judge(folder)
+
+
+def judge(folder: Path) -> report.Report:
+    """From the folder of a run alone."""
+    planned = msgspec.json.decode((folder / PLAN).read_bytes(), type=Planned)
+    made = msgspec.json.decode((folder / FAULTS).read_bytes(), type=FaultsMade)
+    evidence = load(folder)
+    told = report.make_report(
+        seed=planned.seed,
+        seconds=planned.seconds,
+        kinds=planned.kinds,
+        injected=made.injected,
+        evidence=evidence,
+        violations=check(evidence),
+    )
+    (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(told)))
+    (folder / "report.txt").write_text(report.text(told))
+    return told
+
+
+async def _live(folder: Path, shape: Shape, planned: Planned) -> None:
+    environment = {"LLORCH_MOCK_LOG": str(folder / ENGINES)}
+    pools = [mock_pool(pool, replicas=1, slots=SLOTS, rate=RATE, env=environment) for pool in shape.pools]
+    system = System(
+        folder / "system",
+        pools=pools,
+        gateways=shape.gateways,
+        schedulers=shape.schedulers,
+        nodes=shape.nodes,
+        settings=SETTINGS,
+    )
+    links = {name: Link(free_port(), system.nats.port) for name in shape.linked}
+    for name, link in links.items():
+        system.processes[name].environment["NATS_URL"] = link.url
+    writer = Writer(folder / HISTORY)
+    wants_disk = any(fault.kind is FaultKind.DISK_FULL for fault in planned.faults)
+    with contextlib.closing(writer):
+        async with _links_up(links), _small_disk(system, wanted=wants_disk) as ballast, system:
+            settling = Settling(system)
+            await settling.start()
+            await system.bus.subscribe(subjects.ALL_RUNS_LIVE, _recorder(writer))
+            nemesis = Nemesis(system, links, ballast)
+            clients = Clients(system, writer, give_up_at=now() + planned.seconds + PATIENCE_S)
+            await asyncio.gather(nemesis.follow_plan(planned.faults), clients.follow_plan(planned.asks))
+            unsettled = nemesis.problems + await settling.wait()
+            after = await gather(system, unsettled)
+            made = FaultsMade(injected=tuple(nemesis.injected), problems=tuple(nemesis.problems))
+            (folder / FAULTS).write_bytes(msgspec.json.encode(made))
+            (folder / AFTER).write_bytes(msgspec.json.encode(after))
+
+
+def _recorder(writer: Writer):  # type: ignore[no-untyped-def]
+    def seen(message: Message) -> None:
+        run = RUN_DECODER.decode(message.data)
+        writer.write(RunSeen(at=now(), task=run.task_id, seq=message.seq, state=str(run.state), attempt=run.attempt))
+
+    return seen
+
+
+@contextlib.asynccontextmanager
+async def _links_up(links: dict[str, Link]) -> AsyncIterator[None]:
+    for link in links.values():
+        await link.start()
+    try:
+        yield
+    finally:
+        for link in links.values():
+            await link.close()
+
+
+@contextlib.asynccontextmanager
+async def _small_disk(system: System, *, wanted: bool) -> AsyncIterator[Path | None]:
+    """A small memory disk under the bus's store, where this process may mount one; yields the file that can fill it."""
+    store = system.nats.config.store_dir
+    if not wanted or not await asyncio.to_thread(_mount, store):
+        yield None
+        return
+    try:
+        yield store / "ballast"
+    finally:
+        await asyncio.to_thread(subprocess.run, ["umount", "-l", str(store)], check=True)
+
+
+def _mount(folder: Path) -> bool:
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False

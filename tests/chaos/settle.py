@@ -1,0 +1,119 @@
+"""Waits until a system has come to rest after its last fault, and names what has not.
+
+Each question is asked again until its answer is empty or its time is up; an answer that is left is a violation of its
+own (`unsettled`), whatever the tasks say.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import httpx
+import msgspec
+
+from llorch_shared import states, streams, subjects
+from llorch_shared.bus.port import BusError
+from llorch_shared.wire.registry import LEASE_DECODER, LOAD_DECODER, REPLICA_DECODER, PoolLoad
+from llorch_shared.wire.run import RUN_DECODER
+from llorch_shared.wire.task import Priority
+from support.client import Refusal
+from support.system import System
+
+POLL_S: Final = 0.1
+LOAD_OLD_S: Final = 3.0
+Question = Callable[[], Awaitable[Any]]
+
+
+class Settling:
+    """Watches a system from the begin of a run; `wait` asks at its end."""
+
+    def __init__(self, system: System) -> None:
+        self._system: Final = system
+        self._loads: Final[dict[str, tuple[float, PoolLoad]]] = {}
+
+    async def start(self) -> None:
+        def told(message: Any) -> None:
+            self._loads[subjects.last_token(message.subject)] = (time.monotonic(), LOAD_DECODER.decode(message.data))
+
+        await self._system.bus.subscribe(subjects.ALL_LOADS, told)
+
+    async def wait(self) -> list[str]:
+        """What did not come to rest."""
+        questions: list[tuple[str, float, Question]] = [
+            ("processes that do not run", 1, self._dead),
+            ("messages in queues", 40, self._queued),
+            ("runs without an end", 40, self._unfinished),
+            ("replicas not ready and idle", 30, self._busy),
+            ("load reports of a pool at rest", 20, self._loaded),
+            ("shards without a scheduler", 15, self._unled),
+        ]
+        left = []
+        for what, limit_s, question in questions:
+            answer = await _until_empty(question, limit_s)
+            if answer:
+                left.append(f"{what}, {limit_s:g} s after the last: {answer}"[:1000])
+        return left
+
+    async def _dead(self) -> list[str]:
+        processes = self._system.processes.values()
+        return [f"{process.name}: {process.exit_code}" for process in processes if not process.running]
+
+    async def _queued(self) -> dict[str, int]:
+        names = [
+            streams.admission_stream(pool.id, priority) for pool in self._system.pools for priority in Priority
+        ] + [streams.PLC]
+        counts = {name: (await self._system.bus.stream_state(name)).messages for name in names}
+        return {name: count for name, count in counts.items() if count}
+
+    async def _unfinished(self) -> list[str]:
+        found = await self._system.bus.snapshot(streams.RUN, subjects.ALL_RUNS)
+        runs = [RUN_DECODER.decode(message.data) for message in found]
+        return [f"{run.task_id} {run.state}" for run in runs if run.state not in states.FINAL]
+
+    async def _busy(self) -> list[str]:
+        found = await self._system.bus.snapshot(streams.REG, subjects.registry("replica.>"))
+        replicas = [REPLICA_DECODER.decode(message.data) for message in found if not message.deleted]
+        wanted = sum(pool.replicas for pool in self._system.pools) * len(self._nodes)
+        bad = [
+            f"{replica.replica_id} {replica.state} holds {list(replica.active)}"
+            for replica in replicas
+            if replica.active or replica.state != "ready"
+        ]
+        return bad if len(replicas) == wanted else [*bad, f"{len(replicas)} replicas instead of {wanted}"]
+
+    async def _loaded(self) -> dict[str, Any]:
+        bad: dict[str, Any] = {}
+        for pool in self._system.pools:
+            at, load = self._loads.get(pool.id, (0.0, None))
+            slots = pool.slots * pool.replicas * len(self._nodes)
+            if load is None or time.monotonic() - at > LOAD_OLD_S:
+                bad[pool.id] = f"nothing told for {LOAD_OLD_S:g} s"
+            elif any(load.queued.values()) or load.running or (load.slots_free, load.slots_total) != (slots, slots):
+                bad[pool.id] = msgspec.to_builtins(load)
+        return bad
+
+    async def _unled(self) -> list[str]:
+        left = []
+        for pool in self._system.pools:
+            key = subjects.registry(subjects.lease_key(subjects.shard_of(pool.id)))
+            message = await self._system.bus.last(streams.REG, key)
+            if message is None or message.deleted or not LEASE_DECODER.decode(message.data).holder:
+                left.append(pool.id)
+        return left
+
+    @property
+    def _nodes(self) -> list[str]:
+        return [name for name in self._system.processes if name.startswith("poold-")]
+
+
+async def _until_empty(question: Question, limit_s: float) -> Any:
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            answer = await question()
+        except (BusError, httpx.HTTPError, Refusal) as error:
+            answer = repr(error)
+        if not answer or time.monotonic() > deadline:
+            return answer
+        await asyncio.sleep(POLL_S)
