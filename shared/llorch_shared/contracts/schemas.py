@@ -107,10 +107,13 @@ def _describe(schema: Schema, kind: Any) -> Schema:
 
 @functools.cache
 def _field_notes(kind: type) -> dict[str, str]:
-    """The string under each field in the class body."""
+    """The string under each field in the body of the class, or of one it inherits from."""
+    notes: dict[str, str] = {}
+    for parent in reversed(kind.__bases__):
+        if issubclass(parent, msgspec.Struct) and parent is not msgspec.Struct:
+            notes |= _field_notes(parent)
     classes = ast.parse(inspect.getsource(sys.modules[kind.__module__])).body
     body = next((node.body for node in classes if isinstance(node, ast.ClassDef) and node.name == kind.__name__), [])
-    notes: dict[str, str] = {}
     for node, after in itertools.pairwise(body):
         if (
             isinstance(node, ast.AnnAssign)

@@ -121,6 +121,7 @@ class CanarySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A second replica set that takes a part of the tasks (ORCH-3033). Without it every task goes to the stable set."""
 
     engine_version: Annotated[str, Meta(min_length=1, max_length=256)]
+    """Replicas of exactly this version are the second set."""
     percent: Annotated[float, Meta(ge=0, le=100)] = 0
     """Part of the sessions, chosen by a hash, so that one session stays on one side."""
     labels: tuple[Name, ...] = ()
