@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from llorch_scheduler.admissions import Admissions, Queue
+from llorch_scheduler.admissions import Admissions
 from llorch_scheduler.audit_repair import repair_audit
 from llorch_scheduler.change_repair import repair_changes
 from llorch_scheduler.core.events import (
@@ -35,11 +35,11 @@ from llorch_scheduler.lease import Lease, Term
 from llorch_scheduler.locate import Locator
 from llorch_scheduler.narration import Narration
 from llorch_scheduler.performer import WORKERS, Auditor, Performer
+from llorch_scheduler.pool_queues import PoolQueues
 from llorch_scheduler.rebuild import Floor, read_cancels, read_floor, read_runs
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message, Responder, Subscription, Unanswered
 from llorch_shared.live_table import LiveTable
-from llorch_shared.pool_policy import CLASSES
 from llorch_shared.wire.registry import APPOINTMENT_REQUEST_DECODER, REPLICA_DECODER, ReplicaRecord
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
@@ -52,7 +52,6 @@ HAND_OVER_S: Final = 2.0
 """How long what is under way may take when a shard is given back in order. Its taker repairs what is not done then."""
 EVENTS_PER_TURN: Final = 256
 """Events decided before other tasks of the process get their turn."""
-ENSURE_RETRY_S: Final = 0.5
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -87,15 +86,13 @@ class TermLoop:
         self._registry: Final = registry
         self._specs: Final = specs
         self._narration: Final = narration
-        self._stream_replicas: Final = stream_replicas
         self.core: Final = SchedulerCore(actor=actor, limits=limits)
         self._inbox: Final = Inbox()
         self._admissions: Final = Admissions(bus, put=self._put, now_ms=now_ms, going=lambda: term.active)
         self._performer: Final = Performer(
             bus, term, self._admissions, audit, narration, actor=actor, emit=self._offer, now_ms=now_ms
         )
-        self._ensured: Final[dict[str, streams.Topology]] = {}
-        """The queues this term has made."""
+        self._pool_queues: Final = PoolQueues(bus, term, self._admissions, stream_replicas=stream_replicas)
         self._audit: Final = audit
         self._actor: Final = actor
         self._rebuilt_seq = 0
@@ -155,6 +152,10 @@ class TermLoop:
         self._offer(PoolChanged(at_ms=now_ms(), spec=spec, seq=seq))
         self._follow_pool(spec.id, spec)
 
+    def _follow_pool(self, pool_id: str, spec: PoolSpec | None) -> None:
+        if self._tasks is not None and self.term.active:
+            self._pool_queues.follow(self._tasks, pool_id, spec)
+
     # the term
 
     async def run(self) -> None:
@@ -173,8 +174,7 @@ class TermLoop:
             pass
         finally:
             self._narration.term_ended(self.term.epoch, self.term.reason, asked=self.handed_over)
-            for topology in self._ensured.values():
-                await self._bus.forget(topology)
+            await self._pool_queues.forget()
 
     async def hand_over(self, reason: str) -> None:
         """End the term in order: decide nothing more, finish what is under way."""
@@ -319,47 +319,6 @@ class TermLoop:
         if not self.term.active:
             raise Unanswered(f"this scheduler no longer decides: {self.term.reason}")
         return _encode(self.core.appoint(APPOINTMENT_REQUEST_DECODER.decode(message.data), now_ms())), {}
-
-    # queues
-
-    def _follow_pool(self, pool_id: str, spec: PoolSpec | None) -> None:
-        """Pull the queues of a pool from now on; a changed specification changes the guards and the capacity."""
-        if self._tasks is None or not self.term.active:
-            return
-        added: list[Queue] = []
-        for priority in CLASSES:
-            stream = streams.admission_stream(pool_id, priority)
-            queue = self._admissions.queues.get(stream)
-            if queue is None:
-                queue = self._admissions.queues[stream] = Queue(spec, pool_id, priority)
-                added.append(queue)
-            queue.pool = spec
-        self._tasks.create_task(self._pull(self._tasks, pool_id, spec, added), name=f"queues of {pool_id}")
-
-    async def _pull(self, tasks: asyncio.TaskGroup, pool_id: str, spec: PoolSpec | None, added: list[Queue]) -> None:
-        await self._ensure(pool_id, spec)
-        for queue in added if self.term.active else ():
-            tasks.create_task(self._admissions.pull(queue), name=f"pull {queue.stream}")
-
-    async def _ensure(self, pool_id: str, spec: PoolSpec | None) -> None:
-        """The streams and durables of a wanted pool; a removed one's are left as they are."""
-        before = self._ensured.get(pool_id)
-        wanted = streams.admission(spec, replicas=self._stream_replicas) if spec is not None else None
-        if before == wanted:
-            return
-        if before is not None:
-            await self._bus.forget(before)
-            self._ensured.pop(pool_id, None)
-        if wanted is None:
-            return
-        while self.term.active:
-            try:
-                await self._bus.ensure(wanted)
-                self._ensured[pool_id] = wanted
-                return
-            except BusError as error:
-                log.warning("the queues of pool %s cannot be made, trying again: %s", pool_id, error)
-            await asyncio.sleep(ENSURE_RETRY_S)
 
 
 def _pool_of(key: str) -> str:
