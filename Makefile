@@ -6,11 +6,14 @@ PY     := $(BIN)/python
 READY  := $(VENV)/.installed
 UV     ?= uv
 ARGS   ?=
+SEED    ?= 1
+SECONDS ?= 60
+FAULTS  ?= all
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check contracts bench lock clean
+.PHONY: help demo up test check contracts bench chaos chaos-long lock clean
 
 # $(call step,title,command): one line with its time; what the command said only when it failed.
 define step
@@ -21,7 +24,7 @@ endef
 
 help: ## list what can be done
 	@printf 'llama-orch: make TARGET [ARGS="…"]\n\n'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  %-11s%s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  %-11s%s\n' "$$name" "$$what"; done
 
 demo: $(READY) ## the whole system on this machine: real engine, real model, three tasks, then stop
 	@$(BIN)/orchctl demo $(ARGS)
@@ -44,6 +47,12 @@ contracts: $(READY) ## write contracts/ from the wire types
 
 bench: $(READY) ## measure admission and relay with the mock engine; JSON and a table
 	@PYTHONPATH=tests $(PY) -m bench $(ARGS)
+
+chaos: $(READY) ## break a real system on purpose and judge what its clients saw: SEED= SECONDS= FAULTS=kill,cut,…
+	@PYTHONPATH=tests $(PY) -m chaos --seed $(SEED) --seconds $(SECONDS) --faults $(FAULTS) $(ARGS)
+
+chaos-long: $(READY) ## the same for 20 minutes
+	@PYTHONPATH=tests $(PY) -m chaos --seed $(SEED) --seconds 1200 --faults $(FAULTS) $(ARGS)
 
 lock: ## pin every dependency by hash in requirements.lock (needs uv)
 	@command -v $(UV) >/dev/null || { echo 'make lock needs uv: pip install uv, or make lock UV=/path/to/uv' >&2; exit 1; }

@@ -87,6 +87,12 @@ def may_be_refused(story: Story, asked: Asked) -> bool:
     return not told or asked.at < min(told)
 
 
+def may_count_fewer_than_was_seen(story: Story, after: After) -> bool:
+    """A scheduler that ends the task of a lost node counts what the token log holds. Of a log that was lost with the
+    server's memory it counts nothing, although readers had tokens."""
+    return story.run is not None and not story.run.incarnation and may_be_missing_from_the_log(story, after)
+
+
 def may_show_fewer_than_its_end_counts(story: Story) -> bool:
     """A cancelled stream: gateways hold tokens back from the wish on, and discard them at the end."""
     return story.run is not None and story.run.finish_reason == "cancelled"

@@ -23,6 +23,7 @@ from llorch_shared.wire.registry import LeaseRecord
 from support.system import System
 
 STOP_S: Final = 15.0
+FILL_TRIES: Final = 100
 THIEF: Final = "thief"
 THEFT_TTL_S: Final = 2.0
 """What a stranger wrote goes away as any lease that nobody renews."""
@@ -52,6 +53,8 @@ class Nemesis:
         self.injected: Final[list[Injected]] = []
         self.problems: Final[list[str]] = []
         """What a victim did that no fault explains."""
+        self._victims: Final[dict[str, asyncio.Lock]] = {}
+        """A victim that takes long to stop or start again has its next fault when it has."""
         self._deeds: Final[dict[FaultKind, Callable[[Fault], Awaitable[None]]]] = {
             FaultKind.KILL: self._kill,
             FaultKind.TERM: self._term,
@@ -77,12 +80,13 @@ class Nemesis:
 
     async def _do(self, fault: Fault, at: float) -> None:
         await asyncio.sleep(at - time.time())
-        began, skipped = time.time(), ""
-        try:
-            await self._deeds[fault.kind](fault)
-        except Skipped as why:
-            skipped = str(why)
-        self.injected.append(Injected(fault=fault, began=began, over=time.time(), skipped=skipped))
+        async with self._victims.setdefault(fault.target, asyncio.Lock()):
+            began, skipped = time.time(), ""
+            try:
+                await self._deeds[fault.kind](fault)
+            except Skipped as why:
+                skipped = str(why)
+            self.injected.append(Injected(fault=fault, began=began, over=time.time(), skipped=skipped))
 
     async def _kill(self, fault: Fault) -> None:
         self._must_run(fault.target)
@@ -168,13 +172,15 @@ class Nemesis:
 
 
 def _fill(path: Path) -> None:
-    """Until nothing more fits."""
-    block = bytes(1024 * 1024)
+    """Until nothing more fits, although the server writes meanwhile."""
     with path.open("wb", buffering=0) as file:
-        for size in (len(block), 4096, 1):
+        for _ in range(FILL_TRIES):
+            disk = os.statvfs(path)
+            if not disk.f_bavail:
+                return
             try:
-                while file.write(block[:size]) == size:
-                    pass
+                os.posix_fallocate(file.fileno(), file.tell(), disk.f_bavail * disk.f_frsize)
+                file.seek(0, os.SEEK_END)
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise

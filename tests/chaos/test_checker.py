@@ -283,6 +283,16 @@ def test_a_task_that_was_cancelled_before_an_engine_began_is_no_start() -> None:
     assert check(world.evidence()) == []
 
 
+def test_the_end_of_a_lost_nodes_task_may_count_only_what_a_restarted_server_holds() -> None:
+    world = World()
+    world.cancelled()
+    world.entries[TOKENS_AT] = world.tokens(0, 1, 2, 3, at=1.2)
+    world.after["tokens_since"] = T0 + 1.3
+    assert check(world.evidence()) == []
+    world.change_run(incarnation="the node's own end")
+    assert [violation.kind for violation in check(world.evidence())] == [Kind.EXTRA]
+
+
 def test_two_gateways_at_once_may_answer_one_task_differently() -> None:
     world = World()
     world.entries.append(Asked(at=T0 + 0.05, op=9, task=TASK, what=Op.SUBMIT, via="gateway-2"))
