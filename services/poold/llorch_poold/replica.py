@@ -1,4 +1,4 @@
-"""One replica: carries out the steps of `core.replica`, and holds the tasks of its engine's present life.
+"""One replica: carries out the steps of `core.replica`, from an engine's provisioning to its end.
 
 Each step ends with one event; the core says what comes next. A new incarnation begins the moment an engine is found
 broken, so that nobody believes its tasks are still held (ARCHITECTURE, invariant 7).
@@ -15,12 +15,11 @@ from typing import Any, Final
 import msgspec
 
 from llorch_poold.adapters.launch import Unlaunchable, plan_launch
-from llorch_poold.adapters.port import EngineBroke, EngineFailure, Generation, GenerationCall
+from llorch_poold.adapters.port import EngineBroke, EngineFailure
 from llorch_poold.core.devices import compute_capability
 from llorch_poold.core.pace import Pace
 from llorch_poold.core.reconcile import Desired
 from llorch_poold.core.replica import Happened, ReplicaCore, RestartPolicy, Step
-from llorch_poold.core.task import Phase
 from llorch_poold.engine_life import EngineLife
 from llorch_poold.gpu.probe import GpuReport
 from llorch_poold.intake import Intake
@@ -28,14 +27,14 @@ from llorch_poold.node_context import INTERRUPTIBLE_DECODE, NodeContext, Replica
 from llorch_poold.preparation import Prepared, facts_of, prepare
 from llorch_poold.process import EngineProcesses, NoPort
 from llorch_poold.provisioning import NotProvisioned, Provisioning
+from llorch_poold.slots import Slots
 from llorch_poold.task_run import TaskRun
-from llorch_shared.bus.port import BusError, Delivery
+from llorch_shared.bus.port import BusError
 from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
 from llorch_shared.settings import PooldSettings
 from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
-from llorch_shared.wire.run import Placement
-from llorch_shared.wire.spec import PoolSpec, TimeoutSpec
+from llorch_shared.wire.spec import PoolSpec
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +68,9 @@ class Replica:
         self._life: EngineLife | None = None
         self._facts: ReplicaFacts | None = None
         self._pace: Final = Pace()
-        self._intake: Intake | None = None
         self._progress = ""
         self.incarnation = secrets.token_hex(8)
-        self.runs: dict[int, TaskRun] = {}
-        self._work: dict[asyncio.Task[None], TaskRun] = {}
-        self._slot_freed: Final = asyncio.Event()
+        self._slots: Final = Slots(node, timeouts=lambda: self.spec.timeouts, dropped=self._tell)
 
     @property
     def replica_id(self) -> str:
@@ -88,6 +84,11 @@ class Replica:
     def state(self) -> ReplicaState:
         return self._core.state
 
+    @property
+    def runs(self) -> Mapping[int, TaskRun]:
+        """By slot."""
+        return self._slots.runs
+
     def adopt(self, desired: Desired) -> None:
         """Another policy or other limits; tasks that run keep theirs."""
         self.desired = desired
@@ -95,6 +96,7 @@ class Replica:
     def drain(self, reason: str) -> None:
         """Finish what runs, take no more, then stop the engine. Safe to call twice."""
         self._drain.wish(reason)
+        self._slots.close()
 
     async def run(self) -> None:
         step = self._core.step
@@ -244,18 +246,21 @@ class Replica:
     async def _serve(self) -> tuple[Happened, str]:
         life = self._life
         assert life is not None
+        assert self._facts is not None
+        self._slots.open(life, self._facts)
         self._node.outlet.add_reader(life.adapter.pause)
         reason: list[str] = []
 
         async def watch() -> None:
             reason.append(await life.until_broken())
 
-        intake = self._intake = Intake(self._node.bus, self.spec.id, self.replica_id, self)
+        intake = Intake(self._node.bus, self.spec.id, self.replica_id, self._slots)
         try:
             await first_of(watch(), intake.run(), self._scrape_now_and_then(life))
         finally:
             self._node.outlet.remove_reader(life.adapter.pause)
             life.adapter.pause(False)
+            self._slots.close()
         return Happened.BROKE, reason[0] if reason else "the replica stopped serving"
 
     async def _scrape_now_and_then(self, life: EngineLife) -> None:
@@ -272,81 +277,19 @@ class Replica:
                         self._facts.metrics.gpu(gpu)
             await asyncio.sleep(SCRAPE_EVERY_S)
 
-    def free_slots(self) -> int:
-        if self._core.state is not ReplicaState.READY or self._life is None or self._drain:
-            return 0
-        return self._life.slots - len(self.runs)
-
-    async def wait_free_slot(self) -> None:
-        while self.free_slots() <= 0:
-            self._slot_freed.clear()
-            await self._slot_freed.wait()
-
-    def begin(self, placement: Placement, delivery: Delivery) -> None:
-        """Give a placed task a slot of its own. Only called while a slot is free."""
-        assert self._facts is not None
-        assert self._life is not None
-        slot = next(number for number in range(self._life.slots) if number not in self.runs)
-        run = TaskRun(self._node, self, self._facts, slot=slot, placement=placement, delivery=delivery)
-        self.runs[slot] = run
-        task = asyncio.create_task(self._hold(run), name=f"task {run.task_id}")
-        self._work[task] = run
-        task.add_done_callback(self._work.pop)
-
-    async def _hold(self, run: TaskRun) -> None:
-        try:
-            await run.run()
-        except Exception:
-            log.exception("task %s: the node failed to carry it", run.task_id)
-            self._kill("a task could not be carried to its end")
-        finally:
-            if self.runs.get(run.slot) is run:
-                del self.runs[run.slot]
-            self._slot_freed.set()
-            if run.phase is Phase.DROPPED:
-                self._changed(self)
-        await run.audit()
-
-    def submit(self, call: GenerationCall, run: TaskRun) -> Generation:
-        if self._life is None or not self._life.alive:
-            asyncio.get_running_loop().call_soon(run.on_failure, EngineBroke("the engine is gone"))
-            return _NoGeneration()
-        return self._life.submit(call, run)
-
-    async def free_slot(self, slot: int) -> None:
-        life = self._life
-        if life is not None:
-            await life.free_slot(slot, self._node.settings.slot_free_timeout_ms / 1000)
-
-    def timeouts(self) -> TimeoutSpec:
-        return self.spec.timeouts
-
-    def _kill(self, reason: str) -> None:
-        if self._life is not None:
-            self._life.kill(reason)
-
     async def _drain_now(self) -> None:
         """Wait for the tasks that run; at the deadline they are given back, for another replica to run again."""
-        if self._work:
-            await asyncio.wait(set(self._work), timeout=self._node.settings.drain_timeout_ms / 1000)
+        await self._slots.finished(self._node.settings.drain_timeout_ms / 1000)
         self.incarnation = secrets.token_hex(8)
 
     async def _bury(self, reason: str) -> None:
         """The present life is over: its tasks are lost, its process is ended."""
-        for run in list(self.runs.values()):
-            run.lose(reason)
+        self._slots.lose(reason)
         life, self._life = self._life, None
         self._facts = None
         if life is not None:
             await life.end()
-        if self._work:
-            _, left = await asyncio.wait(set(self._work), timeout=1.0)
-            for task in left if self._drain else ():
-                if self._work[task].phase in (Phase.STORING, Phase.ENDED):
-                    self._node.settling.add(task)
-                    task.add_done_callback(self._node.settling.discard)
-                else:
-                    task.cancel()
+        await self._slots.cleared(for_good=bool(self._drain))
         self._tell()
 
     def _moved(self, before: ReplicaState, reason: str) -> None:
@@ -368,7 +311,6 @@ class Replica:
             device_mask=self.desired.device.label,
             **self._ids(),
         )
-        self._slot_freed.set()
         self._tell()
 
     def _say(self, progress: str) -> None:
@@ -381,11 +323,6 @@ class Replica:
 
     def _ids(self) -> dict[str, Any]:
         return {"pool_id": self.spec.id, "replica_id": self.replica_id, "engine": self.spec.engine}
-
-
-class _NoGeneration:
-    def abort(self) -> None:
-        """There is no call to close."""
 
 
 def _policy(settings: PooldSettings) -> RestartPolicy:

@@ -1,0 +1,128 @@
+"""The slots of one replica's engine and the tasks in them: each placed task gets one of its own (ARCHITECTURE,
+invariant 6) and keeps it until the engine says that it is free.
+
+Not here: when an engine starts, ends or is ready. Tasks of an engine that broke are lost and say nothing more.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from llorch_poold.adapters.port import EngineBroke, Generation, GenerationCall
+from llorch_poold.core.task import Phase
+from llorch_poold.engine_life import EngineLife
+from llorch_poold.node_context import NodeContext, ReplicaFacts
+from llorch_poold.task_run import TaskRun
+from llorch_shared.bus.port import Delivery
+from llorch_shared.wire.run import Placement
+from llorch_shared.wire.spec import TimeoutSpec
+
+log = logging.getLogger(__name__)
+
+LOST_S: Final = 1.0
+"""How long the tasks of a broken engine may take to see it."""
+
+
+class Slots:
+    """`timeouts` are those of the present specification. `dropped` is called when a task that was placed here turns out
+    to be somebody else's."""
+
+    def __init__(self, node: NodeContext, *, timeouts: Callable[[], TimeoutSpec], dropped: Callable[[], None]) -> None:
+        self._node: Final = node
+        self.timeouts: Final = timeouts
+        self._dropped: Final = dropped
+        self._life: EngineLife | None = None
+        self._facts: ReplicaFacts | None = None
+        self._open = False
+        self.runs: Final[dict[int, TaskRun]] = {}
+        self._work: Final[dict[asyncio.Task[None], TaskRun]] = {}
+        self._freed: Final = asyncio.Event()
+
+    def open(self, life: EngineLife, facts: ReplicaFacts) -> None:
+        self._life, self._facts, self._open = life, facts, True
+        self._freed.set()
+
+    def close(self) -> None:
+        """Take no more; what runs goes on."""
+        self._open = False
+
+    def free_slots(self) -> int:
+        if not self._open or self._life is None:
+            return 0
+        return self._life.slots - len(self.runs)
+
+    async def wait_free_slot(self) -> None:
+        while self.free_slots() <= 0:
+            self._freed.clear()
+            await self._freed.wait()
+
+    def begin(self, placement: Placement, delivery: Delivery) -> None:
+        """Give a placed task a slot of its own. Only called while a slot is free."""
+        assert self._facts is not None
+        assert self._life is not None
+        slot = next(number for number in range(self._life.slots) if number not in self.runs)
+        run = TaskRun(self._node, self, self._facts, slot=slot, placement=placement, delivery=delivery)
+        self.runs[slot] = run
+        task = asyncio.create_task(self._hold(run), name=f"task {run.task_id}")
+        self._work[task] = run
+        task.add_done_callback(self._work.pop)
+
+    async def _hold(self, run: TaskRun) -> None:
+        try:
+            await run.run()
+        except Exception:
+            log.exception("task %s: the node failed to carry it", run.task_id)
+            if self._life is not None:
+                self._life.kill("a task could not be carried to its end")
+        finally:
+            if self.runs.get(run.slot) is run:
+                del self.runs[run.slot]
+            self._freed.set()
+            if run.phase is Phase.DROPPED:
+                self._dropped()
+        await run.audit()
+
+    # what tasks ask of their engine
+
+    def submit(self, call: GenerationCall, run: TaskRun) -> Generation:
+        if self._life is None or not self._life.alive:
+            asyncio.get_running_loop().call_soon(run.on_failure, EngineBroke("the engine is gone"))
+            return _NoGeneration()
+        return self._life.submit(call, run)
+
+    async def free_slot(self, slot: int) -> None:
+        if self._life is not None:
+            await self._life.free_slot(slot, self._node.settings.slot_free_timeout_ms / 1000)
+
+    # the end
+
+    async def finished(self, timeout_s: float) -> None:
+        """Wait for the tasks that run, at most so long."""
+        if self._work:
+            await asyncio.wait(set(self._work), timeout=timeout_s)
+
+    def lose(self, reason: str) -> None:
+        """The engine is gone, and the tasks with it."""
+        self.close()
+        for run in list(self.runs.values()):
+            run.lose(reason)
+        self._life = self._facts = None
+
+    async def cleared(self, *, for_good: bool) -> None:
+        """Wait until the lost tasks have seen it. For good: what is left is handed to the node if its end is being
+        stored or told, else ended."""
+        if not self._work:
+            return
+        _, left = await asyncio.wait(set(self._work), timeout=LOST_S)
+        for task in left if for_good else ():
+            if self._work[task].phase in (Phase.STORING, Phase.ENDED):
+                self._node.settling.add(task)
+                task.add_done_callback(self._node.settling.discard)
+            else:
+                task.cancel()
+
+
+class _NoGeneration:
+    def abort(self) -> None:
+        """There is no call to close."""
