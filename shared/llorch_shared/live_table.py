@@ -2,13 +2,22 @@
 
 Subscribed first, read second; of two versions of a key the higher sequence wins, so the order of arrival does not
 matter. After a reconnect the snapshot is read again. Cost: O(keys) per snapshot, O(1) per change.
+
+A value that a newer release wrote is passed over. In the registry its key then counts as absent, for what is told of an
+earlier moment is no longer so; but somebody is there (`is_newer`), which whoever would take the key must ask. What was
+wanted before goes on being wanted: nobody stops engines because a specification cannot be read.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal
 
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message, Subscription
+from llorch_shared.metrics import Metrics
+from llorch_shared.wire.version import Kind, is_newer
+
+log = logging.getLogger(__name__)
 
 Changed = Callable[[str, bytes | None], None]
 """(key, value), value None when the key expired or was deleted. Runs in the bus reader: must not block."""
@@ -17,9 +26,13 @@ Changed = Callable[[str, bytes | None], None]
 class LiveTable:
     """`REG` or `SPEC` as a dict of raw values, following the server."""
 
-    def __init__(self, bus: Bus, *, bucket: Literal["REG", "SPEC"], changed: Changed) -> None:
+    def __init__(
+        self, bus: Bus, *, bucket: Literal["REG", "SPEC"], changed: Changed, metrics: Metrics | None = None
+    ) -> None:
         self._bus: Final = bus
         of_registry = bucket == "REG"
+        self._kind: Final = Kind.REGISTRY if of_registry else Kind.SPEC
+        self._ignored: Final = metrics.counter("messages_ignored_total").labels(self._kind) if metrics else None
         self._stream: Final = streams.REG if of_registry else streams.SPEC
         self._filter: Final = subjects.registry(">") if of_registry else subjects.spec(">")
         self._live: Final = subjects.ALL_REGISTRY_LIVE if of_registry else subjects.ALL_SPEC_LIVE
@@ -27,6 +40,7 @@ class LiveTable:
         self._changed: Final = changed
         self._values: dict[str, bytes] = {}
         self._seqs: dict[str, int] = {}
+        self._newer: set[str] = set()
         self._subscription: Subscription | None = None
 
     @property
@@ -41,6 +55,10 @@ class LiveTable:
     def seq(self, key: str) -> int:
         """Sequence of the newest version seen, markers included; what a compare-and-set expects. 0 if never seen."""
         return self._seqs.get(key, 0)
+
+    def is_newer(self, key: str) -> bool:
+        """Whether its present value was written by a newer release."""
+        return key in self._newer
 
     async def start(self) -> None:
         self._subscription = await self._bus.subscribe(self._live, self._apply)
@@ -63,12 +81,25 @@ class LiveTable:
         if message.seq <= self._seqs.get(key, 0):
             return
         self._seqs[key] = message.seq
-        if message.deleted:
+        newer = self._is_newer(key, message)
+        if message.deleted or (newer and self._kind is Kind.REGISTRY):
             if self._values.pop(key, None) is not None:
                 self._changed(key, None)
-            return
-        self._values[key] = message.data
-        self._changed(key, message.data)
+        elif not newer:
+            self._values[key] = message.data
+            self._changed(key, message.data)
+
+    def _is_newer(self, key: str, message: Message) -> bool:
+        """Said once per key, not at each renewal."""
+        if message.deleted or not is_newer(self._kind, message.headers):
+            self._newer.discard(key)
+            return False
+        if self._ignored is not None:
+            self._ignored.inc()
+        if key not in self._newer:
+            log.warning("%s is passed over: a newer release wrote it", key)
+        self._newer.add(key)
+        return True
 
     async def close(self) -> None:
         if self._subscription is not None:

@@ -69,6 +69,12 @@ METRICS: Final[dict[str, MetricSpec]] = {
     "bus_connected": MetricSpec("gauge", "1 while the bus connection stands"),
     "bus_errors_total": MetricSpec("counter", "Errors the bus connection reported", ("kind",)),
     "scheduler_active": MetricSpec("gauge", "Shards whose pools this scheduler decides for"),
+    "dead_letters_total": MetricSpec(
+        "counter", "Messages of a queue that were set aside because they cannot be worked on", ("kind", "reason")
+    ),
+    "messages_ignored_total": MetricSpec(
+        "counter", "Stored state that was passed over because a newer release wrote it", ("kind",)
+    ),
     "replica_restarts_total": MetricSpec("counter", "Engine processes started again", ("pool_id",)),
     "cancel_latency_ms": MetricSpec("histogram", "Cancel wish to free slot", (), _ADMISSION_MS),
 }

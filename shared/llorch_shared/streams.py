@@ -21,6 +21,7 @@ RUN: Final = "RUN"
 PLC: Final = "PLC"
 TOK: Final = "TOK"
 AUD: Final = "AUD"
+DEAD: Final = "DEAD"
 REG: Final = "KV_REG"
 SPEC: Final = "KV_SPEC"
 
@@ -30,6 +31,8 @@ PLACEMENT_TTL_S: Final = 3600
 REGISTRY_TTL_S: Final = 3
 REGISTRY_RENEW_S: Final = 1.0
 DEDUPE_WINDOW_S: Final = 600
+DEAD_DEDUPE_WINDOW_S: Final = 24 * 3600
+"""Letters are few, and whoever repeats one may be a scheduler that was away for a night."""
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +123,17 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
             deny_delete=True,
             deny_purge=True,
             allow_atomic=True,
+            allow_direct=True,
+        ),
+        _stream(
+            DEAD,
+            [subjects.ALL_DEAD_LETTERS],
+            retention="limits",
+            storage="file",
+            discard="old",
+            max_age=14 * 24 * 3600 * _SECOND,
+            max_bytes=256 * _MIB,
+            duplicate_window=DEAD_DEDUPE_WINDOW_S * _SECOND,
             allow_direct=True,
         ),
         _bucket("REG", history=1, max_bytes=64 * _MIB, live=subjects.ALL_REGISTRY_LIVE),

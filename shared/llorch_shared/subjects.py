@@ -20,6 +20,7 @@ CANCEL_SIGNAL: Final = "llorch.can.{task}"
 PLACEMENT: Final = "llorch.plc.{pool}.{replica}"
 TOKENS: Final = "llorch.tok.{lane}.{task}"
 AUDIT: Final = "llorch.aud.{event}.{task}"
+DEAD_LETTER: Final = "llorch.dead.{what}.{pool}"
 READERS: Final = "llorch.rdr.ask.{task}"
 READERS_ANSWER: Final = "llorch.rdr.yes.{lane}.{task}"
 REGISTRY: Final = "$KV.REG.{key}"
@@ -47,6 +48,7 @@ ALL_RUNS_REPUBLISHED: Final = "llorch.live.run.{{wildcard(1)}}"
 ALL_PLACEMENTS: Final = "llorch.plc.*.*"
 ALL_TOKENS: Final = "llorch.tok.*.*"
 ALL_AUDITS: Final = "llorch.aud.*.*"
+ALL_DEAD_LETTERS: Final = "llorch.dead.*.*"
 ALL_API: Final = "llorch.api.>"
 ALL_CANCELS: Final = "llorch.cxl.*"
 ALL_CANCEL_SIGNALS: Final = "llorch.can.*"
@@ -120,6 +122,10 @@ def audit(event: str, task: str) -> str:
 
 def audits_of_task(task: str) -> str:
     return f"llorch.aud.*.{token(task)}"
+
+
+def dead_letter(what: str, pool: str) -> str:
+    return f"llorch.dead.{token(what)}.{token(pool)}"
 
 
 def node_key(node: str) -> str:
@@ -311,6 +317,14 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         consumers=("auditor",),
         delivery=Delivery.STORED,
         payload="AuditRecord",
+    ),
+    Subject(
+        pattern=DEAD_LETTER,
+        title="A message of a queue that cannot be worked on, as it was; `orchctl dead` lists, replays and drops them",
+        publishers=("scheduler", "poold"),
+        consumers=("orchctl",),
+        delivery=Delivery.STORED,
+        payload="application/octet-stream",
     ),
     Subject(
         pattern=REGISTRY,

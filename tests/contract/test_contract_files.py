@@ -215,7 +215,7 @@ def test_every_subject_constant_has_a_row() -> None:
 
 
 def test_every_payload_on_the_bus_is_a_wire_type() -> None:
-    known = set(schemas.wire_types()) | {asyncapi.FRAMES, "text/plain"}
+    known = set(schemas.wire_types()) | {asyncapi.FRAMES, "text/plain", "application/octet-stream"}
     for subject in subjects.SUBJECTS:
         names = asyncapi.payload_names(subject.payload)
         names += asyncapi.payload_names(subject.reply) if subject.reply else []

@@ -14,6 +14,7 @@ from llorch_shared.bus.port import Message
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.run import CANCEL_DECODER, Located, TaskView
 from llorch_shared.wire.task import Priority, TaskRef, TaskState
+from llorch_shared.wire.version import VERSION_HEADER
 from support.gateways import STARTED, Cluster, Door, end, pool_spec, replica, run_record, settle, tokens
 
 
@@ -42,6 +43,18 @@ async def test_a_placed_task_is_told_from_its_record(cluster: Cluster, door: Doo
         "p1-node-0",
         None,
     )
+
+
+async def test_a_record_that_a_newer_release_wrote_is_not_half_understood(cluster: Cluster, door: Door) -> None:
+    task = await door.submit()
+    reading = door.stream(task)
+    await reading.until(lambda seen: bool(seen.body))
+    await cluster.bus.store(subjects.run(task), b"a record of tomorrow", headers={VERSION_HEADER: "2"})
+    reply = await door.get(f"/v1/tasks/{task}")
+    assert (reply.status, reply.error.code, reply.error.retriable) == (503, ErrorCode.POOL_UNAVAILABLE, True)
+    assert "newer release" in reply.error.message
+    await cluster.publish(door.lane, task, STARTED, tokens(0, 4), end(5))
+    assert (await reading.end()).events[-1].event == "end", "its frames are read all the same"
 
 
 async def test_an_unknown_task_is_not_found_and_a_bad_id_is_refused(door: Door) -> None:

@@ -10,6 +10,7 @@ from llorch_scheduler.admissions import Admissions, Queue
 from llorch_scheduler.core.events import BacklogRead, Event, TaskArrived
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Consumer, Delivery
+from llorch_shared.dead_letters import DeadLetters
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.task import Priority
 from scheduler.world import pool_spec, request
@@ -68,7 +69,9 @@ async def pulled(bus: Bus, *, silent: int = 0) -> list[Event]:
         return SlowServer(await make(stream, durable), silent)
 
     bus.consumer = slow  # type: ignore[method-assign]
-    admissions = Admissions(bus, put=put, now_ms=lambda: 1, going=lambda: True)
+    admissions = Admissions(
+        bus, DeadLetters(bus, actor="scheduler/test"), put=put, now_ms=lambda: 1, going=lambda: True
+    )
     queue = admissions.queues[QUEUE] = Queue(pool_spec(), "p1", Priority.INTERACTIVE)
     pulling = asyncio.create_task(admissions.pull(queue))
     await eventually(lambda: bool(events) and isinstance(events[-1], BacklogRead), 5)

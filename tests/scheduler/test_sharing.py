@@ -17,6 +17,7 @@ from llorch_shared.wire.registry import (
 )
 from llorch_shared.wire.run import LOCATED_DECODER
 from llorch_shared.wire.task import Priority, TaskRef, TaskState
+from llorch_shared.wire.version import VERSION_HEADER
 from scheduler.world import Node, Process, Town, pool_spec, request, settings, town
 from support.bus_worlds import MemoryWorld, NatsWorld, World, becomes_true, eventually
 
@@ -234,3 +235,16 @@ async def test_the_floor_of_an_idle_shard_rises_with_the_runs_of_the_others(plac
 
     await becomes_true(floor_is_up)
     assert waiting in process.scheduler.terms[subjects.shard_of("p2")].core.jobs
+
+
+async def test_a_lease_of_a_newer_release_is_not_taken_while_it_is_renewed() -> None:
+    async with town(MemoryWorld()) as place:
+        bus, key = place.client.bus, subjects.registry(subjects.lease_key(subjects.shard_of("p1")))
+        newer = {VERSION_HEADER: "2"}
+        await bus.store(key, b"a lease of tomorrow", headers=newer, ttl_s=3)
+        process = await place.scheduler()
+        for _ in range(10):
+            await asyncio.sleep(0.1)
+            assert not process.active
+            await bus.store(key, b"a lease of tomorrow", headers=newer, ttl_s=1)
+        await eventually(lambda: process.active)

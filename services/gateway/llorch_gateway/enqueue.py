@@ -22,6 +22,7 @@ from llorch_shared.waiting import is_promised
 from llorch_shared.wire.registry import APPOINTMENT_DECODER, Appointment, AppointmentRequest
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskRequest
+from llorch_shared.wire.version import Kind, version_headers
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,11 @@ class Enqueue:
     async def _publish(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
         """Publish, however often it takes within the bound: the msg_id makes repeats one task."""
         subject = subjects.admission(pool.id, request.priority, call.tenant)
-        headers = {subjects.CORRELATION_HEADER: call.correlation_id, subjects.LANE_HEADER: self._lane}
+        headers = {
+            subjects.CORRELATION_HEADER: call.correlation_id,
+            subjects.LANE_HEADER: self._lane,
+            **version_headers(Kind.ADMISSION),
+        }
         payload = _encode(request)
         deadline = asyncio.get_running_loop().time() + PUBLISH_WITHIN_S
         pause, tries = PAUSE_FIRST_S, 0

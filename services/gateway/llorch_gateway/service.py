@@ -53,7 +53,7 @@ class Gateway:
         self._settings: Final = settings
         self._bus: Final = bus
         self.metrics: Final = metrics
-        self.snapshot: Final = Snapshot(bus)
+        self.snapshot: Final = Snapshot(bus, metrics)
         self.router: Final = Router(
             bus, buffer_bytes=wanted.sse_buffer_bytes, heartbeat_s=wanted.sse_heartbeat_ms / 1000, lane=lane
         )

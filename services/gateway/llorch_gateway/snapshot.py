@@ -9,6 +9,7 @@ import msgspec
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, Message, Subscription
 from llorch_shared.live_table import LiveTable
+from llorch_shared.metrics import Metrics
 from llorch_shared.wire.registry import LOAD_DECODER, REPLICA_DECODER, PoolLoad, ReplicaRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 
@@ -21,10 +22,10 @@ LOAD_STALE_S: Final = 5.0
 class Snapshot:
     """`pools`, `replicas` and `loads` are read by the admission path: they are kept decoded, and change at once."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, metrics: Metrics | None = None) -> None:
         self._bus: Final = bus
-        self._registry: Final = LiveTable(bus, bucket="REG", changed=self._registry_changed)
-        self._spec: Final = LiveTable(bus, bucket="SPEC", changed=self._spec_changed)
+        self._registry: Final = LiveTable(bus, bucket="REG", changed=self._registry_changed, metrics=metrics)
+        self._spec: Final = LiveTable(bus, bucket="SPEC", changed=self._spec_changed, metrics=metrics)
         self._records: dict[str, ReplicaRecord] = {}
         self._load_seen: dict[str, float] = {}
         self._subscription: Subscription | None = None

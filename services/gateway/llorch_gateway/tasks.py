@@ -21,8 +21,9 @@ from llorch_shared.errors import invalid, not_found
 from llorch_shared.identifiers import is_uuid
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
-from llorch_shared.wire.run import LOCATED_DECODER, RUN_DECODER, CancelRequest, Located, RunRecord, TaskView, WaitsFor
+from llorch_shared.wire.run import LOCATED_DECODER, CancelRequest, Located, RunRecord, TaskView, WaitsFor, decode_run
 from llorch_shared.wire.task import TaskRef, TaskState
+from llorch_shared.wire.version import NewerVersion
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class Tasks:
         self._admissions: Final = admissions
         self._cancel_wait_s: Final = cancel_wait_s
         self._latency: Final = metrics.histogram("cancel_latency_ms")
+        self._ignored: Final = metrics.counter("messages_ignored_total").labels("run")
 
     async def find(self, task: str) -> Found:
         """Raises OrchError 404 when nobody knows the task, 503 when those who would know do not answer; BusError."""
@@ -120,9 +122,16 @@ class Tasks:
         return LOCATED_DECODER.decode(answer.data)
 
     async def record(self, task: str) -> RunRecord | None:
-        """Raises BusError."""
+        """Raises BusError; OrchError 503 for what a newer release wrote: a gateway of that release can tell."""
         message = await self._bus.last(streams.RUN, subjects.run(task))
-        return None if message is None or message.deleted else RUN_DECODER.decode(message.data)
+        if message is None or message.deleted:
+            return None
+        try:
+            return decode_run(message.data, message.headers)
+        except NewerVersion as error:
+            self._ignored.inc()
+            log.info("%s #%d is passed over: %s", message.subject, message.seq, error)
+            raise unavailable("this task's record was written by a newer release; ask another gateway") from error
 
     async def get(self, task: str) -> TaskView:
         view = (await self.find(task)).view(task)

@@ -19,6 +19,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message, WrongSequence
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
+from llorch_shared.wire.version import Kind, version_headers
 
 TRIES_MAX: Final = 5
 ACTOR: Final = "orchctl"
@@ -120,7 +121,9 @@ async def remove(bus: Bus, pool_id: str) -> None:
 
 
 async def _write(bus: Bus, before: Revision, pool: PoolSpec, command: str) -> Changed:
-    written = await bus.store(_subject(pool.id), msgspec.json.encode(pool), expect_seq=before.seq)
+    written = await bus.store(
+        _subject(pool.id), msgspec.json.encode(pool), expect_seq=before.seq, headers=version_headers(Kind.SPEC)
+    )
     made = changes(before.pool, pool)
     await _audit(bus, pool.id, command, before.seq, [str(each) for each in made])
     return Changed(pool=pool, revision=written.seq, changes=made)
@@ -132,7 +135,7 @@ async def _audit(bus: Bus, pool_id: str, command: str, before: int, said: list[s
         task_id=pool_id,
         at_ms=time.time_ns() // 1_000_000,
         actor=ACTOR,
-        identity=_user(),
+        identity=user(),
         pool_id=pool_id,
         detail={"command": command, "revision_before": before, "changes": said},
     )
@@ -145,7 +148,8 @@ async def _audit(bus: Bus, pool_id: str, command: str, before: int, said: list[s
         ) from error
 
 
-def _user() -> str:
+def user() -> str:
+    """Who is at the terminal."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):

@@ -1,14 +1,20 @@
-"""Takes placements of one replica off the bus, never more than it has free slots (ARCHITECTURE, invariant 6)."""
+"""Takes placements of one replica off the bus, never more than it has free slots (ARCHITECTURE, invariant 6).
+
+A placement that cannot be read is set aside as a dead letter, beside the taking: the replica serves on even while no
+letter can be stored. Its task is not lost by it: the scheduler takes back what nobody claims.
+"""
 
 import asyncio
 import logging
 from typing import Final, Protocol
 
-import msgspec
-
 from llorch_shared import streams
 from llorch_shared.bus.port import Bus, BusError, Consumer, Delivery
+from llorch_shared.dead_letters import DeadLetters
+from llorch_shared.metrics import Metrics
+from llorch_shared.wire.dead import What
 from llorch_shared.wire.run import PLACEMENT_DECODER, Placement
+from llorch_shared.wire.version import Kind, Unreadable, decode
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +34,24 @@ class Taker(Protocol):
 class Intake:
     """`run` ends only by being cancelled; what it had fetched and not begun goes back to the server."""
 
-    def __init__(self, bus: Bus, pool_id: str, replica_id: str, taker: Taker) -> None:
+    def __init__(
+        self, bus: Bus, pool_id: str, replica_id: str, taker: Taker, *, metrics: Metrics | None = None
+    ) -> None:
         self._bus: Final = bus
+        self._pool_id: Final = pool_id
+        self._dead: Final = DeadLetters(bus, actor=f"poold/{replica_id}", metrics=metrics)
+        self._poison: Final[asyncio.Queue[tuple[Delivery, Unreadable]]] = asyncio.Queue()
+        """Bounded as the placements of one replica are."""
         self._topology: Final = streams.placements(pool_id, replica_id)
         self._durable: Final = streams.placement_durable(pool_id, replica_id)
         self._taker: Final = taker
 
     async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._set_aside(), name=f"dead letters of {self._durable}")
+            await self._take_always()
+
+    async def _take_always(self) -> None:
         delay = RETRY_FIRST_S
         while True:
             try:
@@ -60,10 +77,21 @@ class Intake:
         while True:
             await self._taker.wait_free_slot()
             for delivery in await consumer.fetch(self._taker.free_slots(), FETCH_S):
+                message = delivery.message
                 try:
-                    placement = PLACEMENT_DECODER.decode(delivery.message.data)
-                except msgspec.DecodeError as error:
-                    log.warning("a placement of %s cannot be read and is dropped: %s", self._durable, error)
-                    await delivery.ack()
+                    placement = decode(Kind.PLACEMENT, PLACEMENT_DECODER, message.data, message.headers)
+                except Unreadable as error:
+                    self._poison.put_nowait((delivery, error))
                     continue
                 self._taker.begin(placement, delivery)
+
+    async def _set_aside(self) -> None:
+        """Letter first, then the acknowledgement; one after the other, until cancelled."""
+        while True:
+            delivery, problem = await self._poison.get()
+            letter = self._dead.letter(What.PLACEMENT, self._pool_id, streams.PLC, delivery.message, problem)
+            await self._dead.store(letter, delivery.message.stored_ms)
+            try:
+                await delivery.ack()
+            except BusError as error:
+                log.info("placement %d is set aside and comes again: %s", delivery.message.seq, error)

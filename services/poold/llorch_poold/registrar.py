@@ -14,6 +14,7 @@ import msgspec
 
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.wire.version import Kind, version_headers
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Registrar:
         await self._bus.store(
             subjects.registry(key),
             msgspec.json.encode(record),
+            headers=version_headers(Kind.REGISTRY),
             ttl_s=streams.REGISTRY_TTL_S,
             timeout_s=STORE_TIMEOUT_S,
         )

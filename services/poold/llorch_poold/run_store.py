@@ -13,6 +13,7 @@ import msgspec
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Denied, Message, TooLarge, WrongSequence
 from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.version import Kind, version_headers
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,9 @@ class RunStore:
         delay = RETRY_FIRST_S
         while True:
             try:
-                return (await self._bus.store(subject, data, expect_seq=expect_seq)).seq
+                return (
+                    await self._bus.store(subject, data, expect_seq=expect_seq, headers=version_headers(Kind.RUN))
+                ).seq
             except WrongSequence:
                 current = await self._last(subject)
                 return current.seq if unsure and current is not None and current.data == data else None

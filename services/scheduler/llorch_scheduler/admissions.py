@@ -2,24 +2,24 @@
 
 A message stays unacknowledged while its task waits, so the number of stored messages is the queue's depth and the
 server itself refuses what is over capacity. Acknowledging is asked for by the core, by reference.
+
+Poison is set aside beside the pulling: its queue goes on even while letters cannot be stored. It keeps its place until
+its letter stands.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
-import msgspec
-
-from llorch_scheduler.core.events import AdmissionRef, BacklogRead, Event, TaskArrived
-from llorch_shared import streams, subjects
+from llorch_scheduler.admission_reading import Reading, read_admission
+from llorch_scheduler.core.events import AdmissionRef, BacklogRead, Event
+from llorch_shared import streams
 from llorch_shared.bus.port import Bus, BusError, Consumer, Delivery, Message, NoStream, Unanswered
-from llorch_shared.errors import ErrorBody, OrchError, invalid
-from llorch_shared.guards import check_pool, check_request
-from llorch_shared.identifiers import is_correlation_id, is_name, is_uuid
-from llorch_shared.logs import narrate
+from llorch_shared.dead_letters import DeadLetters
+from llorch_shared.wire.dead import What
 from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import REQUEST_DECODER, Priority, TaskRequest
+from llorch_shared.wire.task import Priority
 
 log = logging.getLogger(__name__)
 
@@ -27,76 +27,10 @@ FETCH_MESSAGES: Final = 2000
 """A backlog is pulled in few round trips; what trickles in comes at once all the same."""
 FETCH_WAIT_S: Final = 2.0
 BACKLOG_WAIT_S: Final = 0.05
-PAYLOAD_BYTES_MAX: Final = 1_000_000
-"""What is over this cannot travel on inside a run record and a placement, which add some kilobytes."""
 ACK_TRIES: Final = 3
 _RETRY_S: Final = 0.2
 
 Put = Callable[[Sequence[Event]], Awaitable[None]]
-
-
-class _Named(msgspec.Struct, frozen=True):
-    """The least a payload must say to be ended with an answer."""
-
-    task_id: str = ""
-
-
-_NAMED: Final = msgspec.json.Decoder(_Named)
-
-
-def read_admission(
-    message: Message, *, pool_id: str, pool: PoolSpec | None, priority: Priority, at_ms: int, stream: str
-) -> TaskArrived | None:
-    """The event of one admission message; None when not even its task id can be read. What fails a guard becomes an
-    event with a problem. The subject says tenant and priority, whatever the payload says."""
-    request: TaskRequest | None = None
-    problem: ErrorBody | None = None
-    try:
-        if len(message.data) > PAYLOAD_BYTES_MAX:
-            raise invalid(f"{len(message.data)} bytes; at most {PAYLOAD_BYTES_MAX} are taken")
-        request = REQUEST_DECODER.decode(message.data)
-        check_request(request)
-        if pool is not None:
-            check_pool(request, pool)
-    except msgspec.DecodeError as error:
-        problem = invalid(f"the request cannot be read: {error}").body
-    except UnicodeDecodeError:
-        problem = invalid("the request is not UTF-8").body
-    except OrchError as error:
-        problem = error.body
-    task_id = request.task_id.lower() if request is not None else _task_id(message)
-    if not task_id:
-        return None
-    if request is not None and request.task_id != task_id:
-        request = msgspec.structs.replace(request, task_id=task_id)
-    lane = message.headers.get(subjects.LANE_HEADER, "")
-    correlation_id = message.headers.get(subjects.CORRELATION_HEADER, "")
-    return TaskArrived(
-        at_ms=at_ms,
-        ref=AdmissionRef(stream, message.seq),
-        task_id=task_id,
-        pool_id=pool_id,
-        priority=priority,
-        tenant=subjects.last_token(message.subject),
-        lane=lane if is_name(lane) else subjects.BUS_LANE,
-        correlation_id=correlation_id if is_correlation_id(correlation_id) else task_id,
-        channel="http" if is_name(lane) else "nats",
-        admitted_ms=message.stored_ms or at_ms,
-        request=request,
-        problem=problem,
-    )
-
-
-def _task_id(message: Message) -> str:
-    """From what can be read of the payload, else from the message id."""
-    try:
-        named = _NAMED.decode(message.data).task_id
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        named = ""
-    for text in (named, message.headers.get("Nats-Msg-Id", "")):
-        if is_uuid(text):
-            return text.lower()
-    return ""
 
 
 class Queue:
@@ -112,13 +46,27 @@ class Queue:
         self.backlog_read = False
         self.held: Final[dict[int, Delivery]] = {}
         """What is not acknowledged, by its sequence in the stream."""
+        self.unset: Final[dict[int, bool]] = {}
+        """Poison whose letter is not stored yet, by its sequence: true when it is to be acknowledged then."""
+
+
+class _Poison(NamedTuple):
+    queue: Queue
+    message: Message
+    problem: Exception
+    task_id: str
 
 
 class Admissions:
     """All queues of a term, and the deliveries that wait for their acknowledgement."""
 
-    def __init__(self, bus: Bus, *, put: Put, now_ms: Callable[[], int], going: Callable[[], bool]) -> None:
+    def __init__(
+        self, bus: Bus, dead: DeadLetters, *, put: Put, now_ms: Callable[[], int], going: Callable[[], bool]
+    ) -> None:
         self._bus: Final = bus
+        self._dead: Final = dead
+        self._poison: Final[asyncio.Queue[_Poison]] = asyncio.Queue()
+        """Bounded as what is held: by the capacity of the streams."""
         self._going: Final = going
         self._put: Final = put
         self._now_ms: Final = now_ms
@@ -179,40 +127,71 @@ class Admissions:
     async def _arrived(self, queue: Queue, deliveries: Sequence[Delivery]) -> None:
         events: list[Event] = []
         for delivery in deliveries:
-            event = read_admission(
-                delivery.message,
+            message = delivery.message
+            queue.held[message.seq] = delivery
+            if message.seq in queue.unset:
+                continue
+            reading = self._read(queue, message)
+            if reading.poison is not None:
+                queue.unset[message.seq] = reading.event is None
+                task_id = reading.event.task_id if reading.event is not None else ""
+                self._poison.put_nowait(_Poison(queue, message, reading.poison, task_id))
+            if reading.event is not None:
+                events.append(reading.event)
+            delivery.drop_payload()
+        await self._put(events)
+
+    def _read(self, queue: Queue, message: Message) -> Reading:
+        try:
+            return read_admission(
+                message,
                 pool_id=queue.pool_id,
                 pool=queue.pool,
                 priority=queue.priority,
                 at_ms=self._now_ms(),
                 stream=queue.stream,
             )
-            if event is None:
-                await self._discard(queue, delivery)
-                continue
-            queue.held[event.ref.seq] = delivery
-            delivery.drop_payload()
-            events.append(event)
-        await self._put(events)
+        except Exception as error:
+            log.exception("reading message %d of %s failed in a way nobody foresaw", message.seq, queue.stream)
+            return Reading(None, error)
 
-    async def _discard(self, queue: Queue, delivery: Delivery) -> None:
-        """Nobody can be told about a task without an id; it must not hold a place in the queue either."""
-        narrate(
-            log,
-            f"A message in {queue.stream} names no task and is dropped",
-            actor="scheduler",
-            action="reject",
-            target=queue.stream,
-            level=logging.WARNING,
-            pool_id=queue.pool_id,
-            stream_seq=delivery.message.seq,
-        )
-        await self._confirm(delivery)
+    async def set_aside(self) -> None:
+        """Store letters, one after the other, until the term is over."""
+        while self._going():
+            poison = await self._poison.get()
+            queue, seq = poison.queue, poison.message.seq
+            letter = self._dead.letter(
+                What.ADMISSION, queue.pool_id, queue.stream, poison.message, poison.problem, task_id=poison.task_id
+            )
+            await self._dead.store(letter, poison.message.stored_ms)
+            if queue.unset.pop(seq):
+                await self.ack(AdmissionRef(queue.stream, seq))
+            self._poison.task_done()
+
+    async def give_up(self, ref: AdmissionRef, problem: Exception) -> None:
+        """Have a message set aside whose task turned out to be impossible; it is acknowledged after that. What was
+        dropped of it is read again. Raises BusError."""
+        queue = self.queues[ref.stream]
+        delivery = queue.held.get(ref.seq)
+        if delivery is None or ref.seq in queue.unset:
+            return
+        subject = delivery.message.subject
+        for message in await self._bus.replay(ref.stream, subject, from_seq=ref.seq, limit=1):
+            if message.seq == ref.seq:
+                queue.unset[ref.seq] = True
+                self._poison.put_nowait(_Poison(queue, message, problem, ""))
+
+    async def all_set_aside(self) -> None:
+        """Every letter that was due is stored, and its original acknowledged."""
+        await self._poison.join()
 
     async def ack(self, ref: AdmissionRef) -> None:
         """Give the place in the queue back. When the server does not confirm, the message comes again later and is
         recognised by its run record."""
         queue = self.queues[ref.stream]
+        if ref.seq in queue.unset:
+            queue.unset[ref.seq] = True
+            return
         delivery = queue.held.get(ref.seq)
         if delivery is not None:
             await self._confirm(delivery)

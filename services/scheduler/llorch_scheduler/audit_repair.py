@@ -30,10 +30,10 @@ class Auditor(Protocol):
 
 async def unaudited_ends(bus: Bus, shard: int, *, before_seq: int, now_ms: int) -> list[tuple[RunRecord, int]]:
     """Ends of the shard by a scheduler up to `before_seq` that nobody audited. Raises BusError."""
-    events, _ = await read_runs(bus, shard, max(1, before_seq - LOOK_BACK_RECORDS), now_ms)
+    runs = await read_runs(bus, shard, max(1, before_seq - LOOK_BACK_RECORDS), now_ms)
     return [
         (event.record, event.seq)
-        for event in events
+        for event in runs.events
         if event.seq <= before_seq and _ended_by_a_scheduler(event, now_ms) and not await _is_audited(bus, event.record)
     ]
 

@@ -16,6 +16,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, WrongSequence
 from llorch_shared.live_table import LiveTable
 from llorch_shared.wire.registry import LEASE_DECODER, LeaseRecord
+from llorch_shared.wire.version import Kind, version_headers
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,8 @@ FENCE_SHARE: Final = 0.8
 RENEW_SHARE: Final = 0.25
 EXPIRY_LATE_S: Final = 0.5
 """The server's expiry is up to 0.25 s late; a key unchanged for the TTL and this is dead, its marker was missed."""
+NEWER_HOLDER: Final = "a newer release"
+"""Holder of a lease whose record this release cannot read: it is taken, by nobody we know."""
 _RETRY_S: Final = 0.1
 
 
@@ -80,9 +83,10 @@ class Lease:
         if seq != self._watched[0]:
             self._watched = (seq, time.monotonic())
         data = self._registry.values.get(self.key)
-        if data is None or time.monotonic() - self._watched[1] >= self._ttl_s + EXPIRY_LATE_S:
+        newer = self._registry.is_newer(self.key)
+        if (data is None and not newer) or time.monotonic() - self._watched[1] >= self._ttl_s + EXPIRY_LATE_S:
             return ""
-        return _holder(data)
+        return NEWER_HOLDER if data is None else _holder(data)
 
     async def acquire(self) -> Term | None:
         """One try; None while somebody has it, or the bus does not do it."""
@@ -119,6 +123,7 @@ class Lease:
             subjects.registry(self.key),
             msgspec.json.encode(record),
             expect_seq=expect_seq,
+            headers=version_headers(Kind.REGISTRY),
             ttl_s=self._ttl_s if holder else 1,
             timeout_s=timeout_s,
         )

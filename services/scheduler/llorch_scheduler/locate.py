@@ -15,8 +15,9 @@ from llorch_scheduler.inbox import Inbox
 from llorch_scheduler.lease import Term
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message, Unanswered
-from llorch_shared.wire.run import RUN_DECODER, Located
+from llorch_shared.wire.run import Located, decode_run
 from llorch_shared.wire.task import REF_DECODER
+from llorch_shared.wire.version import NewerVersion
 
 CATCH_UP_S: Final = 1.5
 """Less than the asker's timeout: it is better not to answer than to say "unknown" of a task that waits."""
@@ -55,7 +56,10 @@ class Locator:
         message = await self._bus.last(streams.RUN, subjects.run(task_id))
         if message is None:
             return Located(found=False)
-        record = RUN_DECODER.decode(message.data)
+        try:
+            record = decode_run(message.data, message.headers)
+        except NewerVersion as error:
+            raise Unanswered(str(error)) from error
         return Located(
             found=True,
             pool_id=record.pool_id,

@@ -146,6 +146,18 @@ class Narration:
             duration_ms=round(waited_s * 1000),
         )
 
+    def passed_over(self, runs: int) -> None:
+        self._metrics.counter("messages_ignored_total").labels("run").inc(runs)
+        narrate(
+            log,
+            f"{runs} run records are passed over: a newer release wrote them",
+            actor=self._actor,
+            action="pass_over",
+            target=subjects.lease_key(self._shard),
+            level=logging.WARNING,
+            runs=runs,
+        )
+
     def term_ended(self, epoch: int, reason: str, *, asked: bool) -> None:
         self._gauges.forget(self._pools)
         narrate(

@@ -35,6 +35,7 @@ from llorch_shared.errors import ErrorBody, invalid
 from llorch_shared.wire.audit import AuditRecord
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
+from llorch_shared.wire.version import NewerVersion, Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +186,9 @@ class Performer:
                 )
             )
             return
+        except Unreadable as unreadable:
+            await self._leave(effect, unreadable)
+            return
         except BusError as error:
             self._narrator.failed(effect, error)
             problem = _too_large(effect.record) if isinstance(error, TooLarge) else None
@@ -211,6 +215,27 @@ class Performer:
             except BusError as error:
                 log.warning("the placement of %s was not repeated: %s", conflict.record.task_id, error)
         await self._ack(ref)
+
+    async def _leave(self, effect: Place | Requeue | End, unreadable: Unreadable) -> None:
+        """The task's record cannot be read here. A newer release's: the task is its, and the admission done with.
+        Garbage: the task can have no other, so its admission is set aside. Either way it is none of ours any more, as
+        if it had ended: trying again would hold up its queue for ever."""
+        record, ref = effect.record, _ref(effect)
+        log.warning("the run record of %s cannot be read, the task is left alone: %s", record.task_id, unreadable)
+        if ref is not None and isinstance(unreadable, NewerVersion):
+            await self._ack(ref)
+        elif ref is not None:
+            await self._admissions.give_up(ref, unreadable)
+        left = msgspec.structs.replace(record, state=TaskState.FAILED)
+        self._emit(
+            WriteRefused(
+                at_ms=self._now_ms(),
+                ticket=effect.ticket,
+                task_id=record.task_id,
+                record=left,
+                run_seq=effect.expect_seq,
+            )
+        )
 
     async def _place_again(self, effect: PlaceAgain) -> None:
         """Unclaimed placements are taken back after a while, so failing here only costs time."""

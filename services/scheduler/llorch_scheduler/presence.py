@@ -16,6 +16,7 @@ from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.live_table import LiveTable
 from llorch_shared.wire.registry import SchedulerRecord
+from llorch_shared.wire.version import Kind, version_headers
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,13 @@ class Presence:
             instance=self._instance, started_ms=self._started_ms, renewed_ms=time.time_ns() // 1_000_000
         )
         try:
-            await self._bus.store(self._subject, msgspec.json.encode(record), ttl_s=self._ttl_s, timeout_s=self._ttl_s)
+            await self._bus.store(
+                self._subject,
+                msgspec.json.encode(record),
+                headers=version_headers(Kind.REGISTRY),
+                ttl_s=self._ttl_s,
+                timeout_s=self._ttl_s,
+            )
         except BusError as error:
             log.debug("this scheduler is not announced: %s", error)
 

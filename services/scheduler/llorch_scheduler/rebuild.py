@@ -1,11 +1,12 @@
 """What a new term reads before it decides: unfinished runs from the floor on, and the wishes to cancel.
 
 The floor (`floor.run.<shard>`) is written by the scheduler that holds the shard; no unfinished run of its pools lies
-below it, so finished ones of the last 72 hours are not read. Runs of other shards' pools are not ours.
+below it, so finished ones of the last 72 hours are not read. Runs of other shards' pools are not ours. Nor are those
+that a newer release wrote: its scheduler decides about them when it has the shard, so the floor stays below them.
 """
 
 import logging
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -14,7 +15,8 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, WrongSequence
 from llorch_shared.live_table import LiveTable
 from llorch_shared.wire.registry import FLOOR_DECODER, RunFloor
-from llorch_shared.wire.run import CANCEL_DECODER, RUN_DECODER
+from llorch_shared.wire.run import CANCEL_DECODER, decode_run
+from llorch_shared.wire.version import Kind, NewerVersion, Unreadable, version_headers
 
 log = logging.getLogger(__name__)
 
@@ -24,24 +26,38 @@ CANCELS_BEFORE_FLOOR: Final = 5_000
 floor. A wish that is older still is found by the node after its claim."""
 
 
-async def read_runs(bus: Bus, shard: int, floor: int, at_ms: int) -> tuple[list[RunChanged], int]:
-    """The newest record of every run of the shard from the floor on, in order of their sequences, and the last sequence
-    read. Raises BusError."""
+class Runs(NamedTuple):
+    events: list[RunChanged]
+    """The newest record of every run of the shard, in order of their sequences."""
+    last_seq: int
+    """The last that was read."""
+    newer: int
+    """Records that a newer release wrote; they were passed over."""
+    newer_seq: int | None
+    """The lowest sequence among these."""
+
+
+async def read_runs(bus: Bus, shard: int, floor: int, at_ms: int) -> Runs:
+    """From the floor on. Raises BusError."""
     events: list[RunChanged] = []
+    newer: list[int] = []
     seq = max(0, floor - 1)
     while True:
         messages = await bus.replay(streams.RUN, subjects.ALL_RUNS, from_seq=seq + 1, limit=PAGE)
         for message in messages:
             seq = message.seq
             try:
-                record = RUN_DECODER.decode(message.data)
-            except msgspec.DecodeError:
+                record = decode_run(message.data, message.headers)
+            except NewerVersion:
+                newer.append(seq)
+                continue
+            except Unreadable:
                 log.exception("the run record at %s #%d cannot be read", message.subject, message.seq)
                 continue
             if subjects.shard_of(record.pool_id) == shard:
                 events.append(RunChanged(at_ms=at_ms, record=record, seq=seq))
         if len(messages) < PAGE:
-            return events, seq
+            return Runs(events, seq, len(newer), min(newer, default=None))
 
 
 async def read_cancels(bus: Bus, floor: int, at_ms: int) -> list[TaskCancelled]:
@@ -61,7 +77,7 @@ def cancelled(subject: str, data: bytes, at_ms: int) -> TaskCancelled:
     """The task is named by the subject; the payload adds the reason and may be missing or unreadable."""
     try:
         reason = CANCEL_DECODER.decode(data).reason
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         reason = "client"
     return TaskCancelled(at_ms=at_ms, task_id=subjects.last_token(subject).lower(), reason=reason)
 
@@ -96,6 +112,7 @@ class Floor:
             await self._bus.store(
                 subjects.registry(self._key),
                 msgspec.json.encode(RunFloor(seq=seq)),
+                headers=version_headers(Kind.REGISTRY),
                 expect_seq=self._registry.seq(self._key),
             )
             self._written = seq

@@ -9,8 +9,9 @@ import msgspec
 
 from llorch_scheduler.lease import Term
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, BusError, NoStream, Stored, Unanswered, WrongSequence
-from llorch_shared.wire.run import RUN_DECODER, Placement, RunRecord
+from llorch_shared.bus.port import Bus, NoStream, Stored, Unanswered, WrongSequence
+from llorch_shared.wire.run import Placement, RunRecord, decode_run
+from llorch_shared.wire.version import Kind, version_headers
 
 STORE_TRIES: Final = 3
 STORE_TIMEOUT_S: Final = 2.0
@@ -36,10 +37,11 @@ class RunStore:
         self._term: Final = term
 
     async def record(self, record: RunRecord, expect_seq: int) -> int:
-        """Compare-and-set. Raises Conflict, BusError. A write of ours whose ack got lost is recognised as ours."""
+        """Compare-and-set. Raises Conflict, BusError; Unreadable when what won cannot be read here. A write of ours
+        whose ack got lost is recognised as ours."""
         subject = subjects.run(record.task_id)
         try:
-            return (await self._store(subject, _encode(record), expect_seq=expect_seq)).seq
+            return (await self._store(Kind.RUN, subject, _encode(record), expect_seq=expect_seq)).seq
         except WrongSequence:
             stored, seq = await self._read_run(subject, after=expect_seq)
             if msgspec.structs.replace(stored, tokens_out=record.tokens_out) == record:
@@ -51,27 +53,32 @@ class RunStore:
         for _ in range(STORE_TRIES):
             message = await self._bus.last(streams.RUN, subject)
             if message is not None and message.seq > after:
-                try:
-                    return RUN_DECODER.decode(message.data), message.seq
-                except msgspec.DecodeError as error:
-                    raise BusError(f"the run record at {subject} #{message.seq} cannot be read: {error}") from error
+                return decode_run(message.data, message.headers), message.seq
             await asyncio.sleep(_RETRY_S)
         raise Unanswered(f"{subject} changed, and its new record cannot be read yet")
 
     async def placement(self, record: RunRecord, run_seq: int) -> None:
         await self._store(
+            Kind.PLACEMENT,
             subjects.placement(record.pool_id, record.replica_id),
             _encode(Placement(run=record, run_seq=run_seq)),
             msg_id=f"{record.task_id}:{run_seq}",
         )
 
-    async def _store(self, subject: str, data: bytes, *, msg_id: str = "", expect_seq: int | None = None) -> Stored:
+    async def _store(
+        self, kind: Kind, subject: str, data: bytes, *, msg_id: str = "", expect_seq: int | None = None
+    ) -> Stored:
         """Store, and again when it is unclear whether it was stored: sequence or message id make that safe."""
         for attempt in range(1, STORE_TRIES + 1):
             self._term.check()
             try:
                 return await self._bus.store(
-                    subject, data, msg_id=msg_id, expect_seq=expect_seq, timeout_s=STORE_TIMEOUT_S
+                    subject,
+                    data,
+                    msg_id=msg_id,
+                    expect_seq=expect_seq,
+                    headers=version_headers(kind),
+                    timeout_s=STORE_TIMEOUT_S,
                 )
             except (Unanswered, NoStream):
                 if attempt == STORE_TRIES:

@@ -28,6 +28,7 @@ from llorch_shared.audit import Audit
 from llorch_shared.bus.nats import connect
 from llorch_shared.bus.patience import ensure_patiently, unless_stopped
 from llorch_shared.bus.port import Bus, BusError, Message
+from llorch_shared.dead_letters import DeadLetters
 from llorch_shared.lifecycle import Stop
 from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
@@ -35,7 +36,8 @@ from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
 from llorch_shared.settings import Settings, secret
 from llorch_shared.wire.registry import REPLICA_DECODER
-from llorch_shared.wire.run import RUN_DECODER
+from llorch_shared.wire.run import decode_run
+from llorch_shared.wire.version import NewerVersion, Unreadable
 
 log = logging.getLogger("llorch_scheduler")
 
@@ -60,8 +62,8 @@ class Scheduler:
         self._metrics: Final = metrics
         self._gauges: Final = PoolGauges(metrics)
         self._limits: Final = limits or Limits(attempts_max=settings.scheduler.attempts_max)
-        self._registry: Final = LiveTable(bus, bucket="REG", changed=self._registry_changed)
-        self._specs: Final = LiveTable(bus, bucket="SPEC", changed=self._spec_changed)
+        self._registry: Final = LiveTable(bus, bucket="REG", changed=self._registry_changed, metrics=metrics)
+        self._specs: Final = LiveTable(bus, bucket="SPEC", changed=self._spec_changed, metrics=metrics)
         ttl_s = settings.scheduler.lease_ttl_ms / 1000
         self._presence: Final = Presence(bus, self.instance, ttl_s=ttl_s)
         self._leases: Final = {
@@ -71,6 +73,7 @@ class Scheduler:
         self._balance: Final = Balance(self.instance)
         self._changed: Final = asyncio.Event()
         self._audit: Final = Audit(bus)
+        self._dead: Final = DeadLetters(bus, actor=f"scheduler/{self.instance}", metrics=metrics)
         self._replica_pools: Final[dict[str, str]] = {}
         """Registry key → pool, for keys that expire."""
 
@@ -142,6 +145,7 @@ class Scheduler:
             actor=actor,
             limits=self._limits,
             stream_replicas=self._settings.nats.replicas,
+            dead=self._dead,
         )
 
     async def _serve(self, loop: TermLoop) -> None:
@@ -174,9 +178,15 @@ class Scheduler:
             return
         shard = -1
         try:
-            record = RUN_DECODER.decode(message.data)
+            record = decode_run(message.data, message.headers)
             shard = subjects.shard_of(record.pool_id)
-        except msgspec.DecodeError:
+        except NewerVersion as error:
+            self._metrics.counter("messages_ignored_total").labels("run").inc()
+            log.info("%s #%d is passed over: %s", message.subject, message.seq, error)
+            for loop in self.terms.values():
+                loop.passed_newer(message.seq)
+            return
+        except Unreadable:
             log.exception("the run record at %s #%d cannot be read", message.subject, message.seq)
         for held, loop in self.terms.items():
             if held == shard:

@@ -25,6 +25,7 @@ from llorch_scheduler.core.events import (
     ReplicaLost,
     ReplicaReported,
     RunChanged,
+    TaskArrived,
     TaskCancelled,
     Tick,
 )
@@ -39,6 +40,7 @@ from llorch_scheduler.pool_queues import PoolQueues
 from llorch_scheduler.rebuild import Floor, read_cancels, read_floor, read_runs
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message, Responder, Subscription, Unanswered
+from llorch_shared.dead_letters import DeadLetters
 from llorch_shared.live_table import LiveTable
 from llorch_shared.wire.registry import APPOINTMENT_REQUEST_DECODER, REPLICA_DECODER, ReplicaRecord
 from llorch_shared.wire.run import RunRecord
@@ -52,6 +54,8 @@ HAND_OVER_S: Final = 2.0
 """How long what is under way may take when a shard is given back in order. Its taker repairs what is not done then."""
 EVENTS_PER_TURN: Final = 256
 """Events decided before other tasks of the process get their turn."""
+STUMBLE_S: Final = 5.0
+"""How long a broken term may take to set aside what it broke on."""
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -76,6 +80,7 @@ class TermLoop:
         actor: str,
         limits: Limits,
         stream_replicas: int,
+        dead: DeadLetters,
     ) -> None:
         self._bus: Final = bus
         self.term: Final = term
@@ -88,7 +93,7 @@ class TermLoop:
         self._narration: Final = narration
         self.core: Final = SchedulerCore(actor=actor, limits=limits)
         self._inbox: Final = Inbox()
-        self._admissions: Final = Admissions(bus, put=self._put, now_ms=now_ms, going=lambda: term.active)
+        self._admissions: Final = Admissions(bus, dead, put=self._put, now_ms=now_ms, going=lambda: term.active)
         self._performer: Final = Performer(
             bus, term, self._admissions, audit, narration, actor=actor, emit=self._offer, now_ms=now_ms
         )
@@ -100,6 +105,8 @@ class TermLoop:
         """Newest specification that was read at the takeover."""
         self._passed_seq = 0
         """Newest run sequence of another shard."""
+        self._newer_seq: int | None = None
+        """Lowest run sequence seen that a newer release wrote: the floor must not pass it."""
         self.decides = False
         """The takeover is complete, and questions are answered."""
         self._leaving: Final = asyncio.Event()
@@ -126,6 +133,11 @@ class TermLoop:
     def passed(self, seq: int) -> None:
         """A run of another shard was stored at `seq`: what was stored before it has been told."""
         self._passed_seq = seq
+
+    def passed_newer(self, seq: int) -> None:
+        """A run that only a newer release can read was stored at `seq`. Whose shard it is cannot be known."""
+        self.passed(seq)
+        self._newer_seq = seq if self._newer_seq is None else min(self._newer_seq, seq)
 
     def cancel_wished(self, wish: TaskCancelled) -> None:
         self._offer(wish)
@@ -199,6 +211,7 @@ class TermLoop:
         self._narration.term_began(self.term.epoch, runs=runs, waited_s=time.monotonic() - started)
         for number in range(WORKERS):
             tasks.create_task(self._performer.work(), name=f"performer {number}")
+        tasks.create_task(self._admissions.set_aside(), name="dead letters")
         tasks.create_task(self._tick(), name="tick")
         tasks.create_task(self._write_floor(), name="floor")
         tasks.create_task(self._serve(), name="answers")
@@ -210,9 +223,12 @@ class TermLoop:
         await self._registry.refresh()
         await self._specs.refresh()
         floor = read_floor(self._registry, self.shard)
-        events, last_seq = await read_runs(self._bus, self.shard, floor, now_ms())
-        for event in events:
+        read = await read_runs(self._bus, self.shard, floor, now_ms())
+        for event in read.events:
             self._apply(event)
+        if read.newer_seq is not None:
+            self.passed_newer(read.newer_seq)
+            self._narration.passed_over(read.newer)
         for wish in await read_cancels(self._bus, floor, now_ms()):
             self._apply(wish)
         for key, value in list(self._registry.values.items()):
@@ -222,9 +238,9 @@ class TermLoop:
                 self.spec_changed(pool_id, value)
         for pool_id in await self._removed_pools():
             self._follow_pool(pool_id, None)
-        self._rebuilt_seq = last_seq
+        self._rebuilt_seq = read.last_seq
         self._spec_seq = max((self._specs.seq(subjects.pool_key(pool_id)) for pool_id in self._pool_ids()), default=0)
-        self._offer(Rebuilt(at_ms=now_ms(), run_seq=last_seq))
+        self._offer(Rebuilt(at_ms=now_ms(), run_seq=read.last_seq))
         return len(self.core.jobs)
 
     def _replica_stands(self, key: str, value: bytes) -> None:
@@ -247,10 +263,24 @@ class TermLoop:
     async def _decide(self) -> None:
         turn = 0
         while not self._leaving.is_set():
-            self._apply(await self._inbox.take())
+            event = await self._inbox.take()
+            try:
+                self._apply(event)
+            except Exception as error:
+                await self._stumbled(event, error)
+                raise
             turn += 1
             if turn % EVENTS_PER_TURN == 0:
                 await asyncio.sleep(0)
+
+    async def _stumbled(self, event: Event, error: Exception) -> None:
+        """The core broke on an event and cannot be trusted any more. When an admission was in it, it is set aside
+        first: it would come again to the next scheduler, and to the one after that."""
+        if isinstance(event, TaskArrived):
+            with contextlib.suppress(TimeoutError, BusError):
+                async with asyncio.timeout(STUMBLE_S):
+                    await self._admissions.give_up(event.ref, error)
+                    await self._admissions.all_set_aside()
 
     def _apply(self, event: Event) -> None:
         if (
@@ -271,7 +301,8 @@ class TermLoop:
         while self.term.active:
             await asyncio.sleep(FLOOR_S)
             if self.term.active:
-                await floor.write(self.core.floor())
+                core = self.core.floor()
+                await floor.write(core if self._newer_seq is None else min(core, self._newer_seq))
 
     async def _repair_audit(self) -> None:
         while self.term.active:

@@ -217,6 +217,10 @@ class MemoryBus(MemoryConnection):
             messages.append(message)
         return messages
 
+    async def remove(self, stream: str, seq: int) -> bool:
+        await self.wait_connected(5)
+        return self.server.named(stream).remove(seq) is not None
+
     async def stream_state(self, stream: str) -> StreamState:
         await self.wait_connected(5)
         return self.server.named(stream).state()

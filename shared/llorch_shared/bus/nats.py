@@ -207,6 +207,9 @@ class NatsBus:
     ) -> Sequence[Message]:
         return await self._reads.replay(stream, subject_filter, from_seq, limit)
 
+    async def remove(self, stream: str, seq: int) -> bool:
+        return await self._streams.remove(stream, seq)
+
     async def stream_state(self, stream: str) -> StreamState:
         return await self._streams.state(stream)
 

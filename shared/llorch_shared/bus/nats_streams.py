@@ -39,7 +39,9 @@ _FULL: Final = frozenset({10077, 10023, 10047, 10028, 10122})
 _PER_SUBJECT: Final = "per subject"
 """In the description alone: the server has one code for every limit of a stream."""
 _WRONG_SEQUENCE: Final = frozenset({10071, 10164})
-_TOO_LARGE: Final = 10054
+_TOO_LARGE: Final = frozenset({10054, 10097})
+"""The message, or its headers alone: a stream takes 64 KiB of these."""
+_NO_MESSAGE: Final = frozenset({10037, 10057})
 _NO_STREAM: Final = frozenset({_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND, 10008, 10009, 10039, 10076})
 """Not found, or JetStream itself is not (yet) there."""
 
@@ -67,7 +69,7 @@ def refused(refusal: _Refusal) -> BusError:
         return SubjectFull(words) if _PER_SUBJECT in refusal.description else Full(words)
     if refusal.err_code in _WRONG_SEQUENCE:
         return WrongSequence(words)
-    if refusal.err_code == _TOO_LARGE:
+    if refusal.err_code in _TOO_LARGE:
         return TooLarge(words)
     if refusal.err_code in _NO_STREAM:
         return NoStream(words)
@@ -149,6 +151,15 @@ class Streams:
     async def state(self, stream: str) -> StreamState:
         state = (await self.api(f"STREAM.INFO.{stream}"))["state"]
         return StreamState(messages=state["messages"], first_seq=state["first_seq"], last_seq=state["last_seq"])
+
+    async def remove(self, stream: str, seq: int) -> bool:
+        try:
+            await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True})
+        except ApiError as error:
+            if error.err_code not in _NO_MESSAGE:
+                raise
+            return False
+        return True
 
     async def store(self, subject: str, data: bytes, headers: Mapping[str, str], timeout_s: float) -> Stored:
         block = header_block(headers) if headers else b""

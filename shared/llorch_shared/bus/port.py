@@ -196,6 +196,9 @@ class Bus(Protocol):
     ) -> Sequence[Message]:
         """Stored messages of a subject or wildcard from a sequence on, in sequence order."""
 
+    async def remove(self, stream: str, seq: int) -> bool:
+        """Delete one stored message; false when it is not there. Raises NoStream, Unanswered, BusError."""
+
     async def stream_state(self, stream: str) -> StreamState: ...
 
     async def consumer(self, stream: str, durable: str) -> Consumer: ...

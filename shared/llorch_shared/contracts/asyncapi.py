@@ -8,6 +8,8 @@ from llorch_shared.contracts import examples, schemas
 from llorch_shared.http_api import API_VERSION
 from llorch_shared.identifiers import CORRELATION_PATTERN, NAME_PATTERN
 from llorch_shared.subjects import ALL_API, SUBJECTS, Subject
+from llorch_shared.wire import dead
+from llorch_shared.wire.version import VERSION_HEADER
 
 Document = dict[str, Any]
 
@@ -26,18 +28,40 @@ _PARAMETERS: Final = {
     "key": "bucket key; may hold several dot-separated tokens",
     "node": "node_id",
     "job": "job id of the plan",
+    "what": "which queue it was taken from: `admission` or `placement`",
     "shard": "part of the pools one scheduler holds: CRC-32 of pool_id, modulo 8",
 }
 _CHOICES: Final = {"priority": ["interactive", "batch"]}
 
+_VERSION: Final = {VERSION_HEADER: "version of the message; 1 when absent"}
 _HEADERS: Final = {
     subjects.ADMISSION: {
         "Nats-Msg-Id": "task_id: the server refuses a second copy within 10 minutes",
         subjects.CORRELATION_HEADER: "correlation id; made by the scheduler when absent",
         subjects.LANE_HEADER: "lane for the token stream; `bus` when absent",
+        **_VERSION,
     },
-    subjects.PLACEMENT: {"Nats-Msg-Id": "`<task_id>:<run sequence>`"},
-    subjects.RUN_LIVE: {"Nats-Sequence": "sequence of the run record, expected by the next compare-and-set"},
+    subjects.PLACEMENT: {"Nats-Msg-Id": "`<task_id>:<run sequence>`", **_VERSION},
+    subjects.RUN: _VERSION,
+    subjects.REGISTRY: _VERSION,
+    subjects.SPEC: _VERSION,
+    subjects.DEAD_LETTER: {
+        "Nats-Msg-Id": "`dead:<stream>:<sequence>:<stored at>` of the original",
+        dead.REASON: "a value of Reason: `undecodable`, `unknown_version`, `too_large`, `unprocessable`",
+        dead.PROBLEM: "the same in words",
+        dead.SUBJECT: "where the original was published",
+        dead.STREAM: "the stream that held it",
+        dead.SEQUENCE: "its sequence there",
+        dead.AT_MS: "when it was given up, Unix milliseconds",
+        dead.ACTOR: "who gave it up",
+        dead.TASK: "task_id, where one could be read: that task has ended with an error",
+        dead.CUT: "size of the original in bytes, where only its beginning is kept",
+        f"{dead.ORIGINAL}*": "the headers of the original, under this prefix",
+    },
+    subjects.RUN_LIVE: {
+        "Nats-Sequence": "sequence of the run record, expected by the next compare-and-set",
+        **_VERSION,
+    },
     subjects.REGISTRY_LIVE: {
         "Nats-Sequence": "sequence of the key's newest version",
         "Nats-Marker-Reason": "`MaxAge` or `Remove` when the key expired or was deleted",

@@ -1,5 +1,6 @@
 """The run of a task: the record that every state change goes through, and the message that places it on a replica."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Final
 
@@ -8,6 +9,7 @@ from msgspec import Meta
 
 from llorch_shared.errors import ErrorBody
 from llorch_shared.wire.task import Engine, Name, Priority, TaskId, TaskRequest, TaskState
+from llorch_shared.wire.version import Kind, decode
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -136,3 +138,8 @@ PLACEMENT_DECODER: Final = msgspec.json.Decoder(Placement)
 PREEMPT_DECODER: Final = msgspec.json.Decoder(PreemptRequest)
 CANCEL_DECODER: Final = msgspec.json.Decoder(CancelRequest)
 LOCATED_DECODER: Final = msgspec.json.Decoder(Located)
+
+
+def decode_run(data: bytes, headers: Mapping[str, str]) -> RunRecord:
+    """Raises NewerVersion, Unreadable."""
+    return decode(Kind.RUN, RUN_DECODER, data, headers)

@@ -14,7 +14,8 @@ from llorch_gateway.relay.channel import Seat
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.wire.frames import BadFrame
-from llorch_shared.wire.run import RUN_DECODER, RunRecord
+from llorch_shared.wire.run import RunRecord, decode_run
+from llorch_shared.wire.version import Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +169,11 @@ class Stream:
             return None
         if message is None or message.deleted:
             return None
-        return RUN_DECODER.decode(message.data)
+        try:
+            return decode_run(message.data, message.headers)
+        except Unreadable as error:
+            log.info("the record of %s is passed over, its frames go on: %s", self._task, error)
+            return None
 
 
 def _ended_s_ago(record: RunRecord) -> float:

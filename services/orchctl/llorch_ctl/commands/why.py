@@ -12,11 +12,12 @@ from llorch_ctl.core.story import Story, story, verdict
 from llorch_ctl.exits import Exit, Problem
 from llorch_ctl.terminal import OUT, ConfigOption, JsonOption, run, settings_from, write_json
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.bus.port import Bus, BusError, Message
 from llorch_shared.settings import Settings
 from llorch_shared.wire.audit import AUDIT_DECODER
-from llorch_shared.wire.run import LOCATED_DECODER, RUN_DECODER, Located, RunRecord
+from llorch_shared.wire.run import LOCATED_DECODER, Located, RunRecord, decode_run
 from llorch_shared.wire.task import TaskRef, TaskState
+from llorch_shared.wire.version import Unreadable
 
 RECORDS_MAX: Final = 10_000
 """A task has about five; one that is lost and preempted all the time still has less."""
@@ -51,7 +52,7 @@ async def _read(bus: Bus, task: str) -> tuple[Story, RunRecord | None]:
             fix="start the system: orchctl up",
             exit_code=Exit.UNREACHABLE,
         ) from error
-    record = None if message is None or message.deleted else RUN_DECODER.decode(message.data)
+    record = None if message is None or message.deleted else _readable(message)
     if not kept and record is None:
         raise Problem(
             f"nothing is known of task {task}",
@@ -60,6 +61,15 @@ async def _read(bus: Bus, task: str) -> tuple[Story, RunRecord | None]:
     if record is not None:
         record = msgspec.structs.replace(record, request=None)
     return story(task, [AUDIT_DECODER.decode(each.data) for each in kept], record), record
+
+
+def _readable(message: Message) -> RunRecord:
+    try:
+        return decode_run(message.data, message.headers)
+    except Unreadable as error:
+        raise Problem(
+            f"the run record cannot be read: {error}", fix="if a newer release wrote it, use its orchctl"
+        ) from error
 
 
 async def _located(bus: Bus, told: Story) -> Located | None:

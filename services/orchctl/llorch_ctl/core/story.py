@@ -219,12 +219,22 @@ def _work(facts: Facts) -> str:
     return f"{said} ({reason})" if reason else said
 
 
+def _set_aside(_record: AuditRecord, facts: Facts) -> str:
+    """Its message, that is: the task's own end stands beside it."""
+    facts.pop("reason", None)
+    place = f"message {facts.pop('stream_seq', '?')} of {_word(facts, 'stream')}"
+    return f"its {_word(facts, 'what')}, {place}, was set aside as dead letter {facts.pop('letter', '?')}: " + _word(
+        facts, "problem"
+    )
+
+
 _SENTENCES: Final[dict[AuditEvent, Callable[[AuditRecord, Facts], str]]] = {
     AuditEvent.ADMITTED: _admitted,
     AuditEvent.PLACED: _placed,
     AuditEvent.RUNNING: _running,
     AuditEvent.REQUEUED: _requeued,
     AuditEvent.PREEMPTED: _preempted,
+    AuditEvent.DEAD_LETTERED: _set_aside,
     AuditEvent.DONE: _done,
     AuditEvent.FAILED: _ended,
     AuditEvent.CANCELLED: _ended,

@@ -1,0 +1,110 @@
+"""Turns one admission message into an event, and says when it is poison: what cannot be read as a task.
+
+A request that can be read and fails a guard is no poison: its task ends with the guard's error. One that cannot be read
+ends its task, too, where an id can be found, and is set aside as a dead letter besides. A message of a newer version is
+set aside unread: what it would mean by a task id is not known here, and a task that ended could not be replayed.
+"""
+
+from typing import Final, NamedTuple
+
+import msgspec
+
+from llorch_scheduler.core.events import AdmissionRef, TaskArrived
+from llorch_shared import subjects
+from llorch_shared.bus.port import Message, TooLarge
+from llorch_shared.errors import ErrorBody, OrchError, invalid
+from llorch_shared.guards import check_pool, check_request
+from llorch_shared.identifiers import is_correlation_id, is_name, is_uuid
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import REQUEST_DECODER, Priority, TaskRequest
+from llorch_shared.wire.version import Kind, NewerVersion, Unreadable, check_version, decode
+
+PAYLOAD_BYTES_MAX: Final = 1_000_000
+"""What is over this cannot travel on inside a run record and a placement, which add some kilobytes."""
+UNKNOWN_TENANT: Final = "default"
+
+
+class Reading(NamedTuple):
+    event: TaskArrived | None
+    """None where not even a task id can be read: then there is nobody to tell."""
+    poison: Exception | None
+    """Why the message is to be set aside; None for a request that could be read."""
+
+
+class _Named(msgspec.Struct, frozen=True):
+    """The least a payload must say to be ended with an answer."""
+
+    task_id: str = ""
+
+
+_NAMED: Final = msgspec.json.Decoder(_Named)
+
+
+def read_admission(
+    message: Message, *, pool_id: str, pool: PoolSpec | None, priority: Priority, at_ms: int, stream: str
+) -> Reading:
+    """Never raises for what the message is made of. The subject says tenant and priority, whatever the payload says."""
+    request: TaskRequest | None = None
+    problem: ErrorBody | None = None
+    poison: Exception | None = None
+    tenant = subjects.last_token(message.subject)
+    try:
+        request = _request(message)
+        _guard(request, pool, tenant)
+    except NewerVersion as error:
+        return Reading(None, error)
+    except (Unreadable, TooLarge) as error:
+        poison, problem = error, invalid(f"the request cannot be read: {error}").body
+    except OrchError as error:
+        problem = error.body
+    task_id = request.task_id.lower() if request is not None else _task_id(message)
+    if not task_id:
+        return Reading(None, poison)
+    if request is not None and request.task_id != task_id:
+        request = msgspec.structs.replace(request, task_id=task_id)
+    lane = message.headers.get(subjects.LANE_HEADER, "")
+    correlation_id = message.headers.get(subjects.CORRELATION_HEADER, "")
+    event = TaskArrived(
+        at_ms=at_ms,
+        ref=AdmissionRef(stream, message.seq),
+        task_id=task_id,
+        pool_id=pool_id,
+        priority=priority,
+        tenant=tenant if is_name(tenant) else UNKNOWN_TENANT,
+        lane=lane if is_name(lane) else subjects.BUS_LANE,
+        correlation_id=correlation_id if is_correlation_id(correlation_id) else task_id,
+        channel="http" if is_name(lane) else "nats",
+        admitted_ms=message.stored_ms or at_ms,
+        request=request,
+        problem=problem,
+    )
+    return Reading(event, poison)
+
+
+def _request(message: Message) -> TaskRequest:
+    """Raises NewerVersion, Unreadable, TooLarge."""
+    check_version(Kind.ADMISSION, message.headers)
+    if len(message.data) > PAYLOAD_BYTES_MAX:
+        raise TooLarge(f"{len(message.data)} bytes; at most {PAYLOAD_BYTES_MAX} are taken")
+    return decode(Kind.ADMISSION, REQUEST_DECODER, message.data, message.headers)
+
+
+def _guard(request: TaskRequest, pool: PoolSpec | None, tenant: str) -> None:
+    """Raises OrchError."""
+    if not is_name(tenant):
+        raise invalid(f"the subject's last word, {tenant[:80]!r}, is no tenant")
+    check_request(request)
+    if pool is not None:
+        check_pool(request, pool)
+
+
+def _task_id(message: Message) -> str:
+    """From what can be read of the payload, else from the message id."""
+    try:
+        named = _NAMED.decode(message.data).task_id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        named = ""
+    for text in (named, message.headers.get("Nats-Msg-Id", "")):
+        if is_uuid(text):
+            return text.lower()
+    return ""

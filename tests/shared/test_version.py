@@ -1,0 +1,58 @@
+"""Versions of messages: a newer one is told from garbage, and neither is half understood."""
+
+import msgspec
+import pytest
+
+from llorch_shared.wire.task import REQUEST_DECODER
+from llorch_shared.wire.version import (
+    VERSION_HEADER,
+    VERSIONS,
+    Kind,
+    NewerVersion,
+    Unreadable,
+    check_version,
+    decode,
+    is_newer,
+    version_headers,
+)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_plain_json_without_a_version_is_version_one(kind: Kind) -> None:
+    check_version(kind, {})
+    check_version(kind, {VERSION_HEADER: "1"})
+    assert version_headers(kind) == {VERSION_HEADER: str(VERSIONS[kind])}
+
+
+def test_a_newer_version_is_not_looked_at() -> None:
+    headers = {VERSION_HEADER: str(VERSIONS[Kind.RUN] + 1)}
+    with pytest.raises(NewerVersion, match="run of version 2"):
+        decode(Kind.RUN, REQUEST_DECODER, b"not even json", headers)
+    assert is_newer(Kind.RUN, headers)
+
+
+def test_what_was_mended_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VERSIONS, Kind.SPEC, 7)
+    check_version(Kind.SPEC, {VERSION_HEADER: "7"})
+    assert is_newer(Kind.RUN, {VERSION_HEADER: "7"}), "each kind has its own number"
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "two", "1.0", "²", "1" * 10])
+def test_a_header_that_is_no_version_is_garbage_not_newer(text: str) -> None:
+    with pytest.raises(Unreadable, match="not a version") as raised:
+        check_version(Kind.ADMISSION, {VERSION_HEADER: text})
+    assert not isinstance(raised.value, NewerVersion)
+    assert not is_newer(Kind.ADMISSION, {VERSION_HEADER: text})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff\xfe", b'{"task_id": "\xff"}', b"[]", b"{", b'{"x":' * 100_000, b"[" * 100_000, b"null"],
+    ids=["nothing", "bytes", "not UTF-8", "array", "cut", "deep", "deep array", "null"],
+)
+def test_every_kind_of_garbage_is_one_error(data: bytes) -> None:
+    class Open(msgspec.Struct):
+        task_id: str = ""
+
+    with pytest.raises(Unreadable):
+        decode(Kind.ADMISSION, msgspec.json.Decoder(Open), data, {})
