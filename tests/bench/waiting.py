@@ -1,8 +1,8 @@
 """Ten times more clients than places on the real system: do predicted starts come true, and does waiting pay?
 
 A closed crowd: a client submits, is refused, comes back after exactly what it was told, until it is admitted; then the
-next one takes its turn. Real starts are read from the run records. Figures leave out what was told before the pool's
-rates were measured.
+next one takes its turn. Real starts are read from the run records. Predictions that were told before the pool's rates
+were measured are left out; every return counts.
 """
 
 import asyncio
@@ -85,7 +85,7 @@ class Crowd:
                         told = msgspec.json.decode(await answer.read(), type=TaskAccepted)
                         self.predicted_ms[task_id] = told.predicted_start_ms
                     return
-                wait_ms, returns = int(answer.headers[BACKOFF_HEADER]), self.warm
+                wait_ms, returns = int(answer.headers[BACKOFF_HEADER]), True
             await asyncio.sleep(wait_ms / 1000)
 
     def _body(self, task_id: str) -> bytes:
