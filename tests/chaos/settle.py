@@ -13,15 +13,17 @@ import httpx
 import msgspec
 
 from llorch_shared import states, streams, subjects
-from llorch_shared.bus.port import BusError
+from llorch_shared.bus.port import BusError, Message
 from llorch_shared.wire.registry import LEASE_DECODER, LOAD_DECODER, REPLICA_DECODER, PoolLoad
-from llorch_shared.wire.run import RUN_DECODER
-from llorch_shared.wire.task import Priority
+from llorch_shared.wire.run import PLACEMENT_DECODER, RUN_DECODER
+from llorch_shared.wire.task import REQUEST_DECODER, Priority
 from support.client import Refusal
 from support.system import System
 
 POLL_S: Final = 0.1
 LOAD_OLD_S: Final = 3.0
+SHOWN: Final = 5
+PLACEMENTS: Final = subjects.ALL_PLACEMENTS.removesuffix("*.*")
 Question = Callable[[], Awaitable[Any]]
 
 
@@ -59,12 +61,13 @@ class Settling:
         processes = self._system.processes.values()
         return [f"{process.name}: {process.exit_code}" for process in processes if not process.running]
 
-    async def _queued(self) -> dict[str, int]:
+    async def _queued(self) -> dict[str, list[str]]:
+        """By stream, the sequences and tasks of what is left."""
         names = [
             streams.admission_stream(pool.id, priority) for pool in self._system.pools for priority in Priority
         ] + [streams.PLC]
-        counts = {name: (await self._system.bus.stream_state(name)).messages for name in names}
-        return {name: count for name, count in counts.items() if count}
+        left = {name: await self._system.bus.replay(name, ">", limit=SHOWN) for name in names}
+        return {name: [f"{each.seq}: {_task_of(each)}" for each in found] for name, found in left.items() if found}
 
     async def _unfinished(self) -> list[str]:
         found = await self._system.bus.snapshot(streams.RUN, subjects.ALL_RUNS)
@@ -105,6 +108,12 @@ class Settling:
     @property
     def _nodes(self) -> list[str]:
         return [name for name in self._system.processes if name.startswith("poold-")]
+
+
+def _task_of(message: Message) -> str:
+    if message.subject.startswith(PLACEMENTS):
+        return PLACEMENT_DECODER.decode(message.data).run.task_id
+    return REQUEST_DECODER.decode(message.data).task_id
 
 
 async def _until_empty(question: Question, limit_s: float) -> Any:

@@ -208,8 +208,11 @@ class NatsConsumer:
         self._missing = False
 
     async def reset(self) -> None:
+        """From the first message on: in a work queue, what is stored is not acknowledged. The durable's own idea of it
+        may be ahead: a server that was killed, or had a full disk, may have kept an acknowledgement and not the removal
+        of its message, and would never deliver it."""
         await self._open_inbox()
-        await self._streams.api(f"CONSUMER.RESET.{self._stream}.{self._durable}")
+        await self._streams.api(f"CONSUMER.RESET.{self._stream}.{self._durable}", {"seq": 1})
 
     async def close(self) -> None:
         """What is held and was not handed over goes back to the server at once."""

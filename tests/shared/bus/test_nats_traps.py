@@ -175,6 +175,25 @@ async def test_a_successor_gets_what_a_killed_process_held(world: NatsWorld, bus
     assert sorted(got) == [b"%d" % number for number in range(10)]
 
 
+async def test_a_reset_delivers_what_is_stored_although_the_durable_believes_it_acknowledged(
+    world: NatsWorld, bus: Bus
+) -> None:
+    """As a server leaves it that was killed after it had written the ack, and before it had written the removal."""
+    for number in range(3):
+        await bus.store(ADMISSION, b"%d" % number)
+    client = await nats.connect(world.server.url)
+    passed = await client.request(f"$JS.API.CONSUMER.RESET.{ADM}.{streams.SCHEDULER_DURABLE}", b'{"seq":3}')
+    assert msgspec.json.decode(passed.data)["ack_floor"]["stream_seq"] == 2
+    await client.close()
+    consumer = await bus.consumer(ADM, streams.SCHEDULER_DURABLE)
+    await consumer.reset()
+    got: list[bytes] = []
+    async with asyncio.timeout(10):
+        while len(got) < 3:
+            got += [delivery.message.data for delivery in await consumer.fetch(10, 1)]
+    assert got == [b"0", b"1", b"2"]
+
+
 async def test_messages_that_a_closed_consumer_held_go_to_the_next_at_once(world: NatsWorld, bus: Bus) -> None:
     leaving = await bus.consumer(ADM, streams.SCHEDULER_DURABLE)
     assert isinstance(leaving, NatsConsumer)
