@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from llorch_gateway import service
+from llorch_gateway.tasks import Tasks
 from llorch_shared import streams, subjects
 from llorch_shared.bus.memory import MemoryBus
 from llorch_shared.errors import ErrorBody, ErrorCode
@@ -230,6 +231,26 @@ async def test_a_cancel_that_waits_for_its_receipt_is_answered_before_the_gatewa
     assert (reply.status, reply.error.code) == (503, ErrorCode.POOL_UNAVAILABLE)
     assert "stopping" in reply.error.message
     assert await cluster.bus.last(streams.RUN, subjects.cancel(task)) is not None, "the wish is kept"
+
+
+async def test_a_reader_whose_stream_is_not_open_yet_is_answered_before_the_gateway_goes(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the bus is away: nobody can say yet where the task is."""
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(service, "ANSWERS_STOP_S", 0.05)
+    door = await cluster.gateway()
+    monkeypatch.setattr(Tasks, "find", never)
+    reply = door.stream(task_request().task_id)
+    await settle()
+    async with asyncio.timeout(15):
+        await door.gateway.stop_serving()
+        await reply.end()
+    assert (reply.status, reply.error.code) == (503, ErrorCode.POOL_UNAVAILABLE)
+    assert "stopping" in reply.error.message
 
 
 async def test_a_reader_that_takes_nothing_does_not_hold_up_the_stop(cluster: Cluster, door: Door) -> None:

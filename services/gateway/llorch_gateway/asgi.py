@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+T = TypeVar("T")
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 CALL: Final = "llorch.call"
@@ -74,7 +75,7 @@ class Front:
     body_bytes_max: int
     stopping: bool = False
     _answering: set["asyncio.Task[Any]"] = field(default_factory=set)
-    """Requests under way that are not streams."""
+    """Requests under way that are not streams, or not yet."""
 
     async def finish(self, within_s: float) -> None:
         """Let what is under way be answered; what takes longer is told to come back, so that nobody is left without
@@ -86,12 +87,12 @@ class Front:
             for task in late:
                 task.cancel()
 
-    async def _answered(self, work: Awaitable[None]) -> None:
+    async def _answered(self, work: Awaitable[T]) -> T:
         task = asyncio.current_task()
         assert task is not None
         self._answering.add(task)
         try:
-            await work
+            return await work
         except asyncio.CancelledError:
             if not self.stopping:
                 raise
@@ -155,7 +156,7 @@ class Front:
             await _not_allowed(send, call, "GET")
             return
         cursor = _cursor(headers.get(b"last-event-id"), scope["query_string"])
-        opened = await self.streams.open(task_id(task), cursor)
+        opened = await self._answered(self.streams.open(task_id(task), cursor))
         correlation = (CORRELATION, call.correlation_id.encode())
         if opened is None:
             await send({"type": "http.response.start", "status": 204, "headers": [correlation]})
