@@ -64,7 +64,7 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
 def test_a_comparison_under_overload_is_equal_to_the_byte(tmp_path: Path) -> None:
     policy = tmp_path / "other.toml"
     policy.write_text('[[pools]]\nid = "busy"\n[pools.queue]\ncapacity = 20\n')
-    arguments = ("overload", "--tasks=1500", f"--policy={policy}")
+    arguments = ("overload", "--tasks=500", f"--policy={policy}")
     first = simulate(*arguments, hash_seed=3)
     assert first == simulate(*arguments, hash_seed=4)
     assert json.loads(first)["other"]["returns"]["tries"] > 0
