@@ -8,7 +8,9 @@ from typing import Final
 from chaos.evidence import After, Story
 from chaos.history import Asked, Closed, Ended, Op, Opened, Outcome
 from llorch_shared.errors import ErrorCode
+from llorch_shared.states import FINAL
 from llorch_shared.wire.audit import AuditEvent
+from llorch_shared.wire.task import TaskState
 
 ATTEMPTS_MAX: Final = 3
 """The scheduler's default: a task that loses this many engines ends with WORKER_RESET, so that it kills no more."""
@@ -72,6 +74,12 @@ def longest_absence_s(story: Story) -> float:
     if here == 0 and left_at is not None:
         longest = max(longest, end - left_at)
     return longest
+
+
+def may_lie_among_the_placements(state: TaskState | None) -> bool:
+    """The placement of an ended task, which a server that was killed or had a full disk has brought back. Nobody can
+    claim it, nobody takes it while the node lives, and it expires within the hour (`PLACEMENT_TTL_S`)."""
+    return state in FINAL
 
 
 def starts_that_may_be_uncounted(story: Story) -> int:

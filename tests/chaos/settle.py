@@ -12,6 +12,7 @@ from typing import Any, Final
 import httpx
 import msgspec
 
+from chaos import allowed
 from llorch_shared import states, streams, subjects
 from llorch_shared.bus.port import BusError, Message
 from llorch_shared.wire.registry import LEASE_DECODER, LOAD_DECODER, REPLICA_DECODER, PoolLoad
@@ -66,8 +67,18 @@ class Settling:
         names = [
             streams.admission_stream(pool.id, priority) for pool in self._system.pools for priority in Priority
         ] + [streams.PLC]
-        left = {name: await self._system.bus.replay(name, ">", limit=SHOWN) for name in names}
-        return {name: [f"{each.seq}: {_task_of(each)}" for each in found] for name, found in left.items() if found}
+        left = {name: await self._system.bus.replay(name, ">") for name in names}
+        shown = {
+            name: [f"{each.seq}: {_task_of(each)}" for each in found if not await self._may_lie(each)][:SHOWN]
+            for name, found in left.items()
+        }
+        return {name: found for name, found in shown.items() if found}
+
+    async def _may_lie(self, message: Message) -> bool:
+        if not message.subject.startswith(PLACEMENTS):
+            return False
+        last = await self._system.bus.last(streams.RUN, subjects.run(_task_of(message)))
+        return allowed.may_lie_among_the_placements(None if last is None else RUN_DECODER.decode(last.data).state)
 
     async def _unfinished(self) -> list[str]:
         found = await self._system.bus.snapshot(streams.RUN, subjects.ALL_RUNS)
