@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from llorch_shared import streams
@@ -94,3 +95,27 @@ async def test_closing_twice_or_before_the_start_is_fine(bus: MemoryBus) -> None
     audit.start()
     await audit.close()
     await audit.close()
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+async def test_that_a_task_was_admitted_is_on_the_record_once(server: MemoryServer, bus: MemoryBus, lost: int) -> None:
+    writers = [Audit(bus, gather_s=0) for _ in range(3)]
+    server.answers_lost = lost
+    for number, audit in enumerate(writers):
+        audit.start()
+        for task in range(5):
+            admitted = AuditRecord(event=AuditEvent.ADMITTED, task_id=f"t{task}", at_ms=1, actor=f"gateway/{number}")
+            await audit.record(admitted)
+            await audit.record(admitted)
+            await audit.record(msgspec.structs.replace(record(10 * number + task), task_id=f"w{number}"))
+    for audit in writers:
+        await audit.close()
+    again = Audit(bus, gather_s=0)
+    again.start()
+    await again.record(AuditRecord(event=AuditEvent.ADMITTED, task_id="t0", at_ms=2, actor="scheduler/1"))
+    await again.close()
+    records = [AUDIT_DECODER.decode(message.data) for message in await bus.replay(streams.AUD, "llorch.aud.>")]
+    assert [each.task_id for each in records if each.event is AuditEvent.ADMITTED] == [f"t{task}" for task in range(5)]
+    for number in range(3):
+        others = [each.at_ms for each in records if each.event is AuditEvent.PLACED and each.at_ms // 10 == number]
+        assert others == [10 * number + task for task in range(5)], "the order of the others stays"

@@ -7,7 +7,7 @@ network, held to the NATS side by one test suite.
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from typing import Final
 
@@ -111,7 +111,7 @@ class MemoryBus(MemoryConnection):
             raise Unanswered(f"no answer on {subject}")
         return ack
 
-    async def store_batch(self, messages: Sequence[tuple[str, bytes]]) -> None:
+    async def store_batch(self, messages: Sequence[tuple[str, bytes]], *, new: Collection[str] = ()) -> None:
         if not messages:
             return
         if len(messages) > BATCH_MESSAGES_MAX:
@@ -126,7 +126,7 @@ class MemoryBus(MemoryConnection):
             if not stream.takes(subject):
                 raise BusError(f"{subject} is not of the stream {stream.name}")
             self._check(subject, data)
-            stream.check(subject, data, None, more=number)
+            stream.check(subject, data, 0 if subject in new else None, more=number)
         for subject, data in messages:
             _, message = stream.store(subject, data, {}, self.server.now())
             if message is not None:

@@ -10,7 +10,7 @@ nats_topology  keeps it standing
 import asyncio
 import logging
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from llorch_shared.bus.nats_consumer import NatsConsumer
@@ -146,8 +146,8 @@ class NatsBus:
             sent["Nats-TTL"] = f"{round(ttl_s * 1000)}ms"
         return await self._streams.store(subject, data, sent, timeout_s)
 
-    async def store_batch(self, messages: Sequence[tuple[str, bytes]]) -> None:
-        await self._streams.store_batch(messages, API_TIMEOUT_S)
+    async def store_batch(self, messages: Sequence[tuple[str, bytes]], *, new: Collection[str] = ()) -> None:
+        await self._streams.store_batch(messages, new, API_TIMEOUT_S)
 
     async def request(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout_s: float = 2.0

@@ -6,7 +6,7 @@ stream and a missing JetStream with one exception. Answers are judged by the ser
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -174,7 +174,7 @@ class Streams:
             raise refused(ack.error)
         return Stored(ack.stream, ack.seq, ack.duplicate)
 
-    async def store_batch(self, messages: Sequence[tuple[str, bytes]], timeout_s: float) -> None:
+    async def store_batch(self, messages: Sequence[tuple[str, bytes]], new: Collection[str], timeout_s: float) -> None:
         if not messages:
             return
         if len(messages) > BATCH_MESSAGES_MAX:
@@ -182,12 +182,14 @@ class Streams:
         await self._link.wait_connected(timeout_s)
         batch = secrets.token_hex(12)
         last = len(messages)
-        for number, (subject, data) in enumerate(messages[:-1], start=1):
-            self._link.publish(
-                subject, data, header_block({"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)})
-            )
-        headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(last), "Nats-Batch-Commit": "1"}
-        await self.store(*messages[-1], headers, timeout_s)
+        for number, (subject, data) in enumerate(messages, start=1):
+            headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+            if subject in new:
+                headers["Nats-Expected-Last-Subject-Sequence"] = "0"
+            if number < last:
+                self._link.publish(subject, data, header_block(headers))
+            else:
+                await self.store(subject, data, headers | {"Nats-Batch-Commit": "1"}, timeout_s)
 
 
 def _agrees(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

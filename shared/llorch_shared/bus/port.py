@@ -11,7 +11,7 @@ BusError
 └─ Unanswered       no answer in time; the publish may still have been stored: repeat it with the same msg_id
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -166,8 +166,9 @@ class Bus(Protocol):
         """Publish into a stream and wait for its ack. `expect_seq` compares the subject's last sequence (0: none yet).
         Raises Full, WrongSequence, NoStream, TooLarge, Denied, Unanswered."""
 
-    async def store_batch(self, messages: Sequence[tuple[str, bytes]]) -> None:
-        """Store at most 500 messages of one stream that allows atomic batches: all or none."""
+    async def store_batch(self, messages: Sequence[tuple[str, bytes]], *, new: Collection[str] = ()) -> None:
+        """Store at most 500 messages of one stream that allows atomic batches: all or none. Raises WrongSequence when
+        one of the subjects in `new` holds a message already."""
 
     async def request(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout_s: float = 2.0

@@ -182,6 +182,17 @@ async def test_a_batch_of_one_and_of_none(ready: Bus) -> None:
     assert (await ready.stream_state(streams.AUD)).messages == 1
 
 
+async def test_a_batch_whose_new_subject_is_not_new_is_refused_whole(ready: Bus) -> None:
+    first, second, other = (subjects.audit("admitted", f"t{number}") for number in range(3))
+    await ready.store_batch([(first, b"1"), (other, b"1"), (other, b"2")], new={first})
+    for batch in ([(first, b"x"), (second, b"x")], [(second, b"x"), (first, b"x")]):
+        with pytest.raises(WrongSequence):
+            await ready.store_batch([*batch, (other, b"x")], new={first, second})
+    await ready.store_batch([(second, b"2"), (other, b"3")], new={second})
+    stored = await ready.replay(streams.AUD, "llorch.aud.>")
+    assert [message.data for message in stored] == [b"1", b"1", b"2", b"2", b"3"]
+
+
 async def test_a_batch_that_cannot_be_stored_leaves_nothing(ready: Bus) -> None:
     with pytest.raises(BusError):
         await ready.store_batch([(ADMISSION, b"1"), (ADMISSION, b"2")])
