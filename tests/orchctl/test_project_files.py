@@ -16,7 +16,7 @@ from llorch_ctl.embedded import PAYLOAD_BYTES_MAX
 from llorch_shared.settings import ENVIRONMENT, SECRET_NAMES, Settings
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ("help", "demo", "up", "test", "check", "contracts", "bench", "lock", "clean")
+TARGETS = ("help", "demo", "up", "test", "check", "contracts", "bench", "chaos", "chaos-long", "lock", "clean")
 SECRETS = {variable for name in SECRET_NAMES for variable in (name, f"{name}_FILE")}
 
 
