@@ -54,6 +54,24 @@ def test_a_pick_keeps_its_place_until_it_is_taken() -> None:
         queue.took(first, 0)
 
 
+def test_a_queue_that_runs_empty_again_and_again_leaves_nothing_to_the_garbage_collector() -> None:
+    """As a pool with free slots does with every task."""
+    queue = queue_of([])
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(200):
+            queue.push(waiting(number), number)
+            pick = queue.pick(everything, number)
+            assert pick is not None
+            queue.took(pick, number)
+            queue.ended(pick.job, 5.0, 1.0, number)
+            del pick
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
 def test_a_discarded_task_is_gone_and_one_that_returned_stands_once() -> None:
     one, two = waiting(1), waiting(2)
     queue = queue_of([one, two])

@@ -139,7 +139,7 @@ class ClassQueue(Tagged):
         if line.size == 0:
             flow.close_line(line)
             if line.contest.lines == 0:
-                del self.contests[line.contest.shape]
+                self.contests.pop(line.contest.shape).close()
         elif self.watched and not flow.throttled:
             line.contest.watch(line)
         if flow.queued == 0:

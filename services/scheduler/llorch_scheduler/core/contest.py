@@ -35,6 +35,12 @@ class Contest:
         self.lines = 0
         """Lines that wait, throttled ones too."""
 
+    def close(self) -> None:
+        """Its last line is gone. Entries out of date would hold the contest by way of their lines, in circles that only
+        the garbage collector ends."""
+        self._heap.clear()
+        self._urgent.clear()
+
     def enter(self, line: Line) -> None:
         """A line stands for election, or its flow's tag shrank."""
         flow = line.flow
