@@ -23,6 +23,7 @@ OF_TASKS: Final[tuple[Callable[[Story, After], Iterator[Violation]], ...]] = (
     streams.ends_are_true,
     streams.ends_count_what_was_sent,
     streams.nothing_after_a_receipt,
+    books.admitted_once,
     books.audited_once,
     books.the_token_log_is_true,
 )

@@ -38,6 +38,14 @@ def audited_once(story: Story, after: After) -> Iterator[Violation]:
         yield Violation(kind=Kind.AUDIT_UNTRUE, task=story.task, explanation=text)
 
 
+def admitted_once(story: Story, after: After) -> Iterator[Violation]:
+    """However often and wherever it was sent. None is permitted: see RELIABILITY.md on a killed gateway."""
+    admissions = [audit for audit in story.audits if audit.event is AuditEvent.ADMITTED]
+    if len(admissions) > 1:
+        text = f"admissions: {[(audit.actor, audit.at_ms) for audit in admissions]}"
+        yield Violation(kind=Kind.ADMITTED_TWICE, task=story.task, explanation=text)
+
+
 def the_token_log_is_true(story: Story, after: After) -> Iterator[Violation]:
     """What is stored of the stream is the engine's words, whole for a done task, with one end that is the record's."""
     stored, run = story.stream, story.run

@@ -43,6 +43,10 @@ def two_audited_ends(world: World) -> None:
     world.audits.append(world.audit(AuditEvent.DONE, 13))
 
 
+def two_admissions(world: World) -> None:
+    world.audits += [world.audit(AuditEvent.ADMITTED, 0, actor=f"gateway/{number}") for number in range(2)]
+
+
 def answered(outcome: Outcome, *, op: int = 1, at: float = 0.1, status: int = 202) -> Answered:
     return Answered(at=T0 + at, op=op, task=TASK, what=Op.SUBMIT, via="gateway-1", outcome=outcome, status=status)
 
@@ -187,6 +191,7 @@ def odd(world: World) -> None:
 PLANTED: dict[Kind, list[Callable[[World], None]]] = {
     Kind.LOST: [lost, stays_placed, unsure_but_placed],
     Kind.ENDED_TWICE: [changed_after_its_end, two_audited_ends],
+    Kind.ADMITTED_TWICE: [two_admissions],
     Kind.REFUSED_LATER: [refused_when_sent_again, reader_told_unknown, dropped],
     Kind.FAILED_WITHOUT_CAUSE: [failed_at_once],
     Kind.CANCELLED_UNASKED: [cancelled_by_nobody],

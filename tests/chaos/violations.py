@@ -10,6 +10,8 @@ class Kind(StrEnum):
     """Accepted, and without an end."""
     ENDED_TWICE = "ended twice"
     """A final record was changed, or a task has two audited ends."""
+    ADMITTED_TWICE = "admitted twice"
+    """Two admissions of one task id are on the record."""
     REFUSED_LATER = "refused later"
     """Accepted, and then unknown, refused, dropped or expired."""
     FAILED_WITHOUT_CAUSE = "failed without cause"
