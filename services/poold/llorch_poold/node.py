@@ -60,7 +60,7 @@ class Node:
         self._metrics_addr: Final = metrics_addr
         self._provisioning: Final = Provisioning(context.bus, context.node_id)
         self._registrar: Final = Registrar(context.bus)
-        self._specs: Final = LiveTable(context.bus, bucket="SPEC", changed=self._spec_changed)
+        self._specs: Final = LiveTable(context.bus, bucket="SPEC", changed=self._spec_changed, metrics=context.metrics)
         self._incarnation: Final = secrets.token_hex(8)
         self._started_ms: Final = time.time_ns() // 1_000_000
         self._report: GpuReport = GpuReport(problem="GPUs have not been looked for yet")

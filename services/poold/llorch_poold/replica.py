@@ -254,7 +254,7 @@ class Replica:
         async def watch() -> None:
             reason.append(await life.until_broken())
 
-        intake = Intake(self._node.bus, self.spec.id, self.replica_id, self._slots)
+        intake = Intake(self._node.bus, self.spec.id, self.replica_id, self._slots, metrics=self._node.metrics)
         try:
             await first_of(watch(), intake.run(), self._scrape_now_and_then(life))
         finally:
