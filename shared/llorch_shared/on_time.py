@@ -85,7 +85,8 @@ def on_time_probability(
     if service_ms <= 0:
         service_ms = 1.0
     if wait_ms <= 0:
-        return _below(_sums(services), budget_ms / service_ms)
+        ratio = budget_ms / service_ms
+        return 1.0 if ratio >= EDGES[-1] else _below(_sums(services), ratio)
     wait_ms, budget_ms = wait_ms + gap_ms, budget_ms + gap_ms
     if wait_ms >= service_ms:
         outer, outer_ms, inner, inner_ms = services, service_ms, waits, wait_ms

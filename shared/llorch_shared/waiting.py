@@ -106,9 +106,11 @@ def foresee(ahead: Ahead, pace: Pace) -> Waiting:
 
 
 def _position(ahead: Ahead, tasks: float) -> float:
+    if not tasks:
+        return 0.0
     rivals = max(0, ahead.flows_weight - ahead.flow_weight)
     own = tasks + min(max(0, ahead.class_tasks - ahead.flow_tasks), tasks * rivals / max(1, ahead.flow_weight))
-    if not own or not ahead.other_tasks:
+    if not ahead.other_tasks:
         return own
     cost_ms = ahead.class_work_ms / ahead.class_tasks if ahead.class_tasks else 0.0
     other_cost_ms = ahead.other_work_ms / ahead.other_tasks
@@ -153,7 +155,7 @@ def chance(load: PoolLoad | None, request: TaskRequest, tenant: str, *, start_ms
         budget_ms=request.deadline_ms,
         waits=load.wait_spread,
         services=load.spread,
-        gap_ms=_pace(load, request.priority, tenant).gap_ms,
+        gap_ms=_gap_ms(load),
     )
     if load.preemptible <= 0 or request.priority is CLASSES[-1]:
         return told
@@ -165,8 +167,7 @@ def retry_after_ms(load: PoolLoad | None) -> int:
     one."""
     if load is None:
         return RETRY_MIN_MS
-    pace = Pace(load.slots_total, 0, _turn_ms(load), 0.0, load.loading_ms, load.loading_slots)
-    wait_ms = pace.gap_ms + (load.loading_ms if load.slots_total <= 0 else 0)
+    wait_ms = _gap_ms(load) + (load.loading_ms if load.slots_total <= 0 else 0)
     return max(RETRY_MIN_MS, round(wait_ms))
 
 
@@ -179,6 +180,12 @@ def is_promised(load: PoolLoad | None, priority: Priority, tenant: str) -> bool:
 
 def _turn_ms(load: PoolLoad) -> float:
     return load.turn_ms or load.service_ms
+
+
+def _gap_ms(load: PoolLoad) -> float:
+    """As `Pace.gap_ms`."""
+    slots = load.slots_total or load.loading_slots
+    return _turn_ms(load) / slots if slots else 0.0
 
 
 def _pace(load: PoolLoad, priority: Priority, tenant: str) -> Pace:
@@ -214,7 +221,12 @@ def _ahead(load: PoolLoad, priority: Priority, tenant: str, since: int, due_in_m
         own = max(0.0, tasks + since * part if since >= 0 else tasks - 1) * _sooner(flow.due_ms, due_in_ms)
     else:
         own = max(0.0, tasks + since * part if since >= 0 else tasks - 1 + (since + 1) * part)
-    others = [(other.weight, other.queued, other.work_ms) for name, other in load.classes.items() if name != priority]
+    other_tasks, other_work_ms, other_weight = 0, 0.0, 0
+    for name, other in load.classes.items():
+        if name != priority and other.queued:
+            other_tasks += other.queued
+            other_work_ms += other.work_ms
+            other_weight += other.weight
     return Ahead(
         flow_tasks=round(own),
         flow_weight=weight,
@@ -222,9 +234,9 @@ def _ahead(load: PoolLoad, priority: Priority, tenant: str, since: int, due_in_m
         class_tasks=max(0, line.queued + since),
         class_work_ms=max(0.0, line.work_ms + since * each_ms),
         class_weight=line.weight,
-        other_tasks=sum(tasks for _, tasks, _ in others),
-        other_work_ms=sum(work_ms for _, _, work_ms in others),
-        other_weight=sum(weight for weight, tasks, _ in others if tasks),
+        other_tasks=other_tasks,
+        other_work_ms=other_work_ms,
+        other_weight=other_weight,
     )
 
 

@@ -47,6 +47,11 @@ class DrainMeter:
         """Slot time expected of those that joined lately; 0 when none did."""
         return self.asked_ms / self.asked if self.asked else 0.0
 
+    @property
+    def measures(self) -> bool:
+        """Whether the next place that is given back counts, and what was expected of its task."""
+        return self._last_ms >= 0
+
     def interrupted(self) -> None:
         """What has passed since the last place does not count."""
         self._last_ms = -1

@@ -48,13 +48,15 @@ class Feasibility:
     def shapes_version(self) -> int:
         """Changes when `shape_of` may answer otherwise than before: the shapes of waiting tasks are to be made again.
         Until then they are at worst narrower than they need be."""
-        self._refresh()
+        if self._seen != self._index.version:
+            self._refresh()
         return self._shapes_version
 
     def shape_of(self, request: TaskRequest) -> Shape:
         """For a pool that is wanted."""
         assert self.spec is not None
-        self._refresh()
+        if self._seen != self._index.version:
+            self._refresh()
         return shape_of(request, self.spec, self._ctx_limits)
 
     def slots(self) -> Slots:
@@ -75,9 +77,7 @@ class Feasibility:
         return view
 
     def _refresh(self) -> None:
-        """Made anew what depends on the replicas' abilities, if these have changed."""
-        if self._seen == self._index.version:
-            return
+        """Made anew what depends on the replicas' abilities, which have changed."""
         self._seen = self._index.version
         self._views.clear()
         kinds = self._index.kinds

@@ -145,9 +145,10 @@ class Forecast:
 
     def left(self, job: Job, at_ms: int, behind: Behind) -> None:
         """A task left the queue, also by ending there: its place is given back."""
-        cost_ms, slots, record = self._cost_ms(job), self.slots_total, job.record
-        self._drains[record.priority].gave_back(at_ms, cost_ms, slots=slots, others_wait=behind.in_class > 0)
-        of_flow = self._flow_drains.get((record.tenant, record.priority))
+        slots, record = self._slots_total, job.record
+        drain, of_flow = self._drains[record.priority], self._flow_drains.get((record.tenant, record.priority))
+        cost_ms = self._cost_ms(job) if drain.measures or (of_flow is not None and of_flow.measures) else 0.0
+        drain.gave_back(at_ms, cost_ms, slots=slots, others_wait=behind.in_class > 0)
         if of_flow is not None:
             of_flow.gave_back(at_ms, cost_ms, slots=slots, others_wait=behind.in_flow > 0)
 
@@ -190,22 +191,30 @@ class Forecast:
 
     def pace(self, priority: Priority | None = None, tenant: str = "") -> Pace:
         """Of the pool; and of a flow."""
-        pace = Pace(self._slots_total, self.slots_free, self.turn_ms, 0.0, self.loading_ms, self.loading_slots)
-        if priority is None:
-            return pace
-        overtaken = self._overtaking[priority].part
-        return pace._replace(flow_pace_ms=self._flow_pace_ms(priority, tenant), overtaken=overtaken)
+        flow_pace_ms = overtaken = 0.0
+        if priority is not None:
+            flow_pace_ms, overtaken = self._flow_pace_ms(priority, tenant), self._overtaking[priority].part
+        return Pace(
+            self._slots_total,
+            self.slots_free,
+            self.turn_ms,
+            flow_pace_ms,
+            self.loading_ms,
+            self.loading_slots,
+            overtaken,
+        )
 
     def joined(self, job: Job, ahead: Ahead) -> Waiting:
         """A new task is about to stand behind `ahead`; its `cost_ms` is set."""
         waiting = self.waiting(ahead, job.record.priority, job.record.tenant)
         job.foretold = waiting.measured and self._n >= _KNOWN
-        turns = self._flows.get((job.record.tenant, job.record.priority))
+        flow = (job.record.tenant, job.record.priority)
+        turns = self._flows.get(flow)
         job.ahead_in_flow, job.flow_started = ahead.flow_tasks, turns.started if turns is not None else 0
-        self._drains[job.record.priority].joined(self._cost_ms(job))
-        of_flow = self._flow_drains.get((job.record.tenant, job.record.priority))
+        self._drains[job.record.priority].joined(job.cost_ms)
+        of_flow = self._flow_drains.get(flow)
         if of_flow is not None:
-            of_flow.joined(self._cost_ms(job))
+            of_flow.joined(job.cost_ms)
         return waiting
 
     def waiting(self, ahead: Ahead, priority: Priority, tenant: str) -> Waiting:

@@ -4,6 +4,7 @@ from typing import Final
 
 from llorch_scheduler.core.effects import Place
 from llorch_scheduler.core.job import Job, Phase
+from llorch_scheduler.core.peers import Slots
 from llorch_scheduler.core.placement import Decision
 from llorch_scheduler.core.pool import Pool
 from llorch_scheduler.core.preempting import Preempting
@@ -30,21 +31,20 @@ class Placing:
             pool.reassess(at_ms)
         slots = fleet.slots()
         if slots.free and len(pool.queue):
-            self._fill(pool, at_ms)
-            slots = fleet.slots()
+            self._fill(pool, slots, at_ms)
         pool.note_overload(at_ms, slots)
         if spec.preemption.mode == "hard" and pool.overloaded_ms:
             self._preempting.make_way(pool, spec, at_ms)
 
-    def _fill(self, pool: Pool, at_ms: int) -> None:
-        """Place on the slots that are free."""
+    def _fill(self, pool: Pool, slots: Slots, at_ms: int) -> None:
+        """Place on the slots that are free: a placement takes one of them, and changes nothing else about replicas."""
         queue, fleet = pool.queue, pool.fleet
         closed: set[Shape] = set()
 
         def is_open(shape: Shape) -> bool:
             return shape not in closed and fleet.can_take(shape)
 
-        while fleet.slots().free and (pick := queue.pick(is_open if closed else fleet.can_take, at_ms)) is not None:
+        while slots.free and (pick := queue.pick(is_open if closed else fleet.can_take, at_ms)) is not None:
             job = pick.job
             request = job.record.request
             assert request is not None, "a task without its request never waits"

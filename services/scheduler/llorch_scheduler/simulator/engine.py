@@ -101,27 +101,30 @@ class Engine:
 
     def _plan_next(self) -> None:
         self._plan += 1
+        reading, decoding = self._reading, self._decoding
         wait_ms = inf
-        if self._reading:
-            wait_ms = (self._reading[0][0] - self._read) * len(self._reading) / self._read_per_ms
-        if self._decoding:
-            wait_ms = min(wait_ms, (self._decoding[0][0] - self._decoded) / self._decode_per_ms[self._busy])
+        if reading:
+            wait_ms = (reading[0][0] - self._read) * len(reading) / self._read_per_ms
+        if decoding:
+            end_ms = (decoding[0][0] - self._decoded) / self._decode_per_ms[self._busy]
+            wait_ms = end_ms if end_ms < wait_ms else wait_ms
         if self._recorded:
             wait_ms = min(wait_ms, self._recorded[0][0] - self._touched_ms)
         if wait_ms < inf:
-            self._clock.after(max(0.0, wait_ms), self._wake, self._plan)
+            self._clock.after(wait_ms if wait_ms > 0 else 0.0, self._wake, self._plan)
 
     def _wake(self, plan: int) -> None:
-        if self.stopped or plan != self._plan:
+        if plan != self._plan or self.stopped:
             return
         self._catch_up()
-        while self._reading and self._reading[0][0] <= self._read + _EPSILON:
-            _, number, task = heappop(self._reading)
+        reading, decoding = self._reading, self._decoding
+        while reading and reading[0][0] <= self._read + _EPSILON:
+            _, number, task = heappop(reading)
             task.first_token_ms = self._clock.now_ms
-            heappush(self._decoding, (self._decoded + task.output, number, task))
+            heappush(decoding, (self._decoded + task.output, number, task))
         ended = []
-        while self._decoding and self._decoding[0][0] <= self._decoded + _EPSILON:
-            ended.append(heappop(self._decoding)[2])
+        while decoding and decoding[0][0] <= self._decoded + _EPSILON:
+            ended.append(heappop(decoding)[2])
         while self._recorded and self._recorded[0][0] <= self._clock.now_ms + _EPSILON:
             ended.append(heappop(self._recorded)[2])
         self._busy -= len(ended)

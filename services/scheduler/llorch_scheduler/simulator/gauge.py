@@ -15,8 +15,8 @@ class Gauge:
     def add(self, change: int, at_ms: float) -> None:
         self._sum += self.value * (at_ms - self._since_ms)
         self._since_ms = at_ms
-        self.value += change
-        self.peak = max(self.peak, self.value)
+        self.value = value = self.value + change
+        self.peak = value if value > self.peak else self.peak
 
     def integral(self, at_ms: float) -> float:
         """Value times milliseconds up to now."""

@@ -123,7 +123,9 @@ class Measurement:
         task.on_time_placed = record.on_time_probability
         if task.started_ms >= 0:
             return
-        waits = self.waits.setdefault((task.tenant, task.priority), Waits())
+        waits = self.waits.get((task.tenant, task.priority))
+        if waits is None:
+            waits = self.waits[task.tenant, task.priority] = Waits()
         waits.started_ms.append(at_ms)
         waits.waited_ms.append(at_ms - task.admitted_ms)
         waits.since_arrival_ms.append(at_ms - task.arrived_ms)

@@ -66,9 +66,12 @@ class Replica:
         self._claimed: Final[dict[str, tuple[RunRecord, int]]] = {}
         self._placements: Final[list[tuple[RunRecord, int]]] = []
         self._life = 0
+        self._incarnation = ""
         self._renewed_ms = 0.0
         self._beats = 0
-        self._told_pace = 0.0
+        self._pace = self._told_pace = 0.0
+        """Tokens per second of one task, now and in the last report."""
+        self._first_token_ms = 0.0
         self._tokens = self._decode_ms = 0.0
         self._registered = False
         self._record = ReplicaRecord(
@@ -95,6 +98,7 @@ class Replica:
     def begin(self, *, provisioned: bool, loaded: bool, beat_ms: float = BEAT_MS) -> None:
         """A life begins: at once ready, or through provisioning and loading. Its first beat comes after `beat_ms`."""
         self._life += 1
+        self._incarnation = f"{self.replica_id}-{self._life}"
         self.alive = True
         if loaded:
             self._ready(self._life)
@@ -145,22 +149,23 @@ class Replica:
         self._renewed_ms = self._clock.now_ms
         self._registered = True
         self._beats = 0
-        self._told_pace = self._record.perf_tokens_per_s
+        self._told_pace = self._pace
         self._record = replace(
-            self._record, state=self._state, incarnation=self.incarnation, active=tuple(self._claimed)
+            self._record,
+            state=self._state,
+            incarnation=self._incarnation,
+            active=tuple(self._claimed),
+            perf_tokens_per_s=self._pace,
+            perf_first_token_ms=self._first_token_ms,
         )
         self._outside.reported(self._record)
-
-    @property
-    def incarnation(self) -> str:
-        return f"{self.replica_id}-{self._life}"
 
     def _beat(self, life: int) -> None:
         if not self._lives(life):
             return
         self._renewed_ms = self._clock.now_ms
         self._beats += 1
-        moved = abs(self._record.perf_tokens_per_s - self._told_pace)
+        moved = abs(self._pace - self._told_pace)
         if self._beats >= SILENT_BEATS or moved > PACE_STEP * self._told_pace:
             self._report()
         self._clock.after(BEAT_MS, self._beat, life)
@@ -186,7 +191,7 @@ class Replica:
             record,
             state=TaskState.RUNNING,
             node_id=self.plan.node,
-            incarnation=self.incarnation,
+            incarnation=self._incarnation,
             started_ms=self._outside.wall_ms(),
         )
         seq = self._outside.write_run(running, run_seq)
@@ -237,11 +242,8 @@ class Replica:
         decode_ms = self._clock.now_ms - task.first_token_ms
         if task.served_ms > 0 or decode_ms <= 0:
             return
-        first_ms, known_ms = task.first_token_ms - task.took_slot_ms, self._record.perf_first_token_ms
+        first_ms, known_ms = task.first_token_ms - task.took_slot_ms, self._first_token_ms
         self._tokens = DECAY * self._tokens + task.output
         self._decode_ms = DECAY * self._decode_ms + decode_ms
-        self._record = replace(
-            self._record,
-            perf_tokens_per_s=round(1000 * self._tokens / self._decode_ms, 2),
-            perf_first_token_ms=round(DECAY * known_ms + (1 - DECAY) * first_ms if known_ms else first_ms, 2),
-        )
+        self._pace = round(1000 * self._tokens / self._decode_ms, 2)
+        self._first_token_ms = round(DECAY * known_ms + (1 - DECAY) * first_ms if known_ms else first_ms, 2)

@@ -102,8 +102,8 @@ class Simulation:
             self.clock.at(1000 * change.at_s, self._change, change)
         self.clock.after(TICK_MS, self._tick)
         self.clock.after(0, self._sample)
-        clock = self.clock
-        while not self.over:
+        clock, clients = self.clock, self._clients
+        while self.ended_count < self.arrived_count or not clients.exhausted:
             if clock.steps % STEPS_PER_LOOK == 0 and not going(self):
                 self.partial = True
                 self.ended_ms = clock.now_ms
@@ -111,10 +111,6 @@ class Simulation:
             clock.step()
         self.measured.sample(self.clock.now_ms)
         return self
-
-    @property
-    def over(self) -> bool:
-        return self.ended_count >= self.arrived_count and self._clients.exhausted
 
     def wall_ms(self) -> int:
         return BEGAN_MS + int(self.clock.now_ms)
