@@ -104,12 +104,13 @@ class Lease:
         return Term(self.shard, epoch=seq + 1, seq=stored, fence_at=started + FENCE_SHARE * self._ttl_s)
 
     async def _free_seq(self) -> int | None:
-        """The sequence to expect when the lease may be taken, None while somebody has it."""
+        """The sequence to expect when the lease may be taken, None while somebody has it. Of an expired key it is asked
+        for: its marker expires after a second, too, without a word, and then 0 is to be expected."""
         if self.holder not in ("", self._holder):
             return None
         seq = self._registry.seq(self.key)
         data = self._registry.values.get(self.key)
-        if seq and (data is None or _holder(data) in ("", self._holder)):
+        if seq and data is not None and _holder(data) in ("", self._holder):
             return seq
         message = await self._bus.last(streams.REG, subjects.registry(self.key))
         if message is None:
