@@ -37,7 +37,8 @@ class Backlog:
             weight = self._tenants.limits_of(tenant).weight
         else:
             weight = flow.weight
-            tasks = sum(line.before(where) for line in flow.lines.values())
+            only = flow.only
+            tasks = only.before(where) if only is not None else sum(line.before(where) for line in flow.lines.values())
         other_tasks, other_work_ms, other_weight = 0, 0.0, 0
         for each in self._classes:
             if each is not own and each.size:

@@ -128,7 +128,7 @@ def soonest(offers: Sequence[Offer]) -> list[Offer]:
     """Those that end about as soon as the soonest, and those of which nobody knows."""
     if len(offers) == 1:
         return list(offers)
-    most = min((end_ms for end_ms, _, _ in offers if end_ms), default=0.0) * ABOUT
+    most = min([end_ms for end_ms, _, _ in offers if end_ms], default=0.0) * ABOUT
     return [offer for offer in offers if offer[0] <= most]
 
 
