@@ -15,11 +15,11 @@ from typing import Final
 
 import msgspec
 
-from chaos.link import Link
 from chaos.plan import NATS, Fault, FaultKind
 from llorch_shared import subjects
 from llorch_shared.bus.port import BusError
 from llorch_shared.wire.registry import LeaseRecord
+from support.link import Link
 from support.system import System
 
 STOP_S: Final = 15.0

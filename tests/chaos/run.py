@@ -25,13 +25,13 @@ from chaos.clients import Clients
 from chaos.evidence import AFTER, ENGINES, HISTORY, load
 from chaos.gather import gather
 from chaos.history import RunSeen, Writer, now
-from chaos.link import Link
 from chaos.nemesis import Injected, Nemesis
 from chaos.plan import Fault, FaultKind, Shape, make_plan
 from chaos.settle import Settling
 from llorch_shared import subjects
 from llorch_shared.bus.port import Message
 from llorch_shared.wire.run import RUN_DECODER
+from support.link import Link
 from support.nats_server import free_port
 from support.system import System, mock_pool
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from chaos.link import Link
+from support.link import Link
 from support.nats_server import free_port
 
 PATIENCE_S = 5

@@ -15,7 +15,8 @@ from llorch_poold.mock_generation import text_of
 from llorch_shared import subjects
 from llorch_shared.wire.registry import Gpu, ReplicaState
 from llorch_shared.wire.task import TaskState
-from support.nats_server import NatsServer
+from support.link import Link
+from support.nats_server import NatsServer, free_port
 from support.node_harness import NodeHarness, mock_pool, task_request
 
 pytestmark = pytest.mark.nats
@@ -294,6 +295,28 @@ async def test_a_bus_restart_costs_a_reader_nothing(nats_server: NatsServer, tmp
         assert len(task.data("started")) == 1
         assert (await node.run_of(task.task_id))[0].state is TaskState.DONE
         await node.ready()
+
+
+async def test_a_node_that_was_cut_off_lets_go_of_a_task_that_another_took_over(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    link = Link(free_port(), nats_server.port)
+    await link.start()
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=20)], node_url=link.url) as node:
+        await node.ready()
+        task = await node.place(max_tokens=1000)
+        await node.until_tokens(task, 2)
+        run, seq = await node.run_of(task.task_id)
+        link.cut()
+        again = msgspec.structs.replace(run, attempt=2, state=TaskState.PLACED, replica_id="mock-node-2-1", node_id="")
+        await node.bus.store(subjects.run(task.task_id), msgspec.json.encode(again), expect_seq=seq)
+        link.mend()
+        await until_free(node)
+        await until_true(lambda: not _cores(node))
+        assert (await node.run_of(task.task_id))[0] == again
+        assert not task.ended
+        await node.until_ended(await node.place(max_tokens=3))
+    await link.close()
 
 
 async def test_a_task_that_ends_while_the_bus_is_away_is_stored_later(nats_server: NatsServer, tmp_path: Path) -> None:

@@ -126,9 +126,12 @@ class NodeHarness:
         pools: Sequence[PoolSpec] = (),
         profile: str = "ci",
         report: GpuReport | None = None,
+        node_url: str = "",
         **settings: Any,
     ) -> None:
+        """`node_url`: where the node finds the bus, if not straight at the server."""
         self.server = server
+        self.node_url = node_url or server.url
         self.pools = list(pools)
         self.probe = FakeProbe(report or GpuReport(problem="no NVIDIA driver is installed"))
         fast = {"backoff_initial_ms": 50, "backoff_max_ms": 200, "slot_free_timeout_ms": 1000, "drain_timeout_ms": 3000}
@@ -155,7 +158,7 @@ class NodeHarness:
         await self.bus.tail(subjects.tokens_of_lane(LANE), self._on_frame)
         for pool in self.pools:
             await self.put_pool(pool)
-        self.node_bus = await nats.connect(address, name="poold/node-1", metrics=self.metrics)
+        self.node_bus = await nats.connect(NatsSettings(url=self.node_url), name="poold/node-1", metrics=self.metrics)
         await self.node_bus.ensure(streams.base())
         self.audit = Audit(self.node_bus, gather_s=0.001)
         self.audit.start()

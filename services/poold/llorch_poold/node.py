@@ -250,7 +250,7 @@ class Node:
                 published += 1
             await asyncio.sleep(0)
         for run in self._runs():
-            await run.check_cancel()
+            await run.reconnected()
         narrate(
             log,
             f"the bus is back: {published} kept frame messages published again",

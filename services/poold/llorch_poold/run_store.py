@@ -58,6 +58,11 @@ class RunStore:
         """The stored wish to cancel a task, if there is one. Raises BusError."""
         return await self._bus.last(streams.RUN, subjects.cancel(task_id))
 
+    async def is_overtaken(self, task_id: str, seq: int) -> bool:
+        """Whether somebody has written the record since `seq`. Raises BusError."""
+        message = await self._bus.last(streams.RUN, subjects.run(task_id))
+        return message is not None and message.seq > seq
+
     async def _last(self, subject: str) -> Message | None:
         delay = RETRY_FIRST_S
         while True:

@@ -155,6 +155,19 @@ class TaskRun:
         """The engine is gone, or must go."""
         self._conclude(Lost(reason))
 
+    async def reconnected(self) -> None:
+        """What was written while nobody here listened: another attempt has the task, or somebody wants it cancelled.
+        Without an answer it runs on, as it did while the bus was away; the compare-and-set at its end decides."""
+        if self._core.phase in (Phase.CALLING, Phase.STREAMING):
+            try:
+                overtaken = await self._node.runs.is_overtaken(self.task_id, self._core.seq)
+            except BusError as error:
+                log.debug("reading the record of %s: %s", self.task_id, error)
+            else:
+                if overtaken:
+                    self.lose("another attempt took it over while this node was cut off")
+        await self.check_cancel()
+
     async def check_cancel(self) -> None:
         """Obey a wish that was stored while nobody listened."""
         if self._core.phase in (Phase.CLAIMING, Phase.DROPPED, Phase.ENDED):
