@@ -16,127 +16,14 @@ import msgspec
 
 from llorch_ctl.exits import Exit, Problem
 from llorch_shared.lifecycle import with_parent
+from llorch_shared.wire.simulated import Comparison, Result, SimulatorProgress
 
 SAID_LINES_MAX: Final = 20
 """Lines of the child kept for the message when it fails."""
 
 
-class SimulatorProgress(msgspec.Struct, frozen=True, kw_only=True):
-    tasks: int
-    ended: int
-    simulated_s: float
-    wall_s: float
-    tasks_per_s: float
-
-
-class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
-    p50: float
-    p95: float
-    p99: float
-
-
-class Group(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    priority: str
-    arrived: int
-    done: int
-    gave_up: int
-    infeasible: int
-    dropped: int
-    expired: int
-    due: int
-    met: float
-    wait_ms: Quantiles
-
-
-class SimulatedPool(msgspec.Struct, frozen=True, kw_only=True):
-    pool_id: str
-    replicas: int
-    slots: int
-    utilisation: float
-    tokens_per_s: float
-
-
-class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    tasks: int
-    error_median_ms: float
-    error_median_ratio: float
-
-
-class Returns(msgspec.Struct, frozen=True, kw_only=True):
-    tries: int
-    admitted: int
-    promised: int
-    promised_admitted: int
-
-
-class Fairness(msgspec.Struct, frozen=True, kw_only=True):
-    priority: str
-    jain_mean: float | None
-    jain_least: float | None
-    share_deviation: float
-
-
-class Simulated(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of the simulator's result that is shown at a terminal."""
-
-    scenario: str
-    about: str
-    seed: int
-    partial: bool
-    simulated_s: float
-    arrived: int
-    outcomes: dict[str, int]
-    refusals: int
-    returns: Returns
-    preemptions: int
-    fairness: tuple[Fairness, ...]
-    requeues: dict[str, int]
-    tokens_per_s: float
-    utilisation: float
-    prediction: Prediction
-    classes: tuple[Group, ...]
-    tenants: tuple[Group, ...]
-    pools: tuple[SimulatedPool, ...]
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    wait_p50_ms: float
-    wait_p95_ms: float
-    sent_away: int
-    refused: int
-    late: int
-    missed: int
-
-
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    priority: str
-    tasks: int
-    recorded: Outcome | None
-    present: Outcome
-    other: Outcome | None
-
-
-class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
-    tasks: int
-    error_median_ms: float
-    recorded_mean_ms: float
-    simulated_mean_ms: float
-
-
-class Compared(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of the simulator's comparison that is shown at a terminal."""
-
-    about: str
-    partial: bool
-    left_out: dict[str, int]
-    reproduction: Reproduction | None
-    rows: tuple[Row, ...]
-
-
-_RESULT: Final = msgspec.json.Decoder(Simulated)
-_COMPARISON: Final = msgspec.json.Decoder(Compared)
+_RESULT: Final = msgspec.json.Decoder(Result)
+_COMPARISON: Final = msgspec.json.Decoder(Comparison)
 _PROGRESS: Final = msgspec.json.Decoder(SimulatorProgress)
 
 
@@ -168,11 +55,11 @@ def simulate(arguments: Sequence[str], result: Path, told: Callable[[SimulatorPr
     raise Problem(message)
 
 
-def read(document: bytes) -> Simulated:
+def read(document: bytes) -> Result:
     return _RESULT.decode(document)
 
 
-def read_comparison(document: bytes) -> Compared:
+def read_comparison(document: bytes) -> Comparison:
     return _COMPARISON.decode(document)
 
 

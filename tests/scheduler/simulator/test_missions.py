@@ -7,13 +7,13 @@ import pytest
 from llorch_scheduler.simulator.arrivals import Poisson
 from llorch_scheduler.simulator.cards import BATCH, INTERACTIVE, card, chat, jobs, pool
 from llorch_scheduler.simulator.fairness import jain_of, minutes
-from llorch_scheduler.simulator.result import Result
 from llorch_scheduler.simulator.scenario import Scenario
 from llorch_scheduler.simulator.scenarios import scenario as shipped
 from llorch_scheduler.simulator.sizes import Fixed
 from llorch_scheduler.simulator.summary import summarise
 from llorch_shared.wire.policy import HardRequirements, PreemptionSpec, QueueSpec
 from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.simulated import Result
 from llorch_shared.wire.task import TaskState
 from scheduler.simulator_scenarios import Watched
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from llorch_scheduler.simulator.arrivals import Poisson
-from llorch_scheduler.simulator.comparison import Comparison, Replaying, compared
+from llorch_scheduler.simulator.comparison import Replaying, compared
 from llorch_scheduler.simulator.page import comparison_page
 from llorch_scheduler.simulator.recording import Recording, RecordingError, read_recording, slot_times
 from llorch_scheduler.simulator.replay import recorded_scenario, with_policy
@@ -19,6 +19,7 @@ from llorch_scheduler.simulator.summary import summarise
 from llorch_scheduler.simulator.tasks import SimTask
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.simulated import Comparison
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine, Priority, TaskState
 from scheduler.simulator_scenarios import Watched, both_classes, flow, pool, scenario

@@ -16,9 +16,9 @@ from rich.text import Text
 from llorch_ctl import bus_client, recording, simulation
 from llorch_ctl.commands.status import plain_table
 from llorch_ctl.exits import Problem
-from llorch_ctl.simulation import Compared, Group, Outcome, Simulated, SimulatorProgress
 from llorch_ctl.terminal import ERR, OUT, ConfigOption, run, settings_from
 from llorch_shared.settings import Settings
+from llorch_shared.wire.simulated import Comparison, Group, Outcome, Result, SimulatorProgress
 
 STDOUT: Final = Path("-")
 TENANTS_SHOWN_MAX: Final = 30
@@ -134,7 +134,7 @@ def _run(arguments: list[str], result: Path, *, shown: bool) -> tuple[int, bytes
         return simulation.simulate(arguments, result, told)
 
 
-def _table(result: Simulated) -> Stack:
+def _table(result: Result) -> Stack:
     """Title, facts, then classes, tenants and pools."""
     title = Text.assemble((result.scenario, "bold"), f"  {result.about}; seed {result.seed}")
     if result.partial:
@@ -156,7 +156,7 @@ def _table(result: Simulated) -> Stack:
     return Stack(*parts, Text(), pools)
 
 
-def _facts(result: Simulated) -> Text:
+def _facts(result: Result) -> Text:
     ends = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in result.outcomes.items() if number)
     returns = result.returns
     back = f"; {returns.admitted:,} of {returns.tries:,} that came back as told were admitted"
@@ -199,7 +199,7 @@ def _waits(kind: str, groups: list[Group]) -> Table:
     return table
 
 
-def _differences(compared: Compared) -> Stack:
+def _differences(compared: Comparison) -> Stack:
     """Each class and tenant as recorded (if it was), under the present policy, and under the other."""
     title = Text(compared.about, "bold")
     if compared.partial:

@@ -19,16 +19,16 @@ from typing import Final
 import msgspec
 
 from llorch_scheduler.simulator import comparison
-from llorch_scheduler.simulator.comparison import Comparison, Replaying, compared
+from llorch_scheduler.simulator.comparison import Replaying, compared
 from llorch_scheduler.simulator.page import comparison_page, page
 from llorch_scheduler.simulator.recording import Recording, RecordingError, read_recording
 from llorch_scheduler.simulator.replay import recorded_scenario, with_policy
-from llorch_scheduler.simulator.result import Result, encode
 from llorch_scheduler.simulator.scenario import Scenario, ScenarioError, replayed
 from llorch_scheduler.simulator.scenarios import SCENARIOS, scenario
 from llorch_scheduler.simulator.simulation import Simulation
 from llorch_scheduler.simulator.summary import summarise
 from llorch_scheduler.simulator.traces import TraceError, read_trace
+from llorch_shared.wire.simulated import Comparison, Result, SimulatorProgress, encode
 
 GC_EVERY: Final = 200_000
 """New objects between two looks for garbage: a simulation holds a million and makes no circles of them."""
@@ -38,16 +38,6 @@ FAILED: Final = 1
 USAGE: Final = 2
 INTERRUPTED: Final = 130
 STDOUT: Final = Path("-")
-
-
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """One line on standard error with `--progress json`."""
-
-    tasks: int
-    ended: int
-    simulated_s: float
-    wall_s: float
-    tasks_per_s: float
 
 
 class _Watch:
@@ -82,7 +72,7 @@ class _Watch:
     def tell(self, simulation: Simulation) -> None:
         wall_s = time.monotonic() - self._began
         ended = self._ended_before + simulation.ended_count
-        line = Progress(
+        line = SimulatorProgress(
             tasks=self._runs * simulation.scenario.tasks,
             ended=ended,
             simulated_s=round(simulation.clock.now_ms / 1000, 1),

@@ -11,60 +11,14 @@ import msgspec
 
 from llorch_scheduler.simulator.quantiles import quantile
 from llorch_scheduler.simulator.recording import RecordedTask, Recording
-from llorch_scheduler.simulator.result import Group, Result
 from llorch_scheduler.simulator.scenario import Scenario
 from llorch_scheduler.simulator.simulation import Simulation
 from llorch_scheduler.simulator.tasks import SimTask
 from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.simulated import Comparison, Group, Outcome, Reproduction, Result, Row
 
 WAIT_MS: Final = 100.0
 """Recorded and simulated waits below this do not differ for anybody."""
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one class, or one tenant's tasks in a class, under one policy."""
-
-    wait_p50_ms: float
-    wait_p95_ms: float
-    done: int
-    sent_away: int
-    """Refused at least once, with a time to come back."""
-    refused: int
-    """Sent away for good: infeasible deadlines, and clients whose patience ended."""
-    late: int
-    """Ended while they waited: expired, or dropped for others."""
-    missed: int
-    """Admitted and not done within their deadline."""
-
-
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    priority: str
-    tasks: int
-    recorded: Outcome | None
-    present: Outcome
-    other: Outcome | None
-
-
-class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
-    """Simulated against recorded waits of the tasks that started in both; ratios of those that waited 0.1 s or more."""
-
-    tasks: int
-    error_median_ms: float
-    error_median_ratio: float
-    recorded_mean_ms: float
-    simulated_mean_ms: float
-
-
-class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    about: str
-    partial: bool
-    left_out: dict[str, int]
-    """Recorded tasks that could not be replayed, by reason."""
-    reproduction: Reproduction | None
-    rows: tuple[Row, ...]
-    present: Result
-    other: Result | None
 
 
 class Replaying(Simulation):

@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Final
 
-from llorch_scheduler.simulator.comparison import Comparison, Outcome, Reproduction, Row
 from llorch_scheduler.simulator.plot import COLOURS, Line, chart, lines_of
-from llorch_scheduler.simulator.result import Group, Result, Returns
+from llorch_shared.wire.simulated import Comparison, Group, Outcome, Reproduction, Result, Returns, Row
 
 _STYLE: Final = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1b1f24;--soft:#5b6570;--rule:#dfe3e8;

@@ -6,8 +6,8 @@ from typing import Final
 
 from llorch_scheduler.simulator.measurement import Ends, Measurement, Waits
 from llorch_scheduler.simulator.quantiles import quantile
-from llorch_scheduler.simulator.result import Series
 from llorch_shared.pool_policy import CLASSES
+from llorch_shared.wire.simulated import Series
 from llorch_shared.wire.task import Priority
 
 POINTS: Final = 120

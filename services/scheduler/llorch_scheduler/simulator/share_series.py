@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from llorch_scheduler.simulator.fairness import ideal, jain_of, minutes
-from llorch_scheduler.simulator.result import Fairness, ShareSeries
 from llorch_scheduler.simulator.shares import Key, Window, joined
 from llorch_shared.pool_policy import CLASSES
+from llorch_shared.wire.simulated import Fairness, ShareSeries
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Priority
 

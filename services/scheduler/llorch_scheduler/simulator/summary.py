@@ -6,7 +6,11 @@ from typing import Final
 
 from llorch_scheduler.simulator.measurement import Chances, Measurement, Waits
 from llorch_scheduler.simulator.quantiles import quantile
-from llorch_scheduler.simulator.result import (
+from llorch_scheduler.simulator.series import series_of
+from llorch_scheduler.simulator.share_series import fairness_of, shares_of
+from llorch_scheduler.simulator.simulation import Simulation
+from llorch_shared.pool_policy import CLASSES
+from llorch_shared.wire.simulated import (
     Calibration,
     Group,
     PoolResult,
@@ -16,10 +20,6 @@ from llorch_scheduler.simulator.result import (
     Returns,
     Tenth,
 )
-from llorch_scheduler.simulator.series import series_of
-from llorch_scheduler.simulator.share_series import fairness_of, shares_of
-from llorch_scheduler.simulator.simulation import Simulation
-from llorch_shared.pool_policy import CLASSES
 from llorch_shared.wire.task import Priority
 
 TOLD_MS: Final = 1_000

@@ -1,4 +1,5 @@
-"""What a simulation says: plain numbers, rounded, in a fixed order, so that equal runs are equal bytes.
+"""What the simulator says, in files and to orchctl, which runs it: plain numbers, rounded, in a fixed order, so that
+equal runs are equal bytes.
 
 Units are in the names. A percentile is the smallest value that at least that share of the values does not exceed.
 """
@@ -171,6 +172,62 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     pools: tuple[PoolResult, ...]
     series: Series
     shares: ShareSeries
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one class, or one tenant's tasks in a class, under one policy."""
+
+    wait_p50_ms: float
+    wait_p95_ms: float
+    done: int
+    sent_away: int
+    """Refused at least once, with a time to come back."""
+    refused: int
+    """Sent away for good: infeasible deadlines, and clients whose patience ended."""
+    late: int
+    """Ended while they waited: expired, or dropped for others."""
+    missed: int
+    """Admitted and not done within their deadline."""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    priority: str
+    tasks: int
+    recorded: Outcome | None
+    present: Outcome
+    other: Outcome | None
+
+
+class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
+    """Simulated against recorded waits of the tasks that started in both; ratios of those that waited 0.1 s or more."""
+
+    tasks: int
+    error_median_ms: float
+    error_median_ratio: float
+    recorded_mean_ms: float
+    simulated_mean_ms: float
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    about: str
+    partial: bool
+    left_out: dict[str, int]
+    """Recorded tasks that could not be replayed, by reason."""
+    reproduction: Reproduction | None
+    rows: tuple[Row, ...]
+    present: Result
+    other: Result | None
+
+
+class SimulatorProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """One line on standard error with `--progress json`."""
+
+    tasks: int
+    ended: int
+    simulated_s: float
+    wall_s: float
+    tasks_per_s: float
 
 
 def encode(result: Result) -> bytes:
