@@ -1,18 +1,18 @@
 """Sets aside what a queue holds and nobody can work on, so that the queue goes on and nothing is lost.
 
 The letter is stored before its original is acknowledged, under a message id made of the original's place: whoever dies
-in between, the next one stores it again and the server keeps one. The record in the audit stream has an id, too.
+in between, the next one stores it again and the server keeps one. The record in the audit stream has an id, too; it is
+a chain of its own, because another process may have stored it before.
 """
 
 import asyncio
 import logging
 import time
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
-import msgspec
-
-from llorch_shared import subjects
-from llorch_shared.bus.port import Bus, BusError, Message, Stored, TooLarge
+from llorch_shared import audit_chain, subjects
+from llorch_shared.bus.port import Bus, BusError, Duplicate, Message, Stored, TooLarge
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 RETRY_FIRST_S: Final = 0.1
 RETRY_MAX_S: Final = 5.0
+
+T = TypeVar("T")
 
 
 class DeadLetters:
@@ -58,13 +60,12 @@ class DeadLetters:
         subject = subjects.dead_letter(letter.what, letter.pool_id)
         kept = letter
         try:
-            stored = await self._patiently(subject, letter.data, msg_id, encode_letter(letter))
+            stored = await self._kept(letter, subject, msg_id)
         except TooLarge:
             kept = cut(letter)
-            stored = await self._patiently(subject, kept.data, msg_id, encode_letter(kept))
+            stored = await self._kept(kept, subject, msg_id)
         record = self._audit(kept, stored.seq)
-        audit_subject = subjects.audit(record.event, record.task_id)
-        await self._patiently(audit_subject, msgspec.json.encode(record), f"{msg_id}:audit", {})
+        await self._audited(record, f"{msg_id}:audit")
         if stored.duplicate:
             return
         if self._counted is not None:
@@ -84,18 +85,22 @@ class DeadLetters:
             letter=stored.seq,
         )
 
-    async def _patiently(self, subject: str, data: bytes, msg_id: str, headers: dict[str, str]) -> Stored:
-        """Raises TooLarge; anything else is tried again."""
-        delay = RETRY_FIRST_S
-        while True:
+    async def _kept(self, letter: DeadLetter, subject: str, msg_id: str) -> Stored:
+        """Raises TooLarge."""
+        headers = encode_letter(letter)
+        return await _patiently(subject, lambda: self._bus.store(subject, letter.data, msg_id=msg_id, headers=headers))
+
+    async def _audited(self, record: AuditRecord, msg_id: str) -> None:
+        """Raises TooLarge."""
+        life = audit_chain.alone(record)
+
+        async def store() -> None:
             try:
-                return await self._bus.store(subject, data, msg_id=msg_id, headers=headers)
-            except TooLarge:
-                raise
-            except BusError as error:
-                log.warning("%s cannot be stored, again in %.1f s: %s", subject, delay, error)
-            await asyncio.sleep(delay)
-            delay = min(RETRY_MAX_S, delay * 2)
+                await self._bus.store_batch(life, msg_id=msg_id)
+            except Duplicate:
+                log.info("is on the record already: %s", msg_id)
+
+        await _patiently(record.event, store)
 
     def _audit(self, letter: DeadLetter, seq: int) -> AuditRecord:
         return AuditRecord(
@@ -113,6 +118,20 @@ class DeadLetters:
                 "stream_seq": letter.seq,
             },
         )
+
+
+async def _patiently(what: str, store: Callable[[], Awaitable[T]]) -> T:
+    """Raises TooLarge; anything else is tried again."""
+    delay = RETRY_FIRST_S
+    while True:
+        try:
+            return await store()
+        except TooLarge:
+            raise
+        except BusError as error:
+            log.warning("%s cannot be stored, again in %.1f s: %s", what, delay, error)
+        await asyncio.sleep(delay)
+        delay = min(RETRY_MAX_S, delay * 2)
 
 
 def reason_of(problem: Exception) -> Reason:

@@ -56,7 +56,7 @@ def queued(server: NatsServer) -> list[Message]:
 def audited(server: NatsServer) -> list[tuple[str, object, str]]:
     async def read(bus: Bus) -> list[tuple[str, object, str]]:
         records = [AUDIT_DECODER.decode(m.data) for m in await bus.replay(streams.AUD, subjects.ALL_AUDITS)]
-        return [(r.event, r.detail["letter"], r.actor) for r in records if r.event != "dead_lettered"]
+        return [(r.event, r.detail["letter"], r.actor) for r in records if r.event.startswith("letter_")]
 
     return on_bus(server, read)
 

@@ -110,10 +110,10 @@ async def test_ends_that_were_not_audited_are_audited_once(bus: NatsBus) -> None
     for record in records:
         await bus.store(subjects.run(record.task_id), msgspec.json.encode(record))
     await bus.store(subjects.audit("failed", f"{TASK}4"), b"{}")
-    audit = Audit(bus, gather_s=0)
+    audit = Audit(bus, actor="test", gather_s=0)
     audit.start()
     assert await repair_audit(bus, audit, node_id="node-1", now_ms=now) == 1
     await audit.close()
     assert await bus.last(streams.AUD, subjects.audit("done", f"{TASK}1")) is not None
-    again = Audit(bus)
+    again = Audit(bus, actor="test")
     assert await repair_audit(bus, again, node_id="node-1", now_ms=now) == 0

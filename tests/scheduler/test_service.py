@@ -266,7 +266,7 @@ async def test_an_end_whose_scheduler_died_before_the_audit_is_audited_by_the_ne
         for record in (ended, by_a_node, known):
             await place.client.bus.store(subjects.run(record.task_id), msgspec.json.encode(record))
         await place.client.bus.store(subjects.audit("cancelled", known.task_id), b"{}")
-        audit = Audit(place.client.bus, gather_s=0)
+        audit = Audit(place.client.bus, actor="test", gather_s=0)
         audit.start()
 
         async def repair(before_seq: int) -> int:
@@ -302,7 +302,7 @@ async def test_changes_of_a_pool_that_no_scheduler_saw_are_audited_by_the_next_o
         )
         await bus.store(subjects.audit(seen.event, "p9"), msgspec.json.encode(seen))
         unreadable = await bus.store(subjects.audit(seen.event, "p9"), b"not a record")
-        audit = Audit(bus, gather_s=0)
+        audit = Audit(bus, actor="test", gather_s=0)
         audit.start()
 
         async def repair() -> int:

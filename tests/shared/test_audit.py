@@ -29,12 +29,16 @@ async def bus(server: MemoryServer) -> MemoryBus:
     return bus
 
 
+async def kept(bus: MemoryBus) -> list[AuditRecord]:
+    return [AUDIT_DECODER.decode(m.data) for m in await bus.replay(streams.AUD, "llorch.aud.>")]
+
+
 async def stored(bus: MemoryBus) -> list[int]:
-    return [AUDIT_DECODER.decode(m.data).at_ms for m in await bus.replay(streams.AUD, "llorch.aud.>")]
+    return [each.at_ms for each in await kept(bus) if each.event is not AuditEvent.WRITER_CLOSED]
 
 
 async def test_records_are_stored_in_order(bus: MemoryBus) -> None:
-    audit = Audit(bus, gather_s=0)
+    audit = Audit(bus, actor="test", gather_s=0)
     audit.start()
     for number in range(1234):
         await audit.record(record(number))
@@ -43,7 +47,7 @@ async def test_records_are_stored_in_order(bus: MemoryBus) -> None:
 
 
 async def test_records_wait_for_a_bus_that_is_away(server: MemoryServer, bus: MemoryBus) -> None:
-    audit = Audit(bus, gather_s=0)
+    audit = Audit(bus, actor="test", gather_s=0)
     audit.start()
     bus.break_connection()
     for number in range(10):
@@ -54,7 +58,7 @@ async def test_records_wait_for_a_bus_that_is_away(server: MemoryServer, bus: Me
 
 
 async def test_a_full_queue_holds_its_writer_back(bus: MemoryBus) -> None:
-    audit = Audit(bus, queue_max=2, gather_s=0)
+    audit = Audit(bus, actor="test", queue_max=2, gather_s=0)
     await audit.record(record(0))
     await audit.record(record(1))
     waiting = asyncio.create_task(audit.record(record(2)))
@@ -69,7 +73,7 @@ async def test_a_full_queue_holds_its_writer_back(bus: MemoryBus) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 async def test_records_whose_ack_got_lost_are_stored_once(server: MemoryServer, bus: MemoryBus, count: int) -> None:
     server.answers_lost = 1
-    audit = Audit(bus, gather_s=0)
+    audit = Audit(bus, actor="test", gather_s=0)
     for number in range(count):
         await audit.record(record(number))
     audit.start()
@@ -80,7 +84,7 @@ async def test_records_whose_ack_got_lost_are_stored_once(server: MemoryServer, 
 async def test_one_record_over_the_limit_does_not_hold_up_the_others(
     bus: MemoryBus, caplog: pytest.LogCaptureFixture
 ) -> None:
-    audit = Audit(bus, gather_s=0)
+    audit = Audit(bus, actor="test", gather_s=0)
     for number in range(3):
         await audit.record(record(number, identity="x" * (2 * 1024 * 1024) if number == 1 else ""))
     audit.start()
@@ -90,7 +94,7 @@ async def test_one_record_over_the_limit_does_not_hold_up_the_others(
 
 
 async def test_closing_twice_or_before_the_start_is_fine(bus: MemoryBus) -> None:
-    audit = Audit(bus)
+    audit = Audit(bus, actor="test")
     await audit.close()
     audit.start()
     await audit.close()
@@ -99,7 +103,7 @@ async def test_closing_twice_or_before_the_start_is_fine(bus: MemoryBus) -> None
 
 @pytest.mark.parametrize("lost", [0, 1])
 async def test_that_a_task_was_admitted_is_on_the_record_once(server: MemoryServer, bus: MemoryBus, lost: int) -> None:
-    writers = [Audit(bus, gather_s=0) for _ in range(3)]
+    writers = [Audit(bus, actor="test", gather_s=0) for _ in range(3)]
     server.answers_lost = lost
     for number, audit in enumerate(writers):
         audit.start()
@@ -110,11 +114,11 @@ async def test_that_a_task_was_admitted_is_on_the_record_once(server: MemoryServ
             await audit.record(msgspec.structs.replace(record(10 * number + task), task_id=f"w{number}"))
     for audit in writers:
         await audit.close()
-    again = Audit(bus, gather_s=0)
+    again = Audit(bus, actor="test", gather_s=0)
     again.start()
     await again.record(AuditRecord(event=AuditEvent.ADMITTED, task_id="t0", at_ms=2, actor="scheduler/1"))
     await again.close()
-    records = [AUDIT_DECODER.decode(message.data) for message in await bus.replay(streams.AUD, "llorch.aud.>")]
+    records = await kept(bus)
     assert [each.task_id for each in records if each.event is AuditEvent.ADMITTED] == [f"t{task}" for task in range(5)]
     for number in range(3):
         others = [each.at_ms for each in records if each.event is AuditEvent.PLACED and each.at_ms // 10 == number]

@@ -160,7 +160,7 @@ class NodeHarness:
             await self.put_pool(pool)
         self.node_bus = await nats.connect(NatsSettings(url=self.node_url), name="poold/node-1", metrics=self.metrics)
         await self.node_bus.ensure(streams.base())
-        self.audit = Audit(self.node_bus, gather_s=0.001)
+        self.audit = Audit(self.node_bus, actor="poold/test", gather_s=0.001)
         self.audit.start()
         self.context = NodeContext(
             node_id="node-1",

@@ -57,7 +57,7 @@ class Gateway:
         self.router: Final = Router(
             bus, buffer_bytes=wanted.sse_buffer_bytes, heartbeat_s=wanted.sse_heartbeat_ms / 1000, lane=lane
         )
-        self._audit: Final = Audit(bus)
+        self._audit: Final = Audit(bus, actor=f"gateway/{self.router.lane}")
         admissions = Admissions(
             bus=bus,
             router=self.router,

@@ -12,7 +12,7 @@ import msgspec
 
 from llorch_ctl.exits import Problem
 from llorch_ctl.pools import ACTOR, user
-from llorch_shared import streams, subjects
+from llorch_shared import audit_chain, streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message, Stored
 from llorch_shared.states import FINAL
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
@@ -126,7 +126,7 @@ async def _audit(bus: Bus, event: AuditEvent, kept: Kept, *, stored_seq: int) ->
         },
     )
     try:
-        await bus.store(subjects.audit(event, subject_of), msgspec.json.encode(record))
+        await bus.store_batch(audit_chain.alone(record))
     except BusError as error:
         raise Problem(
             f"letter {kept.id} is done with, but the record of it is not stored: {error or type(error).__name__}",

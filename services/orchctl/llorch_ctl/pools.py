@@ -15,7 +15,7 @@ import msgspec
 
 from llorch_ctl.core.pool_keys import Change, changes
 from llorch_ctl.exits import Problem
-from llorch_shared import streams, subjects
+from llorch_shared import audit_chain, streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message, WrongSequence
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
@@ -140,7 +140,7 @@ async def _audit(bus: Bus, pool_id: str, command: str, before: int, said: list[s
         detail={"command": command, "revision_before": before, "changes": said},
     )
     try:
-        await bus.store(subjects.audit(record.event, pool_id), msgspec.json.encode(record))
+        await bus.store_batch(audit_chain.alone(record))
     except BusError as error:
         raise Problem(
             f"pool {pool_id} is changed, but the record of it is not stored: {error or type(error).__name__}",

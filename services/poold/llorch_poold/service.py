@@ -85,7 +85,7 @@ def _context(bus: Bus, settings: Settings, metrics: Metrics) -> NodeContext:
         runs=RunStore(bus),
         outlet=TokenOutlet(bus),
         retention=FrameRetention(settings.poold.frames_kept_bytes),
-        audit=Audit(bus),
+        audit=Audit(bus, actor=f"poold/{settings.poold.node_id}"),
         loads=PoolLoads(bus),
         metrics=metrics,
         settings=settings.poold,

@@ -62,7 +62,12 @@ def repaired(record: RunRecord, seq: int, *, actor: str) -> AuditRecord:
         replica_id=record.replica_id,
         attempt=record.attempt,
         run_seq=seq,
-        detail={"reason": record.error.code if record.error is not None else "unknown", "repaired": True},
+        detail={
+            "reason": record.error.code if record.error is not None else "unknown",
+            "tokens_in": record.tokens_in,
+            "tokens_out": record.tokens_out,
+            "repaired": True,
+        },
     )
 
 

@@ -72,7 +72,7 @@ class Scheduler:
         }
         self._balance: Final = Balance(self.instance)
         self._changed: Final = asyncio.Event()
-        self._audit: Final = Audit(bus)
+        self._audit: Final = Audit(bus, actor=f"scheduler/{self.instance}")
         self._dead: Final = DeadLetters(bus, actor=f"scheduler/{self.instance}", metrics=metrics)
         self._replica_pools: Final[dict[str, str]] = {}
         """Registry key → pool, for keys that expire."""

@@ -29,8 +29,9 @@ def _event(effect: Place | Requeue | End) -> tuple[AuditEvent, Detail]:
             return AuditEvent.PLACED, {**_decision(effect), **effect.detail}
         case Requeue():
             return AuditEvent.REQUEUED, {"reason": effect.reason}
-        case End():
-            return AuditEvent(str(effect.record.state)), {"reason": effect.reason, **_error(effect), **effect.detail}
+        case End(record=record):
+            tokens: Detail = {"tokens_in": record.tokens_in, "tokens_out": record.tokens_out}
+            return AuditEvent(str(record.state)), {"reason": effect.reason, **tokens, **_error(effect), **effect.detail}
 
 
 def _decision(effect: Place) -> Detail:

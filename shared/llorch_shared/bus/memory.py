@@ -18,6 +18,7 @@ from llorch_shared.bus.memory_streams import MemoryStream, matches
 from llorch_shared.bus.port import (
     BusError,
     Denied,
+    Duplicate,
     Handler,
     Message,
     NoResponder,
@@ -111,7 +112,9 @@ class MemoryBus(MemoryConnection):
             raise Unanswered(f"no answer on {subject}")
         return ack
 
-    async def store_batch(self, messages: Sequence[tuple[str, bytes]], *, new: Collection[str] = ()) -> None:
+    async def store_batch(
+        self, messages: Sequence[tuple[str, bytes]], *, new: Collection[str] = (), msg_id: str = ""
+    ) -> None:
         if not messages:
             return
         if len(messages) > BATCH_MESSAGES_MAX:
@@ -122,13 +125,16 @@ class MemoryBus(MemoryConnection):
             raise NoStream(f"no stream takes {messages[0][0]}")
         if not stream.config.get("allow_atomic"):
             raise BusError("atomic publish is disabled (10174)")
+        if stream.knows(msg_id, self.server.now()):
+            raise Duplicate("atomic publish batch contains duplicate message id (10201)")
         for number, (subject, data) in enumerate(messages):
             if not stream.takes(subject):
                 raise BusError(f"{subject} is not of the stream {stream.name}")
             self._check(subject, data)
             stream.check(subject, data, 0 if subject in new else None, more=number)
-        for subject, data in messages:
-            _, message = stream.store(subject, data, {}, self.server.now())
+        for number, (subject, data) in enumerate(messages):
+            of_batch = msg_id if number == 0 else ""
+            _, message = stream.store(subject, data, {}, self.server.now(), msg_id=of_batch)
             if message is not None:
                 self.server.stored(stream, message)
         if self.server.answers_lost > 0:

@@ -94,14 +94,18 @@ class MemoryStream:
         """The order of the server's checks: duplicate, expected sequence, limits. Returns the message unless it was a
         duplicate. Raises Full, WrongSequence."""
         self.check_config(ttl_s)
-        window = self.config.get("duplicate_window", 0) / _SECOND or DEDUPE_DEFAULT_S
-        if msg_id and (known := self.dedupe.get(msg_id)) is not None and now - known[1] < window:
-            return Stored(self.name, known[0], True), None
+        if self.knows(msg_id, now):
+            return Stored(self.name, self.dedupe[msg_id][0], True), None
         self.check(subject, data, expect_seq)
         message = self._append(subject, data, headers, now, ttl_s)
         if msg_id:
             self.dedupe[msg_id] = (message.seq, now)
         return Stored(self.name, message.seq), message
+
+    def knows(self, msg_id: str, now: float) -> bool:
+        """Whether it was stored within the dedupe window."""
+        window = self.config.get("duplicate_window", 0) / _SECOND or DEDUPE_DEFAULT_S
+        return bool(msg_id) and (known := self.dedupe.get(msg_id)) is not None and now - known[1] < window
 
     def check_config(self, ttl_s: float) -> None:
         if ttl_s and not self.config.get("allow_msg_ttl"):

@@ -146,8 +146,10 @@ class NatsBus:
             sent["Nats-TTL"] = f"{round(ttl_s * 1000)}ms"
         return await self._streams.store(subject, data, sent, timeout_s)
 
-    async def store_batch(self, messages: Sequence[tuple[str, bytes]], *, new: Collection[str] = ()) -> None:
-        await self._streams.store_batch(messages, new, API_TIMEOUT_S)
+    async def store_batch(
+        self, messages: Sequence[tuple[str, bytes]], *, new: Collection[str] = (), msg_id: str = ""
+    ) -> None:
+        await self._streams.store_batch(messages, new, msg_id, API_TIMEOUT_S)
 
     async def request(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout_s: float = 2.0

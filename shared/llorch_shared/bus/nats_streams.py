@@ -15,6 +15,7 @@ from llorch_shared.bus.nats_inbox import header_block
 from llorch_shared.bus.nats_link import Link
 from llorch_shared.bus.port import (
     BusError,
+    Duplicate,
     Full,
     NoStream,
     Stored,
@@ -39,6 +40,8 @@ _FULL: Final = frozenset({10077, 10023, 10047, 10028, 10122})
 _PER_SUBJECT: Final = "per subject"
 """In the description alone: the server has one code for every limit of a stream."""
 _WRONG_SEQUENCE: Final = frozenset({10071, 10164})
+_DUPLICATE: Final = 10201
+"""Of a batch; a single message is acknowledged as a duplicate."""
 _TOO_LARGE: Final = frozenset({10054, 10097})
 """The message, or its headers alone: a stream takes 64 KiB of these."""
 _NO_MESSAGE: Final = frozenset({10037, 10057})
@@ -69,6 +72,8 @@ def refused(refusal: _Refusal) -> BusError:
         return SubjectFull(words) if _PER_SUBJECT in refusal.description else Full(words)
     if refusal.err_code in _WRONG_SEQUENCE:
         return WrongSequence(words)
+    if refusal.err_code == _DUPLICATE:
+        return Duplicate(words)
     if refusal.err_code in _TOO_LARGE:
         return TooLarge(words)
     if refusal.err_code in _NO_STREAM:
@@ -174,7 +179,9 @@ class Streams:
             raise refused(ack.error)
         return Stored(ack.stream, ack.seq, ack.duplicate)
 
-    async def store_batch(self, messages: Sequence[tuple[str, bytes]], new: Collection[str], timeout_s: float) -> None:
+    async def store_batch(
+        self, messages: Sequence[tuple[str, bytes]], new: Collection[str], msg_id: str, timeout_s: float
+    ) -> None:
         if not messages:
             return
         if len(messages) > BATCH_MESSAGES_MAX:
@@ -186,6 +193,8 @@ class Streams:
             headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
             if subject in new:
                 headers["Nats-Expected-Last-Subject-Sequence"] = "0"
+            if msg_id and number == 1:
+                headers["Nats-Msg-Id"] = msg_id
             if number < last:
                 self._link.publish(subject, data, header_block(headers))
             else:

@@ -4,6 +4,7 @@ BusError
 ├─ Full             the stream is at its limit: the publish was refused, nothing is stored
 │  └─ SubjectFull   so is the bound of this one subject, the stream itself may have room
 ├─ WrongSequence    compare-and-set lost: somebody else wrote first
+├─ Duplicate        a batch stands already under its message id: nothing is stored twice
 ├─ NoStream         no stream takes this subject (not created yet, or its leader is being elected)
 ├─ TooLarge         the payload is over the server's limit
 ├─ NoResponder      nobody answers this request subject
@@ -31,6 +32,9 @@ class SubjectFull(Full): ...
 
 
 class WrongSequence(BusError): ...
+
+
+class Duplicate(BusError): ...
 
 
 class NoStream(BusError): ...
@@ -166,9 +170,12 @@ class Bus(Protocol):
         """Publish into a stream and wait for its ack. `expect_seq` compares the subject's last sequence (0: none yet).
         Raises Full, WrongSequence, NoStream, TooLarge, Denied, Unanswered."""
 
-    async def store_batch(self, messages: Sequence[tuple[str, bytes]], *, new: Collection[str] = ()) -> None:
+    async def store_batch(
+        self, messages: Sequence[tuple[str, bytes]], *, new: Collection[str] = (), msg_id: str = ""
+    ) -> None:
         """Store at most 500 messages of one stream that allows atomic batches: all or none. Raises WrongSequence when
-        one of the subjects in `new` holds a message already."""
+        one of the subjects in `new` holds a message already, Duplicate when `msg_id` was stored within the dedupe
+        window, which is told first."""
 
     async def request(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout_s: float = 2.0

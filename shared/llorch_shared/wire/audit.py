@@ -30,6 +30,9 @@ class AuditEvent(StrEnum):
     LETTER_DROPPED = "letter_dropped"
     BREAKER = "breaker"
     """Of a pool: the circuit breaker opened or closed."""
+    WRITER_CLOSED = "writer_closed"
+    """The last record of a writer, with the number of records before it. The writer's life id stands where a task's id
+    would."""
 
 
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -48,6 +51,15 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     attempt: int = 0
     run_seq: int = 0
     detail: Detail = {}
+    writer: str = ""
+    """Who wrote this record: an actor and the random id of its life. The next three are its link in that writer's chain
+    (`audit_chain.py`); records of earlier releases have none."""
+    number: int = 0
+    """From 1, of this writer."""
+    prev: str = ""
+    """`hash` of the record with the number before."""
+    hash: str = ""
+    """First 128 bits of the SHA-256 of the subject, a line feed, and the payload up to this field; hexadecimal."""
 
 
 def admission_detail(request: TaskRequest, *, queue_position: int, predicted_start_ms: int) -> Detail:

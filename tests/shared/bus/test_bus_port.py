@@ -11,6 +11,7 @@ from llorch_shared.bus.port import (
     Bus,
     BusError,
     Consumer,
+    Duplicate,
     Full,
     Message,
     NoResponder,
@@ -191,6 +192,20 @@ async def test_a_batch_whose_new_subject_is_not_new_is_refused_whole(ready: Bus)
     await ready.store_batch([(second, b"2"), (other, b"3")], new={second})
     stored = await ready.replay(streams.AUD, "llorch.aud.>")
     assert [message.data for message in stored] == [b"1", b"1", b"2", b"2", b"3"]
+
+
+async def test_a_batch_with_an_id_is_stored_once_and_one_that_was_refused_may_come_again(ready: Bus) -> None:
+    first, second = (subjects.audit("admitted", f"t{number}") for number in range(2))
+    await ready.store_batch([(first, b"1"), (second, b"1")], msg_id="w:1", new={first})
+    with pytest.raises(Duplicate):
+        await ready.store_batch([(first, b"1"), (second, b"1")], msg_id="w:1", new={first})
+    assert (await ready.store(first, b"1", msg_id="w:1")).duplicate
+    for _ in range(2):
+        with pytest.raises(WrongSequence):
+            await ready.store_batch([(first, b"2"), (second, b"2")], msg_id="w:3", new={first})
+    await ready.store_batch([(second, b"2"), (second, b"3")], msg_id="w:3")
+    stored = await ready.replay(streams.AUD, "llorch.aud.>")
+    assert [message.data for message in stored] == [b"1", b"1", b"2", b"3"]
 
 
 async def test_a_batch_that_cannot_be_stored_leaves_nothing(ready: Bus) -> None:
