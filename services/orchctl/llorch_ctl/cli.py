@@ -2,7 +2,21 @@
 
 import typer
 
-from llorch_ctl.commands import config, dead, demo, doctor, engine, pool, simulate, status, task, up, version, why
+from llorch_ctl.commands import (
+    audit,
+    config,
+    dead,
+    demo,
+    doctor,
+    engine,
+    pool,
+    simulate,
+    status,
+    task,
+    up,
+    version,
+    why,
+)
 from llorch_ctl.exits import MEANINGS
 
 _EPILOG = "Exit codes:\n\n" + "\n\n".join(f"{int(code):>3}  {meaning}" for code, meaning in MEANINGS.items())
@@ -24,6 +38,7 @@ app.command("why")(why.why)
 app.add_typer(engine.app, name="engine")
 app.add_typer(pool.app, name="pool")
 app.add_typer(dead.app, name="dead")
+app.add_typer(audit.app, name="audit")
 app.command("simulate")(simulate.simulate)
 app.command("doctor")(doctor.doctor)
 app.add_typer(config.app, name="config")
