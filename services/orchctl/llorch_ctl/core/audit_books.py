@@ -110,13 +110,14 @@ class TaskBook:
 
 
 class Books:
-    """Of all tasks. `TASKS_HELD_MAX` bounds what is held: beyond it the longest known that ended is judged and let go;
-    its totals stay."""
+    """Of all tasks. `TASKS_HELD_MAX` bounds what is held: beyond it the longest known that ended are judged and let
+    go; their totals stay. Tasks under way are all held."""
 
     TASKS_HELD_MAX: Final = 200_000
 
     def __init__(self, *, tasks_held_max: int = TASKS_HELD_MAX) -> None:
-        self._held_max: Final = tasks_held_max
+        self._let_go: Final = max(1, tasks_held_max // 10)
+        self._room = tasks_held_max
         self.tasks: Final[dict[str, TaskBook]] = {}
         self.ends: Final[Counter[TaskState]] = Counter()
         self.usage: Final[dict[tuple[str, str], Usage]] = {}
@@ -148,10 +149,11 @@ class Books:
         return violations_of(task_id, book)
 
     def _make_room(self) -> Iterator[Violation]:
-        if len(self.tasks) < self._held_max:
+        if len(self.tasks) < self._room:
             return
-        for task_id in [task_id for task_id, book in self.tasks.items() if book.ends][: max(1, self._held_max // 10)]:
+        for task_id in [task_id for task_id, book in self.tasks.items() if book.ends][: self._let_go]:
             yield from self.judged(task_id)
+        self._room = max(self._room, len(self.tasks) + self._let_go)
 
     def _count(self, end: End) -> None:
         self.ends[end.state] += 1
