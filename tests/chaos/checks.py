@@ -30,6 +30,7 @@ OF_TASKS: Final[tuple[Callable[[Story, After], Iterator[Violation]], ...]] = (
 OF_ALL: Final[tuple[Callable[[Evidence], Iterator[Violation]], ...]] = (
     books.counters_are_true,
     books.all_is_at_rest,
+    books.the_record_verifies,
     books.the_protocol_was_kept,
 )
 

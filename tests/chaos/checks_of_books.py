@@ -90,6 +90,11 @@ def all_is_at_rest(evidence: Evidence) -> Iterator[Violation]:
         yield Violation(kind=Kind.UNSETTLED, task="", explanation=what)
 
 
+def the_record_verifies(evidence: Evidence) -> Iterator[Violation]:
+    for what in evidence.after.record_faults:
+        yield Violation(kind=Kind.AUDIT_UNTRUE, task="", explanation=what)
+
+
 def the_protocol_was_kept(evidence: Evidence) -> Iterator[Violation]:
     for story in evidence.stories.values():
         for odd in story.odd:

@@ -56,6 +56,8 @@ class After(msgspec.Struct, frozen=True, kw_only=True):
     unsettled: tuple[str, ...] = ()
     """What did not come to rest in time: queues, replicas, leases, processes."""
     counters: tuple[Counter, ...] = ()
+    record_faults: tuple[str, ...] = ()
+    """What `orchctl audit verify` finds: in the chains of the audit, and between it and the run records."""
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):

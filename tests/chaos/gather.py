@@ -10,6 +10,7 @@ import msgspec
 
 from chaos.checks_of_books import ENDS, STARTED
 from chaos.evidence import After, Counter, StoredStream
+from llorch_ctl.audit_verification import Verification
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message
 from llorch_shared.states import FINAL
@@ -36,6 +37,7 @@ async def gather(system: System, unsettled: Sequence[str]) -> After:
     audits = await _audits(system.bus)
     while ended - {audit.task_id for audit in audits if audit.event in ENDS} and time.monotonic() < deadline:
         audits = await _audits(system.bus)
+    report = await Verification(system.bus, now_ms=time.time_ns() // 1_000_000, told=lambda *_: None).run()
     info = await system.bus.request(_STREAM_INFO + streams.TOK, b"")
     frames = await system.bus.replay(streams.TOK, subjects.ALL_TOKENS, limit=MESSAGES_MAX)
     return After(
@@ -44,6 +46,9 @@ async def gather(system: System, unsettled: Sequence[str]) -> After:
         streams=stored_streams(frames),
         tokens_since=msgspec.json.decode(info.data, type=_Info).created.timestamp(),
         unsettled=tuple(unsettled),
+        record_faults=tuple(
+            f"{each.fault} {each.said} ({each.task_id or each.writer}, #{each.seq})" for each in report.first
+        ),
         counters=await _counters(system),
     )
 

@@ -184,6 +184,10 @@ def queue_not_drained(world: World) -> None:
     world.after["unsettled"] = ("1 message in ADM_a_batch",)
 
 
+def record_tampered_with(world: World) -> None:
+    world.after["record_faults"] = ("altered is not what its hash was made of",)
+
+
 def odd(world: World) -> None:
     world.entries.append(Odd(at=T0, task=TASK, what="a 500 without an envelope"))
 
@@ -210,7 +214,7 @@ PLANTED: dict[Kind, list[Callable[[World], None]]] = {
     Kind.WITHOUT_END: [without_an_end],
     Kind.END_UNTRUE: [end_of_another_kind],
     Kind.NOT_AUDITED: [not_audited],
-    Kind.AUDIT_UNTRUE: [audited_as_failed, charged_for_other_tokens, charged_to_another],
+    Kind.AUDIT_UNTRUE: [audited_as_failed, charged_for_other_tokens, charged_to_another, record_tampered_with],
     Kind.LOG_UNTRUE: [log_with_other_words, log_without_a_token, two_terminal_frames],
     Kind.COUNTER_UNTRUE: [uncounted],
     Kind.UNSETTLED: [queue_not_drained],
