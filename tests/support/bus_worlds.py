@@ -6,7 +6,7 @@ from typing import Protocol
 
 from llorch_shared.bus.memory import MemoryBus, MemoryServer
 from llorch_shared.bus.nats import connect
-from llorch_shared.bus.port import Bus
+from llorch_shared.bus.port import Bus, Consumer, Delivery
 from llorch_shared.settings import NatsSettings
 from support.nats_server import NatsServer
 
@@ -66,3 +66,14 @@ async def becomes_true(check: Callable[[], Awaitable[bool]], timeout_s: float = 
     async with asyncio.timeout(timeout_s):
         while not await check():
             await asyncio.sleep(0.01)
+
+
+async def take(queue: Consumer, count: int, *, at_once: int) -> list[Delivery]:
+    """`count` deliveries: one fetch returns what has arrived, which may be a part of what is stored."""
+    taken: list[Delivery] = []
+    async with asyncio.timeout(15):
+        while len(taken) < count:
+            found = await queue.fetch(at_once, 10)
+            assert len(found) <= at_once
+            taken += found
+    return taken

@@ -103,8 +103,9 @@ class Delivery(Protocol):
 
 class Consumer(Protocol):
     async def fetch(self, limit: int, wait_s: float) -> Sequence[Delivery]:
-        """Up to `limit` messages; fewer, or none, after `wait_s`. Never raises for an empty stream, a reconnect or a
-        leader change, and never drops what it already holds. Raises NoStream when the durable does not exist."""
+        """Up to `limit` messages: what has arrived, as soon as anything has; none after `wait_s`. Never raises for an
+        empty stream, a reconnect or a leader change, and never drops what it already holds. Raises NoStream when the
+        durable does not exist."""
 
     async def reset(self) -> None:
         """Have everything that is not acknowledged delivered again, now (takeover)."""

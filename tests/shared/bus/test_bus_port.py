@@ -26,7 +26,7 @@ from llorch_shared.streams import Durable, Stream, Topology
 from llorch_shared.wire.policy import QueueSpec
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine, Priority
-from support.bus_worlds import World, becomes_true, eventually
+from support.bus_worlds import World, becomes_true, eventually, take
 
 POOL = PoolSpec(id="p", engine=Engine.MOCK, model="m", queue=QueueSpec(capacity=5))
 ADM = streams.admission_stream("p", Priority.BATCH)
@@ -294,15 +294,13 @@ async def test_the_state_of_a_stream(ready: Bus, queue: Consumer) -> None:
 async def test_a_fetch_returns_what_is_there_without_waiting_for_more(ready: Bus, queue: Consumer) -> None:
     await fill(ready, 3)
     begun = asyncio.get_running_loop().time()
-    assert [d.message.data for d in await queue.fetch(100, 30)] == [b"0", b"1", b"2"]
+    assert [d.message.data for d in await take(queue, 3, at_once=100)] == [b"0", b"1", b"2"]
     assert asyncio.get_running_loop().time() - begun < 5
 
 
 async def test_a_fetch_takes_no_more_than_asked(ready: Bus, queue: Consumer) -> None:
     await fill(ready, 5)
-    assert len(await queue.fetch(2, 5)) == 2
-    assert len(await queue.fetch(2, 5)) == 2
-    assert len(await queue.fetch(2, 5)) == 1
+    assert len(await take(queue, 5, at_once=2)) == 5
 
 
 async def test_a_fetch_from_an_empty_queue_ends(queue: Consumer) -> None:
@@ -339,7 +337,7 @@ async def test_a_delivery_knows_its_message(ready: Bus, queue: Consumer) -> None
 
 async def test_an_acknowledged_message_is_gone(ready: Bus, queue: Consumer) -> None:
     await fill(ready, 5)
-    await asyncio.gather(*(delivery.ack() for delivery in await queue.fetch(5, 5)))
+    await asyncio.gather(*(delivery.ack() for delivery in await take(queue, 5, at_once=1)))
     assert (await ready.stream_state(ADM)).messages == 0
     await queue.reset()
     assert list(await queue.fetch(5, 0.05)) == []
@@ -347,7 +345,7 @@ async def test_an_acknowledged_message_is_gone(ready: Bus, queue: Consumer) -> N
 
 async def test_what_is_not_acknowledged_comes_again_after_a_reset(ready: Bus, other: Bus, queue: Consumer) -> None:
     await fill(ready, 5)
-    held = await queue.fetch(5, 5)
+    held = await take(queue, 5, at_once=1)
     await held[1].ack()
     successor = await other.consumer(ADM, streams.SCHEDULER_DURABLE)
     await successor.reset()

@@ -23,7 +23,7 @@ from llorch_shared.wire.audit import AuditEvent
 from llorch_shared.wire.policy import QueueSpec
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine, Priority
-from support.bus_worlds import NatsWorld, eventually
+from support.bus_worlds import NatsWorld, eventually, take
 from support.nats_server import NatsServer
 
 pytestmark = pytest.mark.nats
@@ -135,7 +135,7 @@ async def test_a_plain_ack_frees_no_room_but_ours_does(world: NatsWorld, bus: Bu
         await bus.store(subject, b"x")
     with pytest.raises(Full):
         await bus.store(subject, b"x")
-    held = await consumer.fetch(3, 5)
+    held = await take(consumer, 3, at_once=1)
     with pytest.raises(Full):
         await bus.store(subject, b"x")
     await asyncio.gather(*(delivery.ack() for delivery in held))
@@ -219,7 +219,7 @@ async def test_acks_across_a_restart_are_confirmed_or_the_message_comes_again(
     consumer = await bus.consumer(ADM, streams.SCHEDULER_DURABLE)
     for number in range(3):
         await bus.store(ADMISSION, b"%d" % number)
-    held = list(await consumer.fetch(3, 5))
+    held = await take(consumer, 3, at_once=1)
     await restart(world, bus)
     outcomes = await asyncio.gather(*(delivery.ack() for delivery in held), return_exceptions=True)
     assert all(outcome is None or isinstance(outcome, Unanswered) for outcome in outcomes)
