@@ -7,7 +7,7 @@ from typing import Final
 
 from llorch_ctl.exits import Exit, Problem
 from llorch_shared.bus import nats
-from llorch_shared.bus.port import Bus
+from llorch_shared.bus.port import Bus, NoStream
 from llorch_shared.logs import redact
 from llorch_shared.settings import NatsSettings, secret
 
@@ -30,8 +30,15 @@ async def connect(settings: NatsSettings, *, within_s: float) -> Bus:
 
 @asynccontextmanager
 async def connected(settings: NatsSettings) -> AsyncIterator[Bus]:
+    """Raises Problem when nobody answers, and when the bus has never been used by llama-orch."""
     bus = await connect(settings, within_s=CONNECT_WITHIN_S)
     try:
         yield bus
+    except NoStream as error:
+        raise Problem(
+            f"the bus at {redact(settings.url)} answers, but holds no llama-orch: {error}",
+            fix="start the system: orchctl up",
+            exit_code=Exit.UNREACHABLE,
+        ) from error
     finally:
         await bus.close()

@@ -10,9 +10,8 @@ from typing import BinaryIO, Final
 import msgspec
 
 from llorch_ctl import pools
-from llorch_ctl.exits import Exit, Problem
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, BusError, Message
+from llorch_shared.bus.port import Bus, Message
 from llorch_shared.wire.audit import AUDIT_DECODER
 from llorch_shared.wire.spec import PoolSpec
 
@@ -29,16 +28,9 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def record(bus: Bus, file: Path, *, from_ms: int) -> Recorded:
-    """Everything since `from_ms` (Unix milliseconds). Raises Problem, OSError."""
-    try:
-        specs = await pools.stored(bus)
-        pieces = await _read(bus, from_ms)
-    except BusError as error:
-        raise Problem(
-            f"the bus holds no llama-orch: {error or type(error).__name__}",
-            fix="start the system: orchctl up",
-            exit_code=Exit.UNREACHABLE,
-        ) from error
+    """Everything since `from_ms` (Unix milliseconds). Raises BusError, OSError."""
+    specs = await pools.stored(bus)
+    pieces = await _read(bus, from_ms)
     with file.open("wb") as lines:
         for pool_id in sorted(specs):
             _write(lines, b'{"pool":%b}' % msgspec.json.encode(_without_secrets(specs[pool_id])))

@@ -12,9 +12,8 @@ from llorch_ctl.audit_verification import Verification
 from llorch_ctl.commands.status import plain_table
 from llorch_ctl.core.audit_report import Report
 from llorch_ctl.core.findings import TO_DO, Violation
-from llorch_ctl.exits import Exit, Problem
+from llorch_ctl.exits import Exit
 from llorch_ctl.terminal import ERR, OUT, ConfigOption, JsonOption, run, settings_from, write_json
-from llorch_shared.bus.port import BusError
 from llorch_shared.settings import Settings
 
 VIOLATIONS_SHOWN: Final = 20
@@ -52,16 +51,9 @@ def verify(
 async def _verify(settings: Settings, *, since_min: int | None, progress: bool, as_json: bool) -> int:
     now_ms = time.time_ns() // 1_000_000
     async with bus_client.connected(settings.nats) as bus:
-        try:
-            found = await Verification(bus, now_ms=now_ms, told=_teller(progress)).run(
-                since_ms=now_ms - since_min * 60_000 if since_min else 0
-            )
-        except BusError as error:
-            raise Problem(
-                f"the bus holds no llama-orch: {error or type(error).__name__}",
-                fix="start the system: orchctl up",
-                exit_code=Exit.UNREACHABLE,
-            ) from error
+        found = await Verification(bus, now_ms=now_ms, told=_teller(progress)).run(
+            since_ms=now_ms - since_min * 60_000 if since_min else 0
+        )
     if as_json:
         write_json(found)
     else:

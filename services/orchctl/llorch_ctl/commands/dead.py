@@ -15,7 +15,7 @@ from llorch_ctl.commands.status import plain_table
 from llorch_ctl.dead_letters import Hopeless, Kept
 from llorch_ctl.exits import Exit, Problem
 from llorch_ctl.terminal import OUT, ConfigOption, JsonOption, run, settings_from, write_json
-from llorch_shared.bus.port import Bus, BusError, Full, NoStream
+from llorch_shared.bus.port import Bus, Full, NoStream
 from llorch_shared.settings import Settings
 from llorch_shared.wire.dead import Reason
 
@@ -164,14 +164,7 @@ async def _found(bus: Bus, letter_id: int) -> Kept:
 def _on_bus(settings: Settings, main: Callable[[Bus], Awaitable[int]]) -> int:
     async def connected() -> int:
         async with bus_client.connected(settings.nats) as bus:
-            try:
-                return await main(bus)
-            except BusError as error:
-                raise Problem(
-                    f"the bus holds no llama-orch: {error or type(error).__name__}",
-                    fix="start the system: orchctl up",
-                    exit_code=Exit.UNREACHABLE,
-                ) from error
+            return await main(bus)
 
     return run(connected)
 

@@ -103,14 +103,7 @@ def _is_settled(found: list[ReplicaRecord], count: int) -> bool:
 
 
 async def _replicas(bus: Bus, pool: str | None) -> list[ReplicaRecord]:
-    try:
-        messages = await bus.snapshot(streams.REG, subjects.registry("replica.>"))
-    except BusError as error:
-        raise Problem(
-            f"the bus holds no llama-orch: {error or type(error).__name__}",
-            fix="start the system: orchctl up",
-            exit_code=Exit.UNREACHABLE,
-        ) from error
+    messages = await bus.snapshot(streams.REG, subjects.registry("replica.>"))
     records = [REPLICA_DECODER.decode(message.data) for message in messages if not message.deleted]
     return sorted((r for r in records if pool in (None, r.pool_id)), key=lambda r: r.replica_id)
 

@@ -15,7 +15,7 @@ from llorch_ctl.core.pool_keys import BadAssignment, Row, assigned, rows
 from llorch_ctl.exits import Exit, Problem
 from llorch_ctl.pools import Changed, NoEarlier, Revision
 from llorch_ctl.terminal import ERR, OUT, ConfigOption, JsonOption, run, settings_from, write_json
-from llorch_shared.bus.port import Bus, BusError, WrongSequence
+from llorch_shared.bus.port import Bus, WrongSequence
 from llorch_shared.identifiers import is_name
 from llorch_shared.settings import Settings
 from llorch_shared.wire.spec import PoolSpec
@@ -147,12 +147,6 @@ def _on_bus(settings: Settings, main: Callable[[Bus], Awaitable[int]]) -> int:
                 raise Problem(
                     f"what the bus holds of the pool cannot be read: {error}",
                     fix="write it anew: orchctl pool apply FILE",
-                ) from error
-            except BusError as error:
-                raise Problem(
-                    f"the bus holds no llama-orch: {error or type(error).__name__}",
-                    fix="start the system: orchctl up",
-                    exit_code=Exit.UNREACHABLE,
                 ) from error
 
     return run(connected)

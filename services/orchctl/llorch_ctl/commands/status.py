@@ -11,12 +11,11 @@ from rich.text import Text
 
 from llorch_ctl import bus_client, snapshot
 from llorch_ctl.core.queues import ClassStatus
-from llorch_ctl.exits import Exit, Problem
+from llorch_ctl.exits import Exit
 from llorch_ctl.gateway_client import gateway_url
 from llorch_ctl.snapshot import PoolStatus, SystemStatus
 from llorch_ctl.terminal import OUT, ConfigOption, JsonOption, run, settings_from, write_json
-from llorch_shared.bus.port import Bus, BusError
-from llorch_shared.logs import redact
+from llorch_shared.bus.port import Bus
 from llorch_shared.settings import Settings
 from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
 
@@ -67,14 +66,7 @@ async def _watch(bus: Bus, settings: Settings) -> int:
 
 
 async def _take(bus: Bus, settings: Settings) -> SystemStatus:
-    try:
-        return await snapshot.take(bus, nats_url=settings.nats.url, gateway_url=gateway_url(settings))
-    except BusError as error:
-        raise Problem(
-            f"the bus at {redact(settings.nats.url)} answers, but holds no llama-orch: {error or type(error).__name__}",
-            fix="start the system: orchctl up",
-            exit_code=Exit.UNREACHABLE,
-        ) from error
+    return await snapshot.take(bus, nats_url=settings.nats.url, gateway_url=gateway_url(settings))
 
 
 def screen(status: SystemStatus) -> Group:

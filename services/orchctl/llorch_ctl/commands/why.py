@@ -42,16 +42,9 @@ async def _why(settings: Settings, task: str, *, as_json: bool) -> int:
 
 
 async def _read(bus: Bus, task: str) -> tuple[Story, RunRecord | None]:
-    """Raises Problem when nothing is known of the task."""
-    try:
-        kept = await bus.replay(streams.AUD, subjects.audits_of_task(task), limit=RECORDS_MAX)
-        message = await bus.last(streams.RUN, subjects.run(task))
-    except BusError as error:
-        raise Problem(
-            f"the bus holds no llama-orch: {error or type(error).__name__}",
-            fix="start the system: orchctl up",
-            exit_code=Exit.UNREACHABLE,
-        ) from error
+    """Raises BusError, and Problem when nothing is known of the task."""
+    kept = await bus.replay(streams.AUD, subjects.audits_of_task(task), limit=RECORDS_MAX)
+    message = await bus.last(streams.RUN, subjects.run(task))
     record = None if message is None or message.deleted else _readable(message)
     if not kept and record is None:
         raise Problem(
