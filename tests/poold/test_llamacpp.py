@@ -151,15 +151,16 @@ async def test_closing_the_call_frees_the_slot() -> None:
 
 
 async def test_a_request_waits_for_the_slot_it_names() -> None:
-    async with mock_engine("--slots", "2", "--rate", "200") as (engine, _):
+    async with mock_engine("--slots", "2", "--rate", "20") as (engine, _):
         first, second, other = Collected(), Collected(), Collected()
-        engine.submit(call(slot=1, max_tokens=20), first)
+        holder = engine.submit(call(slot=1, max_tokens=1000), first)
+        await first.until(lambda: first.texts)
         engine.submit(call(slot=1, max_tokens=1), second)
         engine.submit(call(slot=0, max_tokens=1), other)
-        await other.over()
+        assert (await other.over()).finish is not None
         assert second.began == 0
-        await second.over()
-        assert first.finish is not None
+        holder.abort()
+        assert (await second.over()).finish is not None
 
 
 async def test_a_prompt_over_the_context_is_the_callers_mistake() -> None:

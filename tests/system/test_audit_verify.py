@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,18 @@ async def all_audited(system: System) -> bool:
     return len({each.task_id for each in records if each.event in {AuditEvent(str(state)) for state in FINAL}}) == TASKS
 
 
+async def written_by(system: System, actor: str) -> bool:
+    records = await system.bus.replay(streams.AUD, subjects.ALL_AUDITS)
+    return any(b'"writer":"%b/' % actor.encode() in m.data for m in records)
+
+
 async def test_a_system_with_killed_processes_is_clean_and_what_is_forged_is_found(tmp_path: Path) -> None:
     async with System(tmp_path, pools=[mock_pool(replicas=2, slots=2, rate=100)]) as system:
         requests = [task_request(max_tokens=40, prompt=f"task {number}") for number in range(TASKS)]
         for request in requests[:20]:
             await system.client().submit(request)
+        for actor in ("scheduler", "poold"):
+            await system.until(partial(written_by, system, actor), f"a record of {actor}", 20)
         system.kill9("scheduler-1")
         cancels = (system.client().cancel(request.task_id) for request in requests[14 : 14 + CANCELLED])
         await asyncio.gather(system.restart("scheduler-1"), *cancels)
