@@ -21,7 +21,7 @@ async def test_a_wish_to_stop_wakes_the_waiter_and_keeps_its_first_reason() -> N
     waiter = asyncio.ensure_future(stop.wait())
     stop.wish("SIGTERM")
     stop.wish("again")
-    assert await asyncio.wait_for(waiter, 1)
+    assert await asyncio.wait_for(waiter, 15)
     assert await stop.wait(0)
     assert (bool(stop), stop.reason) == (True, "SIGTERM")
 
@@ -39,7 +39,7 @@ async def test_the_first_to_end_ends_the_others() -> None:
         finally:
             cancelled.set()
 
-    await asyncio.wait_for(first_of(forever(), asyncio.sleep(0)), 1)
+    await asyncio.wait_for(first_of(forever(), asyncio.sleep(0)), 15)
     assert cancelled.is_set()
 
 
@@ -48,7 +48,7 @@ async def test_the_exception_of_the_first_to_end_is_raised() -> None:
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        await asyncio.wait_for(first_of(asyncio.Event().wait(), fail()), 1)
+        await asyncio.wait_for(first_of(asyncio.Event().wait(), fail()), 15)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
