@@ -49,7 +49,7 @@ async def test_a_record_that_a_newer_release_wrote_is_not_half_understood(cluste
     task = await door.submit()
     reading = door.stream(task)
     await reading.until(lambda seen: bool(seen.body))
-    await cluster.bus.store(subjects.run(task), b"a record of tomorrow", headers={VERSION_HEADER: "2"})
+    await cluster.bus.store(subjects.run(task), b"a record of tomorrow", headers={VERSION_HEADER: "3"})
     reply = await door.get(f"/v1/tasks/{task}")
     assert (reply.status, reply.error.code, reply.error.retriable) == (503, ErrorCode.POOL_UNAVAILABLE, True)
     assert "newer release" in reply.error.message

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from llorch_shared.wire.task import REQUEST_DECODER
+from llorch_shared.wire.task import REQUEST_DECODER, Failover, TaskRequest
 from llorch_shared.wire.version import (
     VERSION_HEADER,
     VERSIONS,
@@ -15,18 +15,33 @@ from llorch_shared.wire.version import (
     is_newer,
     version_headers,
 )
+from support.node_harness import task_request
 
 
 @pytest.mark.parametrize("kind", Kind)
 def test_plain_json_without_a_version_is_version_one(kind: Kind) -> None:
     check_version(kind, {})
     check_version(kind, {VERSION_HEADER: "1"})
-    assert version_headers(kind) == {VERSION_HEADER: str(VERSIONS[kind])}
+    assert version_headers(kind) == {VERSION_HEADER: "1"}, "written with the oldest version that can say it"
+
+
+def test_only_what_uses_a_new_field_is_of_the_new_version() -> None:
+    old = task_request()
+    assert b"failover" not in msgspec.json.encode(old), "an earlier release reads it"
+    assert msgspec.convert({**msgspec.to_builtins(old), "failover": "resume"}, TaskRequest) == old
+    for kind in (Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN):
+        assert version_headers(kind, old) == {VERSION_HEADER: "1"}
+        for failover in (Failover.RESTART, Failover.FAIL):
+            new = msgspec.structs.replace(old, failover=failover)
+            headers = version_headers(kind, new)
+            assert headers == {VERSION_HEADER: "2"}
+            assert decode(kind, REQUEST_DECODER, msgspec.json.encode(new), headers) == new
+            assert VERSIONS[kind] == int(headers[VERSION_HEADER])
 
 
 def test_a_newer_version_is_not_looked_at() -> None:
     headers = {VERSION_HEADER: str(VERSIONS[Kind.RUN] + 1)}
-    with pytest.raises(NewerVersion, match="run of version 2"):
+    with pytest.raises(NewerVersion, match="run of version 3"):
         decode(Kind.RUN, REQUEST_DECODER, b"not even json", headers)
     assert is_newer(Kind.RUN, headers)
 

@@ -82,7 +82,7 @@ class Enqueue:
         headers = {
             subjects.CORRELATION_HEADER: call.correlation_id,
             subjects.LANE_HEADER: self._lane,
-            **version_headers(Kind.ADMISSION),
+            **version_headers(Kind.ADMISSION, request),
         }
         payload = _encode(request)
         deadline = asyncio.get_running_loop().time() + PUBLISH_WITHIN_S

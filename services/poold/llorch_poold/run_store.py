@@ -36,13 +36,12 @@ class RunStore:
         wrote. Raises NotStorable."""
         subject = subjects.run(record.task_id)
         data = msgspec.json.encode(record)
+        headers = version_headers(Kind.RUN, record.request)
         unsure = False
         delay = RETRY_FIRST_S
         while True:
             try:
-                return (
-                    await self._bus.store(subject, data, expect_seq=expect_seq, headers=version_headers(Kind.RUN))
-                ).seq
+                return (await self._bus.store(subject, data, expect_seq=expect_seq, headers=headers)).seq
             except WrongSequence:
                 current = await self._last(subject)
                 return current.seq if unsure and current is not None and current.data == data else None

@@ -3,6 +3,7 @@ under a message id. Before every write the term is checked.
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -41,7 +42,8 @@ class RunStore:
         whose ack got lost is recognised as ours."""
         subject = subjects.run(record.task_id)
         try:
-            return (await self._store(Kind.RUN, subject, _encode(record), expect_seq=expect_seq)).seq
+            headers = version_headers(Kind.RUN, record.request)
+            return (await self._store(subject, _encode(record), headers, expect_seq=expect_seq)).seq
         except WrongSequence:
             stored, seq = await self._read_run(subject, after=expect_seq)
             if msgspec.structs.replace(stored, tokens_out=record.tokens_out) == record:
@@ -59,14 +61,20 @@ class RunStore:
 
     async def placement(self, record: RunRecord, run_seq: int) -> None:
         await self._store(
-            Kind.PLACEMENT,
             subjects.placement(record.pool_id, record.replica_id),
             _encode(Placement(run=record, run_seq=run_seq)),
+            version_headers(Kind.PLACEMENT, record.request),
             msg_id=f"{record.task_id}:{run_seq}",
         )
 
     async def _store(
-        self, kind: Kind, subject: str, data: bytes, *, msg_id: str = "", expect_seq: int | None = None
+        self,
+        subject: str,
+        data: bytes,
+        headers: Mapping[str, str],
+        *,
+        msg_id: str = "",
+        expect_seq: int | None = None,
     ) -> Stored:
         """Store, and again when it is unclear whether it was stored: sequence or message id make that safe."""
         for attempt in range(1, STORE_TRIES + 1):
@@ -77,7 +85,7 @@ class RunStore:
                     data,
                     msg_id=msg_id,
                     expect_seq=expect_seq,
-                    headers=version_headers(kind),
+                    headers=headers,
                     timeout_s=STORE_TIMEOUT_S,
                 )
             except (Unanswered, NoStream):

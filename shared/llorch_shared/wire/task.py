@@ -45,6 +45,19 @@ class Determinism(StrEnum):
     BEST_EFFORT = "best_effort"
 
 
+class Failover(StrEnum):
+    """What becomes of a stream whose engine or node is lost after tokens of it were sent. With none sent, and where the
+    task is strict, it is run again: the tokens that were sent are compared and not sent again."""
+
+    RESUME = "resume"
+    """Go on from the prompt and the text so far with the next index. Refused where the output is bound to a schema
+    (`output_mode` other than text): half of it by one run and half by another need not be valid."""
+    RESTART = "restart"
+    """Begin the output anew. Indices go on; `restarted_at` says before which index everything is void."""
+    FAIL = "fail"
+    """End with WORKER_RESET."""
+
+
 class KvHint(StrEnum):
     REUSE = "reuse"
     COLD = "cold"
@@ -98,6 +111,8 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     kv_hint: KvHint | None = None
     placement: PlacementOverrides | None = None
     output_mode: OutputMode = OutputMode.TEXT
+    failover: Failover = Failover.RESUME
+    """Since version 2 of the messages that carry a request (`wire.version`)."""
 
 
 class TaskState(StrEnum):

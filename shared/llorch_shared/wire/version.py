@@ -5,6 +5,12 @@ whole message. Each kind has its own number, because each has its own readers: a
 that ignores unknown fields needs no new number, anything that an old reader would misread does. TaskRequest refuses
 unknown fields, so any new field of it is a new version of admissions, run records and placements.
 
+A message is written with the oldest version that can say it: a request without the new fields is still version 1, so
+that new gateways, schedulers and nodes work beside old ones, and only what uses a new field waits for new readers.
+Readers read every version up to theirs.
+
+    admission, placement, run   2: TaskRequest.failover
+
 A newer version is never half understood: `decode` does not look at the payload. What a reader does then is its own
 decision, and stands beside it: work in a queue becomes a dead letter, state is passed over. A cancel wish has no
 version: its subject alone is the wish. Tokens have none either: their frames are the server-sent events that clients
@@ -16,6 +22,8 @@ from enum import StrEnum
 from typing import Final, TypeVar
 
 import msgspec
+
+from llorch_shared.wire.task import Failover, TaskRequest
 
 VERSION_HEADER: Final = "Llorch-Version"
 
@@ -30,8 +38,15 @@ class Kind(StrEnum):
     SPEC = "spec"
 
 
-VERSIONS: Final[dict[Kind, int]] = dict.fromkeys(Kind, 1)
+VERSIONS: Final[dict[Kind, int]] = {
+    **dict.fromkeys(Kind, 1),
+    **dict.fromkeys((Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN), 2),
+}
 """Newest version of each kind that this release writes and reads."""
+
+
+_WRITTEN: Final = ("1", "2")
+"""The versions as headers say them: without and with a field of version 2."""
 
 
 class Unreadable(msgspec.DecodeError):
@@ -42,9 +57,9 @@ class NewerVersion(Unreadable):
     """Written by a newer release; its payload was not looked at."""
 
 
-def version_headers(kind: Kind) -> dict[str, str]:
-    """What a publisher says about a message of this kind."""
-    return {VERSION_HEADER: str(VERSIONS[kind])}
+def version_headers(kind: Kind, request: TaskRequest | None = None) -> dict[str, str]:
+    """What a publisher says about a message of this kind. `request`: the one that the message carries, if it does."""
+    return {VERSION_HEADER: _WRITTEN[request is not None and request.failover is not Failover.RESUME]}
 
 
 def check_version(kind: Kind, headers: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from llorch_ctl.terminal import ERR, OUT, ConfigOption, JsonOption, run, setting
 from llorch_shared.identifiers import is_uuid
 from llorch_shared.settings import Settings, secret
 from llorch_shared.wire.frames import Event, parse_cursor
-from llorch_shared.wire.task import Determinism, Engine, Priority, TaskRequest, TaskState
+from llorch_shared.wire.task import Determinism, Engine, Failover, Priority, TaskRequest, TaskState
 
 _CANCEL_WITHIN_S: Final = 10.0
 _WITHOUT_SUCCESS: Final = frozenset({TaskState.FAILED, TaskState.EXPIRED, TaskState.DROPPED})
@@ -68,6 +68,10 @@ def submit(
     determinism: Annotated[
         Determinism, typer.Option(help="strict: the same seed gives the same text.")
     ] = Determinism.STRICT,
+    failover: Annotated[
+        Failover,
+        typer.Option(help="When the engine is lost within a stream that is not strict: go on, begin anew, fail."),
+    ] = Failover.RESUME,
     seed: Annotated[int | None, typer.Option(min=0, help="Default: made from the task id.")] = None,
     deadline_ms: Annotated[int, typer.Option(min=1, help="Budget from admission to the last token.")] = 600_000,
     task_id: Annotated[
@@ -95,6 +99,7 @@ def submit(
         ctx=ctx,
         priority=priority,
         determinism=determinism,
+        failover=failover,
         seed=seed,
         deadline_ms=deadline_ms,
         task_id=task_id or str(uuid.uuid4()),

@@ -9,6 +9,7 @@ from llorch_shared.wire.registry import Capabilities, PoolCapability
 from llorch_shared.wire.task import (
     Determinism,
     Engine,
+    Failover,
     PlacementMode,
     PlacementOverrides,
     Priority,
@@ -42,6 +43,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     ctx: int | None = None
     priority: Priority = Priority.INTERACTIVE
     determinism: Determinism = Determinism.STRICT
+    failover: Failover = Failover.RESUME
     seed: int | None = None
     deadline_ms: int = 600_000
 
@@ -81,6 +83,7 @@ def build(engine: Engine, pool: PoolCapability, wish: Wish) -> TaskRequest:
         deadline_ms=wish.deadline_ms,
         seed=wish.seed,
         determinism=wish.determinism,
+        failover=wish.failover,
         prompt=chatml(wish.prompt) if wish.template is Template.CHATML else wish.prompt,
         placement=pinned,
     )
