@@ -15,7 +15,8 @@ Expired = Callable[[str], None]
 
 
 class AttemptClock:
-    """`start` arms the limits, `stop` disarms them. `token` is on the hot path."""
+    """`start` arms the limits, `stop` disarms them. `token` is on the hot path; `alive` is any other sign that the
+    engine works on the task."""
 
     def __init__(self, expired: Expired) -> None:
         self._loop: Final = asyncio.get_running_loop()
@@ -24,6 +25,7 @@ class AttemptClock:
         self._submitted_at = 0.0
         self._first_at = 0.0
         self._last_at = 0.0
+        self._alive_at = 0.0
 
     @property
     def first_token_s(self) -> float:
@@ -36,7 +38,7 @@ class AttemptClock:
         return self._last_at - self._first_at if self._first_at else 0.0
 
     def start(self, limits: TimeoutSpec) -> None:
-        self._last_at = time.monotonic()
+        self._alive_at = time.monotonic()
         self._timers = [
             self._loop.call_later(
                 limits.wall_ms / 1000, self._expired, f"the task held its slot for {limits.wall_ms} ms"
@@ -56,8 +58,11 @@ class AttemptClock:
         if not self._first_at:
             self._first_at = self._last_at
 
+    def alive(self) -> None:
+        self._alive_at = time.monotonic()
+
     def _check_idle(self, idle_ms: int) -> None:
-        left_s = idle_ms / 1000 - (time.monotonic() - self._last_at)
+        left_s = idle_ms / 1000 - (time.monotonic() - max(self._last_at, self._alive_at))
         if left_s <= 0.001:
             self._expired(f"the engine was silent for {idle_ms} ms")
         else:

@@ -42,7 +42,8 @@ class Reply(NamedTuple):
 class ExchangeHandler(Protocol):
     """Callbacks of one exchange, in this order; `on_end` or `on_error` comes last, none after an abort."""
 
-    def on_head(self, status: int) -> None: ...
+    def on_head(self, status: int, kind: str) -> None:
+        """`kind` is the content type without its parameters, in lower case; empty when the peer tells none."""
 
     def on_body(self, data: bytes) -> None:
         """All body bytes of one socket read."""
@@ -89,6 +90,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._body: list[bytes] = []
+        self._kind = b""
         self._head_done = False
         self._complete = False
         self._answered = False
@@ -101,6 +103,7 @@ class _Connection(asyncio.Protocol):
         assert self._transport is not None
         self._exchange = exchange
         self._complete = self._answered = self._head_done = False
+        self._kind = b""
         exchange.connection = self
         self._transport.write(exchange.request)
 
@@ -119,6 +122,10 @@ class _Connection(asyncio.Protocol):
         self._exchange = None
         if self._transport is not None:
             self._transport.abort()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"content-type":
+            self._kind = value
 
     def on_headers_complete(self) -> None:
         self._head_done = True
@@ -145,7 +152,8 @@ class _Connection(asyncio.Protocol):
         if self._head_done:
             self._head_done = False
             if exchange.handler is not None:
-                exchange.handler.on_head(self._parser.get_status_code())
+                kind = self._kind.partition(b";")[0].strip().lower().decode("ascii", "replace")
+                exchange.handler.on_head(self._parser.get_status_code(), kind)
         if self._body:
             body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
             self._body.clear()
@@ -290,7 +298,7 @@ class _Collector:
         self._parts: list[bytes] = []
         self._size = 0
 
-    def on_head(self, status: int) -> None:
+    def on_head(self, status: int, kind: str) -> None:
         self._status = status
 
     def on_body(self, data: bytes) -> None:

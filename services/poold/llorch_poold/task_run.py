@@ -118,6 +118,8 @@ class TaskRun:
             await self._finish()
         finally:
             self._clock.stop()
+            if self._generation is not None:
+                self._generation.abort()
             await asyncio.gather(acknowledged, return_exceptions=True)
 
     def cancel(self, reason: str, requested_ms: int = 0) -> None:
@@ -267,6 +269,7 @@ class TaskRun:
         self._facts.metrics.started(self._core.run.priority)
 
     def on_prompt(self, tokens_in: int) -> None:
+        self._clock.alive()
         self._core.tokens_in = tokens_in
         request = self._core.run.request
         if request is not None and tokens_in > request.ctx:

@@ -32,7 +32,8 @@ class TimeoutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     wall_ms: Annotated[int, Meta(ge=1)] = 600_000
     """Longest time one attempt may hold a slot."""
     idle_ms: Annotated[int, Meta(ge=1)] = 60_000
-    """Longest silence of the engine during one attempt (a long prefill counts)."""
+    """Longest silence of the engine during one attempt. Reading a part of a long prompt is not silence where the engine
+    tells of it, as llama-server does after every batch."""
 
 
 class PackageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

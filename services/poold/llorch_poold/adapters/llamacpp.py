@@ -2,58 +2,21 @@
 
 Generations always stream and always ask for progress frames: only then does llama-server notice a closed socket
 within one batch. The slot is chosen here (`id_slot`), so that "is it free?" is a question about one slot. No
-`X-Conversation-Id` is ever sent: with it a closed socket would not cancel. Errors are read from the status and from
-`error` frames in the stream.
+`X-Conversation-Id` is ever sent: with it a closed socket would not cancel. What comes back is read in
+`llama_stream.py`.
 """
 
 from typing import Final
 
 import msgspec
 
-from llorch_poold.adapters.port import (
-    EngineBroke,
-    EngineBusy,
-    EngineFailure,
-    Finish,
-    Generation,
-    GenerationCall,
-    Health,
-    Props,
-    RequestRejected,
-    TokenSink,
-)
+from llorch_poold.adapters.llama_stream import UNREADABLE, LlamaStream, told_error
+from llorch_poold.adapters.port import EngineBroke, Generation, GenerationCall, Health, Props, TokenSink
 from llorch_poold.core.seed import SAMPLER_V1
-from llorch_poold.engine_http import EngineHttp, EngineHttpError, Exchange, Reply
-from llorch_poold.sse_decode import SseDecoder, StreamTooLong
+from llorch_poold.engine_http import EngineHttp, EngineHttpError, Reply
 from llorch_shared.wire.task import Determinism, KvHint
 
 PROBE_TIMEOUT_S: Final = 5.0
-ERROR_BYTES_MAX: Final = 64 * 1024
-
-
-class _Progress(msgspec.Struct, gc=False):
-    total: int = 0
-
-
-class _Error(msgspec.Struct, gc=False):
-    message: str = ""
-    type: str = ""
-    n_prompt_tokens: int = 0
-    n_ctx: int = 0
-
-
-class _Frame(msgspec.Struct, gc=False):
-    content: str = ""
-    stop: bool = False
-    tokens_predicted: int = 0
-    prompt_progress: _Progress | None = None
-    stop_type: str = ""
-    tokens_evaluated: int = 0
-    error: _Error | None = None
-
-
-class _ErrorReply(msgspec.Struct):
-    error: _Error
 
 
 class _NextToken(msgspec.Struct):
@@ -75,8 +38,6 @@ class _PropsReply(msgspec.Struct):
     build_info: str = ""
 
 
-_FRAME: Final = msgspec.json.Decoder(_Frame)
-_ERROR: Final = msgspec.json.Decoder(_ErrorReply)
 _SLOTS: Final = msgspec.json.Decoder(list[_Slot])
 _PROPS: Final = msgspec.json.Decoder(_PropsReply)
 
@@ -98,7 +59,7 @@ class LlamaCpp:
         reply = await self._get("/props")
         try:
             props = _PROPS.decode(reply.body)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise EngineBroke(f"/props is not what llama-server answers: {error}") from error
         return Props(props.total_slots, props.model_path, props.build_info)
 
@@ -124,7 +85,7 @@ class LlamaCpp:
         return not any(each.id == slot and each.is_processing for each in await self._slots())
 
     def submit(self, call: GenerationCall, sink: TokenSink) -> Generation:
-        stream = LlamaStream(sink)
+        stream = LlamaStream(sink, tokens_max=call.request.max_tokens)
         stream.exchange = self._http.post(
             "/completion", completion_body(call), stream, {"X-Correlation-Id": call.correlation_id}
         )
@@ -140,7 +101,7 @@ class LlamaCpp:
         reply = await self._get("/slots")
         try:
             return _SLOTS.decode(reply.body)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise EngineBroke(f"/slots is not what llama-server answers: {error}") from error
 
     async def _get(self, path: str) -> Reply:
@@ -171,136 +132,6 @@ def completion_body(call: GenerationCall) -> bytes:
     )
 
 
-class LlamaStream:
-    """One generation on its way: HTTP body in, tokens out."""
-
-    __slots__ = ("_count", "_decoder", "_ended", "_errors", "_sink", "_status", "_told_prompt", "exchange")
-
-    def __init__(self, sink: TokenSink) -> None:
-        self.exchange: Exchange | None = None
-        self._sink: Final = sink
-        self._decoder: Final = SseDecoder()
-        self._count = 0
-        self._status = 0
-        self._errors = b""
-        self._ended = False
-        self._told_prompt = False
-
-    def abort(self) -> None:
-        self._ended = True
-        if self.exchange is not None:
-            self.exchange.abort()
-
-    def on_head(self, status: int) -> None:
-        self._status = status
-        if status == 200:
-            self._sink.on_begin()
-
-    def on_body(self, data: bytes) -> None:
-        if self._status != 200:
-            if len(self._errors) < ERROR_BYTES_MAX:
-                self._errors += data
-            return
-        texts: list[str] = []
-        try:
-            for payload in self._decoder.feed(data):
-                frame = _FRAME.decode(payload)
-                if frame.prompt_progress is not None:
-                    self._tell_prompt(frame.prompt_progress.total)
-                elif frame.stop:
-                    self._finish(frame, texts)
-                    return
-                elif frame.error is not None:
-                    self._flush(texts)
-                    self._fail(failure_of(frame.error))
-                    return
-                else:
-                    self._take(frame, texts)
-        except (msgspec.DecodeError, StreamTooLong) as error:
-            self._flush(texts)
-            self._fail(EngineBroke(f"the engine sent something that is not a completion frame: {error}"))
-            return
-        self._flush(texts)
-
-    def on_end(self) -> None:
-        if self._status != 200:
-            self._fail(refusal(Reply(self._status, self._errors)))
-        elif not self._ended:
-            self._fail(EngineBroke("the engine ended the stream without its last frame"))
-
-    def on_error(self, error: EngineHttpError) -> None:
-        self._fail(EngineBroke(str(error)))
-
-    def _tell_prompt(self, tokens_in: int) -> None:
-        if not self._told_prompt:
-            self._told_prompt = True
-            self._sink.on_prompt(tokens_in)
-
-    def _take(self, frame: _Frame, texts: list[str]) -> None:
-        """A frame stands for the tokens up to its `tokens_predicted`: earlier ones that sent no frame have no text."""
-        missing = frame.tokens_predicted - self._count - len(texts)
-        if missing > 1:
-            texts.extend([""] * (missing - 1))
-        elif missing < 1 and not frame.content:
-            return
-        texts.append(frame.content)
-
-    def _finish(self, frame: _Frame, texts: list[str]) -> None:
-        if frame.content:
-            self._take(frame, texts)
-        missing = frame.tokens_predicted - self._count - len(texts)
-        if missing > 0:
-            texts.extend([""] * missing)
-        self._flush(texts)
-        if self._ended:
-            return
-        if self._count != frame.tokens_predicted:
-            self._fail(EngineBroke(f"the engine counts {frame.tokens_predicted} tokens and sent {self._count}"))
-            return
-        self._ended = True
-        self._sink.on_finish(
-            Finish(
-                reason="length" if frame.stop_type == "limit" else "stop",
-                tokens_in=frame.tokens_evaluated,
-                tokens_out=frame.tokens_predicted,
-            )
-        )
-
-    def _flush(self, texts: list[str]) -> None:
-        if texts and not self._ended:
-            self._count += len(texts)
-            self._sink.on_tokens(texts)
-
-    def _fail(self, failure: EngineFailure) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        if self.exchange is not None:
-            self.exchange.abort()
-        self._sink.on_failure(failure)
-
-
-def refusal(reply: Reply) -> EngineFailure:
-    """What an error status of /completion means for the task (ENGINES 1.5)."""
-    try:
-        error = _ERROR.decode(reply.body).error
-    except msgspec.DecodeError:
-        return EngineBroke(f"the engine answered HTTP {reply.status}")
-    if reply.status == 503:
-        return EngineBusy(error.message or "the engine has no slot")
-    return failure_of(error, reply.status)
-
-
-def failure_of(error: _Error, status: int = 0) -> EngineFailure:
-    if error.type == "exceed_context_size_error":
-        return RequestRejected(f"the prompt has {error.n_prompt_tokens} tokens, the pool's context holds {error.n_ctx}")
-    if error.type == "invalid_request_error":
-        return RequestRejected(f"the engine refuses the request: {error.message}")
-    if error.type == "unavailable_error":
-        return EngineBusy(error.message)
-    return EngineBroke(f"the engine failed{f' with HTTP {status}' if status else ''}: {error.message}")
-
-
 def parse_counters(text: bytes) -> dict[str, float]:
     """Samples without labels of a Prometheus page; names may hold `:`."""
     counters: dict[str, float] = {}
@@ -315,7 +146,5 @@ def parse_counters(text: bytes) -> dict[str, float]:
 
 
 def _explain(reply: Reply) -> str:
-    try:
-        return f"HTTP {reply.status}: {_ERROR.decode(reply.body).error.message}"
-    except msgspec.DecodeError:
-        return f"HTTP {reply.status}"
+    error = told_error(reply.body)
+    return f"HTTP {reply.status}" if error is None else f"HTTP {reply.status}: {error.message}"

@@ -3,7 +3,8 @@
     EngineFailure
     ├─ RequestRejected     the request cannot be served as written; never tried again
     ├─ EngineBusy          the engine has no slot or is still loading; the task goes back
-    └─ EngineBroke         reset, garbage, 5xx, or a stream that ends without its last event; the task goes back
+    └─ EngineBroke         reset, garbage, 5xx, a stream that ends without its last event or does not add up; the
+                           task goes back
 
 Token pieces: the sink gets one text for every token that the engine counted, so a token's index is its number in the
 engine's own count. A token that yields no text of its own (the end-of-sequence token, half of a UTF-8 character, a
@@ -59,7 +60,8 @@ class TokenSink(Protocol):
         """The engine has taken the request."""
 
     def on_prompt(self, tokens_in: int) -> None:
-        """Length of the prompt, as soon as the engine tells; may never come."""
+        """Length of the prompt, as soon as the engine tells, and again whenever it has read a part of it: a sign of
+        life before the first token. May never come."""
 
     def on_tokens(self, texts: Sequence[str]) -> None:
         """One text per token; all tokens of one read."""
