@@ -96,7 +96,12 @@ async def mock_engine(*flags: str) -> AsyncIterator[tuple[LlamaCpp, EngineHttp]]
 
 
 async def set_fault(http: EngineHttp, **fault: Any) -> None:
-    reply = await http.request("POST", "/fault", msgspec.json.encode(fault), timeout_s=5)
+    await set_faults(http, fault)
+
+
+async def set_faults(http: EngineHttp, *faults: dict[str, Any]) -> None:
+    """Of the next generations, one after another."""
+    reply = await http.request("POST", "/fault", msgspec.json.encode(faults), timeout_s=5)
     assert reply.status == 200
 
 

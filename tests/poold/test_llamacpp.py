@@ -1,7 +1,9 @@
 """llama-server's dialect: frames as recorded from the real server, and a mock engine that misbehaves on demand."""
 
 import asyncio
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -9,7 +11,19 @@ import pytest
 from llorch_poold.adapters.llamacpp import LlamaCpp, completion_body
 from llorch_poold.adapters.port import EngineBroke, EngineBusy, RequestRejected
 from llorch_poold.mock_generation import text_of
-from poold.engines import HEAD, Collected, call, chunked, last, mock_engine, read_request, scripted, set_fault, token
+from poold.engines import (
+    HEAD,
+    Collected,
+    call,
+    chunked,
+    last,
+    mock_engine,
+    read_request,
+    scripted,
+    set_fault,
+    set_faults,
+    token,
+)
 
 
 async def collect(answer: bytes, *, pieces: Callable[[bytes], list[bytes]] = lambda data: [data]) -> Collected:
@@ -178,6 +192,17 @@ async def test_a_prompt_over_the_context_is_the_callers_mistake() -> None:
     [
         ({"kind": "reset", "after": 3}, EngineBroke, 3),
         ({"kind": "garbage", "after": 2}, EngineBroke, 2),
+        ({"kind": "utf8", "after": 2}, EngineBroke, 2),
+        ({"kind": "event", "after": 2}, EngineBroke, 2),
+        ({"kind": "flood", "after": 2}, EngineBroke, 2),
+        ({"kind": "eof", "after": 2}, EngineBroke, 2),
+        ({"kind": "eof", "after": 20}, EngineBroke, 20),
+        ({"kind": "reset", "after": 20}, EngineBroke, 20),
+        ({"kind": "fail", "after": 2}, EngineBroke, 2),
+        ({"kind": "gap", "after": 2}, EngineBroke, 2),
+        ({"kind": "miscount"}, EngineBroke, 20),
+        ({"kind": "error_body"}, EngineBroke, 0),
+        ({"kind": "page"}, EngineBroke, 0),
         ({"kind": "error"}, EngineBroke, 0),
         ({"kind": "busy"}, EngineBusy, 0),
     ],
@@ -189,10 +214,65 @@ async def test_what_a_faulty_engine_does_is_named(fault: dict[str, object], kind
         engine.submit(call(max_tokens=20), sink)
         await sink.over()
         assert isinstance(sink.failure, kind)
-        assert len(sink.texts) == tokens
+        assert len(sink.texts) <= tokens
         again = Collected()
         engine.submit(call(max_tokens=20), again)
         assert (await again.over()).finish is not None
+
+
+async def test_faults_come_one_after_another() -> None:
+    async with mock_engine("--rate", "0") as (engine, http):
+        await set_faults(http, {"kind": "error", "times": 2}, {"kind": "none"}, {"kind": "page", "times": 1})
+        said = []
+        for _ in range(4):
+            sink = Collected()
+            engine.submit(call(max_tokens=2), sink)
+            said.append(str((await sink.over()).failure))
+        assert ["fault injected" in each for each in said] == [True, True, False, False]
+        assert "text/html" in said[2]
+        assert said[3] == "None"
+
+
+async def test_a_long_prompt_is_read_batch_by_batch() -> None:
+    async with mock_engine("--prefill-rate", "2000", "--batch", "16", "--ctx", "4096", "--slots", "2") as (engine, _):
+        told: list[int] = []
+        sinks = [Collected(), Collected()]
+        for slot, sink in enumerate(sinks):
+            sink.on_prompt = told.append  # type: ignore[method-assign]
+            engine.submit(call(slot=slot, prompt="word " * 100, max_tokens=1), sink)
+        await asyncio.gather(*(sink.over() for sink in sinks))
+        assert [sink.finish for sink in sinks] == [("length", 100, 1)] * 2
+        assert len(told) >= 2 * 100 // 16, "a sign of life after every batch"
+
+
+async def test_a_cancel_of_a_long_prompt_is_noticed_after_the_batch() -> None:
+    flags = ("--prefill-rate", "100", "--ctx", "8192", "--slots", "2")
+    async with mock_engine(*flags, "--batch", "4096") as (engine, _):
+        sink = Collected()
+        generation = engine.submit(call(prompt="word " * 8000), sink)
+        await sink.until(lambda: sink.began)
+        generation.abort()
+        for _ in range(5):
+            assert not await engine.slot_free(0), "the batch takes 40 s"
+    async with mock_engine(*flags, "--batch", "4") as (engine, _):
+        sinks = [Collected(), Collected()]
+        generations = [engine.submit(call(slot=slot, prompt="word " * 8000), sinks[slot]) for slot in range(2)]
+        for sink, generation in zip(sinks, generations, strict=True):
+            await sink.until(lambda sink=sink: sink.began)
+            generation.abort()
+        async with asyncio.timeout(15):
+            while not (await engine.slot_free(0) and await engine.slot_free(1)):
+                await asyncio.sleep(0.01)
+
+
+async def test_an_engine_loads_until_it_is_told() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = Path(folder) / "loaded"
+        async with mock_engine("--load-until", str(loaded)) as (engine, _):
+            health = await engine.health()
+            assert (health.live, health.ready, health.detail) == (True, False, "HTTP 503: Loading model")
+            loaded.touch()
+            assert (await engine.health()).ready
 
 
 async def test_a_hanging_engine_says_nothing_and_lets_go_when_left() -> None:

@@ -1,6 +1,7 @@
 """The mock engine: a process that speaks llama-server's HTTP protocol, at a set pace and with faults on demand.
 
-Routes: GET /health /props /slots /metrics, POST /completion /tokenize, and POST /fault (`Fault`). Options come from
+Routes: GET /health /props /slots /metrics, POST /completion /tokenize, and POST /fault (`Fault`, or a list of them for
+the next generations one after another). Options come from
 flags, their defaults from `LLORCH_MOCK_*`, so that a pool's provisioning can set them either way. It is a test double
 and a load source; it never pretends to be a model.
 """
@@ -16,21 +17,15 @@ from typing import Any, Final, cast
 import httptools
 import msgspec
 
-from llorch_poold.mock_generation import (
-    Completion,
-    Fault,
-    FaultKind,
-    Generation,
-    MockEngine,
-    tokens_of,
-)
+from llorch_poold.mock_faults import Fault, FaultKind
+from llorch_poold.mock_generation import Completion, Generation, MockEngine, tokens_of
 from llorch_poold.mock_log import GenerationLog
 from llorch_shared.lifecycle import Stop, die_with_parent, run
 
 VERSION: Final = "mock-stub-v0"
 BODY_BYTES_MAX: Final = 16 * 1024 * 1024
 _COMPLETION: Final = msgspec.json.Decoder(Completion)
-_FAULT: Final = msgspec.json.Decoder(Fault)
+_FAULTS: Final = msgspec.json.Decoder(Fault | list[Fault])
 _REASONS: Final = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 500: b"Internal Server Error"}
 
 
@@ -42,6 +37,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     rate: float
     prefill_ms: int
+    prefill_rate: float
+    batch: int
+    load_until: str
     stamp: bool
     log: str
 
@@ -60,6 +58,23 @@ def parse_options(argv: Sequence[str], environment: Mapping[str, str]) -> Option
         help="tokens per second of each stream; 0 is as fast as it can",
     )
     parser.add_argument("--prefill-ms", type=int, default=int(environment.get("LLORCH_MOCK_PREFILL_MS", "0")))
+    parser.add_argument(
+        "--prefill-rate",
+        type=float,
+        default=float(environment.get("LLORCH_MOCK_PREFILL_RATE", "0")),
+        help="prompt tokens per second of the whole engine; 0 reads prompts at once",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=int(environment.get("LLORCH_MOCK_BATCH", "512")),
+        help="prompt tokens that are read at once; a cancel is noticed between two batches",
+    )
+    parser.add_argument(
+        "--load-until",
+        default=environment.get("LLORCH_MOCK_LOAD_UNTIL", ""),
+        help="say that the model is loading until this file exists",
+    )
     parser.add_argument("--stamp", action="store_true", default=environment.get("LLORCH_MOCK_STAMP", "") == "1")
     parser.add_argument(
         "--log",
@@ -143,7 +158,7 @@ class Connection(asyncio.Protocol):
             case b"POST", "/completion":
                 self._complete(body)
             case b"GET", "/health":
-                self._reply(200, {"status": "ok"})
+                self._health()
             case b"GET", "/props":
                 self._reply(200, self._props())
             case b"GET", "/slots":
@@ -158,9 +173,16 @@ class Connection(asyncio.Protocol):
             case _:
                 self._error(404, "not_found_error", "File Not Found")
 
+    def _health(self) -> None:
+        if self._options.load_until and not Path(self._options.load_until).exists():
+            self._error(503, "unavailable_error", "Loading model")
+        else:
+            self._reply(200, {"status": "ok"})
+
     def _set_fault(self, body: bytes) -> None:
         try:
-            self._engine.set_fault(_FAULT.decode(body))
+            faults = _FAULTS.decode(body)
+            self._engine.set_faults(faults if isinstance(faults, list) else [faults])
         except msgspec.DecodeError as error:
             self._error(400, "invalid_request_error", str(error))
         else:
@@ -173,6 +195,12 @@ class Connection(asyncio.Protocol):
             return
         if fault is not None and fault.kind is FaultKind.BUSY:
             self._error(503, "unavailable_error", "no slot available")
+            return
+        if fault is not None and fault.kind is FaultKind.ERROR_BODY:
+            self._reply(200, {"error": {"code": 500, "message": "fault injected", "type": "server_error"}})
+            return
+        if fault is not None and fault.kind is FaultKind.PAGE:
+            self._send(200, b"text/html", b"<html><body>an engine is not here</body></html>")
             return
         try:
             request = _COMPLETION.decode(body)
@@ -214,7 +242,8 @@ class Connection(asyncio.Protocol):
         generation = self._engine.slots[number]
         slot: dict[str, object] = {"id": number, "n_ctx": self._engine.ctx, "is_processing": generation is not None}
         if generation is not None:
-            slot["n_prompt_tokens"] = slot["n_prompt_tokens_processed"] = generation.prompt_tokens
+            slot["n_prompt_tokens"] = generation.prompt_tokens
+            slot["n_prompt_tokens_processed"] = generation.prompt_read
             slot["n_prompt_tokens_cache"] = 0
             slot["next_token"] = [{"n_decoded": generation.sent, "n_remain": generation.total - generation.sent}]
         return slot
@@ -247,6 +276,8 @@ async def serve(options: Options, stop: Stop) -> int:
         ctx=options.ctx,
         rate=options.rate,
         prefill_s=options.prefill_ms / 1000,
+        prefill_rate=options.prefill_rate,
+        batch=options.batch,
         stamp=options.stamp,
         log=GenerationLog(Path(options.log)) if options.log else None,
     )

@@ -10,46 +10,19 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from enum import StrEnum
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 import msgspec
 
+from llorch_poold.mock_faults import BROKEN, FLOOD_BYTES, MISCOUNTED, STOPS, Fault, FaultKind, Faults
 from llorch_poold.mock_log import GenerationLog
+from llorch_poold.mock_prefill import Prefill
 
 TICK_S: Final = 0.004
 BLOCK_TOKENS: Final = 48
 DEFERRED_MAX: Final = 1024
 LAST_CHUNK: Final = b"0\r\n\r\n"
-
-
-class FaultKind(StrEnum):
-    NONE = "none"
-    HANG = "hang"
-    """Take the request and say nothing more, from token `after` on."""
-    RESET = "reset"
-    """Cut the connection at token `after`."""
-    GARBAGE = "garbage"
-    """Send something that is no frame at token `after`."""
-    PREFILL = "prefill"
-    """Take `ms` before the first token."""
-    ERROR = "error"
-    """Answer HTTP 500."""
-    BUSY = "busy"
-    """Answer HTTP 503."""
-    DRIFT = "drift"
-    """Say other words in every block that begins at token `after` or later."""
-    REFUSE_CANCEL = "refuse_cancel"
-    """Keep the slot busy although the caller has left."""
-
-
-class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What goes wrong with the next `times` generations (0: with all)."""
-
-    kind: FaultKind
-    after: int = 0
-    ms: int = 0
-    times: int = 0
 
 
 class Completion(msgspec.Struct, kw_only=True):
@@ -127,23 +100,38 @@ class Generation:
         self.due = 0.0
         self.paused = False
         self.over = False
+        self._flooded = 0
         self.log_number = 0
-        self.prompt_tokens: Final = tokens_of(request.prompt)
+        self.prompt_tokens = tokens_of(request.prompt)
+        self.prompt_read = 0
         wanted = _directive(request.prompt)
         self.reason: Final = "limit" if wanted is None or wanted > request.n_predict else "eos"
         self.total: Final = request.n_predict if wanted is None else min(wanted, request.n_predict)
 
     def begin(self) -> None:
-        """Its slot is free: send the head, then tokens when they are due."""
+        """Its slot is free: send the head, read the prompt, then send tokens when they are due."""
+        if self._kind is FaultKind.HANG and self._fault is not None and self._fault.after == 0:
+            return
         if self._socket is not None and self.request.stream:
-            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-            if self.request.return_progress:
-                progress = (
-                    b'data: {"index":0,"content":"","tokens":[0],"stop":false,"id_slot":-1,"tokens_predicted":0,'
-                    b'"prompt_progress":{"total":%d,"cache":0,"processed":%d,"time_ms":1}}\n\n'
-                ) % (self.prompt_tokens, self.prompt_tokens)
-                head += chunk(progress)
-            self._socket.write(head)
+            self._socket.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            )
+        if self._engine.prefill.rate:
+            self._engine.prefill.add(self)
+        else:
+            self.prompt_read = self.prompt_tokens
+            self.read_on()
+
+    def read_on(self) -> None:
+        """A part of the prompt was read, perhaps the last."""
+        if self._socket is not None and self.request.stream and self.request.return_progress:
+            progress = (
+                b'data: {"index":0,"content":"","tokens":[0],"stop":false,"id_slot":-1,"tokens_predicted":0,'
+                b'"prompt_progress":{"total":%d,"cache":0,"processed":%d,"time_ms":1}}\n\n'
+            ) % (self.prompt_tokens, self.prompt_read)
+            self._socket.write(chunk(progress))
+        if self.prompt_read < self.prompt_tokens:
+            return
         prefill_s = self._engine.prefill_s
         if self._kind is FaultKind.PREFILL and self._fault is not None:
             prefill_s = self._fault.ms / 1000
@@ -179,27 +167,41 @@ class Generation:
     def reader_left(self) -> None:
         self._socket = None
         if self._kind is not FaultKind.REFUSE_CANCEL:
-            self._engine.end(self)
+            self._engine.prefill.between_batches(lambda: self._engine.end(self))
 
     def resume(self) -> None:
         self.paused = False
-        if self.slot >= 0 and not self.over:
+        if self.slot >= 0 and not self.over and self.prompt_read >= self.prompt_tokens:
             self._engine.schedule(self)
 
     def _faulty_at(self) -> int | None:
-        if self._fault is None or self._kind not in (FaultKind.HANG, FaultKind.RESET, FaultKind.GARBAGE):
+        if self._fault is None or self._kind not in STOPS:
             return None
         return min(self._fault.after, self.total)
 
     def _fail(self) -> None:
-        if self._kind is FaultKind.HANG or self._socket is None:
+        socket = self._socket
+        if self._kind is FaultKind.HANG or socket is None:
             return
-        if self._kind is FaultKind.GARBAGE:
-            self._socket.write(chunk(b'data: {"content": <not json>}\n\n'))
-            self._socket.ended()
+        if self._kind is FaultKind.FLOOD:
+            self._flood()
+            return
+        if self._kind is FaultKind.RESET:
+            socket.cut()
+        elif self._kind is FaultKind.EOF:
+            socket.write(LAST_CHUNK)
+            socket.ended()
         else:
-            self._socket.cut()
+            socket.write(chunk(BROKEN[self._kind]))
+            socket.ended()
         self._engine.end(self)
+
+    def _flood(self) -> None:
+        """Until the reader leaves. `advance` comes again when the socket has room."""
+        if self._socket is not None:
+            self._socket.write(chunk(BROKEN[FaultKind.FLOOD] if self._flooded == 0 else b"x" * FLOOD_BYTES))
+            self._flooded += 1
+            self._engine.schedule(self)
 
     def _send(self, count: int) -> None:
         first = self.sent
@@ -211,13 +213,19 @@ class Generation:
             data = stamped_frames(first, count)
         elif self._fault is not None and self._kind is FaultKind.DRIFT and first >= self._fault.after:
             data = b"".join(_frame(index, f" d{index}") for index in range(first, first + count))
+        elif self._fault is not None and self._kind is FaultKind.GAP and first <= self._fault.after < first + count:
+            data = b"".join(self._frame(index) for index in range(first, first + count) if index != self._fault.after)
         elif first == 0:
             data = _frame(0, f" {digest(self.request.prompt, self.request.seed)}")
             if count > 1:
                 data += frames(1, count - 1)
         else:
             data = frames(first, count)
-        self._socket.write(chunk(data))
+        if data:
+            self._socket.write(chunk(data))
+
+    def _frame(self, index: int) -> bytes:
+        return frames(index, 1) if index else _frame(0, f" {digest(self.request.prompt, self.request.seed)}")
 
     def _last(self, content: str) -> dict[str, object]:
         return {
@@ -227,7 +235,7 @@ class Generation:
             "id_slot": self.slot,
             "stop": True,
             "model": "mock",
-            "tokens_predicted": self.total,
+            "tokens_predicted": self.total + (MISCOUNTED if self._kind is FaultKind.MISCOUNT else 0),
             "tokens_evaluated": self.prompt_tokens,
             "truncated": False,
             "stop_type": self.reason,
@@ -267,6 +275,8 @@ class MockEngine:
         rate: float,
         prefill_s: float,
         stamp: bool,
+        prefill_rate: float = 0.0,
+        batch: int = 512,
         log: GenerationLog | None = None,
     ) -> None:
         self.ctx: Final = ctx
@@ -278,26 +288,20 @@ class MockEngine:
         self.deferred: deque[Generation] = deque()
         self.tokens_total = 0
         self.prompt_tokens_total = 0
-        self._fault: Fault | None = None
-        self._fault_left = 0
+        self._faults: Final = Faults()
+        self.prefill: Final = Prefill(rate=prefill_rate, batch=batch)
         self._loop: Final = asyncio.get_running_loop()
         self._wheel: dict[int, list[Generation]] = {}
         self._turn = 0
         self._ticking = False
         self.now: Final = self._loop.time
 
-    def set_fault(self, fault: Fault) -> None:
-        self._fault = None if fault.kind is FaultKind.NONE else fault
-        self._fault_left = fault.times
+    def set_faults(self, faults: Iterable[Fault]) -> None:
+        self._faults.set(faults)
 
     def take_fault(self) -> Fault | None:
         """The fault of the next generation."""
-        fault = self._fault
-        if fault is not None and fault.times:
-            self._fault_left -= 1
-            if self._fault_left <= 0:
-                self._fault = None
-        return fault
+        return self._faults.take()
 
     def submit(self, socket: Socket, request: Completion, fault: Fault | None) -> Generation:
         """Raises OverflowError when too many wait."""

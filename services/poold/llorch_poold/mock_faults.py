@@ -1,0 +1,102 @@
+"""What the mock engine can do wrong on demand, and the bytes of it.
+
+Most kinds are what a broken engine, a proxy in front of it or a bad build sends: each must become a named failure of
+the attempt (`adapters/llama_stream.py`).
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+FLOOD_BYTES: Final = 256 * 1024
+MISCOUNTED: Final = 9
+"""Tokens that a miscounting last frame adds."""
+
+
+class FaultKind(StrEnum):
+    NONE = "none"
+    HANG = "hang"
+    """Take the request and say nothing more, from token `after` on; with `after` 0 not even that it was taken."""
+    RESET = "reset"
+    """Cut the connection at token `after`."""
+    GARBAGE = "garbage"
+    """Send something that is no JSON at token `after`."""
+    UTF8 = "utf8"
+    """Send bytes that are no UTF-8 at token `after`."""
+    EVENT = "event"
+    """Break the framing of events at token `after`."""
+    FLOOD = "flood"
+    """Begin a line at token `after` that never ends."""
+    EOF = "eof"
+    """End the answer in order at token `after`, without its last frame."""
+    FAIL = "fail"
+    """Send an error frame at token `after`."""
+    GAP = "gap"
+    """Lose token `after`."""
+    MISCOUNT = "miscount"
+    """Count more tokens in the last frame than were sent."""
+    DRIFT = "drift"
+    """Say other words in every block that begins at token `after` or later."""
+    PREFILL = "prefill"
+    """Take `ms` before the first token."""
+    ERROR = "error"
+    """Answer HTTP 500."""
+    BUSY = "busy"
+    """Answer HTTP 503."""
+    ERROR_BODY = "error_body"
+    """Answer HTTP 200 with an error as JSON."""
+    PAGE = "page"
+    """Answer HTTP 200 with an HTML page."""
+    REFUSE_CANCEL = "refuse_cancel"
+    """Keep the slot busy although the caller has left."""
+
+
+BROKEN: Final = {
+    FaultKind.GARBAGE: b'data: {"content": <not json>}\n\n',
+    FaultKind.UTF8: b'data: {"index":0,"content":" \xff\xfe","tokens":[1],"stop":false,"tokens_predicted":1}\n\n',
+    FaultKind.EVENT: b'ata: {"index":0,"content":" lost","tokens":[1],"stop":false,"tokens_predicted":1}\n\n',
+    FaultKind.FLOOD: b"data: ",
+    FaultKind.FAIL: b'data: {"error":{"code":500,"message":"fault injected","type":"server_error"}}\n\n',
+}
+"""What is sent in place of a token."""
+
+STOPS: Final = frozenset({*BROKEN, FaultKind.HANG, FaultKind.RESET, FaultKind.EOF})
+"""Kinds that end a generation at token `after`."""
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What goes wrong with the next `times` generations (0: with all)."""
+
+    kind: FaultKind
+    after: int = 0
+    ms: int = 0
+    times: int = 0
+
+
+class Faults:
+    """Those that are still to happen, in order."""
+
+    def __init__(self) -> None:
+        self._waiting: Final[deque[Fault]] = deque()
+        self._left = 0
+
+    def set(self, faults: Iterable[Fault]) -> None:
+        """These and no others. One without `times` is never over."""
+        self._waiting.clear()
+        self._waiting.extend(fault for fault in faults if fault.kind is not FaultKind.NONE)
+        self._left = self._waiting[0].times if self._waiting else 0
+
+    def take(self) -> Fault | None:
+        """The fault of the next generation."""
+        if not self._waiting:
+            return None
+        fault = self._waiting[0]
+        if fault.times:
+            self._left -= 1
+            if self._left <= 0:
+                self._waiting.popleft()
+                self._left = self._waiting[0].times if self._waiting else 0
+        return fault
