@@ -75,6 +75,12 @@ METRICS: Final[dict[str, MetricSpec]] = {
     "messages_ignored_total": MetricSpec(
         "counter", "Stored state that was passed over because a newer release wrote it", ("kind",)
     ),
+    "shards_taken_total": MetricSpec(
+        "counter", "Leases of shards this scheduler took, by what had become of the holder before", ("reason",)
+    ),
+    "replicas_lost_total": MetricSpec(
+        "counter", "Replicas that were lost: gone with their node, or not heard of until expiry", ("pool_id", "reason")
+    ),
     "replica_restarts_total": MetricSpec("counter", "Engine processes started again", ("pool_id",)),
     "cancel_latency_ms": MetricSpec("histogram", "Cancel wish to free slot", (), _ADMISSION_MS),
 }

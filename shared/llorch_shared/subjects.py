@@ -31,6 +31,8 @@ LOAD: Final = "llorch.load.{pool}"
 LOCATE: Final = "llorch.sch.{shard}.locate"
 APPOINT: Final = "llorch.sch.{shard}.appoint"
 PREEMPT: Final = "llorch.pre.{node}"
+SCHEDULER_HERE: Final = "llorch.here.scheduler.{instance}"
+NODE_HERE: Final = "llorch.here.node.{node}"
 PROVISION_ENGINE: Final = "llorch.prov.{node}.engine.ensure"
 PROVISION_MODEL: Final = "llorch.prov.{node}.model.ensure"
 PROVISION_STATUS: Final = "llorch.prov.{node}.status"
@@ -187,6 +189,14 @@ def appoint(shard: int) -> str:
 
 def preempt(node: str) -> str:
     return f"llorch.pre.{token(node)}"
+
+
+def scheduler_here(instance: str) -> str:
+    return f"llorch.here.scheduler.{token(instance)}"
+
+
+def node_here(node: str) -> str:
+    return f"llorch.here.node.{token(node)}"
 
 
 def provision_engine(node: str) -> str:
@@ -391,6 +401,24 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         consumers=("poold",),
         delivery=Delivery.SIGNAL,
         payload="PreemptRequest",
+    ),
+    Subject(
+        pattern=SCHEDULER_HERE,
+        title="Are you there? When nobody listens here any more, several times in a row, this scheduler is gone",
+        publishers=("scheduler",),
+        consumers=("scheduler",),
+        delivery=Delivery.REQUEST,
+        payload="Empty",
+        reply="Empty",
+    ),
+    Subject(
+        pattern=NODE_HERE,
+        title="Are you there? When nobody listens here any more, several times in a row, this node is gone",
+        publishers=("scheduler",),
+        consumers=("poold",),
+        delivery=Delivery.REQUEST,
+        payload="Empty",
+        reply="Empty",
     ),
     Subject(
         pattern=PROVISION_ENGINE,

@@ -108,8 +108,18 @@ class Client:
 class Node:
     """One replica: claims placements by compare-and-set, holds them, ends them when told (or at once)."""
 
-    def __init__(self, bus: Bus, *, replica: str = "p1-node-1-0", pool: str = "p1", slots: int = 2) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        replica: str = "p1-node-1-0",
+        pool: str = "p1",
+        slots: int = 2,
+        name: str = "node-1",
+        ttl_s: float = 3,
+    ) -> None:
         self.bus, self.pool, self.replica, self.slots = bus, pool, replica, slots
+        self.name, self.ttl_s = name, ttl_s
         self.incarnation = uuid.uuid4().hex[:8]
         self.state = ReplicaState.READY
         self.claims: list[str] = []
@@ -146,7 +156,7 @@ class Node:
         record = msgspec.structs.replace(
             placement.run,
             state=TaskState.RUNNING,
-            node_id="node-1",
+            node_id=self.name,
             incarnation=self.incarnation,
             started_ms=time.time_ns() // 1_000_000,
         )
@@ -192,7 +202,7 @@ class Node:
         record = ReplicaRecord(
             replica_id=self.replica,
             pool_id=self.pool,
-            node_id="node-1",
+            node_id=self.name,
             incarnation=self.incarnation,
             state=self.state,
             engine=Engine.MOCK,
@@ -203,8 +213,8 @@ class Node:
             live=True,
             heartbeat_ms=time.time_ns() // 1_000_000,
         )
-        key = subjects.replica_key("node-1", self.replica)
-        await self.bus.store(subjects.registry(key), msgspec.json.encode(record), ttl_s=3)
+        key = subjects.replica_key(self.name, self.replica)
+        await self.bus.store(subjects.registry(key), msgspec.json.encode(record), ttl_s=self.ttl_s)
 
     async def engine_dies(self) -> None:
         """The engine is started again: a new incarnation that holds nothing."""

@@ -23,6 +23,7 @@ from llorch_poold.replica import Replica
 from llorch_poold.task_run import TaskRun
 from llorch_shared import subjects
 from llorch_shared.bus.port import BusError, Message
+from llorch_shared.here import here
 from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
 from llorch_shared.settings import Settings
@@ -75,6 +76,7 @@ class Node:
         self._report = await asyncio.to_thread(self._probe.read)
         await context.bus.subscribe(subjects.ALL_CANCEL_SIGNALS, self._on_cancel)
         await context.bus.subscribe(subjects.preempt(context.node_id), self._on_preempt)
+        await context.bus.serve(subjects.node_here(context.node_id), here)
         context.bus.on_reconnect(self._reconnected)
         self._registrar.keep(subjects.node_key(context.node_id), self._node_record)
         await self._specs.start()

@@ -8,6 +8,7 @@ Overlap would still be harmless: every decision is fenced by the compare-and-set
 import asyncio
 import logging
 import time
+from collections.abc import Container
 from typing import Final
 
 import msgspec
@@ -36,9 +37,11 @@ class SteppedDown(Exception):
 class Term:
     """One period in office for one shard. Ends once, for one reason."""
 
-    def __init__(self, shard: int, epoch: int, seq: int, fence_at: float) -> None:
+    def __init__(self, shard: int, epoch: int, seq: int, fence_at: float, *, how: str = "") -> None:
         self.shard: Final = shard
         self.epoch: Final = epoch
+        self.how: Final = how
+        """Why the lease could be taken: see `Lease.acquire`."""
         self.seq = seq
         self.fence_at = fence_at
         self.reason = ""
@@ -64,21 +67,32 @@ class Term:
 
 class Lease:
     """Of one shard. `registry` is the live registry table; its sequence of the key is what the next write must
-    expect."""
+    expect. `gone` are holders whose leases need not expire: who is not gone after all has renewed, or sees at its next
+    renewal that it lost the compare-and-set."""
 
-    def __init__(self, bus: Bus, registry: LiveTable, *, shard: int, holder: str, ttl_s: float) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        registry: LiveTable,
+        *,
+        shard: int,
+        holder: str,
+        ttl_s: float,
+        gone: Container[str] = frozenset(),
+    ) -> None:
         self.shard: Final = shard
         self.key: Final = subjects.lease_key(shard)
         self._bus: Final = bus
         self._registry: Final = registry
         self._holder: Final = holder
         self._ttl_s: Final = ttl_s
+        self._gone: Final = gone
         self._watched = (-1, 0.0)
 
     @property
     def holder(self) -> str:
-        """Who has it; empty when it is free or was not renewed in its time, whatever became of the marker. To be asked
-        at least every TTL: the time of a key begins when it is first seen here."""
+        """Who has it; empty when it is free, or its holder is gone, or it was not renewed in its time, whatever became
+        of the marker. To be asked at least every TTL: the time of a key begins when it is first seen here."""
         seq = self._registry.seq(self.key)
         if seq != self._watched[0]:
             self._watched = (seq, time.monotonic())
@@ -86,10 +100,14 @@ class Lease:
         newer = self._registry.is_newer(self.key)
         if (data is None and not newer) or time.monotonic() - self._watched[1] >= self._ttl_s + EXPIRY_LATE_S:
             return ""
-        return NEWER_HOLDER if data is None else _holder(data)
+        holder = NEWER_HOLDER if data is None else _holder(data)
+        return "" if holder in self._gone else holder
 
     async def acquire(self) -> Term | None:
-        """One try; None while somebody has it, or the bus does not do it."""
+        """One try; None while somebody has it, or the bus does not do it. The term says how it came: the holder was
+        `gone` from the bus, its key `expired`, it was `given back`, it was `ours` already, or there was none
+        (`new`)."""
+        how = self._how
         try:
             seq = await self._free_seq()
             if seq is None:
@@ -101,7 +119,17 @@ class Lease:
         except BusError as error:
             log.debug("the lease cannot be taken now: %s", error)
             return None
-        return Term(self.shard, epoch=seq + 1, seq=stored, fence_at=started + FENCE_SHARE * self._ttl_s)
+        return Term(self.shard, epoch=seq + 1, seq=stored, fence_at=started + FENCE_SHARE * self._ttl_s, how=how)
+
+    @property
+    def _how(self) -> str:
+        data = self._registry.values.get(self.key)
+        if data is None:
+            return "expired" if self._registry.seq(self.key) else "new"
+        holder = _holder(data)
+        if holder in self._gone:
+            return "gone"
+        return {"": "given back", self._holder: "ours"}.get(holder, "expired")
 
     async def _free_seq(self) -> int | None:
         """The sequence to expect when the lease may be taken, None while somebody has it. Of an expired key it is asked
@@ -110,13 +138,17 @@ class Lease:
             return None
         seq = self._registry.seq(self.key)
         data = self._registry.values.get(self.key)
-        if seq and data is not None and _holder(data) in ("", self._holder):
+        if seq and data is not None and self._may_take(data):
             return seq
         message = await self._bus.last(streams.REG, subjects.registry(self.key))
         if message is None:
             return 0
-        free = message.deleted or message.seq == seq or _holder(message.data) in ("", self._holder)
+        free = message.deleted or message.seq == seq or self._may_take(message.data)
         return message.seq if free else None
+
+    def _may_take(self, data: bytes) -> bool:
+        holder = _holder(data)
+        return holder in ("", self._holder) or holder in self._gone
 
     async def _store(self, holder: str, *, epoch: int, expect_seq: int, timeout_s: float = 1.0) -> int:
         record = LeaseRecord(holder=holder, epoch=epoch, renewed_ms=time.time_ns() // 1_000_000)

@@ -4,6 +4,7 @@ import logging
 from typing import Final
 
 from llorch_scheduler.core.effects import End, Place, Preempt, Preempted, Requeue, TellLoad
+from llorch_scheduler.core.events import ReplicaLost
 from llorch_scheduler.core.fleet import Fleet
 from llorch_scheduler.gauges import PoolGauges
 from llorch_shared import subjects
@@ -134,14 +135,18 @@ class Narration:
         self._metrics.gauge("active_leases").labels(load.pool_id).set(load.running)
         self._metrics.gauge("pool_ready").labels(load.pool_id).set(1 if load.replicas_ready else 0)
 
-    def term_began(self, epoch: int, *, runs: int, waited_s: float) -> None:
+    def term_began(self, epoch: int, *, how: str, runs: int, waited_s: float) -> None:
+        """`how` as in `Lease.acquire`."""
+        self._metrics.counter("shards_taken_total").labels(how).inc()
         narrate(
             log,
-            f"This scheduler decides for shard {self._shard} (epoch {epoch}); {runs} runs read in {waited_s:.2f} s",
+            f"This scheduler decides for shard {self._shard} (epoch {epoch}, lease {how}); "
+            f"{runs} runs read in {waited_s:.2f} s",
             actor=self._actor,
             action="take_over",
             target=subjects.lease_key(self._shard),
             epoch=epoch,
+            lease=how,
             runs=runs,
             duration_ms=round(waited_s * 1000),
         )
@@ -170,16 +175,20 @@ class Narration:
             epoch=epoch,
         )
 
-    def replica_lost(self, replica_id: str, held: int) -> None:
+    def replica_lost(self, event: ReplicaLost, held: int) -> None:
+        how, why = ("gone", "its node is gone") if event.node_gone else ("expired", "its registry key expired")
+        self._metrics.counter("replicas_lost_total").labels(event.pool_id, how).inc()
         narrate(
             log,
-            f"Replica {replica_id} is gone while it held {held} tasks",
+            f"Replica {event.replica_id} is lost while it held {held} tasks: {why}",
             actor=self._actor,
             action="lose_replica",
-            target=replica_id,
+            target=event.replica_id,
             level=logging.WARNING,
-            replica_id=replica_id,
+            replica_id=event.replica_id,
+            pool_id=event.pool_id,
             held=held,
+            how=how,
         )
 
     def _engine(self, record: RunRecord) -> tuple[str, str]:

@@ -13,15 +13,16 @@ import secrets
 import time
 from typing import Final
 
-import msgspec
-
+from llorch_scheduler.asking import Asking
 from llorch_scheduler.core.balance import Balance, Facts
 from llorch_scheduler.core.limits import Limits
+from llorch_scheduler.core.roll_call import RollCall
 from llorch_scheduler.gauges import PoolGauges
 from llorch_scheduler.lease import Lease, Term
 from llorch_scheduler.narration import Narration
 from llorch_scheduler.presence import Presence, is_presence, living
 from llorch_scheduler.rebuild import cancelled
+from llorch_scheduler.replica_watch import ReplicaWatch
 from llorch_scheduler.term_loop import TermLoop, now_ms
 from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
@@ -29,13 +30,13 @@ from llorch_shared.bus.nats import connect
 from llorch_shared.bus.patience import ensure_patiently, unless_stopped
 from llorch_shared.bus.port import Bus, BusError, Message
 from llorch_shared.dead_letters import DeadLetters
+from llorch_shared.here import here
 from llorch_shared.lifecycle import Stop
 from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
 from llorch_shared.settings import Settings, secret
-from llorch_shared.wire.registry import REPLICA_DECODER
 from llorch_shared.wire.run import decode_run
 from llorch_shared.wire.version import NewerVersion, Unreadable
 
@@ -46,6 +47,9 @@ TERM_PAUSE_S: Final = 0.1
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Tasks wait by the ten thousand and hold no cycles: Python's default looks through them all again and again, which is
 a quarter of a takeover."""
+PEER_EVERY_MS: Final = 200
+PEER_AGAIN_MS: Final = 100
+"""A killed scheduler is found gone within half a second."""
 LOOK_S: Final = 0.1
 """The shares are looked at when a lease or a process changed, and at least this often."""
 
@@ -66,16 +70,17 @@ class Scheduler:
         self._specs: Final = LiveTable(bus, bucket="SPEC", changed=self._spec_changed, metrics=metrics)
         ttl_s = settings.scheduler.lease_ttl_ms / 1000
         self._presence: Final = Presence(bus, self.instance, ttl_s=ttl_s)
+        self.peers: Final = RollCall(every_ms=PEER_EVERY_MS, again_ms=PEER_AGAIN_MS)
+        """The other scheduler processes."""
         self._leases: Final = {
-            shard: Lease(bus, self._registry, shard=shard, holder=self.instance, ttl_s=ttl_s)
+            shard: Lease(bus, self._registry, shard=shard, holder=self.instance, ttl_s=ttl_s, gone=self.peers.gone)
             for shard in range(subjects.SHARDS)
         }
         self._balance: Final = Balance(self.instance)
         self._changed: Final = asyncio.Event()
         self._audit: Final = Audit(bus, actor=f"scheduler/{self.instance}")
         self._dead: Final = DeadLetters(bus, actor=f"scheduler/{self.instance}", metrics=metrics)
-        self._replica_pools: Final[dict[str, str]] = {}
-        """Registry key → pool, for keys that expire."""
+        self.replicas: Final = ReplicaWatch(bus, self.terms)
 
     async def run(self, stop: Stop) -> None:
         """Until asked to stop. The bus stays open."""
@@ -85,6 +90,7 @@ class Scheduler:
             return
         await self._bus.subscribe(subjects.ALL_RUNS_LIVE, self._run_changed)
         await self._bus.subscribe(subjects.ALL_CANCEL_SIGNALS, self._cancel_wished)
+        await self._bus.serve(subjects.scheduler_here(self.instance), here)
         self._bus.on_disconnect(self._disconnected)
         await self._registry.start()
         await self._specs.start()
@@ -92,9 +98,14 @@ class Scheduler:
         try:
             await self._presence.announce()
             async with asyncio.TaskGroup() as tasks:
-                presence = tasks.create_task(self._presence.keep(), name="presence")
+                watching = [
+                    tasks.create_task(self._presence.keep(), name="presence"),
+                    tasks.create_task(self._ask_peers().keep(), name="ask schedulers"),
+                    tasks.create_task(self.replicas.ask_nodes(), name="ask nodes"),
+                ]
                 await self._share(tasks, stop)
-                presence.cancel()
+                for each in watching:
+                    each.cancel()
                 await self._leave(stop)
         finally:
             await self._audit.close()
@@ -118,7 +129,7 @@ class Scheduler:
 
     async def _look(self, tasks: asyncio.TaskGroup) -> None:
         facts = Facts(
-            living=living(self._registry) | {self.instance},
+            living=(living(self._registry) - self.peers.gone) | {self.instance},
             wanted=frozenset(subjects.shard_of(pool_id) for pool_id in _pools(self._specs)),
             holders={shard: holder for shard, lease in self._leases.items() if (holder := lease.holder)},
             mine=frozenset(self.terms),
@@ -131,6 +142,19 @@ class Scheduler:
         if plan.give is not None:
             handing_over = self.terms[plan.give].hand_over("others have fewer shards")
             tasks.create_task(handing_over, name=f"hand over shard {plan.give}")
+
+    def _ask_peers(self) -> Asking:
+        return Asking(
+            self._bus,
+            self.peers,
+            expected=lambda: living(self._registry) - {self.instance},
+            subject_of=subjects.scheduler_here,
+            gone=self._peer_gone,
+        )
+
+    def _peer_gone(self, instance: str) -> None:
+        """Its leases need not expire. Told again until its key has."""
+        self._changed.set()
 
     def _term_loop(self, term: Term) -> TermLoop:
         actor = f"scheduler/{self.instance}"
@@ -201,24 +225,11 @@ class Scheduler:
 
     def _registry_changed(self, key: str, value: bytes | None) -> None:
         if key.startswith("replica."):
-            self._replica_changed(key, value)
+            self.replicas.replica_changed(key, value)
+        elif key.startswith("node."):
+            self.replicas.node_changed(key, value)
         elif is_presence(key) or key.startswith("lease."):
             self._changed.set()
-
-    def _replica_changed(self, key: str, value: bytes | None) -> None:
-        if value is None:
-            pool_id = self._replica_pools.pop(key, "")
-            if pool_id and (loop := self.terms.get(subjects.shard_of(pool_id))) is not None:
-                loop.replica_lost(key)
-            return
-        try:
-            record = REPLICA_DECODER.decode(value)
-        except msgspec.DecodeError:
-            log.exception("the registry key %s cannot be read", key)
-            return
-        self._replica_pools[key] = record.pool_id
-        if (loop := self.terms.get(subjects.shard_of(record.pool_id))) is not None:
-            loop.replica_reported(key, record)
 
     def _spec_changed(self, key: str, value: bytes | None) -> None:
         kind, _, pool_id = key.partition(".")

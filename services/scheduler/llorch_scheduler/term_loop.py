@@ -142,9 +142,10 @@ class TermLoop:
     def cancel_wished(self, wish: TaskCancelled) -> None:
         self._offer(wish)
 
-    def replica_lost(self, key: str) -> None:
+    def replica_lost(self, key: str, *, node_gone: bool = False) -> None:
+        """Its key has expired or was deleted, or its node is gone. The second time is none."""
         if (lost := self._replica_ids.pop(key, None)) is not None:
-            self._offer(ReplicaLost(at_ms=now_ms(), pool_id=lost[0], replica_id=lost[1]))
+            self._offer(ReplicaLost(at_ms=now_ms(), pool_id=lost[0], replica_id=lost[1], node_gone=node_gone))
 
     def replica_reported(self, key: str, record: ReplicaRecord) -> None:
         self._replica_ids[key] = (record.pool_id, record.replica_id)
@@ -208,7 +209,8 @@ class TermLoop:
         if not self.term.active:
             return
         self._narration.fleet = self.core.fleet
-        self._narration.term_began(self.term.epoch, runs=runs, waited_s=time.monotonic() - started)
+        waited_s = time.monotonic() - started
+        self._narration.term_began(self.term.epoch, how=self.term.how, runs=runs, waited_s=waited_s)
         for number in range(WORKERS):
             tasks.create_task(self._performer.work(), name=f"performer {number}")
         tasks.create_task(self._admissions.set_aside(), name="dead letters")
@@ -287,7 +289,7 @@ class TermLoop:
             isinstance(event, ReplicaLost)
             and (replica := self.core.fleet.get(event.pool_id, event.replica_id)) is not None
         ):
-            self._narration.replica_lost(event.replica_id, len(replica.held))
+            self._narration.replica_lost(event, len(replica.held))
         for effect in self.core.handle(event):
             self._performer.submit(effect)
 

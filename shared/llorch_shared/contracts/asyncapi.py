@@ -28,6 +28,7 @@ _PARAMETERS: Final = {
     "key": "bucket key; may hold several dot-separated tokens",
     "node": "node_id",
     "job": "job id of the plan",
+    "instance": "one life of one scheduler process",
     "what": "which queue it was taken from: `admission` or `placement`",
     "shard": "part of the pools one scheduler holds: CRC-32 of pool_id, modulo 8",
 }

@@ -89,11 +89,12 @@ class ReplicaReported(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ReplicaLost(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The replica's registry key expired or was deleted."""
+    """The replica's registry key expired or was deleted, or its node is gone from the bus."""
 
     at_ms: int
     replica_id: str
     pool_id: str
+    node_gone: bool = False
 
 
 class PoolChanged(msgspec.Struct, frozen=True, kw_only=True, gc=False):

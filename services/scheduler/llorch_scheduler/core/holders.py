@@ -40,10 +40,10 @@ class Holders:
     def lost(self, event: ReplicaLost) -> None:
         replica = self._state.fleet.get(event.pool_id, event.replica_id)
         if replica is not None:
-            self.lose(replica, event.at_ms)
+            self.lose(replica, event.at_ms, node_gone=event.node_gone)
 
-    def lose(self, replica: Replica, at_ms: int) -> None:
-        replica.lose(at_ms)
+    def lose(self, replica: Replica, at_ms: int, *, node_gone: bool = False) -> None:
+        replica.lose(at_ms, node_gone=node_gone)
         pool = self._state.pool(replica.pool_id, at_ms)
         pool.loading.lost(replica.replica_id)
         for job in list(replica.held.values()):
@@ -57,7 +57,8 @@ class Holders:
         replica = self._state.fleet.get(job.record.pool_id, job.record.replica_id)
         if replica is None or replica.record is None:
             if job.phase in (Phase.PLACED, Phase.RUNNING):
-                self.take_back(job, at_ms, reason="replica_gone")
+                gone = replica is not None and replica.node_gone
+                self.take_back(job, at_ms, reason="node_gone" if gone else "replica_expired")
         elif job.phase is Phase.RUNNING:
             if replica.record.incarnation != job.record.incarnation or replica.record.state not in RUNS:
                 self.take_back(job, at_ms, reason="engine_restarted")

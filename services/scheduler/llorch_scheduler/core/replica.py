@@ -40,6 +40,8 @@ class Replica:
     watcher: Watcher
     record: ReplicaRecord | None = None
     absent_ms: int = 0
+    node_gone: bool = False
+    """It has no record because its node is gone from the bus, not because its key expired."""
     held: dict[str, Job] = field(default_factory=dict)
     strangers: set[str] = field(default_factory=set)
     released: set[str] = field(default_factory=set)
@@ -104,9 +106,9 @@ class Replica:
         self.strangers = active - self.held.keys() - self.released
         self.watcher.reported(self)
 
-    def lose(self, at_ms: int) -> None:
+    def lose(self, at_ms: int, *, node_gone: bool = False) -> None:
         """Nobody renews its registry key any more. The tasks it holds stay until they are released."""
-        self.record, self.absent_ms = None, at_ms
+        self.record, self.absent_ms, self.node_gone = None, at_ms, node_gone
         self.ready, self.slots_total = False, 0
         self.strangers.clear()
         self.released.clear()
