@@ -95,6 +95,23 @@ POLICY_LABELS: Final[dict[PolicyLabel, str]] = {
 }
 
 
+class ResetDetail(StrEnum):
+    """Why a stream that was cut short does not go on (`detail` of WORKER_RESET)."""
+
+    FAILOVER_REFUSED = "failover_refused"
+    FAILOVER_FAIL = "failover_fail"
+    TOKENS_LOST = "tokens_lost"
+    TOKENS_DIFFER = "tokens_differ"
+
+
+RESET_DETAILS: Final[dict[ResetDetail, str]] = {
+    ResetDetail.FAILOVER_REFUSED: "The output is bound to a schema, and half of it by another run need not be valid.",
+    ResetDetail.FAILOVER_FAIL: "The task asked for it: `failover` is `fail`.",
+    ResetDetail.TOKENS_LOST: "What readers already have was lost with the bus server's memory.",
+    ResetDetail.TOKENS_DIFFER: "The task was run again and said something else than was already sent.",
+}
+
+
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The error envelope (ORCH-2006): the body of every HTTP error and the data of an SSE `error` event."""
 
@@ -107,6 +124,8 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """On 429, and where the client's placement left no pool; see errors.md."""
     pool_id: str | None = None
     hint: str | None = None
+    detail: str | None = None
+    """Which case of the code it is, where one has several: `ResetDetail`."""
 
 
 class OrchError(Exception):

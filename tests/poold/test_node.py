@@ -185,22 +185,10 @@ async def test_a_killed_engine_comes_back_in_another_life(nats_server: NatsServe
         await node.until_ended(again)
         assert [token["i"] for token in again.tokens] == list(range(40)), "the prefix is not sent twice"
         assert again.text == text_of("Say something.", 3, 40)
-        assert {"attempt": 2, "kv_migrated": False} in again.data("metrics")
+        assert {"attempt": 2, "kv_migrated": False, "kv_warmth": False} in again.data("metrics")
         assert len(again.data("started")) == 1
         assert again.events[-1].id == "2-40"
         assert [event.id for event in again.events if event.event == "token"][seen].startswith("2-")
-
-
-async def test_a_best_effort_stream_is_not_continued_with_other_words(nats_server: NatsServer, tmp_path: Path) -> None:
-    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50)]) as node:
-        first = await node.ready()
-        task = await node.place(max_tokens=40, determinism="best_effort")
-        await node.until_tokens(task, 3)
-        os.kill(node.pid(), signal.SIGKILL)
-        await node.ready(other_than=first.incarnation)
-        again = await node.place(task.run.request, attempt=2)
-        await node.until_ended(again)
-        assert again.data("error")[0]["code"] == "WORKER_RESET"
 
 
 async def test_an_engine_that_says_something_else_the_second_time_ends_the_stream(

@@ -128,7 +128,7 @@ async def test_a_task_stopped_while_it_repeats_itself_does_not_go_back(nats_serv
         await node.preempt(task.task_id)
         seen = (await node.until_preempted(task)).tokens_out
         task = await node.resume(task)
-        resumed = {"attempt": 2, "kv_migrated": False, "preempted": False}
+        resumed = {"attempt": 2, "kv_warmth": False, "kv_migrated": False, "preempted": False}
         await node.until("its slot", lambda: resumed in task.data("metrics"))
         await node.preempt(task.task_id)
         await node.until("the second stop", lambda: task.data("metrics")[-1].get("attempt") == 3)

@@ -6,11 +6,13 @@ import pytest
 from llorch_shared.errors import (
     ERRORS,
     POLICY_LABELS,
+    RESET_DETAILS,
     ErrorBody,
     ErrorCode,
     OrchError,
     PolicyLabel,
     Refused,
+    ResetDetail,
     invalid,
     not_found,
 )
@@ -90,3 +92,4 @@ def test_an_error_may_say_that_this_one_is_not_worth_a_retry() -> None:
 def test_every_policy_of_a_full_queue_has_its_label_and_every_label_a_meaning() -> None:
     assert set(FullPolicy) <= set(PolicyLabel)
     assert list(POLICY_LABELS) == list(PolicyLabel)
+    assert list(RESET_DETAILS) == list(ResetDetail)

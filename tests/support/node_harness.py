@@ -24,6 +24,7 @@ from llorch_poold.outlet import TokenOutlet
 from llorch_poold.pool_loads import PoolLoads
 from llorch_poold.process import EngineProcesses
 from llorch_poold.run_store import RunStore
+from llorch_poold.token_log import TokenLog
 from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
 from llorch_shared.bus import nats
@@ -170,6 +171,7 @@ class NodeHarness:
             retention=FrameRetention(self.settings.poold.frames_kept_bytes),
             audit=self.audit,
             loads=PoolLoads(self.node_bus),
+            token_log=TokenLog(self.node_bus),
             metrics=self.metrics,
             settings=self.settings.poold,
         )
@@ -249,7 +251,10 @@ class NodeHarness:
             admitted_ms=time.time_ns() // 1_000_000,
             request=request,
         )
-        expect = 0 if earlier is None else (await self.run_of(request.task_id))[1]
+        expect = 0
+        if earlier is not None:
+            before, expect = await self.run_of(request.task_id)
+            run = msgspec.structs.replace(run, determinism_class=before.determinism_class, token_log=before.token_log)
         seq = (await self.bus.store(subjects.run(run.task_id), msgspec.json.encode(run), expect_seq=expect)).seq
         placed = self.placed[run.task_id] = Placed(run, seq, earlier.messages if earlier is not None else [])
         await self.bus.store(

@@ -48,7 +48,7 @@ class AttemptEnd:
         except BacklogUnread as error:
             log.warning("task %s ends with what its record says was sent: %s", self._core.run.task_id, error)
         self._core.sent_before = self._stream.sent_before
-        self._facts.pace.decoded(self._core.tokens_out - 1, measured.decode_s)
+        self._facts.pace.decoded(self._core.tokens_out - self._core.first - 1, measured.decode_s)
         if isinstance(outcome, Preempted):
             await self._make_way(outcome, measured)
         else:

@@ -368,7 +368,7 @@ class MockEngine:
 
 
 def _directive(prompt: str) -> int | None:
-    """`[tokens=N]` in a prompt: the model ends by itself after N tokens."""
+    """`[tokens=N]` in a prompt: the model ends by itself when N tokens stand behind it."""
     _, found, rest = prompt.partition("[tokens=")
-    number = rest.partition("]")[0]
-    return max(1, int(number)) if found and number.isdigit() else None
+    number, _, said = rest.partition("]")
+    return max(1, int(number) - len(said.split())) if found and number.isdigit() else None

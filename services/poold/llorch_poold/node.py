@@ -21,6 +21,7 @@ from llorch_poold.provisioning import Provisioning
 from llorch_poold.registrar import Registrar
 from llorch_poold.replica import Replica
 from llorch_poold.task_run import TaskRun
+from llorch_poold.token_log import LOOK_EVERY_S
 from llorch_shared import subjects
 from llorch_shared.bus.port import BusError, Message
 from llorch_shared.here import here
@@ -79,6 +80,7 @@ class Node:
         await context.bus.serve(subjects.node_here(context.node_id), here)
         context.bus.on_reconnect(self._reconnected)
         self._registrar.keep(subjects.node_key(context.node_id), self._node_record)
+        await context.token_log.look()
         await self._specs.start()
         self._dirty.set()
 
@@ -88,6 +90,7 @@ class Node:
             tasks.create_task(self._reconcile_always(), name="reconcile")
             tasks.create_task(self._probe_always(), name="gpu probe")
             tasks.create_task(self._housekeep(), name="housekeeping")
+            tasks.create_task(self._look_at_the_token_log(), name="token log")
 
     async def drain(self, reason: str) -> None:
         """Finish what runs, within the drain timeout; then no engine is left."""
@@ -204,6 +207,11 @@ class Node:
             await asyncio.sleep(HOUSEKEEPING_S)
             self._context.retention.expire(asyncio.get_running_loop().time())
 
+    async def _look_at_the_token_log(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self._context.token_log.look()
+
     def _node_record(self) -> NodeRecord:
         return NodeRecord(
             node_id=self._context.node_id,
@@ -245,6 +253,7 @@ class Node:
         """The bus is back: it may have forgotten token frames and missed cancels."""
         self._registrar.tell_all()
         self._dirty.set()
+        await self._context.token_log.look()
         published = 0
         for kept in self._context.retention.all():
             for data in kept.messages():

@@ -10,6 +10,7 @@ from llorch_poold.node_metrics import ReplicaMetrics
 from llorch_poold.outlet import TokenOutlet
 from llorch_poold.pool_loads import PoolLoads
 from llorch_poold.run_store import RunStore
+from llorch_poold.token_log import TokenLog
 from llorch_shared.audit import Audit
 from llorch_shared.bus.port import Bus
 from llorch_shared.metrics import Metrics
@@ -31,6 +32,7 @@ class NodeContext:
     retention: FrameRetention
     audit: Audit
     loads: PoolLoads
+    token_log: TokenLog
     metrics: Metrics
     settings: PooldSettings
     settling: set[asyncio.Task[None]] = field(default_factory=set)
@@ -50,6 +52,7 @@ class ReplicaFacts:
     model_digest: str
     sampler_profile_version: str
     device: str
+    determinism_class: str
     features: tuple[str, ...]
     """What this life has shown, as `ReplicaRecord.features`."""
     metrics: ReplicaMetrics

@@ -1,11 +1,15 @@
 """The first two gates of a replica: its engine and its model are present, and the model fits on the device mask."""
 
 import asyncio
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from llorch_poold.adapters.port import EngineBroke
 from llorch_poold.core import vram
+from llorch_poold.core.determinism import cpu_isa, determinism_class, gpu_isa
 from llorch_poold.core.devices import DeviceMask
 from llorch_poold.core.pace import Pace
 from llorch_poold.core.reconcile import Desired
@@ -16,8 +20,11 @@ from llorch_poold.node_metrics import ReplicaMetrics
 from llorch_poold.provisioning import Progress, Provisioning
 from llorch_shared.metrics import Metrics
 from llorch_shared.wire.provision import PreparedEngine, ResolvedModel
+from llorch_shared.wire.registry import Gpu
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +76,29 @@ def facts_of(
     incarnation: str,
     engine_version: str,
     features: tuple[str, ...],
+    gpus: Sequence[Gpu],
 ) -> ReplicaFacts:
-    """What the tasks of this life of the engine tell their readers."""
+    """What the tasks of this life of the engine tell their readers. `gpus`: those of the device mask."""
     spec = desired.spec
+    digest = prepared.model.digest if prepared.model is not None else ""
     return ReplicaFacts(
         replica_id=desired.replica_id,
         pool_id=spec.id,
         incarnation=incarnation,
         engine=spec.engine,
         engine_version=engine_version,
-        model_digest=prepared.model.digest if prepared.model is not None else "",
+        model_digest=digest,
         sampler_profile_version=spec.sampler_profile_version,
         device=desired.device.label,
+        determinism_class=determinism_class(
+            engine=spec.engine,
+            engine_version=engine_version,
+            isa=cpu_isa(_cpuinfo()) if desired.device.cpu else gpu_isa(gpus),
+            quant=spec.quant or "",
+            model_ref=spec.model,
+            model_digest=digest,
+            sampler_profile=spec.sampler_profile_version,
+        ),
         features=features,
         pace=pace,
         metrics=ReplicaMetrics(
@@ -91,3 +109,13 @@ def facts_of(
             replica_id=desired.replica_id,
         ),
     )
+
+
+@cache
+def _cpuinfo() -> str:
+    """Empty where the system does not tell: then no determinism class is."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        log.info("the instructions of this CPU are not known: %s", error)
+        return ""

@@ -33,7 +33,7 @@ from llorch_shared.bus.port import BusError
 from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
 from llorch_shared.settings import PooldSettings
-from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
+from llorch_shared.wire.registry import Gpu, ReplicaRecord, ReplicaState
 from llorch_shared.wire.spec import PoolSpec
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class Replica:
         core, spec = self._core, self.spec
         ready = core.state is ReplicaState.READY
         facts = self._facts
-        gpus = [gpu for gpu in self._gpus().gpus if gpu.uuid in self.desired.device.uuids]
+        gpus = self._own_gpus()
         return ReplicaRecord(
             replica_id=self.replica_id,
             pool_id=spec.id,
@@ -141,6 +141,7 @@ class Replica:
             free_vram_mb=sum(gpu.vram_free_mb for gpu in gpus),
             quant=spec.quant or "",
             compute_capability=compute_capability(gpus),
+            determinism_class=facts.determinism_class if facts is not None else "",
             features=facts.features if facts is not None else (),
             perf_tokens_per_s=self._pace.tokens_per_s,
             perf_first_token_ms=self._pace.first_token_ms,
@@ -151,6 +152,9 @@ class Replica:
             last_error=core.last_error,
             progress="" if ready else self._progress,
         )
+
+    def _own_gpus(self) -> list[Gpu]:
+        return [gpu for gpu in self._gpus().gpus if gpu.uuid in self.desired.device.uuids]
 
     async def _carry_out(self, step: Step) -> tuple[Happened, str]:
         """One step; a wish to drain interrupts every step but the drain itself."""
@@ -240,6 +244,7 @@ class Replica:
             incarnation=self.incarnation,
             engine_version=version,
             features=(INTERRUPTIBLE_DECODE,) if shown else (),
+            gpus=self._own_gpus(),
         )
         return Happened.PASSED, ""
 
@@ -272,9 +277,8 @@ class Replica:
             else:
                 assert self._facts is not None
                 self._facts.metrics.kv_used.set(used)
-                for gpu in self._gpus().gpus:
-                    if gpu.uuid in self.desired.device.uuids:
-                        self._facts.metrics.gpu(gpu)
+                for gpu in self._own_gpus():
+                    self._facts.metrics.gpu(gpu)
             await asyncio.sleep(SCRAPE_EVERY_S)
 
     async def _drain_now(self) -> None:

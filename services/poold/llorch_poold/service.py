@@ -15,6 +15,7 @@ from llorch_poold.outlet import TokenOutlet
 from llorch_poold.pool_loads import PoolLoads
 from llorch_poold.process import EngineProcesses
 from llorch_poold.run_store import RunStore
+from llorch_poold.token_log import TokenLog
 from llorch_shared import streams
 from llorch_shared.audit import Audit
 from llorch_shared.bus import nats
@@ -87,6 +88,7 @@ def _context(bus: Bus, settings: Settings, metrics: Metrics) -> NodeContext:
         retention=FrameRetention(settings.poold.frames_kept_bytes),
         audit=Audit(bus, actor=f"poold/{settings.poold.node_id}"),
         loads=PoolLoads(bus),
+        token_log=TokenLog(bus),
         metrics=metrics,
         settings=settings.poold,
     )

@@ -91,6 +91,11 @@ class Slots:
             return _NoGeneration()
         return self._life.submit(call, run)
 
+    async def prompt_tokens(self, prompt: str) -> int:
+        if self._life is None:
+            raise EngineBroke("the engine is gone")
+        return await self._life.adapter.prompt_tokens(prompt)
+
     async def free_slot(self, slot: int) -> None:
         if self._life is not None:
             await self._life.free_slot(slot, self._node.settings.slot_free_timeout_ms / 1000)

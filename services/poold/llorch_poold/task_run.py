@@ -14,6 +14,7 @@ from typing import Final, Protocol
 import msgspec
 
 from llorch_poold.adapters.port import (
+    ContextFull,
     EngineBusy,
     EngineFailure,
     Finish,
@@ -24,6 +25,7 @@ from llorch_poold.adapters.port import (
 from llorch_poold.attempt_clock import AttemptClock
 from llorch_poold.attempt_end import AttemptEnd, Measured
 from llorch_poold.core.audit import audit_of
+from llorch_poold.core.failover import Anew, Complete, GoOn, Refuse
 from llorch_poold.core.prefix import PrefixMismatch
 from llorch_poold.core.seed import seed_of
 from llorch_poold.core.task import (
@@ -41,13 +43,14 @@ from llorch_poold.core.task import (
 from llorch_poold.node_context import INTERRUPTIBLE_DECODE, NodeContext, ReplicaFacts
 from llorch_poold.run_store import NotStorable
 from llorch_poold.task_voice import TaskVoice
-from llorch_poold.token_stream import BacklogUnread, CannotContinue, TokenStream
+from llorch_poold.token_stream import BacklogUnread, TokenStream
 from llorch_shared.bus.port import BusError, Delivery
-from llorch_shared.errors import ErrorCode
+from llorch_shared.errors import ErrorCode, ResetDetail
 from llorch_shared.identifiers import is_correlation_id
 from llorch_shared.states import IllegalMove
 from llorch_shared.wire.run import CANCEL_DECODER, Placement, PreemptRequest
 from llorch_shared.wire.spec import TimeoutSpec
+from llorch_shared.wire.task import TaskRequest
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,9 @@ class Host(Protocol):
     """The replica that runs a task."""
 
     def submit(self, call: GenerationCall, run: "TaskRun") -> Generation: ...
+
+    async def prompt_tokens(self, prompt: str) -> int:
+        """Raises EngineBroke."""
 
     async def free_slot(self, slot: int) -> None:
         """Returns when the engine itself says the slot is free; kills the engine when it does not let go."""
@@ -93,6 +99,8 @@ class TaskRun:
         self._generation: Generation | None = None
         self._busy = False
         self._first_token_ms: int | None = None
+        self._goes_on = False
+        """The engine is given what was sent behind the prompt: its count of the prompt is not the task's."""
         self._cancel_requested_ms = 0
         self._preemption: PreemptRequest | None = None
         """Heard before it was known what readers have."""
@@ -195,6 +203,8 @@ class TaskRun:
                 node_id=self._node.node_id,
                 replica_id=facts.replica_id,
                 incarnation=facts.incarnation,
+                determinism_class=facts.determinism_class,
+                token_log=self._node.token_log.mark,
                 now_ms=_now_ms(),
             )
             seq = await self._node.runs.swap(record, self._core.seq)
@@ -229,11 +239,8 @@ class TaskRun:
             )
             return
         try:
-            await self._stream.open()
-        except CannotContinue as error:
-            self._fail(ErrorCode.WORKER_RESET, str(error))
-            return
-        except BacklogUnread as error:
+            request = await self._resumed(request)
+        except (BacklogUnread, EngineFailure) as error:
             self.lose(str(error))
             return
         if self._preemption is not None:
@@ -261,6 +268,24 @@ class TaskRun:
             await asyncio.sleep(BUSY_RETRY_S * 2**number)
         self.lose("the engine stays busy although a slot should be free")
 
+    async def _resumed(self, request: TaskRequest) -> TaskRequest:
+        """What this attempt asks of the engine; concludes where nothing is to be asked. Raises BacklogUnread,
+        EngineFailure."""
+        decided = await self._stream.open(request)
+        match decided:
+            case Refuse():
+                self._fail(ErrorCode.WORKER_RESET, decided.message, decided.detail)
+            case Anew():
+                self._core.starts_at(decided.first, decided.first)
+            case GoOn() | Complete():
+                self._goes_on = True
+                restarted_at = decided.restarted_at if isinstance(decided, Complete) else None
+                self._core.starts_at(self._stream.sent_before, restarted_at)
+                self._core.tokens_in = await self._host.prompt_tokens(request.prompt or "")
+        if isinstance(decided, Complete):
+            self._conclude(Finished("length", self._core.tokens_in, 0))
+        return decided.request if isinstance(decided, GoOn) else request
+
     def on_begin(self) -> None:
         if self._core.outcome is not None:
             return
@@ -270,6 +295,8 @@ class TaskRun:
 
     def on_prompt(self, tokens_in: int) -> None:
         self._clock.alive()
+        if self._goes_on:
+            return
         self._core.tokens_in = tokens_in
         request = self._core.run.request
         if request is not None and tokens_in > request.ctx:
@@ -281,26 +308,29 @@ class TaskRun:
             return
         first = core.tokens(len(texts))
         self._clock.token()
-        if first == 0:
+        if first == core.first:
             self._on_first_token()
         try:
             self._stream.tokens(first, texts)
         except PrefixMismatch as error:
-            self._fail(ErrorCode.WORKER_RESET, f"the stream cannot be continued: {error}")
+            self._differs(error)
 
     def on_finish(self, finish: Finish) -> None:
         if self._core.outcome is not None:
             return
-        self._core.tokens_in = finish.tokens_in
+        if not self._goes_on:
+            self._core.tokens_in = finish.tokens_in
         try:
             self._stream.finish(finish.tokens_out)
         except PrefixMismatch as error:
-            self._fail(ErrorCode.WORKER_RESET, f"the stream cannot be continued: {error}")
+            self._differs(error)
             return
-        self._conclude(Finished(finish.reason, finish.tokens_in, finish.tokens_out))
+        self._conclude(Finished(finish.reason, self._core.tokens_in, finish.tokens_out))
 
     def on_failure(self, failure: EngineFailure) -> None:
-        if isinstance(failure, RequestRejected):
+        if isinstance(failure, ContextFull) and self._goes_on:
+            self._conclude(Finished("length", self._core.tokens_in, 0))
+        elif isinstance(failure, RequestRejected):
             self._fail(ErrorCode.INVALID_PARAMS, str(failure))
         elif isinstance(failure, EngineBusy) and self._core.phase is Phase.CALLING:
             self._busy = True
@@ -314,9 +344,12 @@ class TaskRun:
             self._first_token_ms = max(0, _now_ms() - self._core.run.admitted_ms)
             self._facts.metrics.first_token(self._core.run.priority, self._first_token_ms)
 
-    def _fail(self, code: ErrorCode, message: str) -> None:
+    def _differs(self, error: PrefixMismatch) -> None:
+        self._fail(ErrorCode.WORKER_RESET, f"the stream cannot be continued: {error}", ResetDetail.TOKENS_DIFFER)
+
+    def _fail(self, code: ErrorCode, message: str, detail: str | None = None) -> None:
         facts = self._facts
-        self._conclude(Failed(error_body(code, message, engine=facts.engine, pool_id=facts.pool_id)))
+        self._conclude(Failed(error_body(code, message, engine=facts.engine, pool_id=facts.pool_id, detail=detail)))
 
     def _conclude(self, outcome: Outcome) -> None:
         if not self._core.conclude(outcome):

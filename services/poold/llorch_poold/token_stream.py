@@ -1,7 +1,7 @@
 """The frames of one attempt: encoded once, published and kept in the same breath, never sent twice.
 
-A later attempt first learns what readers already have. What they have is compared and not sent again; a difference
-ends the stream (ARCHITECTURE, invariant 4).
+A later attempt first announces itself, then learns what readers already have, and goes on as `core.failover` decides.
+What they have is not sent again; what the token log has lost of it is (ARCHITECTURE, invariant 4).
 """
 
 import asyncio
@@ -9,9 +9,11 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from llorch_poold.core.failover import Anew, Begin, Complete, GoOn, Plan, Refuse, Repeat, plan
 from llorch_poold.core.prefix import PrefixGuard, Sent, sent_before
 from llorch_poold.core.retention import KeptFrames
 from llorch_poold.core.seed import seed_of
+from llorch_poold.core.token_mark import holds
 from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import BusError
@@ -27,7 +29,7 @@ from llorch_shared.wire.frames import (
     encode_token,
 )
 from llorch_shared.wire.run import RunRecord
-from llorch_shared.wire.task import Determinism
+from llorch_shared.wire.task import TaskRequest
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +37,6 @@ READ_TRIES_MAX: Final = 5
 READ_RETRY_FIRST_S: Final = 0.01
 READ_RETRY_FACTOR: Final = 3
 _NO_FACTS: Final = Metrics()
-
-
-class CannotContinue(Exception):
-    """Readers have tokens that this attempt cannot promise to repeat."""
 
 
 class BacklogUnread(Exception):
@@ -58,13 +56,16 @@ class TokenStream:
             Metrics(
                 attempt=run.attempt,
                 kv_migrated=False,
-                kv_warmth=run.kv_warmth,
+                kv_warmth=False,
                 on_time_probability=run.on_time_probability,
                 preempted=False if run.preemptions else None,
             )
         )
         self._guard: PrefixGuard | None = None
         self._sent = Sent(started=False, tokens={})
+        self._known = False
+        """What was sent is certainly all that readers can have."""
+        self._in_log = 0
         self._looked_back = run.attempt == 1
         self._kept: KeptFrames | None = None
 
@@ -85,42 +86,81 @@ class TokenStream:
     async def look_back(self) -> None:
         """Learn what was sent before, once. Raises BacklogUnread."""
         if not self._looked_back:
-            earlier = self._node.retention.get(self._run.task_id)
-            self._sent = sent_before([*(earlier.parts if earlier is not None else []), *await self._backlog()])
+            kept = self._node.retention.get(self._run.task_id)
+            own = kept is not None and kept.attempt == self._attempt - 1 and not kept.dropped
+            log_has, holds_all = await self._backlog()
+            self._sent = sent_before([*(kept.parts if kept is not None and own else ()), *log_has])
+            self._in_log = len(sent_before(log_has).tokens)
+            self._known = own or holds_all
             self._looked_back = True
 
-    async def open(self) -> None:
-        """Look back and start keeping. Raises CannotContinue, BacklogUnread."""
-        run, retention = self._run, self._node.retention
-        await self.look_back()
-        strict = run.request is not None and run.request.determinism is Determinism.STRICT
-        if self._sent.tokens and not strict:
-            raise CannotContinue("the engine was lost after tokens of a best_effort task were sent")
-        self._kept = retention.open(run.task_id, self._subject)
-        if self._sent.tokens:
+    async def open(self, request: TaskRequest) -> Plan:
+        """Look back, decide, and start keeping. Raises BacklogUnread."""
+        decided: Plan = Begin()
+        if self._attempt > 1:
+            await self.look_back()
+            same_class = self._run.determinism_class in ("", self._facts.determinism_class)
+            decided = plan(request, self._sent, known=self._known, same_class=same_class)
+        if isinstance(decided, Refuse):
+            return decided
+        self._keep_what_was_sent()
+        if isinstance(decided, Repeat | Complete | GoOn | Anew) and self._in_log < len(self._sent.tokens):
+            self._publish_again()
+        if isinstance(decided, Repeat) and self._sent.tokens:
             self._guard = PrefixGuard(self._sent.tokens)
-        if self._sent.started:
+        elif isinstance(decided, GoOn):
+            self._publish(self._going_on(resume_from=decided.first))
+        elif isinstance(decided, Anew):
+            self._publish(self._going_on(restarted_at=decided.first))
+        return decided
+
+    def _keep_what_was_sent(self) -> None:
+        """As this attempt would have sent it: the earlier attempts' copies are theirs."""
+        run, sent = self._run, self._sent
+        self._kept = self._node.retention.open(run.task_id, self._subject, self._attempt)
+        if sent.started:
             self._kept.add(encode_started(self._started(0)))
         if self._attempt > 1:
             self._kept.add(self._announcement)
-        for index, text in sorted(self._sent.tokens.items()):
+        for index, text in sorted(sent.tokens.items()):
+            if index == sent.restarted_at:
+                self._kept.add(self._going_on(restarted_at=index))
             self._kept.add(encode_token(self._attempt, index, text))
 
-    async def _backlog(self) -> list[bytes]:
-        """Everything up to our own announcement: readers take nothing of an earlier attempt that comes after it, so a
-        node that was asleep when it lost the task cannot add to what is read here. The server takes a moment to store
-        it; one that is sent again is the same to readers."""
+    def _publish_again(self) -> None:
+        """The log has lost some of what this node has: readers that join late must find it."""
+        if self._kept is not None:
+            for data in self._kept.messages():
+                self._node.outlet.publish(self._subject, data)
+
+    def _going_on(self, *, resume_from: int | None = None, restarted_at: int | None = None) -> bytes:
+        return encode_metrics(
+            Metrics(
+                attempt=self._attempt,
+                kv_migrated=False,
+                kv_warmth=False,
+                resume_from=resume_from,
+                restarted_at=restarted_at,
+            )
+        )
+
+    async def _backlog(self) -> tuple[list[bytes], bool]:
+        """What the token log has of this stream up to our own announcement, and whether that is all that was ever
+        stored of it. Readers take nothing of an earlier attempt that comes after the announcement, so a node that was
+        asleep when it lost the task cannot add to what is read here. The server takes a moment to store it; one that
+        is sent again is the same to readers."""
         delay = READ_RETRY_FIRST_S
         for _ in range(READ_TRIES_MAX):
             self._node.outlet.publish(self._subject, self._announcement)
             try:
                 messages = await self._node.bus.replay(streams.TOK, subjects.tokens_of_task(self._run.task_id))
+                log_state = await self._node.token_log.state()
             except BusError as error:
                 log.info("reading the earlier tokens of %s: %s", self._run.task_id, error)
             else:
                 stored = [message.data for message in messages]
                 if self._announcement in stored:
-                    return stored
+                    return stored, holds(log_state, self._run.token_log)
             await asyncio.sleep(delay)
             delay *= READ_RETRY_FACTOR
         raise BacklogUnread("the bus does not tell which tokens were already sent")
@@ -157,6 +197,7 @@ class TokenStream:
                 finish_reason=final.finish_reason,
                 tokens_in=final.tokens_in,
                 latency_first_token_ms=latency_first_token_ms,
+                restarted_at=final.restarted_at,
             )
             self._publish(encode_end(self._attempt, end))
         self._node.retention.end(self._run.task_id, now)

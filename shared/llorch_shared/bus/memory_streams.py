@@ -6,12 +6,14 @@ import heapq
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Final
 
 from llorch_shared.bus.port import BusError, Full, Message, Stored, StreamState, SubjectFull, WrongSequence
 
 _SECOND: Final = 1_000_000_000
 DEDUPE_DEFAULT_S: Final = 120.0
+_LIVES: Final = count(1)
 
 
 def matches(pattern: str, subject: str) -> bool:
@@ -70,6 +72,7 @@ class MemoryStream:
     durables: dict[str, "MemoryDurable"] = field(default_factory=dict)
     expiries: list[tuple[float, int]] = field(default_factory=list)
     """Heap of (when, sequence)."""
+    life: str = field(default_factory=lambda: str(next(_LIVES)))
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """As on the server, a lowered limit per subject deletes; a lowered limit of a stream that refuses keeps."""
@@ -203,7 +206,7 @@ class MemoryStream:
 
     def state(self) -> StreamState:
         first = next(iter(self.kept)) if self.kept else (self.last_seq + 1 if self.last_seq else 0)
-        return StreamState(messages=len(self.kept), first_seq=first, last_seq=self.last_seq)
+        return StreamState(messages=len(self.kept), first_seq=first, last_seq=self.last_seq, life=self.life)
 
 
 @dataclass(slots=True)

@@ -154,8 +154,9 @@ class Streams:
         raise refused(refusal)
 
     async def state(self, stream: str) -> StreamState:
-        state = (await self.api(f"STREAM.INFO.{stream}"))["state"]
-        return StreamState(messages=state["messages"], first_seq=state["first_seq"], last_seq=state["last_seq"])
+        info = await self.api(f"STREAM.INFO.{stream}")
+        state = info["state"]
+        return StreamState(state["messages"], state["first_seq"], state["last_seq"], life=info["created"])
 
     async def remove(self, stream: str, seq: int) -> bool:
         try:

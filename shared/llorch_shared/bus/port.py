@@ -79,6 +79,8 @@ class StreamState:
     messages: int
     first_seq: int
     last_seq: int
+    life: str = ""
+    """When the server made it: a stream in memory has another life after each restart."""
 
 
 class Delivery(Protocol):

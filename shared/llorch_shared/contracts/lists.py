@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from llorch_shared.errors import ERRORS, POLICY_LABELS
+from llorch_shared.errors import ERRORS, POLICY_LABELS, RESET_DETAILS
 from llorch_shared.http_api import STATUS_HEADERS
 from llorch_shared.metrics import METRICS
 
@@ -54,6 +54,13 @@ _LABELS_HEAD: Final = """
 |---|---|
 """
 
+_DETAILS_HEAD: Final = """
+`detail` of WORKER_RESET says why a stream that was cut short does not go on; without one too many attempts were lost:
+
+| Detail | Why |
+|---|---|
+"""
+
 
 def errors_table() -> str:
     rows = [
@@ -62,7 +69,8 @@ def errors_table() -> str:
     ]
     headers = [f"| {status} | {', '.join(f'`{name}`' for name in names)} |" for status, names in STATUS_HEADERS.items()]
     labels = [f"| `{label}` | {meaning} |" for label, meaning in POLICY_LABELS.items()]
-    tables = ((_ERRORS_HEAD, rows), (_ERRORS_TAIL, headers), (_LABELS_HEAD, labels))
+    details = [f"| `{detail}` | {meaning} |" for detail, meaning in RESET_DETAILS.items()]
+    tables = ((_ERRORS_HEAD, rows), (_ERRORS_TAIL, headers), (_LABELS_HEAD, labels), (_DETAILS_HEAD, details))
     return "".join(head + "\n".join(lines) + "\n" for head, lines in tables)
 
 

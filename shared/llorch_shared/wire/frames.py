@@ -60,6 +60,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """True: the engine stopped for more urgent work, and the stream goes on later from `resume_from`."""
     resume_from: int | None = None
     """The resumable state: index of the next token this stream will carry (ORCH-3086)."""
+    restarted_at: int | None = None
+    """The output began anew: every token before this index is void, in all of the stream."""
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -71,6 +73,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`stop`, `length` or `cancelled`."""
     tokens_in: int | None = None
     latency_first_token_ms: int | None = None
+    restarted_at: int | None = None
+    """The result begins at this index; what was sent before is void. `tokens_out` counts all that was sent."""
 
 
 _encode = msgspec.json.encode

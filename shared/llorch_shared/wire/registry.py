@@ -69,6 +69,8 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     workloads: tuple[Workload, ...] = (Workload.COMPLETION,)
     quant: str = ""
     compute_capability: str = ""
+    determinism_class: str = ""
+    """Replicas of one class give the same tokens for the same seed; empty while it is not known."""
     features: tuple[str, ...] = ()
     """What its self-test has shown, for example `interruptible_decode`."""
     kv_bytes_per_token: int = 0

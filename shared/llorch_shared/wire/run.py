@@ -45,6 +45,12 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
     """Whether it was placed where its session's cache is; None for a session's first task (ORCH-3009)."""
     preemptions: int = 0
     """Attempts that were stopped for more urgent work; they do not count as lost."""
+    determinism_class: str = ""
+    """Where its first attempt ran: a strict task is repeated byte for byte by replicas of this class."""
+    token_log: str = ""
+    """Where in which life of the token log its stream begins: what a later attempt must find there whole."""
+    restarted_at: int | None = None
+    """Tokens before this index are void: its output was begun anew (`failover`)."""
     tokens_in: int = 0
     tokens_out: int = 0
     decode_ms: int = 0
@@ -131,6 +137,8 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     decode_ms: int = 0
     finish_reason: str = ""
     error: ErrorBody | None = None
+    restarted_at: int | None = None
+    """The result begins at this token; what was sent before is void. `tokens_out` counts all that was sent."""
 
 
 RUN_DECODER: Final = msgspec.json.Decoder(RunRecord)

@@ -38,9 +38,18 @@ PLACED = RunRecord(
 )
 
 
+CLAIM: dict[str, str] = {
+    "node_id": "n",
+    "replica_id": "r",
+    "incarnation": "i",
+    "determinism_class": "c1",
+    "token_log": "a#7",
+}
+
+
 def running() -> TaskCore:
     core = TaskCore(PLACED, 4)
-    core.claimed(claim_record(PLACED, node_id="n", replica_id="r", incarnation="i", now_ms=5), 5)
+    core.claimed(claim_record(PLACED, now_ms=5, **CLAIM), 5)
     return core
 
 
@@ -48,7 +57,37 @@ def test_a_claim_says_who_holds_the_task() -> None:
     run = running().run
     assert (run.state, run.node_id, run.replica_id, run.incarnation, run.started_ms) == ("running", "n", "r", "i", 5)
     with pytest.raises(IllegalMove):
-        claim_record(run, node_id="n", replica_id="r", incarnation="i", now_ms=6)
+        claim_record(run, now_ms=6, **CLAIM)
+
+
+def test_where_and_on_what_a_stream_began_is_told_by_the_first_attempt_alone() -> None:
+    first = running().run
+    assert (first.determinism_class, first.token_log) == ("c1", "a#7")
+    again = msgspec.structs.replace(first, state=TaskState.PLACED, attempt=2)
+    second = claim_record(again, now_ms=6, **{**CLAIM, "determinism_class": "c2", "token_log": "b#9"})
+    assert (second.determinism_class, second.token_log) == ("c1", "a#7")
+
+
+def test_an_attempt_that_goes_on_counts_the_stream() -> None:
+    core = running()
+    core.starts_at(40)
+    core.begun()
+    assert (core.tokens(2), core.tokens(3)) == (40, 42)
+    core.conclude(Finished("stop", 3, 5))
+    core.released()
+    record = core.final_record(now_ms=9, decode_ms=1)
+    assert (record.tokens_out, record.restarted_at) == (45, None)
+
+
+def test_an_attempt_that_began_anew_says_from_where_on_its_result_counts() -> None:
+    core = running()
+    core.starts_at(40, 40)
+    core.begun()
+    core.tokens(2)
+    core.conclude(Cancelled("client"))
+    core.released()
+    record = core.final_record(now_ms=9, decode_ms=1)
+    assert (record.tokens_out, record.restarted_at) == (42, 40)
 
 
 def test_a_cancel_before_the_last_frame_wins() -> None:

@@ -46,6 +46,7 @@ def terminal_frame(record: RunRecord) -> bytes:
             decode_time_ms=record.decode_ms,
             finish_reason="cancelled" if cancelled else record.finish_reason or "stop",
             tokens_in=record.tokens_in or None,
+            restarted_at=record.restarted_at,
         )
         return encode_end(record.attempt, end)
     error = record.error or _UNEXPLAINED.get(record.state)
@@ -81,6 +82,7 @@ def view_of_run(record: RunRecord) -> TaskView:
         decode_ms=record.decode_ms,
         finish_reason=record.finish_reason,
         error=record.error,
+        restarted_at=record.restarted_at,
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from llorch_poold.adapters.port import (
+    ContextFull,
     EngineBroke,
     EngineBusy,
     EngineFailure,
@@ -220,7 +221,7 @@ def told_error(body: bytes) -> _Error | None:
 
 def failure_of(error: _Error, status: int = 0) -> EngineFailure:
     if error.type == "exceed_context_size_error":
-        return RequestRejected(f"the prompt has {error.n_prompt_tokens} tokens, the pool's context holds {error.n_ctx}")
+        return ContextFull(f"the prompt has {error.n_prompt_tokens} tokens, the pool's context holds {error.n_ctx}")
     if error.type == "invalid_request_error":
         return RequestRejected(f"the engine refuses the request: {error.message}")
     if error.type == "unavailable_error":

@@ -32,6 +32,10 @@ class _Slot(msgspec.Struct):
     next_token: list[_NextToken] = []
 
 
+class _TokensReply(msgspec.Struct):
+    tokens: list[int]
+
+
 class _PropsReply(msgspec.Struct):
     total_slots: int = 0
     model_path: str = ""
@@ -40,6 +44,7 @@ class _PropsReply(msgspec.Struct):
 
 _SLOTS: Final = msgspec.json.Decoder(list[_Slot])
 _PROPS: Final = msgspec.json.Decoder(_PropsReply)
+_TOKENS: Final = msgspec.json.Decoder(_TokensReply)
 
 
 class LlamaCpp:
@@ -56,7 +61,7 @@ class LlamaCpp:
         return Health(live=True, ready=reply.status == 200, detail="" if reply.status == 200 else _explain(reply))
 
     async def props(self) -> Props:
-        reply = await self._get("/props")
+        reply = await self._request("GET", "/props")
         try:
             props = _PROPS.decode(reply.body)
         except UNREADABLE as error:
@@ -79,10 +84,18 @@ class LlamaCpp:
         return min(1.0, used / room) if room else 0.0
 
     async def counters(self) -> dict[str, float]:
-        return parse_counters((await self._get("/metrics")).body)
+        return parse_counters((await self._request("GET", "/metrics")).body)
 
     async def slot_free(self, slot: int) -> bool:
         return not any(each.id == slot and each.is_processing for each in await self._slots())
+
+    async def prompt_tokens(self, prompt: str) -> int:
+        body = msgspec.json.encode({"content": prompt, "add_special": True})
+        reply = await self._request("POST", "/tokenize", body)
+        try:
+            return len(_TOKENS.decode(reply.body).tokens)
+        except UNREADABLE as error:
+            raise EngineBroke(f"/tokenize is not what llama-server answers: {error}") from error
 
     def submit(self, call: GenerationCall, sink: TokenSink) -> Generation:
         stream = LlamaStream(sink, tokens_max=call.request.max_tokens)
@@ -98,15 +111,15 @@ class LlamaCpp:
         await self._http.close()
 
     async def _slots(self) -> list[_Slot]:
-        reply = await self._get("/slots")
+        reply = await self._request("GET", "/slots")
         try:
             return _SLOTS.decode(reply.body)
         except UNREADABLE as error:
             raise EngineBroke(f"/slots is not what llama-server answers: {error}") from error
 
-    async def _get(self, path: str) -> Reply:
+    async def _request(self, method: str, path: str, body: bytes = b"") -> Reply:
         try:
-            reply = await self._http.request("GET", path, timeout_s=PROBE_TIMEOUT_S)
+            reply = await self._http.request(method, path, body, timeout_s=PROBE_TIMEOUT_S)
         except EngineHttpError as error:
             raise EngineBroke(str(error)) from error
         if reply.status != 200:

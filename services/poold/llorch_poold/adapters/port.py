@@ -2,6 +2,7 @@
 
     EngineFailure
     ├─ RequestRejected     the request cannot be served as written; never tried again
+    │  └─ ContextFull      the prompt alone is over the context
     ├─ EngineBusy          the engine has no slot or is still loading; the task goes back
     └─ EngineBroke         reset, garbage, 5xx, a stream that ends without its last event or does not add up; the
                            task goes back
@@ -24,6 +25,9 @@ class EngineFailure(Exception):
 
 
 class RequestRejected(EngineFailure): ...
+
+
+class ContextFull(RequestRejected): ...
 
 
 class EngineBusy(EngineFailure): ...
@@ -103,6 +107,9 @@ class EngineAdapter(Protocol):
 
     async def slot_free(self, slot: int) -> bool:
         """Whether the engine itself says that this slot is idle. Raises EngineBroke."""
+
+    async def prompt_tokens(self, prompt: str) -> int:
+        """How many tokens this prompt is to the engine's own tokenizer. Raises EngineBroke."""
 
     def submit(self, call: GenerationCall, sink: TokenSink) -> Generation:
         """Start at once; never blocks, never raises."""

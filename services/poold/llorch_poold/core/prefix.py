@@ -9,9 +9,11 @@ from typing import Final
 
 import msgspec
 
-from llorch_shared.wire.frames import BadFrame, Kind, Token, announced_attempt, peek, split_events
+from llorch_shared.wire.frames import BadFrame, Kind, Metrics, Token, announced_attempt, peek, split_events
 
 _TOKEN: Final = msgspec.json.Decoder(Token)
+_METRICS: Final = msgspec.json.Decoder(Metrics)
+_RESTARTED: Final = b'"restarted_at":'
 
 
 class PrefixMismatch(ValueError):
@@ -23,6 +25,17 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
 
     started: bool
     tokens: Mapping[int, str]
+    restarted_at: int | None = None
+    """Tokens before this index are void."""
+
+    @property
+    def is_whole(self) -> bool:
+        """There is no hole in it, and nothing is known to have gone before it."""
+        return self.count == len(self.tokens) and (self.started or not self.tokens)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.tokens[index] for index in sorted(self.tokens))
 
     @property
     def count(self) -> int:
@@ -40,6 +53,7 @@ def sent_before(messages: Iterable[bytes]) -> Sent:
     from an attempt older than one that was announced."""
     started = False
     attempt = 0
+    restarted_at = None
     tokens: dict[int, str] = {}
     for data in messages:
         try:
@@ -47,7 +61,10 @@ def sent_before(messages: Iterable[bytes]) -> Sent:
             if header.kind is Kind.STARTED:
                 started = True
             elif header.kind is Kind.METRICS:
-                attempt = max(attempt, announced_attempt(data))
+                announced = announced_attempt(data)
+                if announced >= attempt:
+                    restarted_at = restart_told(data, restarted_at)
+                attempt = max(attempt, announced)
             elif header.kind is Kind.TOKENS and header.attempt >= attempt:
                 attempt = header.attempt
                 for event in split_events(data):
@@ -55,7 +72,12 @@ def sent_before(messages: Iterable[bytes]) -> Sent:
                     tokens.setdefault(token.i, token.t)
         except (BadFrame, msgspec.DecodeError):
             continue
-    return Sent(started=started, tokens=tokens)
+    return Sent(started=started, tokens=tokens, restarted_at=restarted_at)
+
+
+def restart_told(metrics: bytes, before: int | None) -> int | None:
+    """What a metrics frame says of a restart, else what was known before it. Raises DecodeError."""
+    return before if _RESTARTED not in metrics else _METRICS.decode(split_events(metrics)[0].data).restarted_at
 
 
 class PrefixGuard:

@@ -16,10 +16,12 @@ FRAME_OVERHEAD_BYTES: Final = 48
 class KeptFrames:
     """Frames of one task, in the order they were published."""
 
-    __slots__ = ("_owner", "dropped", "ended_at", "parts", "size", "subject")
+    __slots__ = ("_owner", "attempt", "dropped", "ended_at", "parts", "size", "subject")
 
-    def __init__(self, owner: "FrameRetention", subject: str) -> None:
+    def __init__(self, owner: "FrameRetention", subject: str, attempt: int) -> None:
         self._owner: Final = owner
+        self.attempt: Final = attempt
+        """Which attempt published them; what readers had before it comes first."""
         self.subject: Final = subject
         self.parts: list[bytes] = []
         self.size = 0
@@ -63,10 +65,10 @@ class FrameRetention:
         self.size = 0
         self._tasks: dict[str, KeptFrames] = {}
 
-    def open(self, task_id: str, subject: str) -> KeptFrames:
+    def open(self, task_id: str, subject: str, attempt: int = 1) -> KeptFrames:
         """Start keeping; what was kept of an earlier attempt of the task is forgotten."""
         self.forget(task_id)
-        kept = self._tasks[task_id] = KeptFrames(self, subject)
+        kept = self._tasks[task_id] = KeptFrames(self, subject, attempt)
         return kept
 
     def get(self, task_id: str) -> KeptFrames | None:

@@ -17,7 +17,7 @@ import msgspec
 from llorch_shared.errors import ERRORS, ErrorBody, ErrorCode
 from llorch_shared.states import check_move
 from llorch_shared.wire.run import RunRecord
-from llorch_shared.wire.task import Determinism, Engine, TaskState, Workload
+from llorch_shared.wire.task import Determinism, Engine, Failover, TaskState, Workload
 
 
 class Phase(StrEnum):
@@ -90,7 +90,11 @@ class TaskCore:
         self.phase = _P.CLAIMING
         self.outcome: Outcome | None = None
         self.tokens_in = run.tokens_in
+        self.first = 0
+        """Index of this attempt's first token: above 0 where it goes on from what was sent, or anew behind it."""
         self.tokens_out = 0
+        """Index of its next token."""
+        self.restarted_at = run.restarted_at
         self.sent_before = 0
         """Tokens that readers have from earlier attempts: the end counts the stream, not the attempt."""
 
@@ -101,6 +105,11 @@ class TaskCore:
     def dropped(self) -> None:
         """Somebody else has it, or it is lost here."""
         self._move(_P.DROPPED)
+
+    def starts_at(self, first: int, restarted_at: int | None = None) -> None:
+        """The stream's tokens before `first` are of earlier attempts; those before `restarted_at` are void."""
+        self.first = self.tokens_out = first
+        self.restarted_at = restarted_at
 
     def begun(self) -> None:
         self._move(_P.STREAMING)
@@ -134,6 +143,8 @@ class TaskCore:
             return "it is ending"
         if request is None or request.workload is not Workload.COMPLETION:
             return "only a completion can be resumed"
+        if request.failover is Failover.FAIL and tokens_sent:
+            return "its stream is not to be interrupted"
         if request.determinism is not Determinism.STRICT and tokens_sent:
             return "tokens of a best_effort task were sent, which no later attempt repeats"
         return ""
@@ -163,6 +174,7 @@ class TaskCore:
             ended_ms=now_ms,
             tokens_in=self.tokens_in,
             tokens_out=max(self.tokens_out, self.sent_before, self.run.tokens_out),
+            restarted_at=self.restarted_at,
             decode_ms=decode_ms,
             finish_reason=reason,
             error=error,
@@ -185,6 +197,7 @@ class TaskCore:
             started_ms=0,
             tokens_in=self.tokens_in,
             tokens_out=resume_from,
+            restarted_at=self.restarted_at,
         )
 
     def _move(self, after: Phase) -> None:
@@ -193,9 +206,20 @@ class TaskCore:
         self.phase = after
 
 
-def claim_record(run: RunRecord, *, node_id: str, replica_id: str, incarnation: str, now_ms: int) -> RunRecord:
-    """What a node stores to claim a task (ARCHITECTURE, invariant 2). Raises IllegalMove for one that is not placed."""
+def claim_record(
+    run: RunRecord,
+    *,
+    node_id: str,
+    replica_id: str,
+    incarnation: str,
+    determinism_class: str,
+    token_log: str,
+    now_ms: int,
+) -> RunRecord:
+    """What a node stores to claim a task (ARCHITECTURE, invariant 2). Where the stream begins and on what is told by
+    the first attempt alone. Raises IllegalMove for one that is not placed."""
     check_move(run.state, TaskState.RUNNING)
+    first = run.attempt == 1
     return msgspec.structs.replace(
         run,
         state=TaskState.RUNNING,
@@ -203,8 +227,13 @@ def claim_record(run: RunRecord, *, node_id: str, replica_id: str, incarnation: 
         replica_id=replica_id,
         incarnation=incarnation,
         started_ms=now_ms,
+        determinism_class=determinism_class if first else run.determinism_class,
+        token_log=token_log if first else run.token_log,
     )
 
 
-def error_body(code: ErrorCode, message: str, *, engine: Engine | None, pool_id: str) -> ErrorBody:
-    return ErrorBody(code=code, message=message, engine=engine, retriable=ERRORS[code].retriable, pool_id=pool_id)
+def error_body(
+    code: ErrorCode, message: str, *, engine: Engine | None, pool_id: str, detail: str | None = None
+) -> ErrorBody:
+    retriable = ERRORS[code].retriable
+    return ErrorBody(code=code, message=message, engine=engine, retriable=retriable, pool_id=pool_id, detail=detail)
