@@ -1,4 +1,4 @@
-"""A real nats-server on a random loopback port, which a test may kill and bring back."""
+"""A real nats-server on a random loopback port, which a test may kill and bring back; and a cluster of three."""
 
 import contextlib
 import os
@@ -6,7 +6,10 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import msgspec
 
 from llorch_ctl.embedded import NatsConfig, server_binary
 from llorch_shared.lifecycle import with_parent
@@ -37,6 +40,16 @@ class NatsServer:
     @property
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
+
+    def configure(self, extra: str) -> None:
+        """Replace what is configured beyond the defaults. A server that runs reads it after `reload`."""
+        self.config = msgspec.structs.replace(self.config, extra=extra)
+        (self.folder / "nats.conf").write_text(self.config.render())
+
+    def reload(self) -> None:
+        """SIGHUP: read the configuration again."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
 
     def start(self, deadline_s: float = 15) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -69,3 +82,43 @@ class NatsServer:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
                 self.kill()
+
+
+class NatsCluster:
+    """Three servers that keep every stream together. Each may be killed and brought back by itself."""
+
+    def __init__(self, folder: Path, *, extra: str = "") -> None:
+        self.folder = folder
+        routes = [free_port() for _ in range(3)]
+        self.servers = [
+            NatsServer(folder / f"nats-{number}", extra=f"{extra}{_member(number, port, routes)}")
+            for number, port in enumerate(routes, start=1)
+        ]
+
+    @property
+    def url(self) -> str:
+        """All three, as a client needs them that may lose the one it is connected to."""
+        return ",".join(server.url for server in self.servers)
+
+    def start(self, deadline_s: float = 15) -> None:
+        for server in self.servers:
+            server.start(deadline_s)
+
+    def named(self, name: str) -> NatsServer:
+        """By the name that a server has in the cluster, which is that of its folder."""
+        return next(server for server in self.servers if server.folder.name == name)
+
+    def stop(self) -> None:
+        for server in self.servers:
+            if server.process is not None and server.process.poll() is None:
+                server.process.terminate()
+        for server in self.servers:
+            server.stop()
+
+
+def _member(number: int, port: int, routes: Sequence[int]) -> str:
+    others = ", ".join(f'"nats://127.0.0.1:{route}"' for route in routes if route != port)
+    return (
+        f"server_name: nats-{number}\n"
+        f"cluster {{ name: llorch, listen: 127.0.0.1:{port}, routes: [{others}] }}\n"
+    )

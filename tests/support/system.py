@@ -32,7 +32,7 @@ from llorch_shared.settings import NatsSettings
 from llorch_shared.wire.registry import LEASE_DECODER, PoolHealth
 from llorch_shared.wire.spec import PoolSpec
 from support.client import TaskClient
-from support.nats_server import NatsServer, free_port
+from support.nats_server import NatsCluster, NatsServer, free_port
 from support.processes import ProcessDied, ServiceProcess, children_of, gone
 
 START_DEADLINE_S = 30.0
@@ -78,11 +78,15 @@ class System:
         environment: Mapping[str, str] | None = None,
         token: str = "",
         sync_always: bool = False,
+        cluster: NatsCluster | None = None,
     ) -> None:
+        """`cluster`: three servers instead of one; every stream then has three copies."""
         self.folder = folder
         self.pools = list(pools) or [mock_pool()]
         self.token = token
         self.nats = NatsServer(folder / "nats", sync_always=sync_always)
+        self.cluster = cluster
+        self.bus_servers = cluster or self.nats
         self.config_path = folder / "llorch.toml"
         self._settings = dict(settings or {})
         self._environment = {"LLORCH_CONFIG": str(self.config_path), **(environment or {})}
@@ -128,9 +132,9 @@ class System:
     async def start(self) -> None:
         """Start everything and wait until every replica of every pool is ready and every pool has its scheduler."""
         self._write_config()
-        self.nats.start()
-        self.bus = await nats_bus.connect(NatsSettings(url=self.nats.url), name="harness")
-        await self.bus.ensure(streams.base())
+        await asyncio.to_thread(self.bus_servers.start)
+        self.bus = await nats_bus.connect(NatsSettings(url=self.bus_servers.url), name="harness")
+        await self.bus.ensure(streams.base(replicas=self._copies))
         for pool in self.pools:
             await self.put_pool(pool)
         for process in self.processes.values():
@@ -162,7 +166,11 @@ class System:
         assert await asyncio.to_thread(gone, engines, 10), f"engines outlived their node: {engines}"
         if hasattr(self, "bus"):
             await self.bus.close()
-        self.nats.stop()
+        self.bus_servers.stop()
+
+    @property
+    def _copies(self) -> int:
+        return len(self.cluster.servers) if self.cluster is not None else 1
 
     def url(self, name: str = "gateway-1") -> str:
         return f"http://{self.addresses[name]}"
@@ -171,9 +179,12 @@ class System:
         return self.clients[gateway - 1]
 
     def kill9(self, name: str) -> None:
-        """SIGKILL to one process; `nats` is one too. Engines of a killed poold die with it."""
+        """SIGKILL to one process; `nats` is one too, or `nats-N` of a cluster. Engines of a killed poold die
+        with it."""
         if name == "nats":
             self.nats.kill()
+        elif self.cluster is not None and name.startswith("nats-"):
+            self.cluster.named(name).kill()
         else:
             self.processes[name].kill9()
 
@@ -188,6 +199,9 @@ class System:
         """Start a killed or stopped process again at the same address."""
         if name == "nats":
             await asyncio.to_thread(self.nats.start)
+            return
+        if self.cluster is not None and name.startswith("nats-"):
+            await asyncio.to_thread(self.cluster.named(name).start)
             return
         self.processes[name].start()
         if wait_ready:
@@ -275,9 +289,10 @@ class System:
         for process in self.processes.values():
             if process.starts:
                 sys.stderr.write(process.tail() + "\n")
-        log = self.nats.folder / "nats.log"
-        if log.exists():
-            sys.stderr.write("--- nats\n" + log.read_text(errors="replace")[-2000:] + "\n")
+        for server in self.cluster.servers if self.cluster is not None else [self.nats]:
+            log = server.folder / "nats.log"
+            if log.exists():
+                sys.stderr.write(f"--- {server.folder.name}\n" + log.read_text(errors="replace")[-2000:] + "\n")
 
     def _nodes_of(self, pool: PoolSpec) -> int:
         nodes = [name.removeprefix("poold-") for name in self.processes if name.startswith("poold-")]
@@ -289,7 +304,7 @@ class System:
             "profile": "ci",
             "state_dir": str(self.folder / "state"),
             "log_level": "info",
-            "nats": {"url": self.nats.url},
+            "nats": {"url": self.bus_servers.url, "replicas": self._copies},
             "gateway": {"auth_optional": True},
             "poold": {"drain_timeout_ms": 500},
         }

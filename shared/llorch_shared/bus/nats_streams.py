@@ -45,8 +45,8 @@ _DUPLICATE: Final = 10201
 _TOO_LARGE: Final = frozenset({10054, 10097})
 """The message, or its headers alone: a stream takes 64 KiB of these."""
 _NO_MESSAGE: Final = frozenset({10037, 10057})
-_NO_STREAM: Final = frozenset({_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND, 10008, 10009, 10039, 10076})
-"""Not found, or JetStream itself is not (yet) there."""
+_NO_STREAM: Final = frozenset({_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND, 10005, 10008, 10009, 10039, 10076})
+"""Not found, or JetStream itself is not (yet) there: a cluster that starts has too few peers to place a stream on."""
 
 
 class _Refusal(msgspec.Struct, frozen=True):
