@@ -68,6 +68,7 @@ METRICS: Final[dict[str, MetricSpec]] = {
     "sse_streams_open": MetricSpec("gauge", "Open token streams"),
     "bus_connected": MetricSpec("gauge", "1 while the bus connection stands"),
     "bus_errors_total": MetricSpec("counter", "Errors the bus connection reported", ("kind",)),
+    "node_fenced": MetricSpec("gauge", "1 while a node publishes nothing because its registry keys are not confirmed"),
     "scheduler_active": MetricSpec("gauge", "Shards whose pools this scheduler decides for"),
     "dead_letters_total": MetricSpec(
         "counter", "Messages of a queue that were set aside because they cannot be worked on", ("kind", "reason")

@@ -12,6 +12,7 @@ import pytest
 
 from llorch_poold.gpu.probe import GpuReport
 from llorch_poold.mock_generation import text_of
+from llorch_poold.outlet import fence_clock
 from llorch_shared import subjects
 from llorch_shared.wire.registry import Gpu, ReplicaState
 from llorch_shared.wire.task import TaskState
@@ -304,6 +305,37 @@ async def test_a_node_that_was_cut_off_lets_go_of_a_task_that_another_took_over(
         assert (await node.run_of(task.task_id))[0] == again
         assert not task.ended
         await node.until_ended(await node.place(max_tokens=3))
+    await link.close()
+
+
+async def test_a_node_whose_keys_may_have_expired_is_silent_and_lets_go_before_it_speaks_again(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    link = Link(free_port(), nats_server.port)
+    await link.start()
+    pools = [mock_pool(rate=40, slots=2)]
+    async with NodeHarness(nats_server, tmp_path, pools=pools, node_url=link.url) as node:
+        await node.ready()
+        taken, kept = await node.place(max_tokens=1000), await node.place(max_tokens=150, seed=1)
+        await node.until_tokens(taken, 2)
+        await node.until_tokens(kept, 2)
+        link.stall()
+        await node.until("the replica's key to expire", lambda: not node.replicas)
+        assert fence_clock() >= node.context.fence.until, "silent before anybody may take its tasks"
+        (core,) = [each for each in _cores(node) if each.run.task_id == taken.task_id]
+        said = core.tokens_out
+        run, seq = await node.run_of(taken.task_id)
+        again = msgspec.structs.replace(run, attempt=2, state=TaskState.PLACED, replica_id="mock-node-2-1", node_id="")
+        await node.bus.store(subjects.run(taken.task_id), msgspec.json.encode(again), expect_seq=seq)
+        await until_true(lambda: core.tokens_out >= said + 5)
+        link.mend()
+        await node.until_ended(kept)
+        await node.until_ended(await node.place(max_tokens=3))
+        await until_free(node)
+        assert max(token["i"] for token in taken.tokens) < said, "nothing of what came after was ever said"
+        assert sorted({token["i"] for token in kept.tokens}) == list(range(150))
+        assert core.outcome is not None
+        assert sample(node, "node_fenced") == 0
     await link.close()
 
 

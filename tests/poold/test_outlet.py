@@ -1,9 +1,10 @@
-"""An engine faster than the bus waits in its own socket."""
+"""An engine faster than the bus waits in its own socket, and a node that may not speak does not."""
 
 import asyncio
 from typing import Any
 
-from llorch_poold.outlet import FLUSH_BYTES, PAUSE_BYTES, TokenOutlet
+from llorch_poold.core.fence import Fence
+from llorch_poold.outlet import FLUSH_BYTES, PAUSE_BYTES, TokenOutlet, fence_clock
 from llorch_shared.bus.port import Unanswered
 
 
@@ -27,8 +28,16 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def outlet_on(bus: SlowBus) -> tuple[TokenOutlet, list[bool]]:
-    outlet = TokenOutlet(bus)  # type: ignore[arg-type]
+def open_fence() -> Fence:
+    fence = Fence(ttl_s=3600)
+    now = fence_clock()
+    fence.renewed("node", now, now)
+    assert fence.open(fence.epoch, now)
+    return fence
+
+
+def outlet_on(bus: SlowBus, fence: Fence | None = None) -> tuple[TokenOutlet, list[bool]]:
+    outlet = TokenOutlet(bus, fence or open_fence())  # type: ignore[arg-type]
     said: list[bool] = []
     outlet.add_reader(said.append)
     return outlet, said
@@ -67,3 +76,34 @@ async def test_a_connection_that_broke_does_not_stop_the_engines_for_ever() -> N
     await settle()
     assert said == [False, True, False]
     await outlet.close()
+
+
+async def test_nothing_leaves_while_the_fence_is_closed() -> None:
+    bus, fence = SlowBus(), open_fence()
+    outlet, said = outlet_on(bus, fence)
+    fence.close()
+    outlet.publish("s", b"x")
+    waiting = asyncio.create_task(outlet.wait_open())
+    await settle()
+    assert (bus.published, waiting.done(), said) == (0, False, [False])
+    now = fence_clock()
+    fence.renewed("node", now, now)
+    outlet.publish("s", b"x")
+    assert bus.published == 0, "a key that is confirmed is not enough"
+    assert fence.open(fence.epoch, now)
+    outlet.opened()
+    await settle()
+    assert waiting.done()
+    outlet.publish("s", b"x")
+    assert bus.published == 1
+
+
+async def test_engines_wait_when_more_is_withheld_than_can_be_kept() -> None:
+    bus, fence = SlowBus(), open_fence()
+    outlet, said = outlet_on(bus, fence)
+    fence.close()
+    for _ in range(3):
+        outlet.publish("s", b"x" * (PAUSE_BYTES // 2))
+    assert said == [False, True]
+    outlet.opened()
+    assert said == [False, True, False]

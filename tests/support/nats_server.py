@@ -118,7 +118,4 @@ class NatsCluster:
 
 def _member(number: int, port: int, routes: Sequence[int]) -> str:
     others = ", ".join(f'"nats://127.0.0.1:{route}"' for route in routes if route != port)
-    return (
-        f"server_name: nats-{number}\n"
-        f"cluster {{ name: llorch, listen: 127.0.0.1:{port}, routes: [{others}] }}\n"
-    )
+    return f"server_name: nats-{number}\ncluster {{ name: llorch, listen: 127.0.0.1:{port}, routes: [{others}] }}\n"

@@ -16,6 +16,7 @@ from typing import Any, Self
 import httpx
 import msgspec
 
+from llorch_poold.core.fence import Fence
 from llorch_poold.core.retention import FrameRetention
 from llorch_poold.gpu.probe import GpuReport
 from llorch_poold.node import Node
@@ -163,11 +164,13 @@ class NodeHarness:
         await self.node_bus.ensure(streams.base())
         self.audit = Audit(self.node_bus, actor="poold/test", gather_s=0.001)
         self.audit.start()
+        fence = Fence(streams.REGISTRY_TTL_S)
         self.context = NodeContext(
             node_id="node-1",
             bus=self.node_bus,
             runs=RunStore(self.node_bus),
-            outlet=TokenOutlet(self.node_bus),
+            fence=fence,
+            outlet=TokenOutlet(self.node_bus, fence),
             retention=FrameRetention(self.settings.poold.frames_kept_bytes),
             audit=self.audit,
             loads=PoolLoads(self.node_bus),

@@ -16,6 +16,7 @@ import msgspec
 from llorch_poold.core.reconcile import changes, desired_replicas
 from llorch_poold.gpu.probe import GpuProbe, GpuReport
 from llorch_poold.node_context import NodeContext
+from llorch_poold.ownership import Ownership
 from llorch_poold.process import EngineProcesses
 from llorch_poold.provisioning import Provisioning
 from llorch_poold.registrar import Registrar
@@ -61,7 +62,8 @@ class Node:
         self._environment: Final = environment
         self._metrics_addr: Final = metrics_addr
         self._provisioning: Final = Provisioning(context.bus, context.node_id)
-        self._registrar: Final = Registrar(context.bus)
+        self._ownership: Final = Ownership(context, self._runs)
+        self._registrar: Final = Registrar(context.bus, confirmed=self._ownership.confirmed, left=self._ownership.left)
         self._specs: Final = LiveTable(context.bus, bucket="SPEC", changed=self._spec_changed, metrics=context.metrics)
         self._incarnation: Final = secrets.token_hex(8)
         self._started_ms: Final = time.time_ns() // 1_000_000
@@ -79,6 +81,8 @@ class Node:
         await context.bus.subscribe(subjects.preempt(context.node_id), self._on_preempt)
         await context.bus.serve(subjects.node_here(context.node_id), here)
         context.bus.on_reconnect(self._reconnected)
+        context.bus.on_disconnect(self._ownership.lost)
+        self._ownership.start()
         self._registrar.keep(subjects.node_key(context.node_id), self._node_record)
         await context.token_log.look()
         await self._specs.start()
@@ -101,6 +105,7 @@ class Node:
             await asyncio.wait(set(self._lives.values()))
         if self._context.settling:
             await asyncio.wait(set(self._context.settling), timeout=SETTLE_S)
+        await self._ownership.close()
         await self._registrar.close()
         await self._specs.close()
         self._probe.close()
@@ -250,25 +255,11 @@ class Node:
         return [run for run in self._runs() if run.task_id == task_id]
 
     async def _reconnected(self) -> None:
-        """The bus is back: it may have forgotten token frames and missed cancels."""
+        """The bus is back, and its streams stand: confirm the keys, then see what is still ours."""
         self._registrar.tell_all()
         self._dirty.set()
         await self._context.token_log.look()
-        published = 0
-        for kept in self._context.retention.all():
-            for data in kept.messages():
-                self._context.outlet.publish(kept.subject, data)
-                published += 1
-            await asyncio.sleep(0)
-        for run in self._runs():
-            await run.reconnected()
-        narrate(
-            log,
-            f"the bus is back: {published} kept frame messages published again",
-            actor="poold",
-            action="bus.reconnected",
-            target=self._context.node_id,
-        )
+        self._ownership.returned()
 
 
 def _usable(report: GpuReport) -> tuple[object, ...]:

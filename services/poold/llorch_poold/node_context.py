@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Final
 
+from llorch_poold.core.fence import Fence
 from llorch_poold.core.pace import Pace
 from llorch_poold.core.retention import FrameRetention
 from llorch_poold.node_metrics import ReplicaMetrics
@@ -28,6 +29,7 @@ class NodeContext:
     node_id: str
     bus: Bus
     runs: RunStore
+    fence: Fence
     outlet: TokenOutlet
     retention: FrameRetention
     audit: Audit

@@ -1,7 +1,8 @@
 """Keeps this node's keys alive in the registry: each is told again every second, and at once when it changed.
 
 One writer per key, latest record wins: a record is made when it is about to be stored, never queued. While the bus is
-away nothing piles up, and the first thing after a reconnect is to tell everything again.
+away nothing piles up, and the first thing after a reconnect is to tell everything again. Every renewal that the server
+has confirmed is told to the node's fence, with the time at which it began.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from llorch_poold.outlet import fence_clock
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.wire.version import Kind, version_headers
@@ -23,13 +25,18 @@ RETRY_S: Final = 0.1
 
 Make = Callable[[], Any]
 """The record as it is now."""
+Confirmed = Callable[[str, float], None]
+"""(key, start of the renewal in seconds of the fence's clock)."""
+Left = Callable[[str], None]
 
 
 class Registrar:
     """One task per key."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, *, confirmed: Confirmed, left: Left) -> None:
         self._bus: Final = bus
+        self._confirmed: Final = confirmed
+        self._left: Final = left
         self._wake: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -56,6 +63,7 @@ class Registrar:
             return
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        self._left(key)
         try:
             await self._store(key, last)
         except BusError as error:
@@ -75,12 +83,15 @@ class Registrar:
                 async with asyncio.timeout(streams.REGISTRY_RENEW_S):
                     await wake.wait()
             wake.clear()
+            started = fence_clock()
             try:
                 await self._store(key, make())
             except BusError as error:
                 log.debug("registry key %s: %s", key, error)
                 await asyncio.sleep(RETRY_S)
                 wake.set()
+            else:
+                self._confirmed(key, started)
 
     async def _store(self, key: str, record: Any) -> None:
         await self._bus.store(

@@ -12,8 +12,8 @@ import msgspec
 
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Denied, Message, TooLarge, WrongSequence
-from llorch_shared.wire.run import RunRecord
-from llorch_shared.wire.version import Kind, version_headers
+from llorch_shared.wire.run import RunRecord, decode_run
+from llorch_shared.wire.version import Kind, Unreadable, version_headers
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,20 @@ RETRY_MAX_S: Final = 2.0
 
 class NotStorable(Exception):
     """The server will never take this record."""
+
+
+def is_overtaken(stored: Message | None, run: RunRecord, seq: int, *, storing: bool) -> bool:
+    """Whether somebody else has written the record since it stood at `seq` as `run`. `storing`: what was written may
+    also be this attempt's own end."""
+    if stored is None or stored.seq <= seq:
+        return False
+    if not storing:
+        return True
+    try:
+        record = decode_run(stored.data, stored.headers)
+    except Unreadable:
+        return True
+    return record.attempt - record.preemptions > run.attempt - run.preemptions
 
 
 class RunStore:
@@ -57,10 +71,9 @@ class RunStore:
         """The stored wish to cancel a task, if there is one. Raises BusError."""
         return await self._bus.last(streams.RUN, subjects.cancel(task_id))
 
-    async def is_overtaken(self, task_id: str, seq: int) -> bool:
-        """Whether somebody has written the record since `seq`. Raises BusError."""
-        message = await self._bus.last(streams.RUN, subjects.run(task_id))
-        return message is not None and message.seq > seq
+    async def current(self, task_id: str) -> Message | None:
+        """The stored run record. Raises BusError."""
+        return await self._bus.last(streams.RUN, subjects.run(task_id))
 
     async def _last(self, subject: str) -> Message | None:
         delay = RETRY_FIRST_S

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from llorch_poold.audit_repair import repair_audit
+from llorch_poold.core.fence import Fence
 from llorch_poold.core.retention import FrameRetention
 from llorch_poold.gpu.nvml import Nvml
 from llorch_poold.node import Node
@@ -80,11 +81,13 @@ async def serve(settings: Settings, environment: Mapping[str, str], password: Se
 
 
 def _context(bus: Bus, settings: Settings, metrics: Metrics) -> NodeContext:
+    fence = Fence(streams.REGISTRY_TTL_S)
     return NodeContext(
         node_id=settings.poold.node_id,
         bus=bus,
         runs=RunStore(bus),
-        outlet=TokenOutlet(bus),
+        fence=fence,
+        outlet=TokenOutlet(bus, fence),
         retention=FrameRetention(settings.poold.frames_kept_bytes),
         audit=Audit(bus, actor=f"poold/{settings.poold.node_id}"),
         loads=PoolLoads(bus),

@@ -41,7 +41,7 @@ from llorch_poold.core.task import (
     error_body,
 )
 from llorch_poold.node_context import INTERRUPTIBLE_DECODE, NodeContext, ReplicaFacts
-from llorch_poold.run_store import NotStorable
+from llorch_poold.run_store import NotStorable, is_overtaken
 from llorch_poold.task_voice import TaskVoice
 from llorch_poold.token_stream import BacklogUnread, TokenStream
 from llorch_shared.bus.port import BusError, Delivery
@@ -167,15 +167,12 @@ class TaskRun:
 
     async def reconnected(self) -> None:
         """What was written while nobody here listened: another attempt has the task, or somebody wants it cancelled.
-        Without an answer it runs on, as it did while the bus was away; the compare-and-set at its end decides."""
-        if self._core.phase in (Phase.CALLING, Phase.STREAMING):
-            try:
-                overtaken = await self._node.runs.is_overtaken(self.task_id, self._core.seq)
-            except BusError as error:
-                log.debug("reading the record of %s: %s", self.task_id, error)
-            else:
-                if overtaken:
-                    self.lose("another attempt took it over while this node was cut off")
+        Raises BusError when nobody tells whose it is."""
+        stored, core = await self._node.runs.current(self.task_id), self._core
+        holds = core.phase not in (Phase.CLAIMING, Phase.ENDED, Phase.DROPPED)
+        if holds and is_overtaken(stored, core.run, core.seq, storing=core.phase is Phase.STORING):
+            self._stream.forget()
+            self.lose("another attempt took it over while this node was cut off")
         await self.check_cancel()
 
     async def check_cancel(self) -> None:
@@ -367,6 +364,7 @@ class TaskRun:
             self._core.dropped()
             says = f"is lost by replica {self._facts.replica_id}: {outcome.reason}"
             self._voice.tell("task.lost", says, level=logging.WARNING)
+            self._stream.lost(asyncio.get_running_loop().time())
             return
         asked_ms = self._preempt_asked_ms if isinstance(outcome, Preempted) else self._cancel_requested_ms
         await self._end.settle(outcome, Measured(self._clock.decode_s, self._first_token_ms, asked_ms))

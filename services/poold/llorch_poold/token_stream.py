@@ -151,6 +151,7 @@ class TokenStream:
         is sent again is the same to readers."""
         delay = READ_RETRY_FIRST_S
         for _ in range(READ_TRIES_MAX):
+            await self._node.outlet.wait_open()
             self._node.outlet.publish(self._subject, self._announcement)
             try:
                 messages = await self._node.bus.replay(streams.TOK, subjects.tokens_of_task(self._run.task_id))
@@ -208,6 +209,11 @@ class TokenStream:
         frame = encode_metrics(Metrics(attempt=attempt, preempted=True, resume_from=resume_from))
         self._node.outlet.publish(self._subject, frame)
         self._node.retention.end(self._run.task_id, now)
+
+    def lost(self, now: float) -> None:
+        """This attempt is over without an end. What it said is kept for a while, for the next attempt to go on from."""
+        if self._kept is not None and self._node.retention.get(self._run.task_id) is self._kept:
+            self._node.retention.end(self._run.task_id, now)
 
     def forget(self) -> None:
         """Another attempt speaks for the task now."""

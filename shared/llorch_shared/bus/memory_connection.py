@@ -54,6 +54,10 @@ class MemoryConnection:
         for callback in self._on_disconnect:
             callback()
 
+    async def hang_up(self) -> None:
+        self.break_connection()
+        self.restore_connection()
+
     def restore_connection(self) -> None:
         if self._closed or self._standing.is_set() or not self.server.running:
             return

@@ -57,7 +57,7 @@ async def connect(
     """
     prefix = inbox_prefix or f"_INBOX_{name.partition('/')[0].replace('.', '_')}"
     link = Link(name, inbox_prefix=prefix, metrics=metrics)
-    bus = NatsBus(link)
+    bus = NatsBus(link, copies=settings.replicas)
     if on_closed is not None:
         link.closed = on_closed
     try:
@@ -71,11 +71,11 @@ async def connect(
 class NatsBus:
     """`Bus` on nats-server. Made by `connect`."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, *, copies: int = 1) -> None:
         self.name: Final = link.name
         self._link: Final = link
         self._streams: Final = Streams(link)
-        self._reads: Final = Reads(link)
+        self._reads: Final = Reads(link, self._streams, copies=copies)
         self._topology: Final = TopologyKeeper(link.name, self._streams)
         self._on_disconnect: list[Callable[[], None]] = []
         self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
@@ -119,6 +119,9 @@ class NatsBus:
 
     async def forget(self, topology: Topology) -> None:
         self._topology.forget(topology)
+
+    async def hang_up(self) -> None:
+        await self._link.hang_up()
 
     def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
         self._link.publish(subject, data, header_block(headers) if headers else b"")

@@ -1,6 +1,9 @@
 """nats-py's client with our parser, without its ways of dying silently, and the options it is used with."""
 
+import contextlib
+import socket
 import ssl
+import struct
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,6 +17,7 @@ RECONNECT_WAIT_S: Final = 0.2
 PING_INTERVAL_S: Final = 10
 """Two unanswered pings mean a new connection: a server that hangs is left after 30 s."""
 CONNECT_TIMEOUT_S: Final = 5
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
 OUTBOUND_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes not yet taken by the socket. Beyond this the server is not reading: signals are dropped, stores refused."""
 
@@ -45,6 +49,21 @@ class BusClient(Client):
         error = nats.errors.Error(f"nats: {words}")
         await self._error_cb(error)
         await self._process_op_err(error)
+
+    async def _process_op_err(self, e: Exception) -> None:
+        """The library would wait for a broken connection to take what is still to be sent, without end when the other
+        side is silent; and what it took in the end would arrive late."""
+        self.drop_connection()
+        await super()._process_op_err(e)
+
+    def drop_connection(self) -> None:
+        """Close the socket now; neither this process nor the kernel sends what waits in it."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is None:
+            return
+        with contextlib.suppress(OSError, AttributeError):
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        writer.transport.abort()
 
 
 def client_options(settings: NatsSettings, password: Secret | None, name: str) -> dict[str, Any]:

@@ -260,6 +260,12 @@ class Link:
         if self._client._subs.pop(sid, None) is not None and self._standing.is_set():
             self._outbox.write(b"UNSUB %b\r\n" % key)
 
+    async def hang_up(self) -> None:
+        """Break the connection. What the server has not taken of it is dropped; then as after any other loss."""
+        if self._standing.is_set():
+            self._client.drop_connection()
+            await self._client.force_reconnect()
+
     async def close(self) -> None:
         if self._closing:
             return

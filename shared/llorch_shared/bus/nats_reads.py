@@ -1,8 +1,11 @@
 """Reads streams without a consumer: direct gets of one message, of the newest per subject, or of a range, in pages.
 
 The library has neither batched form. Answers are taken by callback: `next_msg` costs twice as much per message.
+Any copy of a stream answers a direct get, also one that has not stored yet what its leader acknowledged. The newest
+message of one subject is what decisions are made from, so where there are copies it is asked of the leader.
 """
 
+import base64
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -11,6 +14,8 @@ import msgspec
 
 from llorch_shared.bus.nats_inbox import Answer
 from llorch_shared.bus.nats_link import Link
+from llorch_shared.bus.nats_parser import parse_header
+from llorch_shared.bus.nats_streams import ApiError, Streams
 from llorch_shared.bus.port import BusError, Message, NoStream, Unanswered
 
 READ_TIMEOUT_S: Final = 5.0
@@ -25,6 +30,7 @@ _NO_RESPONDERS: Final = 503
 _NOT_FOUND: Final = 404
 _END_OF_BATCH: Final = 204
 _TOO_MANY: Final = 413
+_NO_MESSAGE: Final = 10037
 
 
 def is_marker(headers: Mapping[str, str]) -> bool:
@@ -52,15 +58,37 @@ def _milliseconds(stamp: str) -> int:
 class Reads:
     """Stored messages through one link."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, streams: Streams, *, copies: int) -> None:
         self._link: Final = link
+        self._streams: Final = streams
+        self._copies: Final = copies
 
     async def last(self, stream: str, subject: str) -> Message | None:
+        if self._copies > 1:
+            return await self._last_of_leader(stream, subject)
         answer = await self._link.ask(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout_s=READ_TIMEOUT_S)
         if answer.status == _NOT_FOUND:
             return None
         _check(answer, stream)
         return read_message(answer)
+
+    async def _last_of_leader(self, stream: str, subject: str) -> Message | None:
+        try:
+            reply = await self._streams.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+        except ApiError as error:
+            if error.err_code == _NO_MESSAGE:
+                return None
+            raise
+        found = reply["message"]
+        headers = parse_header(base64.b64decode(found["hdrs"]))[2] if found.get("hdrs") else {}
+        return Message(
+            subject=found["subject"],
+            data=base64.b64decode(found.get("data", "")),
+            headers=headers,
+            seq=found["seq"],
+            deleted=is_marker(headers),
+            stored_ms=_milliseconds(found["time"]),
+        )
 
     async def snapshot(self, stream: str, subject_filter: str) -> list[Message]:
         """One question where the server allows it (1,024 subjects). Above that the stream is read in pages and the

@@ -27,6 +27,8 @@ from llorch_shared.bus.port import (
 from llorch_shared.streams import Durable, Stream, Topology, changed
 
 API_TIMEOUT_S: Final = 5.0
+INFO_TIMEOUT_S: Final = 2.0
+"""A question that an election swallowed is asked again; it changes nothing."""
 BATCH_MESSAGES_MAX: Final = 500
 _ENSURE_ATTEMPTS: Final = 5
 
@@ -141,7 +143,7 @@ class Streams:
 
     async def found(self, call: str) -> dict[str, Any] | None:
         """Configuration in an INFO answer, None where there is no such thing. Raises NoStream without JetStream."""
-        answer = await self._link.ask(f"$JS.API.{call}", b"", timeout_s=API_TIMEOUT_S)
+        answer = await self._link.ask(f"$JS.API.{call}", b"", timeout_s=INFO_TIMEOUT_S)
         if answer.status == _NO_RESPONDERS:
             raise NoStream("JetStream does not answer")
         reply: dict[str, Any] = msgspec.json.decode(answer.data)

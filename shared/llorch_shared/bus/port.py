@@ -156,6 +156,9 @@ class Bus(Protocol):
     def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Fire and forget. Dropped while disconnected."""
 
+    async def hang_up(self) -> None:
+        """Break this connection, dropping what the server has not taken yet, and make a new one as after any loss."""
+
     async def flush(self) -> None:
         """Wait until the server has what was published before."""
 

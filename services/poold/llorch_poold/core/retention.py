@@ -39,11 +39,12 @@ class KeptFrames:
         if owner.size > owner.limit:
             owner.shrink()
 
-    def messages(self) -> Iterator[bytes]:
-        """The same frames in as few messages as the rules of wire.frames allow: only token events are joined."""
+    def messages(self, first: int = 0) -> Iterator[bytes]:
+        """The same frames, from part `first` on, in as few messages as the rules of wire.frames allow: only token
+        events are joined."""
         joined: list[bytes] = []
         length = 0
-        for part in self.parts:
+        for part in self.parts[first:]:
             is_tokens = part.startswith(b"id: ") and part.startswith(b"\nevent: token\n", part.find(b"\n"))
             if joined and (not is_tokens or length + len(part) > MESSAGE_BYTES_MAX):
                 yield b"".join(joined)
