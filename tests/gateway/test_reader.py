@@ -54,6 +54,18 @@ def fresh(cursor: Cursor | None = None, *, in_step: bool = True, buffer_bytes: i
     return Reader(cursor, buffer_bytes=buffer_bytes, in_step=in_step)
 
 
+def restart(index: int, attempt: int = 2) -> bytes:
+    return frames.encode_metrics(frames.Metrics(attempt=attempt, kv_migrated=False, restarted_at=index))
+
+
+def goes_on(index: int, attempt: int = 2) -> bytes:
+    return frames.encode_metrics(frames.Metrics(attempt=attempt, kv_migrated=False, resume_from=index))
+
+
+def announced(attempt: int) -> bytes:
+    return frames.encode_metrics(frames.Metrics(attempt=attempt, kv_migrated=False))
+
+
 def test_live_frames_are_sent_joined_and_unchanged() -> None:
     reader = fresh()
     give(reader, STARTED, tokens(0, 2), metrics(1), token(3), end(4))
@@ -314,3 +326,114 @@ def test_every_index_once_in_order_one_start_at_most_one_end_last(
     if resumed is None:
         assert names[0] in ("started", "metrics")
         assert names.count("started") == 1
+
+
+BEGUN_ANEW = (
+    STARTED,
+    tokens(0, 2),
+    announced(2),
+    restart(3),
+    tokens(3, 4, 2),
+    announced(3),
+    restart(5, 3),
+    token(5, 3),
+)
+
+
+def test_a_restart_is_told_between_the_tokens_live_and_late_and_resumed() -> None:
+    after = [f"token 1-{index}" for index in range(3)]
+    rest = ["metrics", "metrics", "token 2-3", "token 2-4", "metrics", "metrics", "token 3-5"]
+    live, late, resumed = fresh(), fresh(in_step=False), fresh(Cursor(1, 1), in_step=False)
+    give(live, *BEGUN_ANEW)
+    assert seen(live) == ["started", *after, *rest]
+    assert replay(late, *BEGUN_ANEW)
+    assert seen(late) == ["started", *after, *rest]
+    assert replay(resumed, *BEGUN_ANEW)
+    assert seen(resumed) == ["token 1-2", *rest]
+
+
+def test_a_restart_that_comes_before_tokens_that_are_missing_waits_for_them() -> None:
+    reader = fresh()
+    give(reader, STARTED, tokens(0, 1), announced(2), restart(3))
+    assert seen(reader) == ["started", "token 1-0", "token 1-1", "metrics"]
+    assert reader.wants_replay
+    assert replay(reader, *BEGUN_ANEW[:4])
+    assert reader.take() == token(2) + restart(3)
+
+
+def test_a_reader_that_came_back_after_a_restart_is_told_at_most_that_it_was() -> None:
+    reader = fresh(Cursor(3, 5), in_step=False)
+    assert replay(reader, *BEGUN_ANEW, token(6, 3))
+    out = split_events(reader.take())
+    assert [event.id for event in out if event.event == "token"] == ["3-6"]
+    assert not reader.done
+
+
+def test_a_reader_that_does_not_keep_up_is_told_of_a_restart_all_the_same() -> None:
+    reader = fresh(buffer_bytes=200)
+    give(reader, STARTED, metrics(1), restart(0), metrics(2))
+    assert restart(0) in reader.take()
+    assert reader.metrics_dropped
+
+
+def test_a_lost_attempt_says_nothing_of_restarts_any_more() -> None:
+    reader = fresh()
+    give(reader, STARTED, tokens(0, 2), announced(2), announced(3), restart(3, 2), restart(3, 3), token(3, 3))
+    assert reader.take() == STARTED + tokens(0, 2) + announced(2) + announced(3) + restart(3, 3) + token(3, 3)
+
+
+def test_a_reader_with_tokens_that_the_next_attempt_does_not_go_on_from_is_told_so() -> None:
+    """A node that had lost the task was heard once more, before the announcement reached this gateway."""
+    for told in (goes_on(2), restart(2)):
+        reader = fresh()
+        give(reader, STARTED, tokens(0, 2), announced(2), told, token(2, 2))
+        *_, last = split_events(reader.take())
+        assert last.event == "error"
+        assert b"tokens_differ" in last.data
+        assert reader.done
+        resumed = fresh(Cursor(1, 2), in_step=False)
+        replay(resumed, STARTED, tokens(0, 1), announced(2), token(2), told, tokens(2, 3, 2))
+        assert split_events(resumed.take())[-1].event == "error"
+        late = fresh(in_step=False)
+        assert replay(late, STARTED, tokens(0, 1), announced(2), token(2), told, tokens(2, 3, 2))
+        assert seen(late)[-2:] == ["token 2-2", "token 2-3"]
+
+
+def test_a_cursor_that_names_no_attempt_is_believed() -> None:
+    reader = fresh(Cursor(0, 2), in_step=False)
+    assert replay(reader, STARTED, tokens(0, 1), announced(2), goes_on(2), tokens(2, 3, 2))
+    assert seen(reader)[-1] == "token 2-3"
+
+
+def test_tokens_that_were_missed_before_an_announcement_are_found_behind_it() -> None:
+    """Heard live: the next attempt. Stored: what the earlier one said before."""
+    reader = fresh()
+    give(reader, STARTED, token(0), announced(2), token(3, 2))
+    assert seen(reader) == ["started", "token 1-0", "metrics"]
+    assert replay(reader, STARTED, tokens(0, 2), announced(2), token(3, 2))
+    assert seen(reader) == ["token 1-1", "token 1-2", "token 2-3"]
+
+
+def test_a_replay_that_goes_on_where_the_last_one_ended_knows_who_speaks_there() -> None:
+    reader = fresh(in_step=False)
+    assert replay(reader, STARTED, token(0), announced(2))
+    reader.lost()
+    reader.begin_replay(anew=False)
+    assert reader.replayed(token(1)), "of the attempt that is over"
+    assert reader.replayed(frames.encode_token(2, 1, " other"))
+    assert reader.end_replay()
+    assert b" other" in reader.take()
+
+
+def test_a_replay_that_was_refused_knows_who_spoke_at_that_place() -> None:
+    reader = fresh(in_step=False)
+    reader.begin_replay()
+    assert reader.replayed(STARTED)
+    assert not reader.replayed(token(2))
+    reader.replayed(announced(2))
+    assert not reader.end_replay()
+    reader.begin_replay(anew=False)
+    for data in (tokens(0, 2), announced(2), token(3, 2)):
+        assert reader.replayed(data)
+    assert reader.end_replay()
+    assert [event.id for event in split_events(reader.take()) if event.id] == ["1-0", "1-1", "1-2", "2-3"]

@@ -64,7 +64,9 @@ class Transcript:
 
     @property
     def text(self) -> str:
-        return "".join(token.t for token in self.tokens)
+        """The result: what came before the output began anew is void."""
+        void = max((each.restarted_at or 0 for each in self.metrics), default=0)
+        return "".join(token.t for token in self.tokens[void:])
 
     @property
     def indices(self) -> list[int]:
@@ -104,6 +106,8 @@ class Transcript:
         assert len(self.started) <= 1
         if self.end is not None:
             assert self.end.tokens_out == len(self.tokens), f"{self.end} but {len(self.tokens)} tokens"
+            told = [each.restarted_at for each in self.metrics if each.restarted_at is not None]
+            assert self.end.restarted_at == max(told, default=None), f"{self.end} but {told}"
 
 
 class TaskClient:

@@ -132,15 +132,26 @@ STREAM_END: Final = _BEGIN + frames.encode_end(
 )
 STREAM_ERROR: Final = _BEGIN + frames.encode_error(1, 2, LOST)
 STREAM_RESUMED: Final = (
-    frames.encode_metrics(frames.Metrics(attempt=2, kv_migrated=False))
+    frames.encode_metrics(frames.Metrics(attempt=2, kv_migrated=False, kv_warmth=False))
     + frames.encode_token(2, 2, " Often.")
     + frames.encode_end(2, frames.End(tokens_out=3, decode_ms=61, decode_time_ms=61, finish_reason="stop"))
+)
+STREAM_RESTARTED: Final = (
+    _BEGIN
+    + frames.encode_metrics(frames.Metrics(attempt=2, kv_migrated=False, kv_warmth=False))
+    + frames.encode_metrics(frames.Metrics(attempt=2, kv_migrated=False, kv_warmth=False, restarted_at=2))
+    + frames.encode_token(2, 2, "Streams")
+    + frames.encode_token(2, 3, " run.")
+    + frames.encode_end(
+        2, frames.End(tokens_out=4, decode_ms=40, decode_time_ms=40, finish_reason="stop", tokens_in=14, restarted_at=2)
+    )
 )
 
 STREAMS: Final[dict[str, str]] = {
     "from the beginning": STREAM_END.decode(),
     "ended by an error": STREAM_ERROR.decode(),
     "resumed after 1-1 on another replica": STREAM_RESUMED.decode(),
+    "begun anew on another replica": STREAM_RESTARTED.decode(),
 }
 
 OPERATION_EXAMPLES: Final[dict[str, tuple[dict[str, Any], ...]]] = {

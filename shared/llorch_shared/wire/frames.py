@@ -79,6 +79,9 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 _encode = msgspec.json.encode
 _ATTEMPT: Final = b'"attempt":'
+_RESUME_FROM: Final = b'"resume_from":'
+_RESTARTED_AT: Final = b'"restarted_at":'
+_PREEMPTED: Final = b'"preempted":true'
 
 
 def encode_started(started: Started) -> bytes:
@@ -153,12 +156,29 @@ def peek(data: bytes) -> Header:
 def announced_attempt(metrics: bytes) -> int:
     """The attempt that a metrics frame announces; 0 when it announces none. What comes after it from an earlier
     attempt is from a node that has lost the task."""
-    start = metrics.find(_ATTEMPT)
+    return _number(metrics, _ATTEMPT) or 0
+
+
+def restarted_at(metrics: bytes) -> int | None:
+    """The index before which a metrics frame says that everything is void."""
+    return _number(metrics, _RESTARTED_AT)
+
+
+def goes_on_at(metrics: bytes) -> int | None:
+    """The index of the first token of the attempt that a metrics frame announces, where it does not repeat what was
+    sent: no reader may have a token of an earlier attempt there."""
+    if _PREEMPTED in metrics:
+        return None
+    return _number(metrics, _RESTARTED_AT if _RESTARTED_AT in metrics else _RESUME_FROM)
+
+
+def _number(data: bytes, key: bytes) -> int | None:
+    start = data.find(key)
     if start < 0:
-        return 0
-    digits = metrics[start + len(_ATTEMPT) : start + len(_ATTEMPT) + 7]
+        return None
+    digits = data[start + len(key) : start + len(key) + 9]
     number = digits[: len(digits) - len(digits.lstrip(b"0123456789"))]
-    return int(number or 0)
+    return int(number) if number else None
 
 
 def tokens_after(data: bytes, index: int) -> bytes:

@@ -6,14 +6,25 @@ some, or was too slow. This state machine puts them together. It knows no bus, n
 
     LIVE ──gap, overflow, lost()──▶ BEHIND ──begin_replay()──▶ REPLAYING ──end_replay()──▶ LIVE (or BEHIND again)
 
-Never: an index twice or out of order, a second `started`, anything after the terminal event, a token after a cancel.
+Never: an index twice or out of order, a second `started`, anything after the terminal event, a token after a cancel,
+half of one text behind half of another. That the output began anew is said between the tokens where it did.
 """
 
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import Final
 
-from llorch_shared.wire.frames import Cursor, Header, Kind, announced_attempt, peek, tokens_after
+from llorch_gateway.core.record import parted
+from llorch_shared.wire.frames import (
+    Cursor,
+    Header,
+    Kind,
+    announced_attempt,
+    goes_on_at,
+    peek,
+    restarted_at,
+    tokens_after,
+)
 
 _TOKEN_PREFIX: Final = b"id: "
 _METRICS_PREFIX: Final = b"event: metrics\n"
@@ -46,10 +57,13 @@ class Reader:
         "_held_bytes",
         "_held_overflowed",
         "_holding",
+        "_log_attempt",
         "_metrics_seen",
         "_out",
         "_out_bytes",
         "_refused",
+        "_restarted_at",
+        "_said_by",
         "_silenced",
         "_started",
         "done",
@@ -62,6 +76,11 @@ class Reader:
         """`in_step`: every frame since the stream's beginning will come live, so there is nothing to read first."""
         self.next_index = 0 if cursor is None else cursor.token + 1
         self._attempt = 0
+        self._said_by = 0 if cursor is None else cursor.attempt
+        """The attempt of the last token this reader has; 0 when that is not known."""
+        self._log_attempt = 0
+        """The attempt that speaks where the next replay begins."""
+        self._restarted_at = -1
         self._started = cursor is not None
         self._buffer_bytes: Final = buffer_bytes
         self._out: list[bytes] = []
@@ -113,8 +132,11 @@ class Reader:
         """True once what is in hand has been taken and the stored stream must be read to go on."""
         return self.mode is Mode.BEHIND and not self._out and not self.done
 
-    def begin_replay(self) -> None:
+    def begin_replay(self, *, anew: bool = True) -> None:
+        """`anew`: from the beginning of the stored stream, else from where the last replay ended. In it an attempt
+        speaks up to the next one's announcement, however early that was heard live."""
         self.mode = Mode.REPLAYING
+        self._attempt = 0 if anew else self._log_attempt
         self._refused = False
         self._held.clear()
         self._held_bytes = 0
@@ -128,6 +150,8 @@ class Reader:
         taken = self._accept(peek(data), data, not self._refused)
         if not taken:
             self._refused = True
+        if not self._refused:
+            self._log_attempt = self._attempt
         return taken
 
     def end_replay(self) -> bool:
@@ -202,15 +226,13 @@ class Reader:
             elif not (self._started or proven):
                 return False
             self._started = True
-            self._attempt = header.attempt
+            self._attempt = self._said_by = header.attempt
             self.next_index = header.last + 1
             if not self._silenced:
                 self._emit(data)
             return True
         if kind is Kind.METRICS:
-            self._attempt = max(self._attempt, announced_attempt(data))
-            self._metrics(data)
-            return True
+            return self._metrics(data)
         if kind is Kind.STARTED:
             if not self._started:
                 self._started = True
@@ -238,15 +260,29 @@ class Reader:
         self._held.clear()
         self._held_bytes = 0
 
-    def _metrics(self, data: bytes) -> None:
-        """Metrics have no index: those that may come twice are told apart by their bytes."""
+    def _metrics(self, data: bytes) -> bool:
+        """Metrics have no index: those that may come twice are told apart by their bytes. One of a restart has its
+        place, behind the last token that is void."""
+        attempt, first, void = announced_attempt(data), goes_on_at(data), restarted_at(data)
+        if first is not None:
+            if attempt < self._attempt:
+                return True
+            if first > self.next_index and void is not None:
+                return False
+            if first < self.next_index and 0 < self._said_by < attempt:
+                self._end(parted())
+                return True
+        self._attempt = max(self._attempt, attempt)
         mark = hash(data)
-        if mark in self._metrics_seen:
-            return
+        if mark in self._metrics_seen or (void is not None and void <= self._restarted_at):
+            return True
+        if void is not None:
+            self._restarted_at = void
         if len(self._metrics_seen) >= _METRICS_REMEMBERED:
             del self._metrics_seen[next(iter(self._metrics_seen))]
         self._metrics_seen[mark] = None
         self._emit(data)
+        return True
 
     def _emit(self, data: bytes) -> None:
         self._out.append(data)
@@ -254,7 +290,7 @@ class Reader:
 
     def _relieve(self) -> None:
         """Over the bound: metrics go first; if that is not enough, follow the stored stream from here on."""
-        kept = [frame for frame in self._out if not frame.startswith(_METRICS_PREFIX)]
+        kept = [frame for frame in self._out if not _may_go(frame)]
         self.metrics_dropped += len(self._out) - len(kept)
         self._keep(kept)
         if self._out_bytes > self._buffer_bytes and not self.done:
@@ -266,3 +302,8 @@ class Reader:
     def _keep(self, frames: Iterable[bytes]) -> None:
         self._out = list(frames)
         self._out_bytes = sum(map(len, self._out))
+
+
+def _may_go(frame: bytes) -> bool:
+    """Whether a reader that does not keep up can do without it."""
+    return frame.startswith(_METRICS_PREFIX) and restarted_at(frame) is None

@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from llorch_shared.errors import ErrorBody, ErrorCode
+from llorch_shared.errors import ErrorBody, ErrorCode, ResetDetail
 from llorch_shared.states import FINAL
 from llorch_shared.wire.frames import Cursor, End, encode_end, encode_error
 from llorch_shared.wire.run import Located, RunRecord, TaskView, WaitsFor
@@ -20,6 +20,12 @@ _FRAMES_GONE: Final = ErrorBody(
     code=ErrorCode.INTERNAL,
     message="tokens of this stream are no longer kept; the task itself is not affected",
     hint="GET /v1/tasks/{id} tells how it ended",
+)
+_PARTED: Final = ErrorBody(
+    code=ErrorCode.WORKER_RESET,
+    message="the rest of this stream does not go on from the tokens that this reader has",
+    detail=ResetDetail.TOKENS_DIFFER,
+    hint="read it from its beginning",
 )
 
 
@@ -58,6 +64,11 @@ def terminal_frame(record: RunRecord) -> bytes:
 def frames_gone() -> bytes:
     """The error event of a reader whose next token nobody keeps any more. It has no id: no token was passed over."""
     return b"event: error\ndata: %b\n\n" % msgspec.json.encode(_FRAMES_GONE)
+
+
+def parted() -> bytes:
+    """The error event of a reader that took tokens of a node which had lost the task already. It has no id."""
+    return b"event: error\ndata: %b\n\n" % msgspec.json.encode(_PARTED)
 
 
 def view_of_run(record: RunRecord) -> TaskView:

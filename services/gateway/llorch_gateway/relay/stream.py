@@ -84,8 +84,8 @@ class Stream:
         """Read the stored stream from where this reader knows it, sending as it comes."""
         reader, seat = self._reader, self._seat
         before = reader.next_index
-        reader.begin_replay()
         position, refused_at = seat.replay_from, 0
+        reader.begin_replay(anew=position == 1)
         try:
             while not (reader.done or seat.closed):
                 messages = await self._bus.replay(

@@ -9,11 +9,9 @@ from typing import Final
 
 import msgspec
 
-from llorch_shared.wire.frames import BadFrame, Kind, Metrics, Token, announced_attempt, peek, split_events
+from llorch_shared.wire.frames import BadFrame, Kind, Token, announced_attempt, peek, restarted_at, split_events
 
 _TOKEN: Final = msgspec.json.Decoder(Token)
-_METRICS: Final = msgspec.json.Decoder(Metrics)
-_RESTARTED: Final = b'"restarted_at":'
 
 
 class PrefixMismatch(ValueError):
@@ -53,7 +51,7 @@ def sent_before(messages: Iterable[bytes]) -> Sent:
     from an attempt older than one that was announced."""
     started = False
     attempt = 0
-    restarted_at = None
+    void_before: int | None = None
     tokens: dict[int, str] = {}
     for data in messages:
         try:
@@ -63,7 +61,8 @@ def sent_before(messages: Iterable[bytes]) -> Sent:
             elif header.kind is Kind.METRICS:
                 announced = announced_attempt(data)
                 if announced >= attempt:
-                    restarted_at = restart_told(data, restarted_at)
+                    told = restarted_at(data)
+                    void_before = void_before if told is None else told
                 attempt = max(attempt, announced)
             elif header.kind is Kind.TOKENS and header.attempt >= attempt:
                 attempt = header.attempt
@@ -72,12 +71,7 @@ def sent_before(messages: Iterable[bytes]) -> Sent:
                     tokens.setdefault(token.i, token.t)
         except (BadFrame, msgspec.DecodeError):
             continue
-    return Sent(started=started, tokens=tokens, restarted_at=restarted_at)
-
-
-def restart_told(metrics: bytes, before: int | None) -> int | None:
-    """What a metrics frame says of a restart, else what was known before it. Raises DecodeError."""
-    return before if _RESTARTED not in metrics else _METRICS.decode(split_events(metrics)[0].data).restarted_at
+    return Sent(started=started, tokens=tokens, restarted_at=void_before)
 
 
 class PrefixGuard:
