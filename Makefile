@@ -9,11 +9,12 @@ ARGS   ?=
 SEED    ?= 1
 SECONDS ?= 60
 FAULTS  ?= all
+NAME    ?= gateways
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check contracts bench chaos chaos-long lock clean
+.PHONY: help demo up test check contracts bench chaos chaos-long drill lock clean
 
 # $(call step,title,command): one line with its time; what the command said only when it failed.
 define step
@@ -53,6 +54,9 @@ chaos: $(READY) ## break a real system on purpose and judge what its clients saw
 
 chaos-long: $(READY) ## the same for 20 minutes
 	@PYTHONPATH=tests $(PY) -m chaos --seed $(SEED) --seconds 1200 --faults $(FAULTS) $(ARGS)
+
+drill: $(READY) ## one promise measured at full size: NAME=gateways|ids|schedulers|real SEED=, figures beside what is promised
+	@PYTHONPATH=tests $(PY) -m chaos.drill $(NAME) --seed $(SEED) $(ARGS)
 
 lock: ## pin every dependency by hash in requirements.lock (needs uv)
 	@command -v $(UV) >/dev/null || { echo 'make lock needs uv: pip install uv, or make lock UV=/path/to/uv' >&2; exit 1; }

@@ -29,7 +29,7 @@ class Way(StrEnum):
     BUS = "bus"
     """Straight into the admission stream."""
     TWICE = "twice"
-    """To two gateways at once with the same id."""
+    """To several gateways at once with the same id."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +41,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     way: Way
     gateway: int
+    doors: int = 2
+    """To how many gateways at once, when it is handed in `TWICE`."""
     read_after_s: float = 0.0
     readers: int = 1
     cuts: tuple[int, ...] = ()

@@ -75,8 +75,8 @@ class Clients:
             return await self._until_accepted(ask, [BUS])
         gateways = self._gateways_from(ask.gateway)
         if ask.way is Way.TWICE:
-            both = (self._until_accepted(ask, gateways), self._until_accepted(ask, gateways[1:] + gateways[:1]))
-            return any(await asyncio.gather(*both))
+            tries = [self._until_accepted(ask, gateways[door:] + gateways[:door]) for door in range(ask.doors)]
+            return any(await asyncio.gather(*tries))
         return await self._until_accepted(ask, gateways)
 
     async def _again(self, ask: Ask, delay_s: float) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import httpx
 import msgspec
 
 from chaos.plan import NATS, Fault, FaultKind
@@ -25,6 +26,10 @@ from support.system import System
 STOP_S: Final = 15.0
 FILL_TRIES: Final = 100
 THIEF: Final = "thief"
+LEAD_WITHIN_S: Final = 60.0
+STANDS_S: Final = 3.0
+"""A scheduler that has just connected waits 2 s before it finds anybody gone."""
+LEAD_POLL_S: Final = 0.2
 THEFT_TTL_S: Final = 2.0
 """What a stranger wrote goes away as any lease that nobody renews."""
 
@@ -72,7 +77,7 @@ class Nemesis:
         assert set(self._deeds) == set(FaultKind)
 
     async def follow_plan(self, plan: Sequence[Fault]) -> None:
-        """Each fault at its time, counted from now; returns when the last is over."""
+        """Each fault at its time or soon after, counted from now; returns when the last is over."""
         began = time.time()
         async with asyncio.TaskGroup() as group:
             for fault in plan:
@@ -81,12 +86,27 @@ class Nemesis:
     async def _do(self, fault: Fault, at: float) -> None:
         await asyncio.sleep(at - time.time())
         async with self._victims.setdefault(fault.target, asyncio.Lock()):
+            if fault.when_all_lead:
+                await self._all_lead()
             began, skipped = time.time(), ""
             try:
                 await self._deeds[fault.kind](fault)
             except Skipped as why:
                 skipped = str(why)
             self.injected.append(Injected(fault=fault, began=began, over=time.time(), skipped=skipped))
+
+    async def _all_lead(self) -> None:
+        """At most `LEAD_WITHIN_S`: a scheduler that does not come back is found by the checker."""
+        schedulers = [name for name in self._system.processes if name.startswith("scheduler-")]
+        deadline, since = time.monotonic() + LEAD_WITHIN_S, time.monotonic()
+        while time.monotonic() < deadline and time.monotonic() - since < STANDS_S:
+            try:
+                leading = [await self._system.metric(name, "scheduler_active") for name in schedulers]
+            except httpx.HTTPError:
+                leading = [0.0]
+            if not all(leading):
+                since = time.monotonic()
+            await asyncio.sleep(LEAD_POLL_S)
 
     async def _kill(self, fault: Fault) -> None:
         self._must_run(fault.target)

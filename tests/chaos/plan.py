@@ -81,6 +81,9 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     target: str
     lasts_s: float = 0.0
     strength: float = 0.0
+    when_all_lead: bool = False
+    """Not before every scheduler leads a shard and stands by for the others': what is measured then is a takeover, not
+    how soon a process starts."""
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):

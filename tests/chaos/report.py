@@ -78,7 +78,7 @@ def make_report(
         tasks=dict(sorted(states.items())),
         tokens_read=sum(len(entry.indices) for entries in readers for entry in entries if isinstance(entry, Tokens)),
         connections=sum(isinstance(entry, Opened) for entries in readers for entry in entries),
-        resume_gap_ms=percentiles(_gaps(readers)),
+        resume_gap_ms=percentiles(until - since for since, until in gaps(readers)),
         violations=tuple(violations),
     )
 
@@ -108,18 +108,19 @@ def _recovery(made: Sequence[Injected], accepted: Sequence[tuple[float, float]],
     )
 
 
-def _gaps(readers: Iterable[Sequence[object]]) -> Iterable[float]:
+def gaps(readers: Iterable[Sequence[object]]) -> Iterable[tuple[float, float]]:
+    """When a reader lost its connection, not by its own will, and when it had its next event."""
     for entries in readers:
         lost = 0.0
         for before, entry in pairwise(entries):
             if isinstance(before, Closed) and not before.why.startswith("left") and not lost:
                 lost = before.at
             if lost and isinstance(entry, Tokens | Ended):
-                yield entry.at - lost
+                yield lost, entry.at
                 lost = 0.0
 
 
-def text(report: Report) -> str:
+def text(report: Report, again: str = "") -> str:
     """For people, with the command that does it again."""
     lines = [
         f"seed {report.seed}, {report.seconds:g} s",
@@ -144,7 +145,7 @@ def text(report: Report) -> str:
     lines += [f"    {each.kind}  {each.task}  {each.explanation}" for each in report.violations[:SHOWN]]
     if len(report.violations) > SHOWN:
         lines.append(f"    and {len(report.violations) - SHOWN} more, see report.json")
-    return "\n".join([*lines, "", f"again       {_command(report)}"])
+    return "\n".join([*lines, "", f"again       {again or _command(report)}"])
 
 
 def _command(report: Report) -> str:

@@ -2,6 +2,7 @@
 
 <folder>/plan.json       what was to happen: faults and asks
 <folder>/history.jsonl   what clients asked and saw
+<folder>/leases.json     who decided for which shard
 <folder>/faults.json     what the nemesis did, and what its victims did that no fault explains
 <folder>/engines/        what each engine process generated
 <folder>/after.json      what the bus held at the end
@@ -25,9 +26,11 @@ from chaos.clients import Clients
 from chaos.evidence import AFTER, ENGINES, HISTORY, load
 from chaos.gather import gather
 from chaos.history import RunSeen, Writer, now
+from chaos.leases import LeaseWatch
 from chaos.nemesis import Injected, Nemesis
-from chaos.plan import Fault, FaultKind, Shape, make_plan
+from chaos.plan import Fault, FaultKind, make_plan
 from chaos.settle import Settling
+from chaos.stage import Stage
 from llorch_shared import subjects
 from llorch_shared.bus.port import Message
 from llorch_shared.wire.run import RUN_DECODER
@@ -38,12 +41,9 @@ from support.system import System, mock_pool
 PLAN: Final = "plan.json"
 FAULTS: Final = "faults.json"
 PER_S: Final = 6.0
-"""Tasks a second. 16 slots at 50 tokens a second serve three times as many: the load is steady, not an overload."""
-SLOTS: Final = 4
-RATE: Final = 50.0
+"""Tasks a second: the load is steady, not an overload."""
 DISK_MIB: Final = 256
-PATIENCE_S: Final = 60.0
-"""How long clients go on after the last ask."""
+LINK_KINDS: Final = frozenset({FaultKind.CUT, FaultKind.STALL, FaultKind.DELAY})
 SETTINGS: Final = {
     "poold": {"drain_timeout_ms": 500, "stable_after_ms": 3_000, "backoff_max_ms": 2_000},
 }
@@ -58,6 +58,7 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     kinds: tuple[FaultKind, ...]
     faults: tuple[Fault, ...]
     asks: tuple[Ask, ...]
+    stage: Stage = Stage()
 
 
 class FaultsMade(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +70,7 @@ async def run(
     folder: Path, *, seed: int, seconds: float, kinds: Sequence[FaultKind], per_s: float = PER_S
 ) -> report.Report:
     """`folder` is made by this run and holds nothing else."""
-    shape = Shape()
+    shape = Stage().shape
     planned = Planned(
         seed=seed,
         seconds=seconds,
@@ -77,17 +78,13 @@ async def run(
         faults=make_plan(seed, seconds, kinds, shape),
         asks=make_asks(seed, seconds, per_s=per_s, shape=shape),
     )
-    folder.mkdir(parents=True)
-    (folder / PLAN).write_bytes(msgspec.json.format(msgspec.json.encode(planned)))
-    await _live(folder, shape, planned)
+    await live(folder, planned)
     return judge(folder)
 
 
 def judge(folder: Path) -> report.Report:
     """From the folder of a run alone."""
-    planned = msgspec.json.decode((folder / PLAN).read_bytes(), type=Planned)
-    made = msgspec.json.decode((folder / FAULTS).read_bytes(), type=FaultsMade)
-    evidence = load(folder)
+    planned, made, evidence = read_planned(folder), read_faults(folder), load(folder)
     told = report.make_report(
         seed=planned.seed,
         seconds=planned.seconds,
@@ -101,9 +98,24 @@ def judge(folder: Path) -> report.Report:
     return told
 
 
-async def _live(folder: Path, shape: Shape, planned: Planned) -> None:
+def read_planned(folder: Path) -> Planned:
+    return msgspec.json.decode((folder / PLAN).read_bytes(), type=Planned)
+
+
+def read_faults(folder: Path) -> FaultsMade:
+    return msgspec.json.decode((folder / FAULTS).read_bytes(), type=FaultsMade)
+
+
+async def live(folder: Path, planned: Planned) -> None:
+    """Do what is planned to a real system, and leave all that was seen in `folder`, which is made here."""
+    folder.mkdir(parents=True)
+    (folder / PLAN).write_bytes(msgspec.json.format(msgspec.json.encode(planned)))
+    stage, shape = planned.stage, planned.stage.shape
     environment = {"LLORCH_MOCK_LOG": str(folder / ENGINES)}
-    pools = [mock_pool(pool, replicas=1, slots=SLOTS, rate=RATE, env=environment) for pool in shape.pools]
+    pools = [
+        mock_pool(pool, replicas=1, slots=stage.slots, rate=stage.rate, capacity=stage.capacity, env=environment)
+        for pool in shape.pools
+    ]
     system = System(
         folder / "system",
         pools=pools,
@@ -112,7 +124,7 @@ async def _live(folder: Path, shape: Shape, planned: Planned) -> None:
         nodes=shape.nodes,
         settings=SETTINGS,
     )
-    links = {name: Link(free_port(), system.nats.port) for name in shape.linked}
+    links = {name: Link(free_port(), system.nats.port) for name in shape.linked if _needs_link(name, planned.faults)}
     for name, link in links.items():
         system.processes[name].environment["NATS_URL"] = link.url
     writer = Writer(folder / HISTORY)
@@ -122,14 +134,22 @@ async def _live(folder: Path, shape: Shape, planned: Planned) -> None:
             settling = Settling(system)
             await settling.start()
             await system.bus.subscribe(subjects.ALL_RUNS_LIVE, _recorder(writer))
+            leases = LeaseWatch()
+            await leases.start(system.bus)
             nemesis = Nemesis(system, links, ballast)
-            clients = Clients(system, writer, give_up_at=now() + planned.seconds + PATIENCE_S)
+            clients = Clients(system, writer, give_up_at=now() + planned.seconds + stage.patience_s)
             await asyncio.gather(nemesis.follow_plan(planned.faults), clients.follow_plan(planned.asks))
             unsettled = nemesis.problems + await settling.wait()
+            leases.write(folder)
             after = await gather(system, unsettled)
             made = FaultsMade(injected=tuple(nemesis.injected), problems=tuple(nemesis.problems))
             (folder / FAULTS).write_bytes(msgspec.json.encode(made))
             (folder / AFTER).write_bytes(msgspec.json.encode(after))
+
+
+def _needs_link(name: str, faults: Sequence[Fault]) -> bool:
+    """A proxy in our own process costs as much as what it connects: only where one is to be cut."""
+    return any(fault.target == name and fault.kind in LINK_KINDS for fault in faults)
 
 
 def _recorder(writer: Writer):  # type: ignore[no-untyped-def]

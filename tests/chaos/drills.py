@@ -1,0 +1,160 @@
+"""The runs that the promises are measured by: what is asked, what is broken, and what must come of it. Pure.
+
+A drill is a chaos run with a load and a plan of its own; everything that judges a chaos run judges it, too. `scale`
+makes a small one of the same kind; the figures that are promised are those of scale 1.
+"""
+
+import random
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from chaos.asks import DEADLINE_MS, Ask, Way, prompt_of
+from chaos.evidence import Evidence
+from chaos.goals import Goal, gateways_goals, ids_goals, schedulers_goals
+from chaos.leases import LeaseSeen
+from chaos.nemesis import Injected
+from chaos.plan import Fault, FaultKind, Shape, make_plan
+from chaos.run import Planned
+from chaos.stage import Stage
+from llorch_shared.wire.task import Priority
+from support.client import task_request
+
+ID_FAULTS: Final = (
+    FaultKind.KILL,
+    FaultKind.TERM,
+    FaultKind.PAUSE,
+    FaultKind.NATS_KILL,
+    FaultKind.ENGINE_KILL,
+    FaultKind.CUT,
+    FaultKind.STALL,
+    FaultKind.LEASE_THEFT,
+)
+
+Judges = Callable[[Planned, Evidence, Sequence[Injected], Sequence[LeaseSeen]], list[Goal]]
+
+
+class Drill(msgspec.Struct, frozen=True, kw_only=True):
+    what: str
+    """One line for `--help`."""
+    plan: Callable[[int, float], Planned]
+    """From seed and scale."""
+    goals: Judges
+
+
+def _ask(rnd: random.Random, shape: Shape, *, at_s: float, tokens: int, readers: int, way: Way, doors: int = 2) -> Ask:
+    task = str(uuid.UUID(int=rnd.getrandbits(128), version=4))
+    pool = rnd.choice(shape.pools)
+    return Ask(
+        at_s=round(at_s, 3),
+        request=task_request(
+            task_id=task,
+            session_id=str(uuid.UUID(int=rnd.getrandbits(128), version=4)),
+            prompt=prompt_of(task),
+            max_tokens=tokens,
+            deadline_ms=DEADLINE_MS,
+            priority=rnd.choice(tuple(Priority)),
+            placement={"mode": "pin", "pin_pool_id": pool},
+        ),
+        pool=pool,
+        tenant="default",
+        way=way,
+        gateway=rnd.randrange(shape.gateways),
+        doors=doors,
+        readers=readers,
+    )
+
+
+def _gateways(seed: int, scale: float) -> Planned:
+    """All streams are open at once. At 6 tokens a second a stream lasts 67 s, twice that where a node was killed in the
+    middle of it: the attempt that follows begins with the first token again."""
+    streams, rate, tokens = max(8, round(500 * scale)), 6.0 if scale == 1 else 40.0, 400 if scale == 1 else 200
+    rnd = random.Random(f"gateways {seed}")
+    lasts_s = tokens / rate
+    opened_s = streams / 100
+    stage = Stage(slots=2 * streams, rate=rate, capacity=2 * streams, patience_s=4 * lasts_s)
+    every_s = 5.0 if scale == 1 else 2.0
+    node_at_s = opened_s + lasts_s / 2
+    until_s = node_at_s + lasts_s
+    kills = [
+        Fault(at_s=round(at_s, 3), kind=FaultKind.KILL, target=rnd.choice(stage.shape.of("gateway", 3)), lasts_s=0.5)
+        for at_s in _every(every_s, opened_s + every_s, until_s)
+    ]
+    node = Fault(at_s=round(node_at_s, 3), kind=FaultKind.KILL, target=rnd.choice(("poold-1", "poold-2")), lasts_s=2.0)
+    return Planned(
+        seed=seed,
+        seconds=until_s,
+        kinds=(FaultKind.KILL,),
+        faults=tuple(sorted([*kills, node], key=lambda fault: fault.at_s)),
+        asks=tuple(
+            _ask(rnd, stage.shape, at_s=number / 100, tokens=tokens, readers=1, way=Way.STREAM)
+            for number in range(streams)
+        ),
+        stage=stage,
+    )
+
+
+def _ids(seed: int, scale: float) -> Planned:
+    tasks, per_s = max(20, round(10_000 * scale)), 40.0
+    rnd = random.Random(f"ids {seed}")
+    stage = Stage(slots=16, rate=0, capacity=4096, patience_s=180)
+    seconds = tasks / per_s
+    return Planned(
+        seed=seed,
+        seconds=seconds,
+        kinds=ID_FAULTS,
+        faults=make_plan(seed, seconds, ID_FAULTS, stage.shape),
+        asks=tuple(
+            _ask(rnd, stage.shape, at_s=number / per_s, tokens=rnd.randint(1, 4), readers=0, way=Way.TWICE, doors=3)
+            for number in range(tasks)
+        ),
+        stage=stage,
+    )
+
+
+def _schedulers(seed: int, scale: float) -> Planned:
+    """They die in turn, each when both lead: every kill is a takeover."""
+    tasks, kills, every_s = max(60, round(10_000 * scale)), max(2, round(20 * scale)), 8.0
+    rnd = random.Random(f"schedulers {seed}")
+    stage = Stage(slots=8, rate=100, capacity=4096, patience_s=180)
+    seconds = every_s * (kills + 1)
+    faults = tuple(
+        Fault(
+            at_s=every_s * number,
+            kind=FaultKind.KILL,
+            target=f"scheduler-{1 + number % 2}",
+            lasts_s=0.5,
+            when_all_lead=True,
+        )
+        for number in range(1, kills + 1)
+    )
+    return Planned(
+        seed=seed,
+        seconds=seconds,
+        kinds=(FaultKind.KILL,),
+        faults=faults,
+        asks=tuple(
+            _ask(rnd, stage.shape, at_s=seconds * number / tasks, tokens=rnd.randint(1, 8), readers=0, way=Way.FOLLOW)
+            for number in range(tasks)
+        ),
+        stage=stage,
+    )
+
+
+def _every(step_s: float, since_s: float, until_s: float) -> list[float]:
+    return [since_s + step_s * number for number in range(int((until_s - since_s) / step_s) + 1)]
+
+
+DRILLS: Final[dict[str, Drill]] = {
+    "gateways": Drill(
+        what="500 streams of 400 tokens, a gateway is killed every 5 s and a node once",
+        plan=_gateways,
+        goals=gateways_goals,
+    ),
+    "ids": Drill(what="10,000 task ids, each to 3 gateways at once, under faults", plan=_ids, goals=ids_goals),
+    "schedulers": Drill(
+        what="a scheduler is killed 20 times during 10,000 tasks", plan=_schedulers, goals=schedulers_goals
+    ),
+}
