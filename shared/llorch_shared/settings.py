@@ -63,11 +63,17 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """A comment line after this much silence, so that proxies keep the connection; 0 is off."""
     sse_buffer_bytes: Annotated[int, Meta(ge=16 * 1024)] = 256 * 1024
     """Unsent bytes per connection before it is served from the token stream at its own pace."""
+    sse_stall_ms: Annotated[int, Meta(ge=1000)] = 30_000
+    """A reader that takes nothing of what is sent to it for so long is disconnected, and may resume: a seat and its
+    buffers are not kept for who has gone to sleep."""
     body_bytes_max: Annotated[int, Meta(ge=1024)] = 900 * 1024
     streams_max: Annotated[int, Meta(ge=1)] = 4096
     """Open streams per gateway process; one more is refused with 503."""
     cancel_wait_ms: Annotated[int, Meta(ge=1)] = 5_000
     """How long a cancel waits for its receipt before it answers 202 instead of 204."""
+    drain_ms: Annotated[int, Meta(ge=0)] = 5_000
+    """How long a gateway that was told to stop goes on serving while /readyz says 503: longer than it takes whoever
+    spreads the requests to notice, which looks every second or two. 0 where nobody does."""
     tenant: Name = "default"
     """Tenant of every caller while there is one token."""
 
@@ -156,6 +162,7 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "TRUST_PROXY_AUTH": ("gateway", "trust_proxy_auth"),
     "CANCEL_ON_DISCONNECT": ("gateway", "cancel_on_disconnect"),
     "ORCHD_SSE_HEARTBEAT_MS": ("gateway", "sse_heartbeat_ms"),
+    "LLORCH_GATEWAY_DRAIN_MS": ("gateway", "drain_ms"),
     "LLORCH_NODE_ID": ("poold", "node_id"),
     "LLORCH_CACHE_DIR": ("provisioner", "cache_dir"),
     "LLORCH_OFFLINE": ("provisioner", "offline"),

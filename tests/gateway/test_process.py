@@ -22,6 +22,7 @@ from support.nats_server import NatsServer, free_port
 from support.processes import ServiceProcess
 
 pytestmark = pytest.mark.nats
+NO_DRAIN = {"LLORCH_GATEWAY_DRAIN_MS": "0"}
 
 
 class Node:
@@ -67,7 +68,7 @@ async def node(nats_server: NatsServer) -> AsyncIterator[Node]:
 async def running(name: str, server: NatsServer, folder: Path) -> AsyncIterator[tuple[ServiceProcess, TaskClient]]:
     address = f"127.0.0.1:{free_port()}"
     process = ServiceProcess(
-        name, ["llorch_gateway"], folder=folder, environment={"NATS_URL": server.url, "BIND_ADDR": address}
+        name, ["llorch_gateway"], folder=folder, environment={"NATS_URL": server.url, "BIND_ADDR": address, **NO_DRAIN}
     )
     process.start()
     try:
@@ -189,7 +190,10 @@ async def test_a_gateway_that_starts_before_the_bus_says_so_and_serves_once_it_i
     await asyncio.to_thread(nats_server.stop)
     address = f"127.0.0.1:{free_port()}"
     process = ServiceProcess(
-        "early", ["llorch_gateway"], folder=tmp_path, environment={"NATS_URL": nats_server.url, "BIND_ADDR": address}
+        "early",
+        ["llorch_gateway"],
+        folder=tmp_path,
+        environment={"NATS_URL": nats_server.url, "BIND_ADDR": address, **NO_DRAIN},
     )
     process.start()
     try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llorch_gateway.core.reader import Mode, Reader
+from llorch_gateway.core.reader import PIECE_BYTES, Mode, Reader
 from llorch_shared.errors import ErrorBody, ErrorCode
 from llorch_shared.wire import frames
 from llorch_shared.wire.frames import Cursor, Event, peek, split_events
@@ -72,6 +72,19 @@ def test_live_frames_are_sent_joined_and_unchanged() -> None:
     assert reader.take() == STARTED + tokens(0, 2) + metrics(1) + token(3) + end(4)
     assert reader.done
     assert reader.take() == b""
+
+
+def test_much_at_once_is_sent_in_pieces_of_whole_frames() -> None:
+    reader = fresh(buffer_bytes=32 * PIECE_BYTES)
+    sent = [STARTED, *(tokens(1000 * number, 1000 * number + 999) for number in range(10)), token(10_000)]
+    give(reader, *sent)
+    pieces = []
+    while piece := reader.take():
+        pieces.append(piece)
+    assert b"".join(pieces) == b"".join(sent)
+    assert len(pieces) > 5
+    assert all(len(piece) <= max(PIECE_BYTES, len(tokens(9000, 9999))) for piece in pieces)
+    assert all(piece.endswith(b"\n\n") for piece in pieces)
 
 
 def test_a_frame_that_comes_twice_is_sent_once() -> None:

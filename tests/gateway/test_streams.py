@@ -1,6 +1,7 @@
 """Token streams over the real ASGI application: late, twice, resumed, elsewhere, slow, cut."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -260,6 +261,71 @@ async def test_a_reader_that_takes_nothing_does_not_hold_up_the_stop(cluster: Cl
     async with asyncio.timeout(15):
         await door.gateway.stop_serving()
     assert reply.ended
+
+
+async def test_a_reader_that_takes_nothing_for_too_long_loses_its_seat_and_may_resume(cluster: Cluster) -> None:
+    door = await cluster.gateway(tick=False, sse_stall_ms=30_000)
+    task = await door.submit()
+    await cluster.record(run_record(task, TaskState.RUNNING, lane=door.lane))
+    stopped, other = door.stream(task, slow=True), door.stream(task)
+    await other.until(lambda seen: bool(seen.body))
+    await cluster.publish(door.lane, task, STARTED, tokens(0, 1))
+    now = asyncio.get_running_loop().time()
+    door.gateway.router.tick(now + 29)
+    await settle()
+    assert len(door.gateway.router.seats) == 2
+    door.gateway.router.tick(now + 31)
+    await settle()
+    assert len(door.gateway.router.seats) == 1
+    stopped.flowing.set()
+    assert (await stopped.end()).names == []
+    resumed = door.stream(task)
+    await cluster.publish(door.lane, task, end(2))
+    for reply in (other, resumed):
+        assert (await reply.end()).names == ["started", "token 1-0", "token 1-1", "end 1-2"]
+
+
+async def test_a_late_reader_is_read_to_in_small_pages_however_large_the_stored_messages_are(
+    cluster: Cluster, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[int] = []
+    read = MemoryBus.replay
+
+    async def counted(bus: MemoryBus, *args: Any, **more: Any) -> Any:
+        page = await read(bus, *args, **more)
+        pages.append(sum(len(message.data) for message in page))
+        return page
+
+    task = await door.submit()
+    await cluster.record(run_record(task, TaskState.RUNNING, lane=door.lane))
+    large = [tokens(500 * number, 500 * number + 499) for number in range(60)]
+    await cluster.publish(door.lane, task, STARTED, *large, end(30_000))
+    monkeypatch.setattr(MemoryBus, "replay", counted)
+    other = await cluster.gateway()
+    late = await other.stream(task).end()
+    assert [name for name in late.names if name.startswith("token")] == [f"token 1-{index}" for index in range(30_000)]
+    assert max(pages) < 8 * len(large[-1]) + 128 * 1024
+    assert sum(pages) > 1_000_000
+
+
+async def test_a_draining_gateway_serves_all_and_says_that_it_is_not_ready(cluster: Cluster) -> None:
+    door = await cluster.gateway(drain_ms=60_000)
+    task = await door.submit()
+    await cluster.record(run_record(task, TaskState.RUNNING, lane=door.lane))
+    before = door.stream(task)
+    draining = asyncio.create_task(door.gateway.drain())
+    await settle()
+    ready = await door.get("/readyz")
+    assert (ready.status, ready.json()["reasons"]) == (503, ["stopping"])
+    assert ready.headers["connection"] == "close"
+    another = await door.submit()
+    after = door.stream(another)
+    for one, reply in ((task, before), (another, after)):
+        await cluster.publish(door.lane, one, STARTED, tokens(0, 1), end(2))
+        assert (await reply.end()).names == ["started", "token 1-0", "token 1-1", "end 1-2"]
+    assert "connection" not in before.headers
+    assert after.headers["connection"] == "close"
+    draining.cancel()
 
 
 async def test_a_lost_bus_connection_costs_a_reader_nothing(cluster: Cluster, door: Door) -> None:

@@ -89,7 +89,11 @@ class System:
         self.bus_servers = cluster or self.nats
         self.config_path = folder / "llorch.toml"
         self._settings = dict(settings or {})
-        self._environment = {"LLORCH_CONFIG": str(self.config_path), **(environment or {})}
+        self._environment = {
+            "LLORCH_CONFIG": str(self.config_path),
+            "LLORCH_GATEWAY_DRAIN_MS": "0",
+            **(environment or {}),
+        }
         if token:
             self._environment["AUTH_TOKEN"] = token
         self.addresses: dict[str, str] = {}

@@ -65,7 +65,8 @@ _encode: Final = msgspec.json.Encoder().encode
 
 @dataclass(slots=True)
 class Front:
-    """`control` is the Litestar application. `stopping` refuses new work while this process goes away."""
+    """`control` is the Litestar application. `draining` serves everything, and asks clients to make their next
+    connection elsewhere. `stopping` refuses new work while this process goes away."""
 
     auth: AuthPolicy
     admissions: Admissions
@@ -73,6 +74,7 @@ class Front:
     control: App
     tenant: str
     body_bytes_max: int
+    draining: bool = False
     stopping: bool = False
     _answering: set["asyncio.Task[Any]"] = field(default_factory=set)
     """Requests under way that are not streams, or not yet."""
@@ -107,6 +109,8 @@ class Front:
         headers = {name: value for name, value in scope["headers"] if name in _WANTED}
         correlation = correlation_of(_text(headers.get(b"x-correlation-id")))
         path = scope["path"]
+        if self.draining and scope["http_version"].startswith("1"):
+            send = _last_of_its_connection(send)
         try:
             if self.stopping and path not in SERVED_WHILE_STOPPING:
                 raise unavailable(STOPPING)
@@ -224,6 +228,15 @@ def _correlated(send: Send, correlation_id: str) -> Send:
         if message["type"] == "http.response.start":
             headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != CORRELATION]
             message["headers"] = [*headers, (CORRELATION, correlation_id.encode())]
+        await send(message)
+
+    return with_header
+
+
+def _last_of_its_connection(send: Send) -> Send:
+    async def with_header(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
         await send(message)
 
     return with_header

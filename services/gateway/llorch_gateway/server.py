@@ -1,19 +1,21 @@
 """granian inside our own loop: one process, HTTP/1.1 and HTTP/2 (prior knowledge) on one port.
 
-The port is opened with SO_REUSEPORT, so several gateway processes may share it. Signals are not the server's: the
-service tells it to stop, after it has ended the streams.
+The listening socket is ours (`listening.py`), so that its end can be told to the kernel. Signals are not the server's:
+the service tells it to stop, after it has ended the streams.
 """
 
 import asyncio
 import logging
-import socket
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from granian._granian import SocketHolder
 from granian.constants import HTTPModes, Interfaces, TaskImpl
 from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server
 
+from llorch_gateway import listening
 from llorch_shared.settings import SettingsError
 
 log = logging.getLogger(__name__)
@@ -22,18 +24,41 @@ BACKLOG: Final = 4096
 STOP_WITHIN_S: Final = 1.0
 """Open connections get this long to close after they were told; idle HTTP/2 clients often do not. The end of the
 process closes the rest."""
+LAST_REQUESTS_S: Final = 0.25
+"""Whoever connected before the door was closed has so long to send a request."""
 HTTP2_STREAMS_MAX: Final = 1024
 """Streams of one HTTP/2 connection: a proxy carries many clients over one."""
+UNSENT_BYTES_MAX: Final = 64 * 1024
+"""What the server itself keeps of a response that its client does not take, beside the kernel's share."""
+
+
+_Holder: Final[Any] = SocketHolder
+"""Its stub leaves out how it is made: descriptor, whether it is a Unix socket, backlog."""
+
+
+class _Server(Server):
+    """granian on a socket that is bound already."""
+
+    def __init__(self, listener_fd: int, app: Callable[..., Awaitable[None]], **options: Any) -> None:
+        super().__init__(app, backlog=BACKLOG, **options)
+        self._listener_fd: Final = listener_fd
+
+    def _init_shared_socket(self) -> None:
+        self._ssp, self._shd = None, _Holder(self._listener_fd, False, BACKLOG)
 
 
 class HttpServer:
-    """`address` is bound when this is made, so a port of 0 has a number and a taken one is told at once."""
+    """`address` is bound when this is made, so a port of 0 has a number and a taken one is told at once. A client that
+    takes nothing of what it is sent for `stall_s` is cut off."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]], address: str, *, requests_max: int) -> None:
+    def __init__(
+        self, app: Callable[..., Awaitable[None]], address: str, *, requests_max: int, stall_s: float = 30.0
+    ) -> None:
         self.host, port = split_address(address)
-        self._held: Final = _hold(self.host, port)
-        self.port: Final = int(self._held.getsockname()[1])
-        self._server: Final[Any] = Server(
+        self._listener: Final = listening.bind(self.host, port, stall_s=stall_s)
+        self.port: Final = int(self._listener.getsockname()[1])
+        self._server: Final[Any] = _Server(
+            os.dup(self._listener.fileno()),
             app,
             address=self.host,
             port=self.port,
@@ -41,10 +66,11 @@ class HttpServer:
             http=HTTPModes.auto,
             task_impl=TaskImpl.asyncio,
             websockets=False,
-            backlog=BACKLOG,
             backpressure=requests_max,
-            http1_settings=HTTP1Settings(header_read_timeout=10_000, pipeline_flush=True),
-            http2_settings=HTTP2Settings(max_concurrent_streams=HTTP2_STREAMS_MAX),
+            http1_settings=HTTP1Settings(header_read_timeout=10_000, max_buffer_size=UNSENT_BYTES_MAX),
+            http2_settings=HTTP2Settings(
+                max_concurrent_streams=HTTP2_STREAMS_MAX, max_send_buffer_size=UNSENT_BYTES_MAX
+            ),
             log_enabled=False,
         )
         self._task: asyncio.Task[None] | None = None
@@ -68,14 +94,19 @@ class HttpServer:
         assert self._task is not None
         await asyncio.shield(self._task)
 
+    async def close_door(self) -> None:
+        """Take no more connections; who has one is served. Other processes on the port take the new ones."""
+        listening.close_door(self._listener)
+        await asyncio.sleep(LAST_REQUESTS_S)
+
     async def stop(self) -> None:
         if self._task is None:
             return
+        self._listener.close()
         self._server.stop()
         done, _ = await asyncio.wait((self._task,), timeout=STOP_WITHIN_S)
         if not done:
             log.info("idle connections are still open %.0f s after the stop; they end with this process", STOP_WITHIN_S)
-        self._held.close()
         self._task = None
 
 
@@ -85,20 +116,6 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not port.isdigit() or not 0 <= int(port) <= 65535:
         raise SettingsError(f"gateway.addr is {address!r}; write host:port, for example 127.0.0.1:8080")
     return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104  (an empty host means every interface; auth checks it)
-
-
-def _hold(host: str, port: int) -> socket.socket:
-    """Bind without listening: keeps the number of a port 0, and finds out whether a port can be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    held = socket.socket(family, socket.SOCK_STREAM)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        held.bind((host, port))
-    except OSError as error:
-        held.close()
-        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    return held
 
 
 async def _answers(host: str, port: int) -> bool:

@@ -1,8 +1,9 @@
 """The gateway put together: a door that says why it is not ready, then bus, streams, snapshot and relay behind it.
 
 Start order matters: no operation is answered before the lane is subscribed and the registry is read, so the first one
-finds a gateway that can serve it. Stop order too: new requests are refused, open streams end with a word about coming
-back, then the server stops, then the bus.
+finds a gateway that can serve it. Stop order too: first everything is served while readiness says no, so that whoever
+spreads requests looks elsewhere; then no new connection is taken, new requests are refused, open streams end with a
+word about coming back, then the server stops, then the bus.
 """
 
 import asyncio
@@ -10,6 +11,9 @@ import logging
 from contextlib import AsyncExitStack
 from typing import Final
 
+import msgspec
+
+from llorch_gateway import open_files
 from llorch_gateway.admissions import Admissions
 from llorch_gateway.asgi import Front
 from llorch_gateway.bus_api import BusApi
@@ -55,7 +59,11 @@ class Gateway:
         self.metrics: Final = metrics
         self.snapshot: Final = Snapshot(bus, metrics)
         self.router: Final = Router(
-            bus, buffer_bytes=wanted.sse_buffer_bytes, heartbeat_s=wanted.sse_heartbeat_ms / 1000, lane=lane
+            bus,
+            buffer_bytes=wanted.sse_buffer_bytes,
+            heartbeat_s=wanted.sse_heartbeat_ms / 1000,
+            stall_s=wanted.sse_stall_ms / 1000,
+            lane=lane,
         )
         self._audit: Final = Audit(bus, actor=f"gateway/{self.router.lane}")
         admissions = Admissions(
@@ -104,7 +112,7 @@ class Gateway:
     def not_ready(self) -> tuple[str, ...]:
         """Why this process cannot admit and relay now; empty when it can."""
         reasons = []
-        if self.front.stopping:
+        if self.front.draining or self.front.stopping:
             reasons.append("stopping")
         if not self._bus.connected:
             reasons.append("the bus is not connected")
@@ -142,6 +150,11 @@ class Gateway:
             await asyncio.sleep(1)
             self.snapshot.tick(asyncio.get_running_loop().time())
 
+    async def drain(self) -> None:
+        """Serve on, and be left alone by whoever looks at readiness."""
+        self.front.draining = True
+        await asyncio.sleep(self._settings.gateway.drain_ms / 1000)
+
     async def stop_serving(self) -> None:
         """Refuse what is new and end what streams."""
         self.front.stopping = True
@@ -169,8 +182,10 @@ async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Se
     check_bind(host, token)
     metrics = Metrics()
     entrance = Entrance("the bus is not connected")
-    requests_max = settings.gateway.streams_max + REQUESTS_BESIDE_STREAMS
-    server = HttpServer(entrance, settings.gateway.addr, requests_max=requests_max)
+    wanted = settings.gateway
+    connections = open_files.connections(wanted.streams_max + REQUESTS_BESIDE_STREAMS)
+    settings = _with_streams(settings, min(wanted.streams_max, connections.streams_max))
+    server = HttpServer(entrance, wanted.addr, requests_max=connections.total, stall_s=wanted.sse_stall_ms / 1000)
     closed = asyncio.Event()
     async with AsyncExitStack() as stack:
         await server.start()
@@ -188,12 +203,26 @@ async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Se
         narrate(
             log, f"serves on {server.url}", actor="gateway", action="serve", target=server.url, lane=gateway.router.lane
         )
-        await first_of(stop.wait(), gateway.tick(), server.wait(), closed.wait())
+        await first_of(_drained(stop, gateway), gateway.tick(), server.wait(), closed.wait())
         why = stop.reason or ("the bus connection closed for good" if closed.is_set() else "the HTTP server ended")
         narrate(log, f"stops: {why}", actor="gateway", action="stop", target=server.url)
+        await server.close_door()
         await gateway.stop_serving()
         await server.stop()
     return 0 if stop else 1
+
+
+def _with_streams(settings: Settings, streams_max: int) -> Settings:
+    fewer = msgspec.structs.replace(settings.gateway, streams_max=streams_max)
+    return msgspec.structs.replace(settings, gateway=fewer)
+
+
+async def _drained(stop: Stop, gateway: Gateway) -> None:
+    await stop.wait()
+    narrate(
+        log, f"drains: {stop.reason}", actor="gateway", action="drain", target=gateway.router.lane, reason=stop.reason
+    )
+    await gateway.drain()
 
 
 async def _connect(settings: Settings, metrics: Metrics, closed: asyncio.Event, password: Secret | None) -> Bus:

@@ -83,25 +83,29 @@ class Streams:
         write: Callable[[bytes], Awaitable[None]],
         gone: Callable[[], Awaitable[None]],
     ) -> None:
-        """Pump one seat until its stream ends, `gone` returns, or this process stops."""
+        """Pump one seat until its stream ends, `gone` returns, the client takes nothing for too long, or this process
+        stops."""
         seat = opened.seat
         departure = asyncio.ensure_future(gone())
         departure.add_done_callback(lambda done: seat.close("client"))
         if self._stopping:
             seat.close("stopping")
-        current = asyncio.current_task()
-        if current is not None:
-            self._running.add(current)
+        current = seat.pump = asyncio.current_task()
+        assert current is not None
+        self._running.add(current)
         self._open_gauge.inc()
         self._narrate("opens a stream", "stream-start", opened, call, level=logging.DEBUG)
         self._presence.came(opened.task)
         try:
             await start()
             await Stream(seat, bus=self._bus, send=write).run(FIRST_LINE)
+        except asyncio.CancelledError:
+            if seat.closed != "stalled":
+                raise
+            current.uncancel()
         finally:
             departure.cancel()
-            if current is not None:
-                self._running.discard(current)
+            self._running.discard(current)
             self._open_gauge.dec()
             if seat.reader.metrics_dropped:
                 self._drops.inc(seat.reader.metrics_dropped)

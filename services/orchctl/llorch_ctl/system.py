@@ -76,7 +76,7 @@ class System:
     """Use as an async context manager; entering returns when every service is ready."""
 
     def __init__(self, settings: Settings, folder: StateDir, view: LogView) -> None:
-        self.settings: Final = msgspec.structs.replace(settings, log_format="json", state_dir=str(folder.path))
+        self.settings: Final = _of_this_machine(settings, folder)
         self.folder: Final = folder
         self.view: Final = view
         self.supervisor: Final = Supervisor(folder.logs, view)
@@ -148,11 +148,12 @@ class System:
             argv = (sys.executable, "-m", f"llorch_{name}")
             return ProcessSpec(name=name, argv=argv, env=environment, ready=ready, stop_within_s=stop_within_s)
 
+        leave_s = self.settings.gateway.drain_ms / 1000
         drain_s = self.settings.poold.drain_timeout_ms / 1000
         return [
             service("provisioner", self._provisioner_answers),
             service("scheduler", self._scheduler_leads),
-            service("gateway", self._gateway_serves),
+            service("gateway", self._gateway_serves, stop_within_s=leave_s + 10),
             service("poold", self._node_is_registered, stop_within_s=drain_s + 10),
         ]
 
@@ -188,6 +189,14 @@ class System:
             async with self._http.get(self.gateway_url + "/readyz", headers=headers) as answer:
                 return answer.status == 200
         return False
+
+
+def _of_this_machine(settings: Settings, folder: StateDir) -> Settings:
+    """Where the bus is ours, everything ends together: no other gateway takes requests while this one drains."""
+    changed = msgspec.structs.replace(settings, log_format="json", state_dir=str(folder.path))
+    if nats_is_embedded(settings):
+        changed = msgspec.structs.replace(changed, gateway=msgspec.structs.replace(settings.gateway, drain_ms=0))
+    return changed
 
 
 def _greets(host: str, port: int) -> Probe:

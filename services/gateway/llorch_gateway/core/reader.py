@@ -31,6 +31,8 @@ _METRICS_PREFIX: Final = b"event: metrics\n"
 _CANCELLED: Final = b'"finish_reason":"cancelled"'
 _TERMINAL: Final = (Kind.END, Kind.ERROR)
 _METRICS_REMEMBERED: Final = 32
+PIECE_BYTES: Final = 32 * 1024
+"""Sent at once, more or less: several pieces wait in the server for a client that does not read."""
 
 
 class Mode(IntEnum):
@@ -201,13 +203,26 @@ class Reader:
     # What goes out
 
     def take(self) -> bytes:
-        """Everything that may be sent now, in one piece; empty when there is nothing."""
+        """What is to be sent next: whole frames, up to `PIECE_BYTES` or one frame that is larger. Empty when there is
+        nothing that may be sent now."""
         out = self._out
         if not out or self._holding:
             return b""
+        if self._out_bytes > PIECE_BYTES and len(out) > 1:
+            return self._piece()
         data = out[0] if len(out) == 1 else b"".join(out)
         self._out = []
         self._out_bytes = 0
+        return data
+
+    def _piece(self) -> bytes:
+        frames, size = 1, len(self._out[0])
+        while size + len(self._out[frames]) <= PIECE_BYTES:
+            size += len(self._out[frames])
+            frames += 1
+        data = b"".join(self._out[:frames])
+        del self._out[:frames]
+        self._out_bytes -= size
         return data
 
     # The rules

@@ -30,9 +30,11 @@ class Seat:
         "closed",
         "heartbeat_due",
         "patience_s",
+        "pump",
         "quiet_since",
         "reader",
         "replay_from",
+        "sending_since",
         "sent_at",
         "touched",
     )
@@ -43,7 +45,11 @@ class Seat:
         self.replay_from = 1
         """Sequence of the stored stream from which the next replay reads."""
         self.closed = ""
-        """Why the stream stops although its task goes on: `client` or `stopping`."""
+        """Why the stream stops although its task goes on: `client`, `stalled` or `stopping`."""
+        self.pump: asyncio.Task[None] | None = None
+        """Who sends what this seat has."""
+        self.sending_since: float | None = None
+        """Since when the client has not taken the last piece."""
         self.touched = False
         self.quiet_since = now
         self.patience_s = QUIET_FIRST_S
@@ -60,8 +66,12 @@ class Seat:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def tick(self, now: float, *, heartbeat_s: float) -> None:
-        """Say what time has made due."""
+    def tick(self, now: float, *, heartbeat_s: float, stall_s: float) -> None:
+        """Say what time has made due; cut off a client that takes nothing."""
+        if self.sending_since is not None:
+            if now - self.sending_since >= stall_s:
+                self._cut()
+            return
         if self.touched:
             self.touched = False
             self.quiet_since = now
@@ -80,6 +90,11 @@ class Seat:
     def close(self, why: str) -> None:
         self.closed = self.closed or why
         self.wake()
+
+    def _cut(self) -> None:
+        if not self.closed and self.pump is not None:
+            self.closed = "stalled"
+            self.pump.cancel()
 
     async def wait(self) -> None:
         """Until somebody wakes this seat. Check for work first: a wake without a waiter is not remembered."""

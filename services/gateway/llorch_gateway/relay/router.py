@@ -35,11 +35,14 @@ class Watch:
 class Router:
     """`lane` names this process in token subjects."""
 
-    def __init__(self, bus: Bus, *, buffer_bytes: int, heartbeat_s: float, lane: str = "") -> None:
+    def __init__(
+        self, bus: Bus, *, buffer_bytes: int, heartbeat_s: float, stall_s: float = 30.0, lane: str = ""
+    ) -> None:
         self.lane: Final = lane or f"gw-{secrets.token_hex(4)}"
         self._bus: Final = bus
         self._buffer_bytes: Final = buffer_bytes
         self._heartbeat_s: Final = heartbeat_s
+        self._stall_s: Final = stall_s
         self._skip: Final = len(subjects.tokens_of_lane(self.lane)) - 1
         self._channels: dict[bytes, Channel] = {}
         self._foreign: dict[str, Channel] = {}
@@ -198,14 +201,15 @@ class Router:
     # Time
 
     async def pulse(self) -> None:
-        """Every second: wake readers that owe a heartbeat or whose task has gone quiet, and drop what nobody reads."""
+        """Every second: wake readers that owe a heartbeat or whose task has gone quiet, cut off who takes nothing,
+        and drop what nobody reads."""
         while True:
             await asyncio.sleep(PULSE_S)
             self.tick(asyncio.get_running_loop().time())
 
     def tick(self, now: float) -> None:
         for seat in self.seats:
-            seat.tick(now, heartbeat_s=self._heartbeat_s)
+            seat.tick(now, heartbeat_s=self._heartbeat_s, stall_s=self._stall_s)
         for task in [task for task, since in self._unread.items() if now - since >= KEEP_S]:
             self._drop_unread(task)
         for task in [task for task, since in self._held.items() if now - since >= HOLD_S]:

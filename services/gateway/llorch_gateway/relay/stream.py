@@ -6,21 +6,24 @@ Here is the waiting and the reading of the stored stream; what is sent, and in w
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from llorch_gateway.core import record as records
 from llorch_gateway.relay.channel import Seat
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.bus.port import Bus, BusError, Message
 from llorch_shared.wire.frames import BadFrame
 from llorch_shared.wire.run import RunRecord, decode_run
 from llorch_shared.wire.version import Unreadable
 
 log = logging.getLogger(__name__)
 
-REPLAY_CHUNK: Final = 64
-"""Stored messages read at once: bounds what one late reader costs in memory."""
+REPLAY_BYTES: Final = 128 * 1024
+"""Read at once from the stored stream, about: bounds what one late reader costs in memory. Stored messages are from a
+hundred bytes to half a megabyte, so the first few tell how many that is."""
+REPLAY_FIRST: Final = 8
+REPLAY_MAX: Final = 64
 PACE_FIRST_S: Final = 0.02
 PACE_MAX_S: Final = 1.0
 GONE_AFTER_S: Final = 15.0
@@ -54,13 +57,12 @@ class Stream:
 
     async def run(self, first: bytes) -> None:
         """Send `first`, then the stream. Returns when it is over for whatever reason; `seat.closed` says which."""
-        seat, reader, send = self._seat, self._reader, self._send
-        await send(first + reader.take())
+        seat, reader = self._seat, self._reader
+        await self._put(first + reader.take())
         while not seat.closed:
             data = reader.take()
             if data:
-                seat.sent_at = self._loop.time()
-                await send(data)
+                await self._put(data)
             elif reader.done:
                 return
             elif reader.wants_replay and self._may_replay():
@@ -70,12 +72,18 @@ class Stream:
                 await self._check_record()
             elif seat.heartbeat_due:
                 seat.heartbeat_due = False
-                seat.sent_at = self._loop.time()
-                await send(HEARTBEAT)
+                await self._put(HEARTBEAT)
             else:
                 await seat.wait()
         if seat.closed == "stopping":
-            await send(FAREWELL)
+            await self._send(FAREWELL)
+
+    async def _put(self, data: bytes) -> None:
+        """Returns when the client's connection has room for it."""
+        seat = self._seat
+        seat.sent_at = seat.sending_since = self._loop.time()
+        await self._send(data)
+        seat.sending_since = None
 
     def _may_replay(self) -> bool:
         return self._bus.connected and self._loop.time() >= self._replay_at
@@ -86,21 +94,21 @@ class Stream:
         before = reader.next_index
         position, refused_at = seat.replay_from, 0
         reader.begin_replay(anew=position == 1)
+        limit, full = REPLAY_FIRST, True
         try:
-            while not (reader.done or seat.closed):
+            while full and not (reader.done or seat.closed):
                 messages = await self._bus.replay(
-                    streams.TOK, subjects.tokens_of_task(self._task), from_seq=position, limit=REPLAY_CHUNK
+                    streams.TOK, subjects.tokens_of_task(self._task), from_seq=position, limit=limit
                 )
+                full = len(messages) == limit
                 for message in messages:
                     position = message.seq + 1
                     if not self._taken(message.data) and not refused_at:
                         refused_at = message.seq
-                data = reader.take()
-                if data:
-                    seat.sent_at = self._loop.time()
-                    await self._send(data)
-                if len(messages) < REPLAY_CHUNK:
-                    break
+                limit = _next_limit(messages)
+                messages = ()
+                while data := reader.take():
+                    await self._put(data)
         except BusError as error:
             log.info("the stored stream of %s cannot be read now: %s", self._task, error)
             reader.abort_replay()
@@ -174,6 +182,12 @@ class Stream:
         except Unreadable as error:
             log.info("the record of %s is passed over, its frames go on: %s", self._task, error)
             return None
+
+
+def _next_limit(messages: Sequence[Message]) -> int:
+    """How many stored messages are about REPLAY_BYTES."""
+    read = sum(len(message.data) for message in messages)
+    return max(1, min(REPLAY_MAX, REPLAY_BYTES * len(messages) // read)) if read else REPLAY_MAX
 
 
 def _ended_s_ago(record: RunRecord) -> float:
