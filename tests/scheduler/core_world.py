@@ -295,6 +295,7 @@ class World:
             node_id=replica.record.node_id,
             incarnation=replica.record.incarnation,
             started_ms=self.now,
+            determinism_class=replica.record.determinism_class if record.attempt == 1 else record.determinism_class,
         )
         claimed = self.cas(running, seq)
         if claimed:

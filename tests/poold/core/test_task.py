@@ -156,6 +156,7 @@ def test_what_a_later_attempt_can_repeat_makes_way() -> None:
     assert "another claim" in core.refuses_preemption(4, tokens_sent=3)
     assert strict(determinism="best_effort").refuses_preemption(5, tokens_sent=0) == ""
     assert "no later attempt repeats" in strict(determinism="best_effort").refuses_preemption(5, tokens_sent=1)
+    assert "not to be interrupted" in strict(failover="fail").refuses_preemption(5, tokens_sent=1)
     assert "only a completion" in strict(workload="embedding").refuses_preemption(5, tokens_sent=0)
     assert "only a completion" in running().refuses_preemption(5, tokens_sent=0), "its request is not known"
     assert TaskCore(PLACED, 4).refuses_preemption(4, tokens_sent=0) == "it is ending"

@@ -79,3 +79,75 @@ def test_a_session_is_still_known_after_a_takeover_while_its_task_runs(world: Wo
     world.take_over()
     (effect,) = (each for each in world.admit(2, session_id=session) if isinstance(each, Place))
     assert (effect.record.replica_id, effect.record.kv_warmth) == ("r2", True)
+
+
+def lost_after_its_claim(world: World, **changes: object) -> str:
+    """A task of class a that has lost its replica, while the others are busy."""
+    world.replica("r1", determinism_class="a")
+    world.admit(1, **changes)
+    world.settle()
+    world.claim("r1")
+    world.settle()
+    world.lose("r1")
+    world.settle()
+    return task_id(1)
+
+
+def where(world: World, number: int) -> str:
+    return world.runs[task_id(number)][0].replica_id
+
+
+def test_a_strict_task_is_repeated_by_a_replica_of_the_class_that_began_it(world: World) -> None:
+    lost_after_its_claim(world)
+    world.replica("r2", determinism_class="b", free_vram_mb=9_000)
+    world.settle()
+    assert where(world, 1) == "r2", "there is none of its class: the comparison decides"
+    world.claim("r2")
+    world.settle()
+    world.lose("r2")
+    world.settle()
+    world.replica("r3", determinism_class="a")
+    world.settle()
+    assert where(world, 1) == "r3"
+
+
+def test_a_strict_task_waits_for_a_busy_replica_of_its_class_and_holds_up_nobody(world: World) -> None:
+    world.replica("r4", determinism_class="a")
+    world.admit(4)
+    world.settle()
+    lost_after_its_claim(world)
+    world.settle()
+    assert where(world, 4) == "r4"
+    world.claim("r4")
+    world.settle()
+    world.replica("r2", determinism_class="b")
+    world.admit(2)
+    world.settle()
+    assert (where(world, 1), where(world, 2)) == ("", "r2"), "another task takes what it does not want"
+    world.finish("r4", task_id(4))
+    world.settle()
+    assert where(world, 1) == "r4"
+
+
+def test_a_waiting_strict_task_goes_anywhere_once_its_class_is_gone(world: World) -> None:
+    world.replica("r4", determinism_class="a")
+    world.admit(4)
+    world.settle()
+    lost_after_its_claim(world)
+    world.claim("r4")
+    world.replica("r2", determinism_class="b")
+    world.settle()
+    assert where(world, 1) == ""
+    world.lose("r4")
+    world.settle()
+    assert where(world, 1) == "r2"
+
+
+@pytest.mark.parametrize("failover", ["resume", "restart"])
+def test_a_sampled_task_goes_on_with_any_replica(failover: str, world: World) -> None:
+    lost_after_its_claim(world, determinism="best_effort", failover=failover)
+    world.replica("r3", determinism_class="a")
+    world.replica("r2", determinism_class="b", free_vram_mb=9_000)
+    world.settle()
+    assert where(world, 1) in ("r2", "r3")
+    assert world.core.jobs[task_id(1)].shape.determinism_class == ""

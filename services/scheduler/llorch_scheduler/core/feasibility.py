@@ -111,5 +111,7 @@ class Feasibility:
                 removed[name] += kind.size
             else:
                 kinds.append(kind)
+        if shape.determinism_class and not kinds:
+            return self.view(shape._replace(determinism_class=""))
         counts = tuple((name, removed[name]) for name in FILTERS if removed[name])
         return View(tuple(kinds), counts, self.sets.name(shape.side, self.spec))

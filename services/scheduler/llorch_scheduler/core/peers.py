@@ -35,6 +35,7 @@ class Abilities(NamedTuple):
     workloads: tuple[Workload, ...]
     features: tuple[str, ...]
     kv_bytes_per_token: int
+    determinism_class: str = ""
 
 
 class Speed(NamedTuple):
@@ -113,7 +114,12 @@ class Standing:
 
 def abilities_of(record: ReplicaRecord) -> Abilities:
     return Abilities(
-        set_key(record), record.device, record.workloads, tuple(sorted(record.features)), record.kv_bytes_per_token
+        set_key(record),
+        record.device,
+        record.workloads,
+        tuple(sorted(record.features)),
+        record.kv_bytes_per_token,
+        record.determinism_class,
     )
 
 

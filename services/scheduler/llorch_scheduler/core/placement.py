@@ -34,6 +34,7 @@ FILTERS: Final = (
     "workload",
     "extensions",
     "replica_set",
+    "determinism_class",
     "slots",
     "vram",
 )
@@ -111,6 +112,7 @@ def refusal(abilities: Abilities, shape: Shape, spec: PoolSpec, sets: ReplicaSet
         ("workload", shape.workload in abilities.workloads),
         ("extensions", set(shape.extensions) <= set(abilities.features)),
         ("replica_set", sets.takes(version, shape.side, spec)),
+        ("determinism_class", shape.determinism_class in ("", abilities.determinism_class)),
     )
     return next((name for name, passes in checks if not passes), "")
 

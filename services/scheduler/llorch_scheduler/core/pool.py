@@ -21,7 +21,7 @@ from llorch_shared.on_time import EDGES, chance_by_preemption
 from llorch_shared.pool_policy import CLASSES
 from llorch_shared.waiting import RETRY_MIN_MS, Ahead, Waiting
 from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import Priority, TaskRequest
+from llorch_shared.wire.task import Determinism, Priority, TaskRequest
 
 PROMPT_CHARS_PER_TOKEN: Final = 4
 """Of English text, on average; what the engine counted corrects it when the task ends."""
@@ -86,7 +86,10 @@ class Pool:
         job.cost_ms = cost_ms if cost_ms > 1.0 else 1.0
         job.tokens = tokens + _prompt_tokens(request)
         if self.spec is not None:
-            job.shape = self._one(self.fleet.shape_of(request))
+            shape = self.fleet.shape_of(request)
+            if job.record.attempt > 1 and request.determinism is Determinism.STRICT:
+                shape = shape._replace(determinism_class=job.record.determinism_class)
+            job.shape = self._one(shape)
             job.est_kv_mb = self.fleet.kv_mb(request)
 
     def _one(self, shape: Shape) -> Shape:

@@ -20,6 +20,8 @@ class Shape(NamedTuple):
     """Which replica set takes it: `stable` or `canary`."""
     extensions: tuple[str, ...] = ()
     """Features it needs, sorted."""
+    determinism_class: str = ""
+    """Where its stream began and must be repeated byte for byte: while a replica of the class is ready, one of them."""
 
 
 ANY: Final = Shape()
