@@ -22,6 +22,7 @@ _V: Final = ("engine", "engine_version", "pool_id")
 _FIRST_TOKEN_MS: Final = (50, 100, 150, 200, 300, 500, 750, 1000, 1500, 2000, 3000)
 _DECODE_MS: Final = (250, 500, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 12000)
 _ADMISSION_MS: Final = (1, 2, 5, 10, 20, 50, 100, 250, 500, 1000, 2500)
+_CANCEL_MS: Final = (2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)
 
 
 class MetricSpec(msgspec.Struct, frozen=True):
@@ -83,7 +84,9 @@ METRICS: Final[dict[str, MetricSpec]] = {
         "counter", "Replicas that were lost: gone with their node, or not heard of until expiry", ("pool_id", "reason")
     ),
     "replica_restarts_total": MetricSpec("counter", "Engine processes started again", ("pool_id",)),
-    "cancel_latency_ms": MetricSpec("histogram", "Cancel wish to free slot", (), _ADMISSION_MS),
+    "cancel_latency_ms": MetricSpec(
+        "histogram", "Stored wish to cancel until no engine works for the task", (), _CANCEL_MS
+    ),
 }
 
 

@@ -307,6 +307,47 @@ async def test_a_reader_that_comes_back_at_another_gateway_keeps_its_task(cluste
     await _wish(cluster, task)
 
 
+async def test_a_reader_that_comes_back_in_time_ends_the_grace(cluster: Cluster) -> None:
+    door = await cluster.gateway(cancel_on_disconnect=True, cancel_grace_ms=60_000)
+    task = await door.submit()
+    await cluster.record(run_record(task, TaskState.RUNNING, lane=door.lane))
+    reader = door.stream(task)
+    await reader.until(lambda seen: bool(seen.body))
+    leaving = door.gateway._presence._leaving
+    await reader.leave()
+    async with asyncio.timeout(15):
+        while task not in leaving:
+            await asyncio.sleep(0.005)
+    again = door.stream(task)
+    await again.until(lambda seen: bool(seen.body))
+    assert task not in leaving
+    await cluster.publish(door.lane, task, STARTED, tokens(0, 1), end(2))
+    assert (await again.end()).events[-1].event == "end"
+    assert await cluster.bus.last(streams.RUN, subjects.cancel(task)) is None
+
+
+async def test_the_grace_counts_from_the_last_departure_at_any_gateway(cluster: Cluster) -> None:
+    """The client went from one gateway to another and has just left that, too: it may still come back."""
+    door = await cluster.gateway(cancel_on_disconnect=True, cancel_grace_ms=1)
+    other = await cluster.gateway(cancel_on_disconnect=True, cancel_grace_ms=60_000)
+    task = await door.submit()
+    await cluster.record(run_record(task, TaskState.RUNNING, lane=door.lane))
+    readers = [door.stream(task), other.stream(task)]
+    for reader in readers:
+        await reader.until(lambda seen: bool(seen.body))
+    await readers[1].leave()
+    async with asyncio.timeout(15):
+        while task not in other.gateway._presence._in_grace:
+            await asyncio.sleep(0.005)
+    asked = asyncio.Event()
+    await cluster.bus.subscribe(subjects.readers_answer(task, door.lane), lambda _message: asked.set())
+    await readers[0].leave()
+    async with asyncio.timeout(15):
+        await asked.wait()
+    await settle()
+    assert await cluster.bus.last(streams.RUN, subjects.cancel(task)) is None
+
+
 async def test_a_task_that_nobody_read_or_whose_stream_ended_is_not_cancelled(cluster: Cluster) -> None:
     door = await cluster.gateway(cancel_on_disconnect=True, cancel_grace_ms=0)
     task = await door.submit()

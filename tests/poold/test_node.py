@@ -66,9 +66,7 @@ async def test_a_placed_task_runs_to_its_end(nats_server: NatsServer, tmp_path: 
         assert run.request is None
         assert (sample(node, "tokens_out_total"), sample(node, "tokens_in_total")) == (12, 2)
         assert sample(node, "tasks_started_total") == 1
-        async with asyncio.timeout(15):
-            while [record.event for record in await node.audits(task.task_id)] != ["running", "done"]:
-                await asyncio.sleep(0.02)
+        await node.until_audited(task.task_id, "running", "done")
 
 
 async def test_more_placements_than_slots_wait_their_turn(nats_server: NatsServer, tmp_path: Path) -> None:
@@ -111,6 +109,10 @@ async def test_a_running_task_is_cancelled_with_a_receipt(nats_server: NatsServe
         assert (end["finish_reason"], end["tokens_out"]) == ("cancelled", len(task.tokens))
         run, _ = await node.run_of(task.task_id)
         assert (run.state, run.finish_reason) == (TaskState.CANCELLED, "cancelled")
+        assert run.cancel_ms == end["cancel_ms"] >= 0, "from the stored wish to the free slot"
+        assert sample(node, "cancel_latency_ms_count") == 1
+        await node.until_audited(task.task_id, "running", "cancelled")
+        assert (await node.audits(task.task_id))[-1].detail["cancel_ms"] == run.cancel_ms
         assert task.events[-1].event == "end"
         assert sample(node, "tasks_canceled_total") == 1
         await node.cancel(task.task_id)
@@ -139,6 +141,7 @@ async def test_a_wish_stored_before_the_claim_is_obeyed(nats_server: NatsServer,
         task = await node.place(request)
         await node.until_ended(task)
         assert task.data("end")[0]["finish_reason"] == "cancelled"
+        assert task.data("end")[0]["cancel_ms"] >= 0
         assert task.tokens == []
 
 
@@ -158,16 +161,43 @@ async def test_a_wish_nobody_can_read_is_a_wish_and_harms_no_neighbour(nats_serv
 
 
 async def test_an_engine_that_does_not_let_go_is_killed(nats_server: NatsServer, tmp_path: Path) -> None:
-    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50)]) as node:
+    pools = [mock_pool(rate=50, slots=2)]
+    async with NodeHarness(nats_server, tmp_path, pools=pools, slot_free_timeout_ms=2_000) as node:
         first = await node.ready()
+        pid = node.pid()
         await node.fault(kind="refuse_cancel", times=1)
         task = await node.place(max_tokens=100_000 // 2)
         await node.until_tokens(task, 1)
+        neighbour = await node.place(max_tokens=1000)
+        await node.until_tokens(neighbour, 1)
         await node.cancel(task.task_id)
         await node.until_ended(task)
+        assert not Path(f"/proc/{pid}").exists(), "the receipt means that no engine works for the task"
         assert task.data("end")[0]["finish_reason"] == "cancelled"
+        assert task.data("end")[0]["cancel_ms"] >= 2_000
         again = await node.ready(other_than=first.incarnation)
         assert again.restart_count == 1
+        assert await node.busy_slots() == 0
+        assert not neighbour.ended, "it is the scheduler's again"
+        assert neighbour.task_id not in again.active
+        assert (await node.run_of(neighbour.task_id))[0].state is TaskState.RUNNING
+        await node.until_ended(await node.place(max_tokens=3))
+
+
+async def test_a_cancel_is_obeyed_while_the_engine_of_its_task_is_gone(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Between two attempts the task is the scheduler's; the next claim finds the wish all the same."""
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=20)]) as node:
+        first = await node.ready()
+        task = await node.place(max_tokens=1000)
+        await node.until_tokens(task, 2)
+        os.kill(node.pid(), signal.SIGKILL)
+        await node.ready(other_than=first.incarnation)
+        await node.cancel(task.task_id)
+        assert not task.ended
+        again = await node.place(task.run.request, attempt=2)
+        await node.until_ended(again)
+        (end,) = again.data("end")
+        assert (end["finish_reason"], end["tokens_out"]) == ("cancelled", len(again.tokens))
         assert await node.busy_slots() == 0
 
 
@@ -207,7 +237,7 @@ async def test_an_engine_that_says_something_else_the_second_time_ends_the_strea
         assert again.data("error")[0]["code"] == "WORKER_RESET"
 
 
-@pytest.mark.parametrize("fault", [{"kind": "reset", "after": 4}, {"kind": "garbage", "after": 4}, {"kind": "error"}])
+@pytest.mark.parametrize("fault", [{"kind": "reset", "after": 4}, {"kind": "utf8", "after": 4}, {"kind": "page"}])
 async def test_a_broken_stream_is_given_back_and_not_ended(
     fault: dict[str, Any], nats_server: NatsServer, tmp_path: Path
 ) -> None:
@@ -242,6 +272,38 @@ async def test_a_silent_engine_is_a_decode_timeout(nats_server: NatsServer, tmp_
         assert task.data("error")[0]["code"] == "DECODE_TIMEOUT"
         assert len(task.tokens) == 3
         assert await node.busy_slots() == 0
+
+
+async def test_an_engine_that_never_says_a_byte_is_a_decode_timeout(nats_server: NatsServer, tmp_path: Path) -> None:
+    pool = mock_pool(timeouts={"idle_ms": 2_000})
+    async with NodeHarness(nats_server, tmp_path, pools=[pool]) as node:
+        ready = await node.ready()
+        await node.fault(kind="hang", times=1)
+        task = await node.place(max_tokens=20)
+        await node.until_ended(task)
+        assert [event.event for event in task.events] == ["error"]
+        error = task.data("error")[0]
+        assert (error["code"], error["retriable"]) == ("DECODE_TIMEOUT", True)
+        assert await node.busy_slots() == 0
+        await node.until_ended(await node.place(max_tokens=2))
+        assert (await node.ready()).incarnation == ready.incarnation, "an engine that lets go lives on"
+
+
+async def test_an_engine_that_stands_still_is_replaced(nats_server: NatsServer, tmp_path: Path) -> None:
+    pool = mock_pool(rate=50, timeouts={"idle_ms": 2_000})
+    async with NodeHarness(nats_server, tmp_path, pools=[pool], slot_free_timeout_ms=2_000) as node:
+        first = await node.ready()
+        pid = node.pid()
+        task = await node.place(max_tokens=1000)
+        await node.until_tokens(task, 2)
+        os.kill(pid, signal.SIGSTOP)
+        await node.until_ended(task)
+        assert task.data("error")[0]["code"] == "DECODE_TIMEOUT"
+        assert not Path(f"/proc/{pid}").exists()
+        await node.ready(other_than=first.incarnation)
+        after = await node.place(max_tokens=2)
+        await node.until_ended(after)
+        assert after.data("end")[0]["tokens_out"] == 2
 
 
 async def test_a_task_over_its_wall_time_is_a_decode_timeout(nats_server: NatsServer, tmp_path: Path) -> None:

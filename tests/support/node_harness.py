@@ -313,6 +313,11 @@ class NodeHarness:
         messages = await self.bus.replay(streams.AUD, f"llorch.aud.*.{task_id}")
         return [AUDIT_DECODER.decode(message.data) for message in messages]
 
+    async def until_audited(self, task_id: str, *events: str) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while [record.event for record in await self.audits(task_id)] != list(events):
+                await asyncio.sleep(0.02)
+
     def port(self, replica_id: str = "mock-node-1-1") -> int:
         life = self.node._replicas[replica_id]._life
         assert life is not None

@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from llorch_shared.lifecycle import with_parent
 
 LOG_TAIL_BYTES = 6_000
@@ -114,6 +116,13 @@ def children_of(pid: int) -> list[int]:
         with contextlib.suppress(OSError):
             found += [int(text) for text in task.read_text().split()]
     return sorted(found)
+
+
+def ports_of(pid: int) -> list[int]:
+    """TCP ports on which a process or one of its children listens."""
+    family = (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))
+    links = [link for process in family for link in process.net_connections("tcp")]
+    return [link.laddr.port for link in links if link.status == psutil.CONN_LISTEN]
 
 
 def gone(pids: Sequence[int], deadline_s: float) -> bool:

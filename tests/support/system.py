@@ -33,7 +33,7 @@ from llorch_shared.wire.registry import LEASE_DECODER, PoolHealth
 from llorch_shared.wire.spec import PoolSpec
 from support.client import TaskClient
 from support.nats_server import NatsCluster, NatsServer, free_port
-from support.processes import ProcessDied, ServiceProcess, children_of, gone
+from support.processes import ProcessDied, ServiceProcess, children_of, gone, ports_of
 
 START_DEADLINE_S = 30.0
 POLL_S = 0.05
@@ -217,10 +217,40 @@ class System:
         os.kill(pid, signal.SIGKILL)
         return pid
 
+    async def kill_engine_at(self, url: str, node: int = 1) -> None:
+        """SIGKILL to the engine of a node that listens there."""
+        for pid in self.engines_of(f"poold-{node}"):
+            if any(url.endswith(f":{port}") for port in ports_of(pid)):
+                os.kill(pid, signal.SIGKILL)
+
     def engines_of(self, name: str) -> list[int]:
         """Pids of the engines that a node runs now."""
         process = self.processes[name]
         return children_of(process.pid) if name.startswith("poold-") and process.running else []
+
+    async def engine_urls(self, model: str, node: int = 1) -> list[str]:
+        """Of the engines of a node that serve this model."""
+        urls = []
+        for pid in self.engines_of(f"poold-{node}"):
+            for port in ports_of(pid):
+                async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=5) as http:
+                    if (await http.get("/props")).json()["model_path"] == model:
+                        urls.append(str(http.base_url))
+        return urls
+
+    async def fault(self, model: str, *faults: Mapping[str, Any]) -> None:
+        """What the mock engines of a model do wrong from now on: with the next generations, one after another."""
+        for url in await self.engine_urls(model):
+            async with httpx.AsyncClient(timeout=5) as http:
+                (await http.post(f"{url}/fault", json=list(faults))).raise_for_status()
+
+    async def busy_slots(self, model: str) -> int:
+        """By the engines' own word."""
+        busy = 0
+        for url in await self.engine_urls(model):
+            async with httpx.AsyncClient(timeout=5) as http:
+                busy += sum(slot["is_processing"] for slot in (await http.get(f"{url}/slots")).json())
+        return busy
 
     async def put_pool(self, pool: PoolSpec) -> None:
         """Write a pool's desired state, as `orchctl up` does."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import msgspec
-import psutil
 import pytest
 
 from llorch_shared.embedded_defaults import DEFAULT_ENGINE, DEFAULT_MODEL_REF
@@ -17,6 +16,7 @@ from llorch_shared.wire.registry import Capabilities
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskState
 from support.client import Transcript
+from support.processes import ports_of
 from support.system import System
 
 pytestmark = [pytest.mark.system, pytest.mark.engine, pytest.mark.timeout(300)]
@@ -69,11 +69,7 @@ async def generate(system: System, **changes: Any) -> Transcript:
 
 
 def engine_ports(system: System) -> list[int]:
-    ports = []
-    for pid in system.engines_of("poold-1"):
-        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-            ports += [link.laddr.port for link in process.net_connections("tcp") if link.status == "LISTEN"]
-    return ports
+    return [port for pid in system.engines_of("poold-1") for port in ports_of(pid)]
 
 
 async def ask_engine(port: int, seed: int, tokens: int) -> dict[str, Any]:

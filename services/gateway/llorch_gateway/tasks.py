@@ -73,7 +73,6 @@ class Tasks:
         self._router: Final = router
         self._admissions: Final = admissions
         self._cancel_wait_s: Final = cancel_wait_s
-        self._latency: Final = metrics.histogram("cancel_latency_ms")
         self._ignored: Final = metrics.counter("messages_ignored_total").labels("run")
 
     async def find(self, task: str) -> Found:
@@ -181,9 +180,6 @@ class Tasks:
         return None
 
     def _tell(self, task: str, call: Call, reason: str, began: float, *, ended: bool) -> None:
-        took_ms = (time.monotonic() - began) * 1000
-        if ended:
-            self._latency.observe(took_ms)
         narrate(
             log,
             "cancels a task" if ended else "stores a cancel; its receipt is still out",
@@ -195,5 +191,5 @@ class Tasks:
             identity=call.identity,
             channel=call.channel,
             reason=reason,
-            duration_ms=round(took_ms, 1),
+            duration_ms=round((time.monotonic() - began) * 1000, 1),
         )

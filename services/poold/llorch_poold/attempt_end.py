@@ -21,11 +21,13 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Measured:
     """`decode_s`: from the first token to the last. `first_token_ms`: from admission, if this attempt sent it.
-    `asked_ms`: when somebody wished for this end, Unix milliseconds; 0 when nobody did."""
+    `cancel_ms`: from the stored wish to the free slot, of a cancel whose wish could be read. `preempt_asked_ms`: when
+    the attempt was asked to make way, Unix milliseconds; 0 when nobody did."""
 
     decode_s: float
     first_token_ms: int | None
-    asked_ms: int
+    cancel_ms: int | None = None
+    preempt_asked_ms: int = 0
 
 
 class AttemptEnd:
@@ -60,16 +62,16 @@ class AttemptEnd:
             await self._node.audit.record(self._audit)
 
     async def _finish(self, outcome: Finished | Cancelled | Failed, measured: Measured) -> None:
-        if isinstance(outcome, Cancelled) and measured.asked_ms:
-            self._facts.metrics.cancel_ms.observe(max(0, _now_ms() - measured.asked_ms))
-        record = self._core.final_record(now_ms=_now_ms(), decode_ms=round(measured.decode_s * 1000))
+        record = self._core.final_record(
+            now_ms=_now_ms(), decode_ms=round(measured.decode_s * 1000), cancel_ms=measured.cancel_ms
+        )
         if not await self._store(record):
             return
         self._audit = audit_of(record, self._core.seq, self._node.node_id)
         self._stream.end(record, latency_first_token_ms=measured.first_token_ms, now=_loop_time())
         self._count(record)
         if isinstance(outcome, Cancelled):
-            self._facts.metrics.canceled(outcome.reason)
+            self._facts.metrics.canceled(outcome.reason, record.cancel_ms)
 
     async def _make_way(self, outcome: Preempted, measured: Measured) -> None:
         """Give the task back to the scheduler, then tell its readers where it goes on. In this order: from the frame
@@ -79,7 +81,7 @@ class AttemptEnd:
         if not await self._store(record):
             return
         now_ms = _now_ms()
-        stop_ms = max(0, now_ms - measured.asked_ms)
+        stop_ms = max(0, now_ms - measured.preempt_asked_ms)
         self._audit = preemption_of(
             before, record, self._core.seq, at_ms=now_ms, stop_ms=stop_ms, urgent_task_id=outcome.urgent_task_id
         )

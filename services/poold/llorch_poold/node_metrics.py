@@ -18,15 +18,17 @@ class ReplicaMetrics:
         self.tokens_out: Final = metrics.counter("tokens_out_total").labels(*replica)
         self.kv_used: Final = metrics.gauge("kv_cache_usage_ratio").labels(*replica)
         self._replica: Final = replica
-        self.cancel_ms: Final = metrics.histogram("cancel_latency_ms")
+        self._cancel_ms: Final = metrics.histogram("cancel_latency_ms")
         for priority in Priority:
             metrics.counter("tasks_started_total").labels(*replica, priority)
 
     def started(self, priority: str) -> None:
         self._metrics.counter("tasks_started_total").labels(*self._replica, priority).inc()
 
-    def canceled(self, reason: str) -> None:
+    def canceled(self, reason: str, cancel_ms: int | None) -> None:
         self._metrics.counter("tasks_canceled_total").labels(*self._replica, reason).inc()
+        if cancel_ms is not None:
+            self._cancel_ms.observe(cancel_ms)
 
     def first_token(self, priority: str, elapsed_ms: float) -> None:
         self._metrics.histogram("latency_first_token_ms").labels(*self._labels, priority).observe(elapsed_ms)

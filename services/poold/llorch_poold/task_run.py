@@ -44,7 +44,7 @@ from llorch_poold.node_context import INTERRUPTIBLE_DECODE, NodeContext, Replica
 from llorch_poold.run_store import NotStorable, is_overtaken
 from llorch_poold.task_voice import TaskVoice
 from llorch_poold.token_stream import BacklogUnread, TokenStream
-from llorch_shared.bus.port import BusError, Delivery
+from llorch_shared.bus.port import BusError, Delivery, Message
 from llorch_shared.errors import ErrorCode, ResetDetail
 from llorch_shared.identifiers import is_correlation_id
 from llorch_shared.states import IllegalMove
@@ -101,7 +101,8 @@ class TaskRun:
         self._first_token_ms: int | None = None
         self._goes_on = False
         """The engine is given what was sent behind the prompt: its count of the prompt is not the task's."""
-        self._cancel_requested_ms = 0
+        self._wish_stored_ms = 0
+        """By the clock of the bus; 0 while the stored wish has not been read."""
         self._preemption: PreemptRequest | None = None
         """Heard before it was known what readers have."""
         self._preempt_asked_ms = 0
@@ -130,20 +131,18 @@ class TaskRun:
                 self._generation.abort()
             await asyncio.gather(acknowledged, return_exceptions=True)
 
-    def cancel(self, reason: str, requested_ms: int = 0) -> None:
+    def cancel(self, reason: str) -> None:
         """From here on no token of it is published. Too late when it has an outcome; too early before the claim, which
         looks for the stored wish itself."""
-        self._cancel_requested_ms = requested_ms
         self._conclude(Cancelled(reason))
 
     def wished(self, data: bytes) -> None:
         """A wish names its task by its subject; what cannot be read of its payload is not needed to obey it."""
         try:
-            wish = CANCEL_DECODER.decode(data)
-        except msgspec.DecodeError:
-            self.cancel("client")
-        else:
-            self.cancel(wish.reason, wish.requested_ms)
+            reason = CANCEL_DECODER.decode(data).reason
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            reason = "client"
+        self.cancel(reason)
 
     def preempt(self, request: PreemptRequest) -> None:
         """Make way at once if a later attempt can say the same again, else run on: the scheduler only asked."""
@@ -179,17 +178,23 @@ class TaskRun:
         """Obey a wish that was stored while nobody listened."""
         if self._core.phase in (Phase.CLAIMING, Phase.DROPPED, Phase.ENDED):
             return
+        message = await self._stored_wish()
+        if message is not None:
+            self._wish_stored_ms = message.stored_ms
+            self.wished(message.data)
+
+    async def _stored_wish(self) -> Message | None:
+        """None also when the bus does not tell."""
         for _ in range(READ_TRIES_MAX):
             try:
                 message = await self._node.runs.cancel_wish(self.task_id)
             except BusError as error:
                 log.debug("reading the cancel wish of %s: %s", self.task_id, error)
                 if not self._node.bus.connected:
-                    return
-                continue
-            if message is not None and not message.deleted:
-                self.wished(message.data)
-            return
+                    break
+            else:
+                return None if message is None or message.deleted else message
+        return None
 
     async def _claim(self) -> bool:
         facts = self._facts
@@ -366,8 +371,16 @@ class TaskRun:
             self._voice.tell("task.lost", says, level=logging.WARNING)
             self._stream.lost(asyncio.get_running_loop().time())
             return
-        asked_ms = self._preempt_asked_ms if isinstance(outcome, Preempted) else self._cancel_requested_ms
-        await self._end.settle(outcome, Measured(self._clock.decode_s, self._first_token_ms, asked_ms))
+        cancel_ms = await self._cancel_took_ms(_now_ms()) if isinstance(outcome, Cancelled) else None
+        measured = Measured(self._clock.decode_s, self._first_token_ms, cancel_ms, self._preempt_asked_ms)
+        await self._end.settle(outcome, measured)
+
+    async def _cancel_took_ms(self, free_ms: int) -> int | None:
+        """From the stored wish until the slot was free. It was stored by the clock of the bus, which may be ahead."""
+        if not self._wish_stored_ms:
+            message = await self._stored_wish()
+            self._wish_stored_ms = message.stored_ms if message is not None else 0
+        return max(0, free_ms - self._wish_stored_ms) if self._wish_stored_ms else None
 
     async def audit(self) -> None:
         """Record the end, if there was one; the slot is free already."""

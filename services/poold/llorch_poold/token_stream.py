@@ -196,6 +196,7 @@ class TokenStream:
                 decode_ms=final.decode_ms,
                 decode_time_ms=final.decode_ms,
                 finish_reason=final.finish_reason,
+                cancel_ms=final.cancel_ms,
                 tokens_in=final.tokens_in,
                 latency_first_token_ms=latency_first_token_ms,
                 restarted_at=final.restarted_at,

@@ -66,6 +66,7 @@ def repaired(record: RunRecord, seq: int, *, actor: str) -> AuditRecord:
             "reason": record.error.code if record.error is not None else "unknown",
             "tokens_in": record.tokens_in,
             "tokens_out": record.tokens_out,
+            **({} if record.cancel_ms is None else {"cancel_ms": record.cancel_ms}),
             "repaired": True,
         },
     )

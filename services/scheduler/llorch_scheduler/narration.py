@@ -70,6 +70,8 @@ class Narration:
             self._metrics.counter("tasks_canceled_total").labels(
                 engine, version, record.pool_id, record.replica_id, effect.reason
             ).inc()
+            if record.cancel_ms is not None:
+                self._metrics.histogram("cancel_latency_ms").observe(record.cancel_ms)
         self._say(
             f"Task ends as {record.state} before an engine had it: {effect.reason}"
             if not record.started_ms

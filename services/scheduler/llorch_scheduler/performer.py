@@ -161,6 +161,8 @@ class Performer:
         try:
             if isinstance(effect, End) and effect.expect_seq:
                 effect = await self._counted(effect)
+            if isinstance(effect, End) and effect.record.state is TaskState.CANCELLED:
+                effect = await self._timed(effect)
             seq = await self._runs.record(effect.record, effect.expect_seq)
             match effect:
                 case Place():
@@ -248,6 +250,18 @@ class Performer:
         """The end of a task that ran before tells how many tokens its readers have, in the record as on the stream."""
         tokens = await tokens_sent(self._bus, effect.record)
         return msgspec.structs.replace(effect, record=msgspec.structs.replace(effect.record, tokens_out=tokens))
+
+    async def _timed(self, effect: End) -> End:
+        """A cancel tells how long it took, from its stored wish to the decision that ended the task."""
+        try:
+            stored_ms = await self._runs.wish_stored_ms(effect.record.task_id)
+        except BusError as error:
+            log.info("the wish to cancel %s cannot be read: %s", effect.record.task_id, error)
+            return effect
+        if not stored_ms:
+            return effect
+        took_ms = max(0, effect.record.ended_ms - stored_ms)
+        return msgspec.structs.replace(effect, record=msgspec.structs.replace(effect.record, cancel_ms=took_ms))
 
 
 def _ref(effect: Place | Requeue | End) -> AdmissionRef | None:

@@ -46,9 +46,14 @@ class RunStore:
             return (await self._store(subject, _encode(record), headers, expect_seq=expect_seq)).seq
         except WrongSequence:
             stored, seq = await self._read_run(subject, after=expect_seq)
-            if msgspec.structs.replace(stored, tokens_out=record.tokens_out) == record:
+            if msgspec.structs.replace(stored, tokens_out=record.tokens_out, cancel_ms=record.cancel_ms) == record:
                 return seq
             raise Conflict(stored, seq) from None
+
+    async def wish_stored_ms(self, task_id: str) -> int:
+        """When the wish to cancel a task was stored, by the clock of the bus; 0 when there is none. Raises BusError."""
+        message = await self._bus.last(streams.RUN, subjects.cancel(task_id))
+        return 0 if message is None or message.deleted else message.stored_ms
 
     async def _read_run(self, subject: str, *, after: int) -> tuple[RunRecord, int]:
         """The record that won. A replica of the stream may lag behind its leader: read again."""

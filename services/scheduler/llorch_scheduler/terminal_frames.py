@@ -21,6 +21,7 @@ def publish_terminal(bus: Bus, record: RunRecord) -> None:
             decode_ms=record.decode_ms,
             decode_time_ms=record.decode_ms,
             finish_reason=record.finish_reason,
+            cancel_ms=record.cancel_ms,
         )
         frame = encode_end(record.attempt, end)
     bus.publish(subjects.tokens(record.lane, record.task_id), frame)

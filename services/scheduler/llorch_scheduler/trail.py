@@ -31,7 +31,9 @@ def _event(effect: Place | Requeue | End) -> tuple[AuditEvent, Detail]:
             return AuditEvent.REQUEUED, {"reason": effect.reason}
         case End(record=record):
             tokens: Detail = {"tokens_in": record.tokens_in, "tokens_out": record.tokens_out}
-            return AuditEvent(str(record.state)), {"reason": effect.reason, **tokens, **_error(effect), **effect.detail}
+            took: Detail = {} if record.cancel_ms is None else {"cancel_ms": record.cancel_ms}
+            said = {"reason": effect.reason, **tokens, **took, **_error(effect), **effect.detail}
+            return AuditEvent(str(record.state)), said
 
 
 def _decision(effect: Place) -> Detail:

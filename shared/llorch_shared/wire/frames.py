@@ -71,6 +71,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Same as decode_ms; both are sent while clients migrate (ORCH-3310)."""
     finish_reason: str
     """`stop`, `length` or `cancelled`."""
+    cancel_ms: int | None = None
+    """Of a cancelled task: from its stored wish until no engine worked for it (the slot is free)."""
     tokens_in: int | None = None
     latency_first_token_ms: int | None = None
     restarted_at: int | None = None

@@ -56,6 +56,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
     decode_ms: int = 0
     finish_reason: str = ""
     """`stop`, `length` or `cancelled`; empty until the end and on errors."""
+    cancel_ms: int | None = None
+    """Of a cancelled task: from its stored wish until no engine worked for it; None when the wish could not be read."""
     error: ErrorBody | None = None
     request: TaskRequest | None = None
     """Kept while the task may have to run again; dropped in a final state."""
@@ -136,6 +138,8 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens_out: int = 0
     decode_ms: int = 0
     finish_reason: str = ""
+    cancel_ms: int | None = None
+    """Of a cancelled task: from its stored wish until no engine worked for it."""
     error: ErrorBody | None = None
     restarted_at: int | None = None
     """The result begins at this token; what was sent before is void. `tokens_out` counts all that was sent."""

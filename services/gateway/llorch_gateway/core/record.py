@@ -51,6 +51,7 @@ def terminal_frame(record: RunRecord) -> bytes:
             decode_ms=record.decode_ms,
             decode_time_ms=record.decode_ms,
             finish_reason="cancelled" if cancelled else record.finish_reason or "stop",
+            cancel_ms=record.cancel_ms,
             tokens_in=record.tokens_in or None,
             restarted_at=record.restarted_at,
         )
@@ -92,6 +93,7 @@ def view_of_run(record: RunRecord) -> TaskView:
         tokens_out=record.tokens_out,
         decode_ms=record.decode_ms,
         finish_reason=record.finish_reason,
+        cancel_ms=record.cancel_ms,
         error=record.error,
         restarted_at=record.restarted_at,
     )

@@ -14,8 +14,8 @@ from llorch_shared.bus.port import Bus, BusError, Message, Subscription
 
 log = logging.getLogger(__name__)
 
-ASK_TIMEOUT_S: Final = 0.5
-"""How long the other gateways have to say that they read the task."""
+ASK_TIMEOUT_S: Final = 2.0
+"""How long the other gateways have to say that they read the task; one that is busy must not cost it its life."""
 
 Cancel = Callable[[str, Call], Awaitable[None]]
 
@@ -30,6 +30,7 @@ class Presence:
         self._enabled: Final = enabled
         self._grace_s: Final = grace_s
         self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._in_grace: Final[set[str]] = set()
         self._subscription: Subscription | None = None
 
     async def start(self) -> None:
@@ -53,7 +54,7 @@ class Presence:
 
     async def _after_grace(self, task: str, call: Call) -> None:
         try:
-            await asyncio.sleep(self._grace_s)
+            await self._grace(task)
             if self._router.reads(task) or await self._read_elsewhere(task):
                 return
             self._leaving.pop(task, None)
@@ -64,8 +65,16 @@ class Presence:
             if self._leaving.get(task) is asyncio.current_task():
                 del self._leaving[task]
 
+    async def _grace(self, task: str) -> None:
+        self._in_grace.add(task)
+        try:
+            await asyncio.sleep(self._grace_s)
+        finally:
+            self._in_grace.discard(task)
+
     async def _read_elsewhere(self, task: str) -> bool:
-        """Ask every gateway; silence means that nobody reads it."""
+        """Ask every gateway; silence means that nobody reads it, and that nobody has left another one so lately that
+        its grace is not over."""
         answered = asyncio.Event()
         inbox = subjects.readers_answer(task, self._router.lane)
         subscription = await self._bus.subscribe(inbox, lambda _message: answered.set())
@@ -82,7 +91,7 @@ class Presence:
     def _asked(self, message: Message) -> None:
         task = subjects.last_token(message.subject)
         asker = message.data.decode("utf-8", "replace")
-        if asker != self._router.lane and self._router.reads(task):
+        if asker != self._router.lane and (self._router.reads(task) or task in self._in_grace):
             try:
                 self._bus.publish(subjects.readers_answer(task, asker), b"")
             except ValueError as error:

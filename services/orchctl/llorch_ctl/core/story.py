@@ -206,6 +206,8 @@ def _ended(record: AuditRecord, facts: Facts) -> str:
     label = _word(facts, "policy_label")
     why = " / ".join(each for each in (reason, code if code != reason else "", label) if each)
     said += f": {why}" if why else ""
+    cancel_ms = facts.pop("cancel_ms", None)
+    said += f", {cancel_ms} ms after the wish" if cancel_ms is not None else ""
     return f"{said}; {work}" if (work := _work(facts)) else said
 
 

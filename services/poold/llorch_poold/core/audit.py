@@ -23,6 +23,8 @@ def audit_of(run: RunRecord, seq: int, node_id: str) -> AuditRecord:
         detail = {"tokens_in": run.tokens_in, "tokens_out": run.tokens_out, "decode_ms": run.decode_ms}
         if run.finish_reason:
             detail["finish_reason"] = run.finish_reason
+        if run.cancel_ms is not None:
+            detail["cancel_ms"] = run.cancel_ms
         if run.error is not None:
             detail["error"] = run.error.code
     return AuditRecord(

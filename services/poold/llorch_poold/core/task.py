@@ -156,7 +156,7 @@ class TaskCore:
     def ended(self) -> None:
         self._move(_P.ENDED)
 
-    def final_record(self, *, now_ms: int, decode_ms: int) -> RunRecord:
+    def final_record(self, *, now_ms: int, decode_ms: int, cancel_ms: int | None = None) -> RunRecord:
         """The run record of the outcome; the request is not kept any longer."""
         outcome = self.outcome
         if isinstance(outcome, Finished):
@@ -177,6 +177,7 @@ class TaskCore:
             restarted_at=self.restarted_at,
             decode_ms=decode_ms,
             finish_reason=reason,
+            cancel_ms=cancel_ms if isinstance(outcome, Cancelled) else None,
             error=error,
             request=None,
         )
