@@ -3,14 +3,15 @@
 The checker does not know the faults: every permission here rests on what the history or the bus itself shows.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
-from chaos.evidence import After, Story
-from chaos.history import Asked, Closed, Ended, Op, Opened, Outcome
-from llorch_shared.errors import ErrorCode
+from chaos.evidence import After, ReaderEntry, Story
+from chaos.history import Asked, Closed, Ended, Op, Opened, Outcome, Tokens
+from llorch_shared.errors import ErrorCode, ResetDetail
 from llorch_shared.states import FINAL
 from llorch_shared.wire.audit import AuditEvent
-from llorch_shared.wire.task import TaskState
+from llorch_shared.wire.task import Determinism, Failover, OutputMode, TaskState
 
 ATTEMPTS_MAX: Final = 3
 """The scheduler's default: a task that loses this many engines ends with WORKER_RESET, so that it kills no more."""
@@ -36,12 +37,47 @@ def may_end_without_its_tokens(story: Story, ended: Ended, after: After) -> bool
     return FRAMES_GONE in ended.message and may_be_missing_from_the_log(story, after)
 
 
-def may_have_failed(story: Story) -> bool:
-    """Only for having lost its engine or node too often. Being preempted does not count."""
+def may_have_failed(story: Story, after: After) -> bool:
+    """For having lost its engine or node too often; being preempted does not count. Or because it may not, or cannot,
+    go on after one loss: see `_may_not_go_on`."""
     run = story.run
-    if run is None or run.error is None:
+    if run is None or run.error is None or run.error.code is not ErrorCode.WORKER_RESET:
         return False
-    return run.error.code is ErrorCode.WORKER_RESET and run.attempt - run.preemptions >= ATTEMPTS_MAX
+    return run.attempt - run.preemptions >= ATTEMPTS_MAX or (run.attempt > 1 and _may_not_go_on(story, after))
+
+
+def _may_not_go_on(story: Story, after: After) -> bool:
+    """It asked for that, its output is bound to a schema, or what was sent of a sampled one is gone with the server's
+    memory. The error says which."""
+    run, request = story.run, story.request
+    assert run is not None
+    assert run.error is not None
+    if request is None:
+        return False
+    match run.error.detail:
+        case ResetDetail.FAILOVER_FAIL:
+            return request.failover is Failover.FAIL
+        case ResetDetail.FAILOVER_REFUSED:
+            resumes = request.failover is Failover.RESUME and request.output_mode is not OutputMode.TEXT
+            return resumes and request.determinism is not Determinism.STRICT
+        case ResetDetail.TOKENS_LOST:
+            strict = request.determinism is Determinism.STRICT and request.failover is not Failover.FAIL
+            return not strict and may_be_missing_from_the_log(story, after)
+    return False
+
+
+def may_be_done_without_a_whole_generation(story: Story) -> bool:
+    """A sampled task whose engine was lost when it had said everything: nothing was left to ask for."""
+    run, request = story.run, story.request
+    if run is None or request is None or request.determinism is Determinism.STRICT or run.attempt < 2:
+        return False
+    told = [set(story.stream.texts), *(_indices(entries) for entries in story.readers.values())]
+    all_tokens = set(range(run.tokens_out))
+    return run.tokens_out - (run.restarted_at or 0) == request.max_tokens and any(all_tokens <= each for each in told)
+
+
+def _indices(entries: Sequence[ReaderEntry]) -> set[int]:
+    return {index for entry in entries if isinstance(entry, Tokens) for index in entry.indices}
 
 
 def may_be_cancelled(story: Story) -> bool:

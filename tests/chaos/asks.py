@@ -1,6 +1,7 @@
 """What clients will ask for: a pure function of seed, seconds and the cluster's shape, as the faults are.
 
-A task's prompt names it, so that whatever an engine said can be laid beside what readers saw.
+A task's prompt names it, so that whatever an engine said can be laid beside what readers saw. Half of the tasks are
+sampled, with every way to go on after the loss of their engine.
 """
 
 import random
@@ -11,7 +12,7 @@ from typing import Final
 import msgspec
 
 from chaos.plan import Shape
-from llorch_shared.wire.task import Priority, TaskRequest
+from llorch_shared.wire.task import Determinism, Failover, OutputMode, Priority, TaskRequest
 from support.client import task_request
 
 DEADLINE_MS: Final = 600_000
@@ -82,6 +83,9 @@ def _ask(rnd: random.Random, at_s: float, shape: Shape) -> Ask:
         deadline_ms=DEADLINE_MS,
         priority=rnd.choice(tuple(Priority)),
         placement={"mode": "pin", "pin_pool_id": pool},
+        determinism=rnd.choice(tuple(Determinism)),
+        failover=rnd.choices(tuple(Failover), (4, 3, 1))[0],
+        output_mode=rnd.choices((OutputMode.TEXT, OutputMode.JSON), (9, 1))[0],
     )
     return Ask(
         at_s=at_s,

@@ -19,6 +19,7 @@ OF_TASKS: Final[tuple[Callable[[Story, After], Iterator[Violation]], ...]] = (
     tasks.run_to_one_result,
     streams.each_token_once,
     streams.the_engines_words,
+    streams.restarts_are_told,
     streams.nothing_after_the_end,
     streams.ends_are_true,
     streams.ends_count_what_was_sent,

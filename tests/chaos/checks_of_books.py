@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from chaos import allowed
-from chaos.checks_of_streams import engine_words
 from chaos.evidence import After, Evidence, Story
 from chaos.violations import Kind, Violation
+from chaos.words import engine_words
 from llorch_shared.states import FINAL
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.task import TaskState
@@ -49,7 +49,7 @@ def admitted_once(story: Story, after: After) -> Iterator[Violation]:
 def the_token_log_is_true(story: Story, after: After) -> Iterator[Violation]:
     """What is stored of the stream is the engine's words, whole for a done task, with one end that is the record's."""
     stored, run = story.stream, story.run
-    words = engine_words(story)
+    words = engine_words(story).words
     wrong = [index for index, text in stored.texts.items() if index >= len(words) or text != words[index]]
     if wrong or stored.differing:
         text = f"stored tokens {sorted(wrong)[:5]} are not the engine's, {stored.differing[:5]} are stored differently"

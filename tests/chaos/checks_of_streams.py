@@ -4,20 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from chaos import allowed
 from chaos.evidence import After, ReaderEntry, Story
-from chaos.history import Ended, Op, Opened, Outcome, Tokens
+from chaos.history import Ended, Op, Opened, Outcome, Restarted, Tokens
 from chaos.violations import Kind, Violation
-from llorch_poold.mock_generation import text_of
+from chaos.words import engine_words
 from llorch_shared.states import FINAL
 from llorch_shared.wire.task import TaskState
-
-
-def engine_words(story: Story) -> list[str]:
-    """What the engine says for this task, by index; empty when no engine has begun it."""
-    if not story.generations or story.request is None or story.request.prompt is None:
-        return []
-    longest = max(story.generations, key=lambda generation: generation.total)
-    whole = text_of(story.request.prompt, longest.seed, longest.total)
-    return [f" {word}" for word in whole.split()]
 
 
 def each_token_once(story: Story, after: After) -> Iterator[Violation]:
@@ -33,7 +24,7 @@ def each_token_once(story: Story, after: After) -> Iterator[Violation]:
 
 
 def the_engines_words(story: Story, after: After) -> Iterator[Violation]:
-    words = engine_words(story)
+    words = engine_words(story).words
     for reader, entries in story.readers.items():
         for index, text in _seen(entries):
             if index >= len(words) or text != words[index]:
@@ -41,6 +32,31 @@ def the_engines_words(story: Story, after: After) -> Iterator[Violation]:
                 explanation = f"reader {reader} got {text!r} at {index}, the engine said {said!r}"
                 yield Violation(kind=Kind.WRONG_TEXT, task=story.task, explanation=explanation)
                 break
+
+
+def restarts_are_told(story: Story, after: After) -> Iterator[Violation]:
+    """Where the output began anew every reader is told so, between the tokens, and its end and the record say it again.
+    Whoever comes back behind that place may be told once more."""
+    anew = engine_words(story).anew
+    for reader, entries in story.readers.items():
+        told: set[int] = set()
+        due = 0
+        for entry in entries:
+            if isinstance(entry, Restarted):
+                told.add(entry.index)
+                if entry.index > due or entry.index not in anew:
+                    text = f"reader {reader} was told of a restart at {entry.index}, at token {due}; it was at {anew}"
+                    yield Violation(kind=Kind.RESTART_UNTOLD, task=story.task, explanation=text)
+            elif isinstance(entry, Tokens) and entry.indices:
+                due = entry.indices[-1] + 1
+                if missed := [index for index in anew if index < due and index not in told]:
+                    text = f"reader {reader} got token {due - 1} and was not told of a restart at {missed}"
+                    yield Violation(kind=Kind.RESTART_UNTOLD, task=story.task, explanation=text)
+                    break
+    run = story.run
+    if run is not None and run.state is TaskState.DONE and run.restarted_at != max(anew, default=None):
+        text = f"the record says {run.restarted_at}; the output began anew at {anew}"
+        yield Violation(kind=Kind.RESTART_UNTOLD, task=story.task, explanation=text)
 
 
 def nothing_after_the_end(story: Story, after: After) -> Iterator[Violation]:
@@ -64,11 +80,11 @@ def ends_are_true(story: Story, after: After) -> Iterator[Violation]:
             continue
         if allowed.may_end_without_its_tokens(story, ended, after):
             continue
-        said = (ended.finish_reason, ended.code)
+        said: tuple[object, ...] = (ended.finish_reason, ended.code, ended.restarted_at)
         if run.state in (TaskState.DONE, TaskState.CANCELLED):
-            told = (run.finish_reason, "")
+            told: tuple[object, ...] = (run.finish_reason, "", run.restarted_at)
         else:
-            told = ("", str(run.error.code) if run.error else "")
+            told = ("", str(run.error.code) if run.error else "", None)
         if said != told or (not ended.code and ended.tokens_out != run.tokens_out):
             text = f"reader {reader}: {ended}; record {run.state} {told}, {run.tokens_out} tokens"
             yield Violation(kind=Kind.END_UNTRUE, task=story.task, explanation=text)

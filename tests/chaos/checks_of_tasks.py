@@ -54,7 +54,7 @@ def never_refused_later(story: Story, after: After) -> Iterator[Violation]:
 
 def failed_for_a_reason(story: Story, after: After) -> Iterator[Violation]:
     run = story.run
-    if run is not None and run.state is TaskState.FAILED and not allowed.may_have_failed(story):
+    if run is not None and run.state is TaskState.FAILED and not allowed.may_have_failed(story, after):
         text = f"attempt {run.attempt}: {run.error}"
         yield Violation(kind=Kind.FAILED_WITHOUT_CAUSE, task=story.task, explanation=text)
 
@@ -86,17 +86,20 @@ def receipts_are_true(story: Story, after: After) -> Iterator[Violation]:
 
 
 def run_to_one_result(story: Story, after: After) -> Iterator[Violation]:
-    """Attempts are equal, a done task was generated whole, and none was begun and finished after the end."""
+    """Attempts lead to an equally long result, a done task was generated whole, and none was begun and finished after
+    the end."""
     run = story.run
-    kinds = {(generation.seed, generation.total) for generation in story.generations}
+    kinds = {(generation.seed, generation.tokens) for generation in story.generations}
     if len(kinds) > 1:
         text = f"(seed, tokens) of its attempts: {sorted(kinds)}"
         yield Violation(kind=Kind.UNEQUAL_RUNS, task=story.task, explanation=text)
     if run is None or run.state not in FINAL:
         return
     whole = [generation for generation in story.generations if generation.whole]
-    if run.state is TaskState.DONE and not any(generation.total == run.tokens_out for generation in whole):
-        text = f"done with {run.tokens_out} tokens; engines finished {[generation.total for generation in whole]}"
+    result = run.tokens_out - (run.restarted_at or 0)
+    generated = any(generation.tokens == result for generation in whole)
+    if run.state is TaskState.DONE and not (generated or allowed.may_be_done_without_a_whole_generation(story)):
+        text = f"done with {result} tokens; engines finished {[generation.tokens for generation in whole]}"
         yield Violation(kind=Kind.NOT_RUN, task=story.task, explanation=text)
     for generation in whole:
         if generation.began > run.ended_ms / 1000 + allowed.CLOCK_S:

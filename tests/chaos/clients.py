@@ -30,6 +30,7 @@ from llorch_shared import states, subjects
 from llorch_shared.bus.port import BusError, Full
 from llorch_shared.wire.run import TaskView
 from llorch_shared.wire.task import TaskRef
+from llorch_shared.wire.version import Kind, version_headers
 from support.client import Refusal, StreamCut, TaskClient
 from support.system import System
 
@@ -129,6 +130,7 @@ class Clients:
             subjects.admission(ask.pool, request.priority, ask.tenant),
             msgspec.json.encode(request),
             msg_id=request.task_id,
+            headers=version_headers(Kind.ADMISSION, request),
             timeout_s=BUS_TIMEOUT_S,
         )
 

@@ -11,7 +11,7 @@ import msgspec
 
 from chaos import history
 from chaos.asks import prompt_of
-from chaos.history import Answered, Asked, Closed, Ended, Odd, Opened, RunSeen, Tokens, Turned
+from chaos.history import Answered, Asked, Closed, Ended, Odd, Opened, Restarted, RunSeen, Tokens, Turned
 from llorch_poold.mock_log import LINE_DECODER, LogEvent, LogLine
 from llorch_shared.wire.audit import AuditRecord
 from llorch_shared.wire.run import RunRecord
@@ -20,12 +20,14 @@ from llorch_shared.wire.task import TaskRequest
 HISTORY: Final = "history.jsonl"
 AFTER: Final = "after.json"
 ENGINES: Final = "engines"
+PROMPT_LENGTH: Final = len(prompt_of("00000000-0000-4000-8000-000000000000"))
 
-ReaderEntry = Opened | Tokens | Closed | Ended | Turned
+ReaderEntry = Opened | Tokens | Restarted | Closed | Ended | Turned
 
 
 class StoredStream(msgspec.Struct, frozen=True, kw_only=True):
-    """The token log of one task as the bus holds it, repeats taken out."""
+    """The token log of one task as readers take it, repeats taken out: nothing of an attempt counts after the next one
+    was announced."""
 
     texts: dict[int, str] = {}
     """By index."""
@@ -69,6 +71,13 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     total: int
     sent: int
+    behind: str = ""
+    """What it was given behind the task's prompt: the text so far, where a sampled stream goes on."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the result, when it is whole."""
+        return len(self.behind.split()) + self.total
 
     @property
     def whole(self) -> bool:
@@ -114,8 +123,10 @@ def collect(entries: Iterable[history.Entry], after: After, generations: Sequenc
         _add(stories[entry.task], entry)
     prompts = {prompt_of(task): story for task, story in stories.items()}
     for prompt, generation in generations:
-        if prompt in prompts:
-            prompts[prompt].generations.append(generation)
+        own = prompt[:PROMPT_LENGTH]
+        if own in prompts:
+            generation = msgspec.structs.replace(generation, behind=prompt[PROMPT_LENGTH:])
+            prompts[own].generations.append(generation)
     for run in after.runs:
         if run.task_id in stories:
             stories[run.task_id].run = run

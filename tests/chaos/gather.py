@@ -15,7 +15,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message
 from llorch_shared.states import FINAL
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditRecord
-from llorch_shared.wire.frames import Token, split_events
+from llorch_shared.wire.frames import Kind, Token, announced_attempt, peek, split_events
 from llorch_shared.wire.run import RUN_DECODER
 from support.system import System
 
@@ -58,9 +58,15 @@ def stored_streams(messages: Sequence[Message]) -> dict[str, StoredStream]:
     texts: dict[str, dict[int, str]] = {}
     differing: dict[str, set[int]] = {}
     ends: dict[str, dict[str, None]] = {}
+    speaks: dict[str, int] = {}
     for message in messages:
         task = subjects.last_token(message.subject)
         said = texts.setdefault(task, {})
+        header = peek(message.data)
+        announced = announced_attempt(message.data) if header.kind is Kind.METRICS else header.attempt
+        if header.kind is Kind.TOKENS and announced < speaks.get(task, 0):
+            continue
+        speaks[task] = max(announced, speaks.get(task, 0))
         for event in split_events(message.data):
             if event.event == "token":
                 token = msgspec.json.decode(event.data, type=Token)

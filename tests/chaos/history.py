@@ -79,6 +79,15 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag="tokens"):
     texts: list[str]
 
 
+class Restarted(msgspec.Struct, frozen=True, kw_only=True, tag="restarted"):
+    """A reader was told that everything before this index is void."""
+
+    at: float
+    reader: int
+    task: str
+    index: int
+
+
 class Closed(msgspec.Struct, frozen=True, kw_only=True, tag="closed"):
     """The connection is gone before the stream's end, by whomever."""
 
@@ -98,6 +107,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="ended"):
     finish_reason: str = ""
     code: str = ""
     message: str = ""
+    restarted_at: int | None = None
 
 
 class Turned(msgspec.Struct, frozen=True, kw_only=True, tag="turned"):
@@ -129,7 +139,7 @@ class RunSeen(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
     attempt: int
 
 
-Entry = Asked | Answered | Opened | Tokens | Closed | Ended | Turned | Odd | RunSeen
+Entry = Asked | Answered | Opened | Tokens | Restarted | Closed | Ended | Turned | Odd | RunSeen
 _DECODER: Final = msgspec.json.Decoder(Entry)
 
 

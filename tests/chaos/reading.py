@@ -5,9 +5,9 @@ from typing import Final
 import msgspec
 
 from chaos import history
-from chaos.history import Ended, Odd, Tokens, now
+from chaos.history import Ended, Odd, Restarted, Tokens, now
 from llorch_shared.errors import ErrorBody
-from llorch_shared.wire.frames import End, Event, Token
+from llorch_shared.wire.frames import End, Event, Metrics, Token
 
 JOIN_S: Final = 0.05
 """Tokens that come within this time are one entry."""
@@ -32,11 +32,13 @@ class Reading:
                 self._token(msgspec.json.decode(event.data, type=Token))
             case "end":
                 end = msgspec.json.decode(event.data, type=End)
-                self._end(tokens_out=end.tokens_out, finish_reason=end.finish_reason)
+                self._end(tokens_out=end.tokens_out, finish_reason=end.finish_reason, restarted_at=end.restarted_at)
             case "error":
                 error = msgspec.json.decode(event.data, type=ErrorBody)
                 self._end(code=str(error.code), message=error.message)
-            case "started" | "metrics":
+            case "metrics":
+                self._metrics(msgspec.json.decode(event.data, type=Metrics))
+            case "started":
                 pass
             case other:
                 self._writer.write(Odd(at=now(), task=self._task, what=f"an event {other}"))
@@ -58,7 +60,20 @@ class Reading:
         self._tokens.texts.append(token.t)
         self._tokens = msgspec.structs.replace(self._tokens, until=at)
 
-    def _end(self, *, tokens_out: int = 0, finish_reason: str = "", code: str = "", message: str = "") -> None:
+    def _metrics(self, metrics: Metrics) -> None:
+        if metrics.restarted_at is not None:
+            self.flush()
+            self._writer.write(Restarted(at=now(), reader=self._number, task=self._task, index=metrics.restarted_at))
+
+    def _end(
+        self,
+        *,
+        tokens_out: int = 0,
+        finish_reason: str = "",
+        code: str = "",
+        message: str = "",
+        restarted_at: int | None = None,
+    ) -> None:
         self.flush()
         ended = Ended(
             at=now(),
@@ -68,6 +83,7 @@ class Reading:
             finish_reason=finish_reason,
             code=code,
             message=message,
+            restarted_at=restarted_at,
         )
         self._writer.write(ended)
         self.finished = True

@@ -7,11 +7,11 @@ import msgspec
 from chaos import history
 from chaos.asks import prompt_of
 from chaos.evidence import After, Counter, Evidence, Generation, StoredStream, collect
-from chaos.history import Answered, Asked, Ended, Op, Opened, Outcome, RunSeen, Tokens
+from chaos.history import Answered, Asked, Ended, Op, Opened, Outcome, Restarted, RunSeen, Tokens
 from llorch_poold.mock_generation import text_of
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.run import RunRecord
-from llorch_shared.wire.task import Priority, TaskState
+from llorch_shared.wire.task import Determinism, Failover, Priority, TaskState
 from support.client import task_request
 
 TASK: Final = "00000000-0000-4000-8000-000000000001"
@@ -26,6 +26,7 @@ class World:
     """One task that was done, as every witness tells it. Tests change what one of them says."""
 
     def __init__(self) -> None:
+        self.words: list[str] = [*WORDS]
         request = task_request(task_id=TASK, prompt=prompt_of(TASK), max_tokens=TOKENS)
         self.entries: list[history.Entry] = [
             Asked(at=T0, op=1, task=TASK, what=Op.SUBMIT, via="gateway-1", pool="a", tenant="default", request=request),
@@ -60,7 +61,7 @@ class World:
         }
 
     def tokens(self, *indices: int, at: float = 1.5, reader: int = 2) -> Tokens:
-        texts = [WORDS[index] if index < TOKENS else f" w{index}" for index in indices]
+        texts = [self.words[index] if index < len(self.words) else f" w{index}" for index in indices]
         return Tokens(at=T0 + at, until=T0 + at, reader=reader, task=TASK, indices=list(indices), texts=texts)
 
     def audit(self, event: AuditEvent, seq: int, **changes: Any) -> AuditRecord:
@@ -87,6 +88,32 @@ class World:
             Answered(at=T0 + receipt_at, op=3, task=TASK, what=Op.CANCEL, via=via, outcome=Outcome.RECEIPT, status=204),
         ]
 
+    def lost_its_engine(self, **asked: Any) -> None:
+        """Turn it into a sampled task whose engine was killed when two tokens had been sent, and which then went on,
+        at 1.4 s, as `failover` asks."""
+        submitted = self.entries[0]
+        assert isinstance(submitted, Asked)
+        assert submitted.request is not None
+        request = msgspec.structs.replace(submitted.request, determinism=Determinism.BEST_EFFORT, **asked)
+        self.entries[0] = msgspec.structs.replace(submitted, request=request)
+        restarts = request.failover is Failover.RESTART
+        sent = "".join(WORDS[:2])
+        behind, left = ("", TOKENS) if restarts else (sent, TOKENS - 2)
+        self.words[2:] = [f" {word}" for word in text_of(prompt_of(TASK) + behind, SEED, left).split()]
+        total = len(self.words)
+        again = self.generation(1.4, 2.0, total=left, sent=left, behind=behind)
+        self.generations = [self.generation(1.0, None, sent=0), again]
+        void = 2 if restarts else None
+        told: list[history.Entry] = [Restarted(at=T0 + 1.4, reader=2, task=TASK, index=2)] if restarts else []
+        self.entries[5:6] = [self.tokens(0, 1, at=1.2), *told, self.tokens(*range(2, total))]
+        self.entries[-1] = Ended(
+            at=T0 + 2.1, reader=2, task=TASK, tokens_out=total, finish_reason="length", restarted_at=void
+        )
+        self.change_run(attempt=2, tokens_out=total, restarted_at=void)
+        self.audits.insert(1, self.audit(AuditEvent.RUNNING, 12))
+        self.stream = {"texts": dict(enumerate(self.words)), "ends": ("{}",)}
+        self.after["counters"] = (Counter(process="poold-1", metric="tasks_started_total", value=2, whole=True),)
+
     def change_run(self, **changes: Any) -> None:
         assert self.run is not None
         self.run = msgspec.structs.replace(self.run, **changes)
@@ -98,5 +125,5 @@ class World:
             streams={TASK: StoredStream(**self.stream)},
             **self.after,
         )
-        said = [(prompt_of(TASK), generation) for generation in self.generations]
+        said = [(prompt_of(TASK) + generation.behind, generation) for generation in self.generations]
         return collect(self.entries, after, said)

@@ -9,13 +9,13 @@ import pytest
 from chaos import history
 from chaos.checks import check
 from chaos.evidence import AFTER, ENGINES, HISTORY, After, Counter, load
-from chaos.history import Answered, Asked, Closed, Ended, Odd, Op, Opened, Outcome, RunSeen, Turned
-from chaos.samples import T0, TASK, TOKENS, World
+from chaos.history import Answered, Asked, Closed, Ended, Odd, Op, Opened, Outcome, Restarted, RunSeen, Turned
+from chaos.samples import T0, TASK, TOKENS, WORDS, World
 from chaos.violations import Kind
 from llorch_poold.mock_log import LogEvent, LogLine
-from llorch_shared.errors import ErrorBody, ErrorCode
+from llorch_shared.errors import ErrorBody, ErrorCode, ResetDetail
 from llorch_shared.wire.audit import AuditEvent
-from llorch_shared.wire.task import TaskState
+from llorch_shared.wire.task import Failover, OutputMode, TaskState
 
 SUBMITTED, ACCEPTED, TOKENS_AT, DONE_AT, ENDED_AT = 0, 1, 5, 6, 7
 
@@ -131,6 +131,86 @@ def extra(world: World) -> None:
     world.entries[TOKENS_AT] = world.tokens(0, 1, 2, 3, at=1.2)
 
 
+def begun_anew(world: World) -> None:
+    world.lost_its_engine(failover=Failover.RESTART)
+
+
+def goes_on_from_less_than_was_sent(world: World) -> None:
+    world.lost_its_engine()
+    world.generations[1] = world.generation(1.4, 2.0, total=4, sent=4, behind=world.words[0])
+
+
+def goes_on_with_what_no_engine_began(world: World) -> None:
+    world.lost_its_engine()
+    del world.generations[1]
+    world.change_run(state=TaskState.CANCELLED, finish_reason="cancelled")
+    world.entries[-1] = Ended(at=T0 + 2.1, reader=2, task=TASK, tokens_out=TOKENS, finish_reason="cancelled")
+    world.entries[-2] = RunSeen(at=T0 + 2, task=TASK, seq=12, state="cancelled", attempt=2)
+    world.entries.append(Asked(at=T0 + 1.9, op=3, task=TASK, what=Op.CANCEL, via="gateway-2"))
+    world.audits[2] = world.audit(AuditEvent.CANCELLED, 12)
+
+
+def restart_not_told(world: World) -> None:
+    begun_anew(world)
+    del world.entries[6]
+
+
+def restart_told_late(world: World) -> None:
+    begun_anew(world)
+    world.entries[6:8] = [world.tokens(2), world.entries[6], world.tokens(3, 4, 5, 6)]
+
+
+def restart_told_early(world: World) -> None:
+    begun_anew(world)
+    world.entries[5:8] = [world.tokens(0), world.entries[6], world.tokens(*range(1, 7))]
+
+
+def restart_told_where_there_was_none(world: World) -> None:
+    world.entries[5:6] = [world.tokens(0, 1), Restarted(at=T0, reader=2, task=TASK, index=2), world.tokens(2, 3, 4)]
+
+
+def restart_not_recorded(world: World) -> None:
+    begun_anew(world)
+    world.change_run(restarted_at=None)
+    world.entries[-1] = Ended(at=T0 + 2.1, reader=2, task=TASK, tokens_out=7, finish_reason="length")
+
+
+def end_silent_about_a_restart(world: World) -> None:
+    begun_anew(world)
+    world.entries[-1] = Ended(at=T0 + 2.1, reader=2, task=TASK, tokens_out=7, finish_reason="length")
+
+
+def gave_up(world: World, detail: ResetDetail, **asked: object) -> None:
+    """After the loss of one engine."""
+    world.lost_its_engine(**asked)
+    world.generations = world.generations[:1]
+    error = ErrorBody(code=ErrorCode.WORKER_RESET, message="lost", detail=detail)
+    world.change_run(state=TaskState.FAILED, tokens_out=2, finish_reason="", error=error, restarted_at=None)
+    world.audits[2] = world.audit(AuditEvent.FAILED, 12)
+    del world.entries[6:-2]
+    world.entries[-2:] = [
+        RunSeen(at=T0 + 2, task=TASK, seq=12, state="failed", attempt=2),
+        Ended(at=T0 + 2.1, reader=2, task=TASK, code="WORKER_RESET", message="lost"),
+    ]
+    world.stream = {"texts": dict(enumerate(world.words[:2])), "ends": ("{}",)}
+
+
+def gave_up_although_it_may_go_on(world: World) -> None:
+    gave_up(world, ResetDetail.FAILOVER_FAIL)
+
+
+def gave_up_text(world: World) -> None:
+    gave_up(world, ResetDetail.FAILOVER_REFUSED)
+
+
+def gave_up_although_nothing_was_lost(world: World) -> None:
+    gave_up(world, ResetDetail.TOKENS_LOST)
+
+
+def said_something_else(world: World) -> None:
+    gave_up(world, ResetDetail.TOKENS_DIFFER)
+
+
 def after_the_end(world: World) -> None:
     world.entries.append(Closed(at=T0 + 3, reader=2, task=TASK, why="again"))
 
@@ -197,7 +277,10 @@ PLANTED: dict[Kind, list[Callable[[World], None]]] = {
     Kind.ENDED_TWICE: [changed_after_its_end, two_audited_ends],
     Kind.ADMITTED_TWICE: [two_admissions],
     Kind.REFUSED_LATER: [refused_when_sent_again, reader_told_unknown, dropped],
-    Kind.FAILED_WITHOUT_CAUSE: [failed_at_once],
+    Kind.FAILED_WITHOUT_CAUSE: [
+        *(failed_at_once, gave_up_although_it_may_go_on, gave_up_text, gave_up_although_nothing_was_lost),
+        said_something_else,
+    ],
     Kind.CANCELLED_UNASKED: [cancelled_by_nobody],
     Kind.RECEIPT_UNTRUE: [receipt_before_the_end],
     Kind.RUNS_ON: [engine_goes_on],
@@ -206,13 +289,17 @@ PLANTED: dict[Kind, list[Callable[[World], None]]] = {
     Kind.UNEQUAL_RUNS: [another_seed],
     Kind.GAP: [gap],
     Kind.DOUBLED: [doubled],
-    Kind.WRONG_TEXT: [other_words],
+    Kind.RESTART_UNTOLD: [
+        *(restart_not_told, restart_told_late, restart_told_early, restart_told_where_there_was_none),
+        restart_not_recorded,
+    ],
+    Kind.WRONG_TEXT: [other_words, goes_on_from_less_than_was_sent, goes_on_with_what_no_engine_began],
     Kind.SHORT: [short],
     Kind.EXTRA: [extra],
     Kind.AFTER_END: [after_the_end],
     Kind.AFTER_RECEIPT: [after_a_receipt],
     Kind.WITHOUT_END: [without_an_end],
-    Kind.END_UNTRUE: [end_of_another_kind],
+    Kind.END_UNTRUE: [end_of_another_kind, end_silent_about_a_restart],
     Kind.NOT_AUDITED: [not_audited],
     Kind.AUDIT_UNTRUE: [audited_as_failed, charged_for_other_tokens, charged_to_another, record_tampered_with],
     Kind.LOG_UNTRUE: [log_with_other_words, log_without_a_token, two_terminal_frames],
@@ -220,8 +307,13 @@ PLANTED: dict[Kind, list[Callable[[World], None]]] = {
     Kind.UNSETTLED: [queue_not_drained],
     Kind.ODD: [odd],
 }
-FOLLOWS: dict[Kind, set[Kind]] = {Kind.GAP: {Kind.SHORT}}
-"""A missing token is missing in the count, too."""
+FOLLOWS: dict[Kind, set[Kind]] = {
+    Kind.GAP: {Kind.SHORT},
+    Kind.WRONG_TEXT: {Kind.LOG_UNTRUE},
+    Kind.RESTART_UNTOLD: {Kind.NOT_RUN},
+}
+"""A missing token is missing in the count, too; what readers got of a stream was in its log; what a record counts as
+the result is longer where it does not know of a restart."""
 
 
 def test_every_kind_of_violation_is_planted() -> None:
@@ -300,6 +392,60 @@ def test_the_end_of_a_lost_nodes_task_may_count_only_what_a_restarted_server_hol
     assert check(world.evidence()) == []
     world.change_run(incarnation="the node's own end")
     assert [violation.kind for violation in check(world.evidence())] == [Kind.EXTRA]
+
+
+@pytest.mark.parametrize("failover", [Failover.RESUME, Failover.RESTART])
+def test_a_sampled_task_that_lost_its_engine_is_clean(failover: Failover) -> None:
+    world = World()
+    world.lost_its_engine(failover=failover)
+    assert check(world.evidence()) == []
+
+
+def test_a_reader_that_comes_back_behind_a_restart_may_be_told_of_it_once_more() -> None:
+    world = World()
+    begun_anew(world)
+    told = world.entries[6]
+    world.entries[7:8] = [
+        world.tokens(2, 3),
+        Closed(at=T0 + 1.6, reader=2, task=TASK, why="cut"),
+        Opened(at=T0 + 1.6, reader=2, task=TASK, via="gateway-2", cursor="2-3"),
+        told,
+        world.tokens(4, 5, 6),
+    ]
+    assert check(world.evidence()) == []
+
+
+def test_an_engine_that_died_when_it_had_said_everything_is_asked_no_more() -> None:
+    world = World()
+    world.lost_its_engine()
+    world.words[:] = WORDS
+    world.entries[5:7] = [world.tokens(*range(TOKENS))]
+    world.generations = [world.generation(1.0, None, sent=0)]
+    world.stream = {"texts": dict(enumerate(WORDS)), "ends": ("{}",)}
+    assert check(world.evidence()) == []
+    world.stream = {"texts": dict(enumerate(WORDS[:4])), "ends": ("{}",)}
+    world.entries[5] = world.tokens(*range(4))
+    assert Kind.NOT_RUN in {violation.kind for violation in check(world.evidence())}
+
+
+@pytest.mark.parametrize(
+    ("detail", "asked"),
+    [
+        (ResetDetail.FAILOVER_FAIL, {"failover": Failover.FAIL}),
+        (ResetDetail.FAILOVER_REFUSED, {"output_mode": OutputMode.JSON}),
+    ],
+)
+def test_a_stream_may_end_where_its_task_says_so(detail: ResetDetail, asked: dict[str, object]) -> None:
+    world = World()
+    gave_up(world, detail, **asked)
+    assert check(world.evidence()) == []
+
+
+def test_a_sampled_stream_may_end_when_the_server_has_forgotten_its_beginning() -> None:
+    world = World()
+    gave_up(world, ResetDetail.TOKENS_LOST)
+    world.after["tokens_since"] = T0 + 1.3
+    assert check(world.evidence()) == []
 
 
 def test_two_gateways_at_once_may_answer_one_task_differently() -> None:

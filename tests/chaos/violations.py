@@ -26,6 +26,8 @@ class Kind(StrEnum):
     """Done, and no engine has generated all of it."""
     UNEQUAL_RUNS = "unequal runs"
     """Two attempts with another seed or length."""
+    RESTART_UNTOLD = "restart untold"
+    """The output began anew, and a reader was not told where, or was told at another place than it is."""
     GAP = "gap"
     DOUBLED = "doubled"
     WRONG_TEXT = "wrong text"
