@@ -16,7 +16,8 @@ from llorch_shared.bus.port import Full, NoResponder
 from llorch_shared.errors import ErrorCode
 from llorch_shared.waiting import expect
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent
-from llorch_shared.wire.frames import Kind, encode_token, peek
+from llorch_shared.wire.frames import Kind, encode_metrics, encode_token, peek
+from llorch_shared.wire.frames import Metrics as FrameMetrics
 from llorch_shared.wire.registry import FLOOR_DECODER, LOAD_DECODER, ReplicaState
 from llorch_shared.wire.run import LOCATED_DECODER, Located, RunRecord
 from llorch_shared.wire.task import Priority, TaskRef, TaskState
@@ -239,11 +240,13 @@ async def test_the_end_of_a_task_that_ran_before_counts_what_its_readers_have() 
         await eventually(lambda: bool(node.held))
         for index in range(4):
             place.client.bus.publish(subjects.tokens("gw-1", task.task_id), encode_token(1, index, " w"))
+        anew = encode_metrics(FrameMetrics(attempt=1, kv_migrated=False, restarted_at=3))
+        place.client.bus.publish(subjects.tokens("gw-1", task.task_id), anew)
         await node.engine_dies()
         await eventually(lambda: task.task_id in place.client.finals)
         run = await place.client.run_of(task.task_id)
         assert run is not None
-        assert (run.state, run.tokens_out) == (TaskState.FAILED, 4)
+        assert (run.state, run.tokens_out, run.restarted_at) == (TaskState.FAILED, 4, 3)
         await eventually(lambda: peek(place.client.frames[task.task_id][-1]).kind is Kind.ERROR)
         assert peek(place.client.frames[task.task_id][-1]).last == 4
 

@@ -46,7 +46,10 @@ class RunStore:
             return (await self._store(subject, _encode(record), headers, expect_seq=expect_seq)).seq
         except WrongSequence:
             stored, seq = await self._read_run(subject, after=expect_seq)
-            if msgspec.structs.replace(stored, tokens_out=record.tokens_out, cancel_ms=record.cancel_ms) == record:
+            counted = msgspec.structs.replace(
+                stored, tokens_out=record.tokens_out, cancel_ms=record.cancel_ms, restarted_at=record.restarted_at
+            )
+            if counted == record:
                 return seq
             raise Conflict(stored, seq) from None
 

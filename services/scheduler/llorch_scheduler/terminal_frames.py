@@ -1,14 +1,22 @@
 """The last frame of a task that the scheduler ends, and what its record says of the tokens an earlier attempt sent."""
 
 import logging
+from typing import NamedTuple
 
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
-from llorch_shared.wire.frames import BadFrame, Kind, announced_attempt, encode_end, encode_error, peek
+from llorch_shared.wire.frames import BadFrame, Kind, announced_attempt, encode_end, encode_error, peek, restarted_at
 from llorch_shared.wire.frames import End as EndFrame
 from llorch_shared.wire.run import RunRecord
 
 log = logging.getLogger(__name__)
+
+
+class Sent(NamedTuple):
+    """What earlier attempts streamed."""
+
+    tokens: int
+    restarted_at: int | None
 
 
 def publish_terminal(bus: Bus, record: RunRecord) -> None:
@@ -22,19 +30,20 @@ def publish_terminal(bus: Bus, record: RunRecord) -> None:
             decode_time_ms=record.decode_ms,
             finish_reason=record.finish_reason,
             cancel_ms=record.cancel_ms,
+            restarted_at=record.restarted_at,
         )
         frame = encode_end(record.attempt, end)
     bus.publish(subjects.tokens(record.lane, record.task_id), frame)
 
 
-async def tokens_sent(bus: Bus, record: RunRecord) -> int:
-    """Tokens that an earlier attempt streamed; 0 when the token stream cannot be read."""
+async def sent_before(bus: Bus, record: RunRecord) -> Sent:
+    """No tokens when the token stream cannot be read."""
     try:
         messages = await bus.replay(streams.TOK, subjects.tokens(record.lane, record.task_id))
     except BusError as error:
         log.info("the tokens of %s cannot be counted: %s", record.task_id, error)
-        return 0
-    last, attempt = -1, 0
+        return Sent(0, record.restarted_at)
+    last, attempt, void = -1, 0, record.restarted_at
     for message in messages:
         try:
             header = peek(message.data)
@@ -42,7 +51,10 @@ async def tokens_sent(bus: Bus, record: RunRecord) -> int:
             log.warning("a message of %s is not a frame", message.subject)
             continue
         if header.kind is Kind.METRICS:
-            attempt = max(attempt, announced_attempt(message.data))
+            announced, told = announced_attempt(message.data), restarted_at(message.data)
+            if told is not None and announced >= attempt:
+                void = told
+            attempt = max(attempt, announced)
         elif header.kind is Kind.TOKENS and header.attempt >= attempt:
             last = max(last, header.last)
-    return last + 1
+    return Sent(last + 1, void)

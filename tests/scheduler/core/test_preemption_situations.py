@@ -8,7 +8,7 @@ import pytest
 from llorch_scheduler.core.effects import End, Place, Preempt, Preempted
 from llorch_scheduler.core.job import Phase
 from llorch_shared.wire.policy import HardRequirements, PreemptionSpec
-from llorch_shared.wire.task import Determinism, Priority, TaskState
+from llorch_shared.wire.task import Determinism, Failover, Priority, TaskState
 from scheduler.core_world import World, task_id
 
 STOPPABLE = ("interruptible_decode",)
@@ -82,9 +82,10 @@ def test_nobody_is_stopped_while_waiting_costs_nothing_yet(world: World) -> None
 
 
 def test_the_last_started_of_the_stoppable_ones_is_stopped(world: World) -> None:
-    world.replica("r1", slots=3, features=STOPPABLE)
+    world.replica("r1", slots=4, features=STOPPABLE)
     run_batch(world, 1, 2)
     run_batch(world, 3, determinism=Determinism.BEST_EFFORT)
+    run_batch(world, 5, failover=Failover.FAIL)
     urgent(world, 4)
     assert asked(world) == [task_id(2)]
 
