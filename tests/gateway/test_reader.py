@@ -450,3 +450,94 @@ def test_a_replay_that_was_refused_knows_who_spoke_at_that_place() -> None:
         assert reader.replayed(data)
     assert reader.end_replay()
     assert [event.id for event in split_events(reader.take()) if event.id] == ["1-0", "1-1", "1-2", "2-3"]
+
+
+def near(reader: Reader, *stored: bytes, live: bytes = b"") -> bool:
+    """Replay from late in the stored stream; `live` comes meanwhile."""
+    reader.begin_replay(anew=False, near=True)
+    if live:
+        give(reader, live)
+    for data in stored:
+        reader.replayed(data)
+    return reader.end_replay()
+
+
+def test_a_reader_that_is_back_soon_finds_what_it_missed_near_the_end_of_the_stream() -> None:
+    reader = fresh(Cursor(1, 4), in_step=False)
+    assert near(reader, tokens(2, 3), tokens(4, 6), metrics(1), token(7), live=token(8))
+    assert seen(reader) == ["token 1-5", "token 1-6", "metrics", "token 1-7", "token 1-8"]
+    assert reader.mode is Mode.LIVE
+
+
+def test_a_frame_that_ends_where_the_reader_stands_is_enough_to_be_in_step() -> None:
+    reader = fresh(Cursor(1, 4), in_step=False)
+    assert near(reader, tokens(2, 4))
+    give(reader, token(5))
+    assert seen(reader) == ["token 1-5"]
+
+
+def test_one_that_was_away_for_longer_reads_the_whole_stream() -> None:
+    for window in ((), (token(6), token(7)), (metrics(1),), (tokens(0, 2),)):
+        reader = fresh(Cursor(1, 4), in_step=False)
+        assert not near(reader, *window)
+        assert replay(reader, STARTED, *(token(index) for index in range(8)), end(8))
+        assert [each for each in seen(reader) if each != "metrics"] == [
+            "token 1-5",
+            "token 1-6",
+            "token 1-7",
+            "end 1-8",
+        ]
+
+
+def test_near_the_end_an_earlier_attempt_is_not_listened_to() -> None:
+    """A node that lost the task while it slept adds to the stream when it wakes."""
+    reader = fresh(Cursor(2, 4), in_step=False)
+    assert near(reader, token(4, 2), token(5, 1), token(6, 1), token(5, 2), live=token(6, 2))
+    assert seen(reader) == ["token 2-5", "token 2-6"]
+    reader = fresh(Cursor(2, 4), in_step=False)
+    assert not near(reader, token(4, 1), token(5, 1)), "what touches is not of the reader's attempt"
+
+
+def test_an_attempt_that_began_since_is_announced_near_the_end() -> None:
+    reader = fresh(Cursor(1, 4), in_step=False)
+    assert near(reader, token(4), token(5), goes_on(6), token(6, 1), token(6, 2))
+    assert seen(reader) == ["token 1-5", "metrics", "token 2-6"]
+
+
+def test_the_end_is_found_near_the_end() -> None:
+    reader = fresh(Cursor(1, 4), in_step=False)
+    assert near(reader, token(5), end(6))
+    assert seen(reader) == ["token 1-5", "end 1-6"]
+    reader = fresh(Cursor(1, 4), in_step=False)
+    assert near(reader, end(5))
+    assert seen(reader) == ["end 1-5"]
+
+
+@given(
+    cursor=st.integers(0, 29),
+    since=st.integers(0, 30),
+    stored=st.integers(0, 30),
+    sizes=st.lists(st.integers(1, 4), min_size=30, max_size=30),
+)
+@settings(max_examples=300)
+def test_wherever_the_newest_frames_begin_nothing_is_missed_or_doubled(
+    cursor: int, since: int, stored: int, sizes: list[int]
+) -> None:
+    messages: list[bytes] = []
+    first = 0
+    for size in sizes:
+        last = min(29, first + size - 1)
+        if first <= last:
+            messages.append(tokens(first, last))
+        first = last + 1
+    messages.append(end(30))
+    cut = min(stored, len(messages))
+    reader = fresh(Cursor(1, cursor), in_step=False)
+    reader.begin_replay(anew=False, near=True)
+    give(reader, *messages[cut:])
+    for data in messages[min(since, cut) : cut]:
+        reader.replayed(data)
+    if not reader.end_replay():
+        assert replay(reader, STARTED, *messages)
+    assert seen(reader) == [*(f"token 1-{index}" for index in range(cursor + 1, 30)), "end 1-30"]
+    assert reader.done

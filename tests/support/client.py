@@ -110,13 +110,27 @@ class Transcript:
             assert self.end.restarted_at == max(told, default=None), f"{self.end} but {told}"
 
 
+class _Transport(httpx.AsyncHTTPTransport):
+    """On uvloop a connection that breaks while it is being made has no socket any more to be asked for its peer."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await super().handle_async_request(request)
+        except AttributeError as error:
+            if "getpeername" not in str(error):
+                raise
+            raise httpx.ConnectError("the connection broke while it was being made", request=request) from error
+
+
 class TaskClient:
     """One gateway seen by one caller. Use as an async context manager."""
 
     def __init__(self, base_url: str, *, token: str = "", timeout_s: float = 30) -> None:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        self.http = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=timeout_s, limits=limits)
+        self.http = httpx.AsyncClient(
+            base_url=base_url, headers=headers, timeout=timeout_s, transport=_Transport(limits=limits)
+        )
 
     async def __aenter__(self) -> "TaskClient":
         return self

@@ -14,6 +14,7 @@ from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
 from llorch_gateway.relay.stream import Stream
 from llorch_gateway.tasks import Tasks
+from llorch_shared import subjects
 from llorch_shared.bus.port import Bus
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
@@ -21,6 +22,11 @@ from llorch_shared.wire.frames import Cursor
 
 log = logging.getLogger(__name__)
 
+NEAR_S: Final = 10.0
+"""A reader whose connection broke is back within seconds: what it misses is looked for among the newest frames first,
+because the whole stream is read slowly when hundreds come at once."""
+REPLAYS_MAX: Final = 4
+"""Stored streams read at once. One read takes milliseconds to tens of them, in the server and on its connection."""
 LAST_WORDS_S: Final = 0.1
 """Between the end of the streams and the end of their connections: an HTTP/2 client that reads both at once takes the
 end of the connection for a failure of the stream."""
@@ -54,6 +60,7 @@ class Streams:
         self._streams_max: Final = streams_max
         self._open_gauge: Final = metrics.gauge("sse_streams_open")
         self._drops: Final = metrics.counter("sse_backpressure_drops_total")
+        self._replays: Final = asyncio.Semaphore(REPLAYS_MAX)
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -68,10 +75,14 @@ class Streams:
         if record is not None and records.has_all(record, cursor):
             return None
         seat = await self._router.join(task, cursor, local=found.local)
-        if record is not None and records.is_final(record):
-            seat.check_due = True
-            if records.is_cancelled(record):
-                seat.reader.silence()
+        if record is not None:
+            seat.subject = subjects.tokens(record.lane, task)
+            if records.is_final(record):
+                seat.check_due = True
+                if records.is_cancelled(record):
+                    seat.reader.silence()
+            elif cursor is not None and cursor.attempt == record.attempt:
+                seat.replay_within_s = NEAR_S
         return Opened(seat, task)
 
     async def serve(
@@ -98,7 +109,7 @@ class Streams:
         self._presence.came(opened.task)
         try:
             await start()
-            await Stream(seat, bus=self._bus, send=write).run(FIRST_LINE)
+            await Stream(seat, bus=self._bus, send=write, replays=self._replays).run(FIRST_LINE)
         except asyncio.CancelledError:
             if seat.closed != "stalled":
                 raise

@@ -154,7 +154,8 @@ class TokenStream:
             await self._node.outlet.wait_open()
             self._node.outlet.publish(self._subject, self._announcement)
             try:
-                messages = await self._node.bus.replay(streams.TOK, subjects.tokens_of_task(self._run.task_id))
+                async with self._node.backlogs:
+                    messages = await self._node.bus.replay(streams.TOK, self._subject)
                 log_state = await self._node.token_log.state()
             except BusError as error:
                 log.info("reading the earlier tokens of %s: %s", self._run.task_id, error)

@@ -213,14 +213,16 @@ class MemoryBus(MemoryConnection):
         return sorted(newest.values(), key=lambda message: message.seq)
 
     async def replay(
-        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000
+        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000, within_s: float = 0
     ) -> Sequence[Message]:
         found = await self._readable(stream)
         messages: list[Message] = []
-        for message in found.select(subject_filter, from_seq):
+        since = self.server.now() - within_s
+        for message in found.select(subject_filter, 1 if within_s else from_seq):
             if len(messages) >= limit:
                 break
-            messages.append(message)
+            if not within_s or found.kept[message.seq].stored_at >= since:
+                messages.append(message)
         return messages
 
     async def remove(self, stream: str, seq: int) -> bool:

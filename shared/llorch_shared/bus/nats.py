@@ -208,9 +208,9 @@ class NatsBus:
         return await self._reads.snapshot(stream, subject_filter)
 
     async def replay(
-        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000
+        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000, within_s: float = 0
     ) -> Sequence[Message]:
-        return await self._reads.replay(stream, subject_filter, from_seq, limit)
+        return await self._reads.replay(stream, subject_filter, from_seq, limit, within_s)
 
     async def remove(self, stream: str, seq: int) -> bool:
         return await self._streams.remove(stream, seq)

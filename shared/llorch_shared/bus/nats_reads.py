@@ -7,7 +7,7 @@ message of one subject is what decisions are made from, so where there are copie
 
 import base64
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -53,6 +53,11 @@ def read_message(answer: Answer) -> Message:
 
 def _milliseconds(stamp: str) -> int:
     return round(datetime.fromisoformat(stamp).timestamp() * 1000) if stamp else 0
+
+
+def _moment(seconds_ago: float) -> str:
+    """As the server reads it. The clocks of two machines may differ."""
+    return (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat()
 
 
 class Reads:
@@ -103,13 +108,15 @@ class Reads:
             newest[message.subject] = message
         return sorted(newest.values(), key=lambda message: message.seq)
 
-    async def replay(self, stream: str, subject_filter: str, from_seq: int, limit: int) -> list[Message]:
+    async def replay(
+        self, stream: str, subject_filter: str, from_seq: int, limit: int, within_s: float = 0
+    ) -> list[Message]:
         messages: list[Message] = []
-        seq = max(1, from_seq)
+        start: dict[str, Any] = {"start_time": _moment(within_s)} if within_s else {"seq": max(1, from_seq)}
         while len(messages) < limit:
             batch = min(PAGE_MESSAGES, limit - len(messages))
             found = await self._page(
-                stream, {"seq": seq, "next_by_subj": subject_filter, "batch": batch, "max_bytes": PAGE_BYTES}
+                stream, {**start, "next_by_subj": subject_filter, "batch": batch, "max_bytes": PAGE_BYTES}
             )
             if found is None:
                 raise BusError(f"{stream}: the server cannot read {subject_filter}")
@@ -117,7 +124,7 @@ class Reads:
             messages += page
             if not page or pending == 0:
                 break
-            seq = page[-1].seq + 1
+            start = {"seq": page[-1].seq + 1}
         return messages
 
     async def _page(self, stream: str, body: Mapping[str, Any]) -> tuple[list[Message], int] | None:

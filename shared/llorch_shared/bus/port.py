@@ -206,9 +206,11 @@ class Bus(Protocol):
         """The newest message of every matching subject, in sequence order, markers included (`deleted`)."""
 
     async def replay(
-        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000
+        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000, within_s: float = 0
     ) -> Sequence[Message]:
-        """Stored messages of a subject or wildcard from a sequence on, in sequence order."""
+        """Stored messages of a subject or wildcard from a sequence on, in sequence order. With `within_s`, those that
+        were stored in the last so many seconds, whatever `from_seq` says. The server looks at every message from there
+        on to the last of a subject, or to the end of the stream for a wildcard."""
 
     async def remove(self, stream: str, seq: int) -> bool:
         """Delete one stored message; false when it is not there. Raises NoStream, Unanswered, BusError."""

@@ -281,6 +281,23 @@ async def test_a_replay_of_one_token_stream_among_many(ready: Bus) -> None:
     assert [message.data for message in frames] == [b"1", b"5", b"9", b"13", b"17"]
 
 
+async def test_a_replay_of_the_last_seconds(ready: Bus) -> None:
+    subject = subjects.tokens("gw-1", "t1")
+    for number in range(3):
+        ready.publish(subject, b"%d" % number)
+    await ready.flush()
+    await asyncio.sleep(1.5)
+    ready.publish(subject, b"3")
+    await ready.flush()
+    assert len(await ready.replay(streams.TOK, subject, within_s=600)) == 4
+    late = await ready.replay(streams.TOK, subject, within_s=1)
+    assert [message.data for message in late] in ([b"3"], []), "the last one only, unless this machine stood still"
+    assert await ready.replay(streams.TOK, subject, from_seq=1, limit=2, within_s=600) == (
+        await ready.replay(streams.TOK, subject, limit=2)
+    )
+    assert list(await ready.replay(streams.TOK, subjects.tokens("gw-1", "t2"), within_s=600)) == []
+
+
 async def test_the_state_of_a_stream(ready: Bus, queue: Consumer) -> None:
     await fill(ready, 3)
     await (await queue.fetch(1, 5))[0].ack()

@@ -53,6 +53,7 @@ class Reader:
     the reader is served from the stored stream. Cost of a live frame in step: O(1), nothing decoded."""
 
     __slots__ = (
+        "_anchored",
         "_attempt",
         "_buffer_bytes",
         "_held",
@@ -82,6 +83,8 @@ class Reader:
         """The attempt of the last token this reader has; 0 when that is not known."""
         self._log_attempt = 0
         """The attempt that speaks where the next replay begins."""
+        self._anchored = True
+        """Whether what was replayed touches what this reader has: nothing lies between."""
         self._restarted_at = -1
         self._started = cursor is not None
         self._buffer_bytes: Final = buffer_bytes
@@ -134,11 +137,16 @@ class Reader:
         """True once what is in hand has been taken and the stored stream must be read to go on."""
         return self.mode is Mode.BEHIND and not self._out and not self.done
 
-    def begin_replay(self, *, anew: bool = True) -> None:
+    def begin_replay(self, *, anew: bool = True, near: bool = False) -> None:
         """`anew`: from the beginning of the stored stream, else from where the last replay ended. In it an attempt
-        speaks up to the next one's announcement, however early that was heard live."""
+        speaks up to the next one's announcement, however early that was heard live.
+
+        `near`: from some place late in the stored stream, to find the few tokens since the last of this reader. Only
+        for one whose last token is of the attempt that the record names: no later one was announced before that place.
+        It counts only if a token is found that touches the last one."""
         self.mode = Mode.REPLAYING
-        self._attempt = 0 if anew else self._log_attempt
+        self._attempt = self._said_by if near else 0 if anew else self._log_attempt
+        self._anchored = not near
         self._refused = False
         self._held.clear()
         self._held_bytes = 0
@@ -149,7 +157,10 @@ class Reader:
         the next replay, from its place on."""
         if self.done:
             return True
-        taken = self._accept(peek(data), data, not self._refused)
+        header = peek(data)
+        if header.kind is Kind.TOKENS and header.first <= self.next_index <= header.last + 1:
+            self._anchored = self._anchored or header.attempt == self._said_by
+        taken = self._accept(header, data, self._anchored and not self._refused)
         if not taken:
             self._refused = True
         if not self._refused:
@@ -157,12 +168,13 @@ class Reader:
         return taken
 
     def end_replay(self) -> bool:
-        """All stored frames were given. Returns whether the reader is in step now; otherwise replay again, later."""
+        """All stored frames were given. Returns whether the reader is in step now; otherwise replay again, later, and
+        anew if it was `near`."""
         if self.done:
             return True
         held, self._held = self._held, []
         self._held_bytes = 0
-        in_step = not (self._held_overflowed or self._refused)
+        in_step = self._anchored and not (self._held_overflowed or self._refused)
         for header, data in held:
             if self.done:
                 break

@@ -10,6 +10,7 @@ import logging
 from typing import Final
 
 from llorch_gateway.core.reader import Reader, was_cancelled
+from llorch_shared import subjects
 from llorch_shared.wire.frames import BadFrame, Cursor, Kind, peek
 
 QUIET_FIRST_S: Final = 2.0
@@ -34,8 +35,10 @@ class Seat:
         "quiet_since",
         "reader",
         "replay_from",
+        "replay_within_s",
         "sending_since",
         "sent_at",
+        "subject",
         "touched",
     )
 
@@ -43,7 +46,11 @@ class Seat:
         self.channel: Final = channel
         self.reader: Final = reader
         self.replay_from = 1
-        """Sequence of the stored stream from which the next replay reads."""
+        """Sequence of the stored stream from which the next replay reads …"""
+        self.replay_within_s = 0.0
+        """… or how far back, once, for a reader that has just come from another gateway; 0: not so."""
+        self.subject = subjects.tokens_of_task(channel.task)
+        """Of its frames in the stored stream; with the lane, once that is known, the server finds them sooner."""
         self.closed = ""
         """Why the stream stops although its task goes on: `client`, `stalled` or `stopping`."""
         self.pump: asyncio.Task[None] | None = None
@@ -168,7 +175,7 @@ class Channel:
         """The bus was away: frames may be missing, and the stored stream may have been made anew."""
         self.kept = None
         for seat in self.seats:
-            seat.replay_from = 1
+            seat.replay_from, seat.replay_within_s = 1, 0.0
             seat.reader.lost()
             seat.wake()
 

@@ -41,11 +41,14 @@ Send = Callable[[bytes], Awaitable[None]]
 class Stream:
     """Pumps one seat. `send` gets every piece of the body but the last, empty one."""
 
-    def __init__(self, seat: Seat, *, bus: Bus, send: Send) -> None:
+    def __init__(self, seat: Seat, *, bus: Bus, send: Send, replays: asyncio.Semaphore) -> None:
+        """`replays` bounds how many streams of this process read from the bus at once: the server does nothing else for
+        a connection while it looks for messages."""
         self._seat: Final = seat
         self._reader: Final = seat.reader
         self._bus: Final = bus
         self._send: Final = send
+        self._replays: Final = replays
         self._task: Final = seat.channel.task
         self._loop: Final = asyncio.get_running_loop()
         self._pace_s = 0.0
@@ -93,13 +96,17 @@ class Stream:
         reader, seat = self._reader, self._seat
         before = reader.next_index
         position, refused_at = seat.replay_from, 0
-        reader.begin_replay(anew=position == 1)
+        within_s, seat.replay_within_s = seat.replay_within_s, 0.0
+        near = within_s > 0
+        reader.begin_replay(anew=position == 1, near=near)
         limit, full = REPLAY_FIRST, True
         try:
             while full and not (reader.done or seat.closed):
-                messages = await self._bus.replay(
-                    streams.TOK, subjects.tokens_of_task(self._task), from_seq=position, limit=limit
-                )
+                async with self._replays:
+                    messages = await self._bus.replay(
+                        streams.TOK, seat.subject, from_seq=position, limit=limit, within_s=within_s
+                    )
+                within_s = 0.0
                 full = len(messages) == limit
                 for message in messages:
                     position = message.seq + 1
@@ -117,6 +124,8 @@ class Stream:
         seat.replay_from = refused_at or position
         if reader.end_replay():
             self._pace_s, self._missing_since = 0.0, None
+        elif near:
+            seat.replay_from = 1
         else:
             self._again_later(progress=reader.next_index > before)
 
