@@ -31,6 +31,9 @@ from llorch_shared.settings import Secret, Settings
 log = logging.getLogger(__name__)
 
 REPAIR_AGAIN_S: Final = 1.0
+SEND_WITHIN_S: Final = 0.5
+"""Less than what lies between the fence and the expiry of a key: what was written before the fence closed is sent
+before anybody else can have its task, or not at all."""
 
 
 async def serve(settings: Settings, environment: Mapping[str, str], password: Secret, stop: Stop) -> int:
@@ -56,6 +59,7 @@ async def serve(settings: Settings, environment: Mapping[str, str], password: Se
                 password=password,
                 metrics=metrics,
                 on_closed=lambda: stop.wish(BUS_ENDED),
+                send_within_s=SEND_WITHIN_S,
             ),
         )
         if bus is None:

@@ -48,7 +48,9 @@ class Link:
     """`up` is called whenever the connection stands, the first time included; `down` when it broke; `closed` when it
     ended for good without having been asked to."""
 
-    def __init__(self, name: str, *, inbox_prefix: str, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, name: str, *, inbox_prefix: str, metrics: Metrics | None = None, send_within_s: float = 0
+    ) -> None:
         self.name: Final = name
         self.generation = 0
         """Counts the connections so far."""
@@ -63,7 +65,7 @@ class Link:
         self._inbox: Final = Inbox(f"{inbox_prefix}.{secrets.token_hex(8)}")
         self._loop: Final = asyncio.get_running_loop()
         self._standing: Final = asyncio.Event()
-        self._outbox: Final = Outbox(self._client)
+        self._outbox: Final = Outbox(self._client, within_s=send_within_s)
         self._denied: dict[str, str] = {}
         self._flushes: set[asyncio.Future[Any]] = set()
         self._closing = False

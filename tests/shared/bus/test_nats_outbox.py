@@ -51,3 +51,19 @@ async def test_a_socket_that_closed_before_the_client_knows_drops_what_was_writt
     socket.closed = True
     outbox.send()
     assert socket.sent == []
+
+
+async def test_what_was_written_before_the_process_was_stopped_is_not_sent_late(
+    socket: Socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: list[bool] = []
+    client: Any = SimpleNamespace(_transport=socket, is_connected=True, drop_connection=lambda: dropped.append(True))
+    clock = 100.0
+    monkeypatch.setattr("llorch_shared.bus.nats_outbox.time", SimpleNamespace(monotonic=lambda: clock))
+    outbox = Outbox(client, within_s=0.5)
+    outbox.write(b"in time")
+    outbox.send()
+    outbox.write(b"late")
+    clock += 3
+    outbox.send()
+    assert (socket.sent, dropped) == ([b"in time"], [True])
