@@ -22,7 +22,10 @@ def as_orch_error(error: BaseException, correlation_id: str) -> OrchError:
         return error
     if isinstance(error, TooLarge):
         return invalid("the request is larger than a bus message may be", status=413)
-    if isinstance(error, BusError) and not isinstance(error, Denied):
+    if isinstance(error, Denied):
+        log.error("the bus forbids what a client asked for: %s", error, extra={"correlation_id": correlation_id})
+        return unavailable("the bus does not permit this gateway to do that")
+    if isinstance(error, BusError):
         return unavailable(f"the bus does not answer: {error}")
     log.error(
         "an operation failed: %s",

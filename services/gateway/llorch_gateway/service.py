@@ -31,7 +31,7 @@ from llorch_shared.audit import Audit
 from llorch_shared.auth import AuthPolicy, check_bind
 from llorch_shared.bus import nats
 from llorch_shared.bus.patience import unless_stopped
-from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.bus.port import DISCONNECTED, Bus, BusError
 from llorch_shared.errors import OrchError
 from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
@@ -114,10 +114,11 @@ class Gateway:
         reasons = []
         if self.front.draining or self.front.stopping:
             reasons.append("stopping")
-        if not self._bus.connected:
+        problem = self._bus.problem
+        if problem == DISCONNECTED:
             reasons.append("the bus is not connected")
-        elif self._bus.problem:
-            reasons.append(f"the bus: {self._bus.problem}")
+        elif problem:
+            reasons.append(f"the bus: {problem}")
         if not self.snapshot.held:
             reasons.append("the registry has not been read")
         return tuple(reasons)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from llorch_shared.bus.memory_server import MemoryServer
-from llorch_shared.bus.port import BusError, Unanswered
+from llorch_shared.bus.port import DISCONNECTED, BusError, Unanswered
 from llorch_shared.streams import Topology
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class MemoryConnection:
     @property
     def problem(self) -> str:
         if not self.connected:
-            return "disconnected"
+            return DISCONNECTED
         return self._denied or ("" if self._restored else "restoring streams")
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:

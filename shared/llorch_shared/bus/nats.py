@@ -2,6 +2,7 @@
 
 nats_client    the library's connection: TLS, authentication, reconnect, server pool
 nats_parser    reads the socket            nats_link      writes it, asks, subscribes
+nats_denials   what the server forbids     nats_listening subscriptions that were taken away
 nats_inbox     matches answers             nats_streams   ensures streams, stores
 nats_reads     reads streams               nats_consumer  pulls from durables
 nats_topology  keeps it standing
@@ -21,6 +22,7 @@ from llorch_shared.bus.nats_reads import Reads, is_marker
 from llorch_shared.bus.nats_streams import API_TIMEOUT_S, Streams
 from llorch_shared.bus.nats_topology import TopologyKeeper
 from llorch_shared.bus.port import (
+    DISCONNECTED,
     BusError,
     Handler,
     Message,
@@ -92,10 +94,10 @@ class NatsBus:
 
     @property
     def problem(self) -> str:
-        if not self._link.connected:
-            return "disconnected"
-        if denied := self._link.last_denied:
+        if denied := self._link.denied:
             return denied
+        if not self._link.connected:
+            return DISCONNECTED
         return "" if self._topology.standing.is_set() else "restoring streams"
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:

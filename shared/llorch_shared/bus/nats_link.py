@@ -1,6 +1,7 @@
 """One connection to nats-server: write, ask, subscribe, and know whether it stands. No JetStream here.
 
-What is published while the connection is down is dropped, not kept: a signal that arrives late is worse than none.
+What is published while the connection is down is dropped, not kept: a signal that arrives late is worse than none. A
+connection that may no longer hear what it subscribed to is down, too (`nats_listening`).
 """
 
 import asyncio
@@ -15,7 +16,9 @@ from typing import Any, Final
 from nats.aio.subscription import Subscription as ClientSubscription
 
 from llorch_shared.bus.nats_client import BusClient, client_options
+from llorch_shared.bus.nats_denials import Denials
 from llorch_shared.bus.nats_inbox import Answer, Inbox, Series, expire
+from llorch_shared.bus.nats_listening import Listening
 from llorch_shared.bus.nats_outbox import Outbox
 from llorch_shared.bus.nats_parser import RawSink, Sink
 from llorch_shared.bus.port import Denied, TooLarge, Unanswered
@@ -26,11 +29,9 @@ log = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT_S: Final = 10.0
 FAREWELL_S: Final = 2.0
-DENIED_MAX: Final = 256
 LOG_EVERY_S: Final = 5.0
 
 _BAD_SUBJECT: Final = re.compile(r"[\x00-\x20\x7f]")
-_VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
 
 
 class LinkSubscription:
@@ -54,8 +55,6 @@ class Link:
         self.name: Final = name
         self.generation = 0
         """Counts the connections so far."""
-        self.last_denied = ""
-        """The server's words about the last thing this user may not do, on this connection."""
         self.up: Callable[[], None] = lambda: None
         self.down: Callable[[], None] = lambda: None
         self.closed: Callable[[], None] = lambda: None
@@ -66,7 +65,10 @@ class Link:
         self._loop: Final = asyncio.get_running_loop()
         self._standing: Final = asyncio.Event()
         self._outbox: Final = Outbox(self._client, within_s=send_within_s)
-        self._denied: dict[str, str] = {}
+        self._denials: Final = Denials()
+        self._listening: Final = Listening(
+            self._client, write=self._outbox.write, pong=self._pong, whole=self._listens_again
+        )
         self._flushes: set[asyncio.Future[Any]] = set()
         self._closing = False
         self._quiet_until = 0.0
@@ -91,6 +93,11 @@ class Link:
     def connected(self) -> bool:
         return self._standing.is_set()
 
+    @property
+    def denied(self) -> str:
+        """The server's words about what this user may not do, while they count."""
+        return self._listening.problem or self._denials.problem(self._loop.time())
+
     def _stood(self) -> None:
         self.generation += 1
         self._quiet_until = 0.0
@@ -101,21 +108,26 @@ class Link:
 
     async def _on_reconnected(self) -> None:
         log.info("%s is connected to the bus again", self.name, extra={"action": "bus.reconnected"})
-        self._stood()
+        if not self._listening.problem:
+            self._stood()
 
     async def _on_disconnected(self) -> None:
+        # Here and not when it stands again: by then the subscriptions were sent again, and judged.
+        self._denials.clear()
+        self._listening.stop()
+        if self._fall("the connection to the bus broke"):
+            log.warning("%s lost the bus, reconnecting", self.name, extra={"action": "bus.lost"})
+            self.down()
+
+    def _fall(self, words: str) -> bool:
+        """Whether it stood, and somebody wants to know."""
         stood = self._standing.is_set()
         self._standing.clear()
         self._outbox.clear()
-        # Here and not when it stands again: by then the subscriptions were sent again, and judged.
-        self._denied.clear()
-        self.last_denied = ""
         if self._metrics is not None:
             self._metrics.gauge("bus_connected").set(0)
-        self._fail_all("the connection to the bus broke")
-        if stood and not self._closing:
-            log.warning("%s lost the bus, reconnecting", self.name, extra={"action": "bus.lost"})
-            self.down()
+        self._fail_all(words)
+        return stood and not self._closing
 
     async def _on_closed(self) -> None:
         if not self._closing:
@@ -133,13 +145,18 @@ class Link:
     def _violation(self, words: str) -> None:
         """Without this a forbidden question looks like one that nobody answers."""
         self._count("permission")
-        found = _VIOLATION.search(words)
-        subject = found[2] if found else words
-        self.last_denied = words
-        if subject not in self._denied and len(self._denied) < DENIED_MAX:
-            self._denied[subject] = words
+        subject, listens, news = self._denials.heard(words, self._loop.time())
+        if news:
             log.error("%s: the server forbids: %s", self.name, words, extra={"action": "bus.denied"})
-        self._inbox.deny(subject, words)
+        if not listens:
+            self._inbox.deny(subject, words)
+        elif self._listening.refused(subject, words) and self._fall(words):
+            self.down()
+
+    def _listens_again(self) -> None:
+        log.warning("%s hears again what it subscribed to", self.name, extra={"action": "bus.listens"})
+        self._denials.clear()
+        self._stood()
 
     def _count(self, kind: str) -> None:
         if self._metrics is not None:
@@ -184,7 +201,10 @@ class Link:
 
     async def flush(self, timeout_s: float = FLUSH_TIMEOUT_S) -> None:
         """Wait until the server has read what was written before. Raises Unanswered."""
-        timeout_s = await self.wait_connected(timeout_s)
+        await self._pong(await self.wait_connected(timeout_s))
+
+    async def _pong(self, timeout_s: float = FLUSH_TIMEOUT_S) -> None:
+        """Wait for the answer to a ping. Raises Unanswered."""
         self._outbox.send()
         waiter: asyncio.Future[Any] = self._loop.create_future()
         self._flushes.add(waiter)
@@ -245,14 +265,18 @@ class Link:
         self, subject: str, queue: str = "", *, sink: Sink | None = None, raw: RawSink | None = None
     ) -> LinkSubscription:
         """In effect at the server on return. Raises Denied, Unanswered."""
+        self._denials.forget(subject)
         sid = self._subscribe(subject, queue, sink=sink, raw=raw)
+        self._listening.new.add(sid)
         try:
             await self.flush()
-            if words := self._denied.get(subject.lower()):
+            if words := self._denials.of(subject):
                 raise Denied(words)
         except BaseException:
             self.unsubscribe(sid)
             raise
+        finally:
+            self._listening.new.discard(sid)
         return LinkSubscription(self, sid)
 
     def unsubscribe(self, sid: int) -> None:
@@ -275,6 +299,7 @@ class Link:
             with contextlib.suppress(Unanswered):
                 await self.flush(FAREWELL_S)
         self._closing = True
+        self._listening.stop()
         await self._client.close()
         self._standing.clear()
         self._fail_all("the bus connection was closed")

@@ -14,11 +14,14 @@ BusError
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from llorch_shared.streams import Topology
+
+DISCONNECTED: Final = "disconnected"
+"""The problem of a connection that does not stand."""
 
 
 class BusError(Exception):
@@ -139,7 +142,8 @@ class Bus(Protocol):
 
     @property
     def problem(self) -> str:
-        """Why this connection is not to be trusted: empty, `disconnected`, or the last permission error."""
+        """Why this connection is not to be trusted: empty, `disconnected`, or what the server forbids. One that may no
+        longer hear what it subscribed to does not stand, until it may."""
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Called after each reconnect, once the ensured topology stands again."""
