@@ -89,6 +89,9 @@ def run_to_one_result(story: Story, after: After) -> Iterator[Violation]:
     """Attempts lead to an equally long result, a done task was generated whole, and none was begun and finished after
     the end."""
     run = story.run
+    if story.words is not None:
+        yield from _as_long_as_when_it_was_quiet(story.words, story)
+        return
     kinds = {(generation.seed, generation.tokens) for generation in story.generations}
     if len(kinds) > 1:
         text = f"(seed, tokens) of its attempts: {sorted(kinds)}"
@@ -105,3 +108,11 @@ def run_to_one_result(story: Story, after: After) -> Iterator[Violation]:
         if generation.began > run.ended_ms / 1000 + allowed.CLOCK_S:
             text = f"final at {run.ended_ms}; engine {generation.engine} began at {generation.began:.3f} and finished"
             yield Violation(kind=Kind.RAN_AFTER_END, task=story.task, explanation=text)
+
+
+def _as_long_as_when_it_was_quiet(words: list[str], story: Story) -> Iterator[Violation]:
+    """A real engine keeps no log of its runs."""
+    run = story.run
+    if run is not None and run.state is TaskState.DONE and run.tokens_out != len(words):
+        text = f"done with {run.tokens_out} tokens; the engine says {len(words)} to the same request"
+        yield Violation(kind=Kind.NOT_RUN, task=story.task, explanation=text)

@@ -16,11 +16,10 @@ import msgspec
 import uvloop
 
 from chaos.drills import DRILLS
-from chaos.evidence import load
 from chaos.goals import Goal
 from chaos.leases import read_leases
 from chaos.report import Report, text
-from chaos.run import PLAN, judge, live, read_faults, read_planned
+from chaos.run import PLAN, judge, live, read_evidence, read_faults, read_planned
 
 BUILD: Final = Path("build/drills")
 
@@ -47,13 +46,13 @@ async def run_drill(name: str, folder: Path, *, seed: int = 1, scale: float = 1)
 
 def judge_drill(name: str, folder: Path, *, scale: float = 1) -> Result:
     """From the folder of a run alone."""
-    planned = read_planned(folder)
+    planned, evidence, made = read_planned(folder), read_evidence(folder), read_faults(folder)
     result = Result(
         name=name,
         seed=planned.seed,
         scale=scale,
         load=round(os.getloadavg()[1], 2),
-        goals=tuple(DRILLS[name].goals(planned, load(folder), read_faults(folder).injected, read_leases(folder))),
+        goals=tuple(DRILLS[name].goals(planned, evidence, made.injected, read_leases(folder))),
         report=judge(folder),
     )
     (folder / "drill.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)))

@@ -13,13 +13,14 @@ import msgspec
 
 from chaos.asks import DEADLINE_MS, Ask, Way, prompt_of
 from chaos.evidence import Evidence
-from chaos.goals import Goal, gateways_goals, ids_goals, schedulers_goals
+from chaos.goals import Goal, gateways_goals, ids_goals, real_goals, schedulers_goals
 from chaos.leases import LeaseSeen
 from chaos.nemesis import Injected
 from chaos.plan import Fault, FaultKind, Shape, make_plan
+from chaos.real import MODEL, again
 from chaos.run import Planned
 from chaos.stage import Stage
-from llorch_shared.wire.task import Priority
+from llorch_shared.wire.task import Engine, Priority
 from support.client import task_request
 
 ID_FAULTS: Final = (
@@ -143,6 +144,46 @@ def _schedulers(seed: int, scale: float) -> Planned:
     )
 
 
+def _real(seed: int, scale: float) -> Planned:
+    """Each request is asked twice: before anything is broken, and while it is."""
+    streams = max(2, round(16 * scale))
+    rnd = random.Random(f"real {seed}")
+    stage = Stage(shape=Shape(pools=("chaos-real",)), capacity=64, real=True, patience_s=300)
+    mocks = [_ask(rnd, stage.shape, at_s=number / 2, tokens=96, readers=1, way=Way.STREAM) for number in range(streams)]
+    asks = tuple(
+        msgspec.structs.replace(
+            ask,
+            request=msgspec.structs.replace(
+                ask.request,
+                engine=Engine.LLAMACPP,
+                model_ref=MODEL,
+                prompt=f"Story number {number} begins",
+                seed=rnd.getrandbits(31),
+            ),
+        )
+        for number, ask in enumerate(mocks)
+    )
+    seconds = 5.0 * streams
+    gateways = [
+        Fault(at_s=at_s, kind=FaultKind.KILL, target=rnd.choice(stage.shape.of("gateway", 3)), lasts_s=0.5)
+        for at_s in _every(5.0, 3.0, seconds / 2)
+    ]
+    others = [
+        Fault(at_s=seconds / 8, kind=FaultKind.ENGINE_KILL, target="poold-1"),
+        Fault(at_s=seconds / 4, kind=FaultKind.KILL, target="poold-2", lasts_s=2.0),
+        Fault(at_s=seconds / 3, kind=FaultKind.KILL, target="scheduler-1", lasts_s=0.5),
+    ]
+    return Planned(
+        seed=seed,
+        seconds=seconds,
+        kinds=(FaultKind.KILL, FaultKind.ENGINE_KILL),
+        faults=tuple(sorted([*gateways, *others], key=lambda fault: fault.at_s)),
+        asks=asks,
+        stage=stage,
+        quiet=tuple(again(ask, str(uuid.UUID(int=rnd.getrandbits(128), version=4))) for ask in asks),
+    )
+
+
 def _every(step_s: float, since_s: float, until_s: float) -> list[float]:
     return [since_s + step_s * number for number in range(int((until_s - since_s) / step_s) + 1)]
 
@@ -154,6 +195,11 @@ DRILLS: Final[dict[str, Drill]] = {
         goals=gateways_goals,
     ),
     "ids": Drill(what="10,000 task ids, each to 3 gateways at once, under faults", plan=_ids, goals=ids_goals),
+    "real": Drill(
+        what="16 streams of a real engine and model; gateways, an engine, a node and a scheduler are killed",
+        plan=_real,
+        goals=real_goals,
+    ),
     "schedulers": Drill(
         what="a scheduler is killed 20 times during 10,000 tasks", plan=_schedulers, goals=schedulers_goals
     ),

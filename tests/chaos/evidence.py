@@ -100,6 +100,8 @@ class Story(msgspec.Struct, kw_only=True):
     audits: list[AuditRecord] = []
     stream: StoredStream = StoredStream()
     generations: list[Generation] = []
+    words: list[str] | None = None
+    """By index, what a real engine says when nothing is broken; mock engines tell their generations instead."""
 
     def outcomes(self, what: history.Op, *wanted: history.Outcome) -> list[Answered]:
         return [answer for answer in self.answered if answer.what is what and answer.outcome in wanted]

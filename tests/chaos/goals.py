@@ -54,6 +54,20 @@ def gateways_goals(
     ]
 
 
+def real_goals(
+    planned: Planned, evidence: Evidence, injected: Sequence[Injected], _: Sequence[LeaseSeen]
+) -> list[Goal]:
+    """That each text is what it is when nothing is broken is for the checker."""
+    stories = [evidence.stories[ask.request.task_id] for ask in planned.asks]
+    moved = [story for story in stories if story.run is not None and story.run.attempt > 1]
+    return [
+        _exactly("streams read to their end", len(planned.asks), sum(map(_done, stories))),
+        _exactly("faults made", len(planned.faults), sum(not each.skipped for each in injected)),
+        _told("streams that went on by another attempt", str(len(moved))),
+        _told("tokens compared", str(sum(len(story.words or ()) for story in stories))),
+    ]
+
+
 def _goes_on(story: Story, since: float) -> float:
     """When the reader had its first new token after `since`."""
     seen = [each.at for entries in story.readers.values() for each in entries if isinstance(each, Tokens)]

@@ -23,12 +23,13 @@ from chaos import report
 from chaos.asks import Ask, make_asks
 from chaos.checks import check
 from chaos.clients import Clients
-from chaos.evidence import AFTER, ENGINES, HISTORY, load
+from chaos.evidence import AFTER, ENGINES, HISTORY, Evidence, load
 from chaos.gather import gather
 from chaos.history import RunSeen, Writer, now
 from chaos.leases import LeaseWatch
 from chaos.nemesis import Injected, Nemesis
 from chaos.plan import Fault, FaultKind, make_plan
+from chaos.real import lay_words, real_pool, use_caches
 from chaos.settle import Settling
 from chaos.stage import Stage
 from llorch_shared import subjects
@@ -59,6 +60,8 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     faults: tuple[Fault, ...]
     asks: tuple[Ask, ...]
     stage: Stage = Stage()
+    quiet: tuple[Ask, ...] = ()
+    """Asked before anything is broken, to their end: what a real engine says to the first of `asks`."""
 
 
 class FaultsMade(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +87,7 @@ async def run(
 
 def judge(folder: Path) -> report.Report:
     """From the folder of a run alone."""
-    planned, made, evidence = read_planned(folder), read_faults(folder), load(folder)
+    planned, made, evidence = read_planned(folder), read_faults(folder), read_evidence(folder)
     told = report.make_report(
         seed=planned.seed,
         seconds=planned.seconds,
@@ -102,6 +105,12 @@ def read_planned(folder: Path) -> Planned:
     return msgspec.json.decode((folder / PLAN).read_bytes(), type=Planned)
 
 
+def read_evidence(folder: Path) -> Evidence:
+    planned, evidence = read_planned(folder), load(folder)
+    lay_words(evidence, planned.asks, planned.quiet)
+    return evidence
+
+
 def read_faults(folder: Path) -> FaultsMade:
     return msgspec.json.decode((folder / FAULTS).read_bytes(), type=FaultsMade)
 
@@ -113,7 +122,9 @@ async def live(folder: Path, planned: Planned) -> None:
     stage, shape = planned.stage, planned.stage.shape
     environment = {"LLORCH_MOCK_LOG": str(folder / ENGINES)}
     pools = [
-        mock_pool(pool, replicas=1, slots=stage.slots, rate=stage.rate, capacity=stage.capacity, env=environment)
+        real_pool(pool, capacity=stage.capacity)
+        if stage.real
+        else mock_pool(pool, replicas=1, slots=stage.slots, rate=stage.rate, capacity=stage.capacity, env=environment)
         for pool in shape.pools
     ]
     system = System(
@@ -124,6 +135,8 @@ async def live(folder: Path, planned: Planned) -> None:
         nodes=shape.nodes,
         settings=SETTINGS,
     )
+    if stage.real:
+        use_caches(system, shape)
     links = {name: Link(free_port(), system.nats.port) for name in shape.linked if _needs_link(name, planned.faults)}
     for name, link in links.items():
         system.processes[name].environment["NATS_URL"] = link.url
@@ -137,6 +150,8 @@ async def live(folder: Path, planned: Planned) -> None:
             leases = LeaseWatch()
             await leases.start(system.bus)
             nemesis = Nemesis(system, links, ballast)
+            if planned.quiet:
+                await Clients(system, writer, give_up_at=now() + stage.patience_s).follow_plan(planned.quiet)
             clients = Clients(system, writer, give_up_at=now() + planned.seconds + stage.patience_s)
             await asyncio.gather(nemesis.follow_plan(planned.faults), clients.follow_plan(planned.asks))
             unsettled = nemesis.problems + await settling.wait()

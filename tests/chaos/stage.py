@@ -15,5 +15,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens per second of each stream; 0 is as fast as an engine can."""
     capacity: int = 256
     """Places in each queue."""
+    real: bool = False
+    """A real engine and a real model instead of mocks; slots and rate are its own."""
     patience_s: float = 60.0
     """How long clients go on after the last ask."""

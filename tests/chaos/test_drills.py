@@ -15,9 +15,11 @@ from chaos.leases import LeaseSeen, takeovers
 from chaos.nemesis import Injected
 from chaos.plan import Fault, FaultKind
 from chaos.run import Planned
-from chaos.samples import T0, TASK, World
+from chaos.samples import T0, TASK, WORDS, World
+from chaos.violations import Kind
 from llorch_shared import subjects
 from llorch_shared.wire.audit import AuditEvent
+from llorch_shared.wire.task import Determinism
 from support.client import task_request
 
 SHARD = subjects.shard_of("a")
@@ -135,3 +137,23 @@ def test_a_reader_that_waits_too_long_after_its_gateway_died_misses_the_goal() -
     assert missed(gateways_goals(planned(), evidence_of(reconnecting(0.3)), [], [])) == []
     found = missed(gateways_goals(planned(), evidence_of(reconnecting(1.2)), [], []))
     assert found == ["resume gap, from the loss of a connection to the next event, p50 / p99 ms"]
+
+
+def test_a_real_engines_text_is_what_it_says_when_nothing_is_broken() -> None:
+    plan = DRILLS["real"].plan(1, 0.2)
+    assert len(plan.quiet) == len(plan.asks)
+    for ask, same in zip(plan.asks, plan.quiet, strict=True):
+        assert ask.request.task_id != same.request.task_id
+        assert msgspec.structs.replace(same.request, task_id=ask.request.task_id) == ask.request
+        assert (ask.request.seed is not None, ask.request.determinism) == (True, Determinism.STRICT)
+
+
+def test_a_real_stream_with_another_text_or_length_is_found() -> None:
+    evidence = World().evidence()
+    story = evidence.stories[TASK]
+    story.generations, story.words = [], list(WORDS)
+    assert check(evidence) == []
+    story.words = [*WORDS[:-1], " other"]
+    assert Kind.WRONG_TEXT in {violation.kind for violation in check(evidence)}
+    story.words = [*WORDS, " more"]
+    assert {violation.kind for violation in check(evidence)} == {Kind.NOT_RUN}

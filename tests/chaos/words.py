@@ -26,7 +26,9 @@ class Words(NamedTuple):
 
 def engine_words(story: Story) -> Words:
     """Followed along the longest telling, the token log first; to the end of the last generation told. Empty when no
-    engine has begun the task."""
+    engine has begun the task. Of a real engine: what it says when nothing is broken."""
+    if story.words is not None:
+        return Words(story.words)
     return max((_follow(story, told) for told in _tellings(story)), key=lambda each: each[0])[1]
 
 
