@@ -192,9 +192,11 @@ class TaskClient:
         return transcript
 
 
-async def follow(clients: Sequence[TaskClient], task_id: str, *, deadline_s: float = 60) -> Transcript:
+async def follow(
+    clients: Sequence[TaskClient], task_id: str, *, into: Transcript | None = None, deadline_s: float = 60
+) -> Transcript:
     """Read a task to its end, resuming on the next gateway whenever the present one fails."""
-    transcript = Transcript(task_id)
+    transcript = into or Transcript(task_id)
     async with asyncio.timeout(deadline_s):
         turn = 0
         while not transcript.finished:

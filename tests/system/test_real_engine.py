@@ -72,10 +72,21 @@ def engine_ports(system: System) -> list[int]:
     return [port for pid in system.engines_of("poold-1") for port in ports_of(pid)]
 
 
-async def ask_engine(port: int, seed: int, tokens: int) -> dict[str, Any]:
+async def kill_busy_engine(system: System) -> None:
+    """The one that generates; which replica's it is, its place among the processes does not say."""
+    async with httpx.AsyncClient() as http:
+        for port in engine_ports(system):
+            slots = (await http.get(f"http://127.0.0.1:{port}/slots")).json()
+            if any(slot["is_processing"] for slot in slots):
+                await system.kill_engine_at(f"http://127.0.0.1:{port}")
+                return
+    raise AssertionError("no engine is busy")
+
+
+async def ask_engine(port: int, seed: int, tokens: int, prompt: str = PROMPT) -> dict[str, Any]:
     """The same generation straight from the engine, whole."""
     body = {
-        "prompt": PROMPT,
+        "prompt": prompt,
         "n_predict": tokens,
         "seed": seed,
         "temperature": 0.7,
@@ -148,10 +159,31 @@ async def test_a_killed_engine_costs_a_real_stream_nothing(real: System) -> None
         **task(seed=5, max_tokens=120, prompt="The history of the steam engine begins")
     )
     transcript = await real.client().read(accepted.task_id, tokens_max=5)
-    busy = transcript.started[0].replica_id
-    real.kill9_engine(index=int(busy.rpartition("-")[2]) - 1)
+    await kill_busy_engine(real)
     await real.client().read(accepted.task_id, into=transcript)
     transcript.check()
     assert transcript.text == quiet.text
     assert transcript.error is None
     await real.replicas_ready("small", 2, 120)
+
+
+async def test_a_killed_engine_of_a_sampled_stream_goes_on_from_the_text_so_far(real: System) -> None:
+    prompt = "A long letter from the captain of a whaling ship to his sister:"
+    wish = {"prompt": prompt, "max_tokens": 120, "seed": 9, "determinism": "best_effort", "kv_hint": "cold"}
+    accepted = await real.client().submit(**task(**wish))
+    transcript = await real.client().read(accepted.task_id, tokens_max=5)
+    await kill_busy_engine(real)
+    await real.client().read(accepted.task_id, into=transcript)
+    transcript.check()
+    assert transcript.error is None, transcript.error
+    assert transcript.end is not None
+    (cut,) = [each.resume_from for each in transcript.metrics if each.resume_from is not None]
+    before = "".join(token.t for token in transcript.tokens[:cut])
+    await real.replicas_ready("small", 2, 120)
+    port = engine_ports(real)[0]
+    whole, rest = await ask_engine(port, 9, 1, prompt), await ask_engine(port, 9, 120 - cut, prompt + before)
+    assert transcript.text == before + rest["content"]
+    assert transcript.end.tokens_out == cut + rest["tokens_predicted"]
+    assert transcript.end.tokens_in == whole["tokens_evaluated"], "of its own prompt, not of what was said since"
+    view = await real.client().get(accepted.task_id)
+    assert (view.state, view.attempt, view.tokens_in) == (TaskState.DONE, 2, whole["tokens_evaluated"])
