@@ -6,7 +6,7 @@ Asked now and then and after a reconnect, never for a task: a mark that is a lit
 import logging
 from typing import Final
 
-from llorch_poold.core.token_mark import mark_of
+from llorch_poold.core.token_mark import NOT_KNOWN, mark_of
 from llorch_shared import streams
 from llorch_shared.bus.port import Bus, BusError, StreamState
 
@@ -16,11 +16,11 @@ LOOK_EVERY_S: Final = 5.0
 
 
 class TokenLog:
-    """One per node. `mark` is empty until the log was seen. One of a life that is over promises nothing later."""
+    """One per node. A `mark` of a life that is over promises nothing later."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus: Final = bus
-        self.mark = ""
+        self.mark = NOT_KNOWN
 
     async def state(self) -> StreamState:
         """Raises BusError."""

@@ -73,5 +73,6 @@ def test_a_log_holds_what_was_stored_since_the_mark() -> None:
 def test_an_empty_log_and_a_mark_that_says_nothing() -> None:
     empty = StreamState(messages=0, first_seq=0, last_seq=0, life="a")
     assert holds(state("a", 1, 5), mark_of(empty))
-    assert not holds(state("", 1, 5), "")
-    assert mark_of(StreamState(messages=0, first_seq=0, last_seq=0)) == ""
+    unseen = mark_of(StreamState(messages=0, first_seq=0, last_seq=0))
+    assert not holds(state("a", 1, 5), unseen)
+    assert holds(state("a", 3, 5), ""), "an older release made no mark"

@@ -4,15 +4,23 @@ A mark is written into the run record by the claim of the first attempt: which l
 that lies before the stream's first frame. A later attempt compares it with the log as it is then.
 """
 
+from typing import Final
+
 from llorch_shared.bus.port import StreamState
+
+NOT_KNOWN: Final = "?"
+"""The mark of who could not see the log."""
 
 
 def mark_of(state: StreamState) -> str:
     """A stream that begins from now on lies behind it."""
-    return f"{state.life}#{state.last_seq}" if state.life else ""
+    return f"{state.life}#{state.last_seq}" if state.life else NOT_KNOWN
 
 
 def holds(state: StreamState, mark: str) -> bool:
-    """Whether everything that was stored since the mark is there. False for a mark that says nothing."""
+    """Whether everything that was stored since the mark is there. A record without a mark is of a release that made
+    none: it is taken as that release took it, which did not ask."""
+    if not mark:
+        return True
     life, _, seq = mark.rpartition("#")
     return bool(life) and life == state.life and state.first_seq <= int(seq) + 1
