@@ -1,0 +1,90 @@
+"""The bus may store no more (max_file_store is reached): refusals are clean, and when there is room again everything
+comes back by itself.
+"""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from llorch_shared.bus.port import Full
+from llorch_shared.streams import Stream, Topology
+from support.client import Refusal, task_request
+from support.system import System, mock_pool
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+
+STORE_BYTES = 24 * 1024 * 1024
+BALLAST = Stream(name="BALLAST", config={"name": "BALLAST", "subjects": ["ballast"], "storage": "file"})
+
+
+async def test_a_full_store_refuses_and_recovers_without_a_restart(tmp_path: Path) -> None:
+    async with System(tmp_path, pools=[mock_pool(replicas=1, rate=40)]) as system:
+        await smaller_store(system)
+        running = await system.client().submit(max_tokens=2000)
+        begun = await system.client().read(running.task_id, tokens_max=3)
+        filling = asyncio.create_task(keep_full(system))
+        refusal = await refused(system)
+        assert refusal.status in (429, 503)
+        assert refusal.body.retriable
+        assert int(refusal.headers["retry-after"]) >= 1
+        await system.until(lambda: is_fenced(system, 1), "the node to lose its keys, which cannot be renewed", 40)
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
+
+        await system.bus.request("$JS.API.STREAM.PURGE.BALLAST", b"")
+        await system.until(lambda: is_fenced(system, 0), "the node to have its keys again", 40)
+        extra = task_request(max_tokens=5)
+        await system.until(lambda: accepted(system, extra.task_id), "tasks to be accepted again", 40)
+        (await system.client().read(extra.task_id)).check()
+        resumed = await system.client().read(running.task_id, into=begun, tokens_max=150)
+        resumed.check()
+        assert resumed.error is None
+        await system.client().cancel(running.task_id)
+        assert system.nats.process is not None
+        assert system.nats.process.poll() is None, "nobody restarted the server"
+
+
+async def smaller_store(system: System) -> None:
+    """Streams reserve more than a test can fill; they keep what they have when the server is given less."""
+    await system.bus.ensure(Topology(streams=(BALLAST,)))
+    await asyncio.to_thread(system.nats.stop)
+    system.nats.config = msgspec.structs.replace(system.nats.config, file_bytes=STORE_BYTES)
+    await system.restart("nats")
+    await system.ready("gateway-1")
+    await system.replicas_ready("mock", 1)
+
+
+async def keep_full(system: System) -> None:
+    """Until cancelled: keys that expire free a little every now and then."""
+    while True:
+        for size in (200_000, 2_000, 10):
+            with contextlib.suppress(Full):
+                while True:
+                    await system.bus.store("ballast", b"x" * size)
+        await asyncio.sleep(0.01)
+
+
+async def refused(system: System) -> Refusal:
+    for _ in range(10_000):
+        try:
+            await system.client().submit(max_tokens=2)
+        except Refusal as refusal:
+            return refusal
+    raise AssertionError("a full store refuses nobody")
+
+
+async def is_fenced(system: System, value: int) -> bool:
+    return await system.metric("poold-1", "node_fenced") == value
+
+
+async def accepted(system: System, task_id: str) -> bool:
+    try:
+        await system.client().submit(task_request(task_id=task_id, max_tokens=5))
+    except Refusal as refusal:
+        if refusal.status not in (429, 503):
+            raise
+        return False
+    return True
