@@ -191,6 +191,7 @@ class NatsBus:
             nonlocal waiting
             if waiting >= concurrency * SERVE_BACKLOG:
                 log.warning("%s: too many requests on %s, one not answered", self.name, subject)
+                self._link.count("requests_full")
                 return
             waiting += 1
             task = asyncio.create_task(answer(message), name=f"answer {subject}")

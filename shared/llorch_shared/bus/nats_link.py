@@ -135,7 +135,7 @@ class Link:
             self.closed()
 
     async def _on_error(self, error: Exception) -> None:
-        self._count("connection")
+        self.count("connection")
         now = time.monotonic()
         if now >= self._quiet_until:
             self._quiet_until = now + LOG_EVERY_S
@@ -144,7 +144,7 @@ class Link:
 
     def _violation(self, words: str) -> None:
         """Without this a forbidden question looks like one that nobody answers."""
-        self._count("permission")
+        self.count("permission")
         subject, listens, news = self._denials.heard(words, self._loop.time())
         if news:
             log.error("%s: the server forbids: %s", self.name, words, extra={"action": "bus.denied"})
@@ -158,7 +158,7 @@ class Link:
         self._denials.clear()
         self._stood()
 
-    def _count(self, kind: str) -> None:
+    def count(self, kind: str) -> None:
         if self._metrics is not None:
             self._metrics.counter("bus_errors_total").labels(kind).inc()
 
@@ -196,7 +196,7 @@ class Link:
         else:
             sent = self._outbox.write(b"%b%b\r\n" % (f"PUB {subject} {reply} {size}\r\n".encode(), data))
         if not sent:
-            self._count("outbound_full")
+            self.count("outbound_full")
         return sent
 
     async def flush(self, timeout_s: float = FLUSH_TIMEOUT_S) -> None:
