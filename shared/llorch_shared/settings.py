@@ -46,7 +46,7 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     creds_file: str = ""
     user: str = ""
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
-    """Copies of every stream: 1 on one server, 3 in a cluster."""
+    """Copies of every stream: 1 on one server, 3 in a cluster, so that it loses nothing with one of its servers."""
     token_bytes_max: Annotated[int, Meta(ge=16 * 1024 * 1024)] = 256 * 1024 * 1024
     """Memory for token streams that can still be resumed, bytes; the oldest go first."""
 
@@ -156,6 +156,7 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "NATS_NKEY_SEED_FILE": ("nats", "nkey_seed_file"),
     "NATS_CREDS_FILE": ("nats", "creds_file"),
     "NATS_USER": ("nats", "user"),
+    "NATS_REPLICAS": ("nats", "replicas"),
     "ORCHD_ADDR": ("gateway", "addr"),
     "BIND_ADDR": ("gateway", "addr"),
     "AUTH_OPTIONAL": ("gateway", "auth_optional"),

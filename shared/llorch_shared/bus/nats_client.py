@@ -57,11 +57,13 @@ class BusClient(Client):
         await super()._process_op_err(e)
 
     def drop_connection(self) -> None:
-        """Close the socket now; neither this process nor the kernel sends what waits in it."""
+        """Close the socket now; neither this process nor the kernel sends what waits in it. Never raises: the library's
+        read loop would end by it for good."""
         writer = getattr(self._transport, "_io_writer", None)
         if writer is None:
             return
-        with contextlib.suppress(OSError, AttributeError):
+        # uvloop's socket raises ValueError when it is closed already.
+        with contextlib.suppress(OSError, AttributeError, ValueError):
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         writer.transport.abort()
 

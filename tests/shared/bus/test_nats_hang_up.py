@@ -27,7 +27,7 @@ async def stalled(bus: NatsBus, link: Link) -> None:
     await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("why", ["hung up", "found dead"])
+@pytest.mark.parametrize("why", ["hung up", "found dead", "dropped"])
 async def test_what_a_silent_server_has_not_taken_is_dropped(why: str, nats_server: NatsServer, tmp_path: Path) -> None:
     link = Link(free_port(), nats_server.port)
     await link.start()
@@ -51,6 +51,8 @@ async def test_what_a_silent_server_has_not_taken_is_dropped(why: str, nats_serv
         await stalled(bus, link)
         if why == "hung up":
             await bus.hang_up()
+        elif why == "dropped":
+            bus._link._client.drop_connection()
         else:
             await bus._link._client._process_op_err(nats.errors.StaleConnectionError())
         async with asyncio.timeout(15):
