@@ -442,6 +442,24 @@ async def test_a_drain_gives_back_what_does_not_end_in_time(nats_server: NatsSer
         last = node.history[-1]
         assert (last.state, last.active) == (ReplicaState.DRAINING, ())
         assert last.incarnation != before.incarnation
+        run, _ = await node.run_of(task.task_id)
+        assert (run.state, run.replica_id, run.attempt) == (TaskState.PLACED, "", 2)
+        assert run.preemptions == 1, "an orderly end of an engine is no attempt that was lost"
+        assert run.tokens_out >= 2
+
+
+async def test_a_drain_gives_back_what_no_other_attempt_could_repeat_as_lost(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=20)], drain_timeout_ms=100) as node:
+        before = await node.ready()
+        task = await node.place(max_tokens=1000, determinism="best_effort")
+        await node.until_tokens(task, 2)
+        await node.drain()
+        assert not task.ended
+        assert node.history[-1].incarnation != before.incarnation
+        run, _ = await node.run_of(task.task_id)
+        assert (run.state, run.attempt, run.preemptions) == (TaskState.RUNNING, 1, 0)
 
 
 async def test_a_task_whose_end_waits_for_the_bus_says_it_although_its_replica_is_gone(

@@ -42,6 +42,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     load_until: str
     stamp: bool
     log: str
+    version: str
 
 
 def parse_options(argv: Sequence[str], environment: Mapping[str, str]) -> Options:
@@ -80,6 +81,11 @@ def parse_options(argv: Sequence[str], environment: Mapping[str, str]) -> Option
         "--log",
         default=environment.get("LLORCH_MOCK_LOG", ""),
         help="folder for a record of every generation; empty writes none",
+    )
+    parser.add_argument(
+        "--version",
+        default=environment.get("LLORCH_MOCK_VERSION", VERSION),
+        help="what it says it is built from, for pools of two versions",
     )
     return msgspec.convert(vars(parser.parse_args(argv)), Options)
 
@@ -234,7 +240,7 @@ class Connection(asyncio.Protocol):
             "total_slots": len(self._engine.slots),
             "model_path": self._options.model,
             "model_alias": "mock",
-            "build_info": VERSION,
+            "build_info": self._options.version,
             "default_generation_settings": {"n_ctx": self._engine.ctx},
         }
 

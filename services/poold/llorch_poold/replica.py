@@ -282,8 +282,10 @@ class Replica:
             await asyncio.sleep(SCRAPE_EVERY_S)
 
     async def _drain_now(self) -> None:
-        """Wait for the tasks that run; at the deadline they are given back, for another replica to run again."""
-        await self._slots.finished(self._node.settings.drain_timeout_ms / 1000)
+        """Wait for the tasks that run; at the deadline they make way, and another replica goes on. What cannot is lost
+        with the engine, which counts as an attempt."""
+        if not await self._slots.finished(self._node.settings.drain_timeout_ms / 1000):
+            await self._slots.hand_over()
         self.incarnation = secrets.token_hex(8)
 
     async def _bury(self, reason: str) -> None:

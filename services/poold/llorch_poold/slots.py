@@ -20,6 +20,8 @@ from llorch_shared.wire.spec import TimeoutSpec
 
 log = logging.getLogger(__name__)
 
+HAND_OVER_S: Final = 2.0
+"""How long tasks may take to make way at the end of a drain; what is left then is lost with the engine."""
 LOST_S: Final = 1.0
 """How long the tasks of a broken engine may take to see it."""
 
@@ -102,10 +104,17 @@ class Slots:
 
     # the end
 
-    async def finished(self, timeout_s: float) -> None:
-        """Wait for the tasks that run, at most so long."""
+    async def finished(self, timeout_s: float) -> bool:
+        """Wait for the tasks that run, at most so long. Returns whether none is left."""
         if self._work:
             await asyncio.wait(set(self._work), timeout=timeout_s)
+        return not self._work
+
+    async def hand_over(self) -> None:
+        """Ask the tasks that run to stop where another replica can go on, and wait until they have."""
+        for run in list(self.runs.values()):
+            run.hand_over()
+        await self.finished(HAND_OVER_S)
 
     def lose(self, reason: str) -> None:
         """The engine is gone, and the tasks with it."""

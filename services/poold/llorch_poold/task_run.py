@@ -160,6 +160,10 @@ class TaskRun:
         self._preempt_asked_ms = self._preempt_asked_ms or _now_ms()
         self._conclude(Preempted(request.urgent_task_id))
 
+    def hand_over(self) -> None:
+        """The replica drains: make way as for a more urgent task, so that no attempt counts as lost."""
+        self.preempt(PreemptRequest(task_id=self.task_id, run_seq=self._core.seq))
+
     def lose(self, reason: str) -> None:
         """The engine is gone, or must go."""
         self._conclude(Lost(reason))
