@@ -18,6 +18,12 @@ from llorch_shared.wire.version import VERSION_HEADER
 from support.gateways import STARTED, Cluster, Door, end, pool_spec, replica, run_record, settle, tokens
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for a scheduler that is to come."""
+    monkeypatch.setattr("llorch_gateway.tasks.LOCATE_PATIENCE_S", 0.0)
+
+
 async def test_a_queued_task_of_this_gateway_is_known_at_once(door: Door) -> None:
     task = await door.submit()
     view = (await door.get(f"/v1/tasks/{task}")).json(TaskView)
@@ -65,6 +71,7 @@ async def test_an_unknown_task_is_not_found_and_a_bad_id_is_refused(door: Door) 
         assert (bad.status, bad.error.code) == (400, ErrorCode.INVALID_PARAMS)
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_without_a_scheduler_nobody_knows_queued_tasks_of_others(cluster: Cluster, door: Door) -> None:
     await cluster.bus.close()
     reply = await door.get(f"/v1/tasks/{uuid.uuid4()}")
@@ -102,6 +109,7 @@ async def sharded(*pools: str) -> AsyncIterator[tuple[Door, Callable[[str, Locat
         await cluster.close()
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_every_shard_with_pools_is_asked_and_whoever_has_the_task_is_believed() -> None:
     first, second = in_shards(2)
     task, unknown = str(uuid.uuid4()), str(uuid.uuid4())
@@ -115,6 +123,7 @@ async def test_every_shard_with_pools_is_asked_and_whoever_has_the_task_is_belie
         assert (await door.get(f"/v1/tasks/{unknown}")).status == 404
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_an_unknown_task_is_not_found_though_nobody_decides_for_shards_without_pools() -> None:
     (only,) = in_shards(1)
     async with sharded(only) as (door, locating):
@@ -126,6 +135,18 @@ async def test_an_unknown_task_is_not_found_though_nobody_decides_for_shards_wit
         )
         await locating(only, lambda _ref: Located(found=False))
         assert (await door.get(f"/v1/tasks/{uuid.uuid4()}")).status == 404
+
+
+async def test_who_looks_for_a_task_while_its_shard_is_handed_over_waits_for_the_next_scheduler() -> None:
+    (only,) = in_shards(1)
+    task = str(uuid.uuid4())
+    known = Located(found=True, pool_id=only, lane="bus", priority=Priority.BATCH, queue_position=4)
+    async with sharded(only) as (door, locating):
+        asking = asyncio.create_task(door.get(f"/v1/tasks/{task}"))
+        await settle()
+        assert not asking.done()
+        await locating(only, lambda _ref: known)
+        assert (await asking).json(TaskView).queue_position == 4
 
 
 async def test_a_task_that_waits_for_a_removed_pool_is_still_told(cluster: Cluster) -> None:

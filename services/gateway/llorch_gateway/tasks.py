@@ -28,6 +28,10 @@ from llorch_shared.wire.version import NewerVersion
 log = logging.getLogger(__name__)
 
 LOCATE_TIMEOUT_S: Final = 2.0
+LOCATE_PATIENCE_S: Final = 6.0
+"""A shard is handed from one scheduler to the next in a moment, and taken over from a dead one in a few seconds:
+whoever looks for a task meanwhile waits for the one who knows."""
+LOCATE_AGAIN_S: Final = 0.1
 RECORD_POLL_S: Final = 0.2
 """While a cancel waits, how often the record is read in case its terminal frame gets lost."""
 
@@ -76,7 +80,17 @@ class Tasks:
         self._ignored: Final = metrics.counter("messages_ignored_total").labels("run")
 
     async def find(self, task: str) -> Found:
-        """Raises OrchError 404 when nobody knows the task, 503 when those who would know do not answer; BusError."""
+        """Raises OrchError 404 when nobody knows the task, 503 when those who would know do not answer for long;
+        BusError."""
+        deadline = time.monotonic() + LOCATE_PATIENCE_S
+        while (found := await self._look(task)) is None:
+            if time.monotonic() > deadline:
+                raise unavailable("a scheduler that may know the task does not answer")
+            await asyncio.sleep(LOCATE_AGAIN_S)
+        return found
+
+    async def _look(self, task: str) -> Found | None:
+        """None when somebody who may know it does not answer. Raises OrchError 404, 503; BusError."""
         record = await self.record(task)
         if record is not None:
             return Found(record, None, record.lane == self._router.lane)
@@ -84,6 +98,8 @@ class Tasks:
         if located is not None:
             return Found(None, located, local=True)
         located = await self._locate(task)
+        if located is None:
+            return None
         if located.found:
             return Found(None, located, located.lane == self._router.lane)
         record = await self.record(task)
@@ -91,9 +107,9 @@ class Tasks:
             raise not_found(f"task {task}")
         return Found(record, None, record.lane == self._router.lane)
 
-    async def _locate(self, task: str) -> Located:
-        """Ask those who decide for the pools, all at once; the first who has it is believed. Raises OrchError when none
-        has it and one of them does not answer."""
+    async def _locate(self, task: str) -> Located | None:
+        """Ask those who decide for the pools, all at once; the first who has it is believed. None when none has it and
+        one of them does not answer."""
         asking = [asyncio.create_task(self._ask(shard, task)) for shard in sorted(self._snapshot.shards())]
         silent = False
         try:
@@ -106,9 +122,7 @@ class Tasks:
             for one in asking:
                 one.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
-        if silent:
-            raise unavailable("a scheduler that may know the task does not answer")
-        return Located(found=False)
+        return None if silent else Located(found=False)
 
     async def _ask(self, shard: int, task: str) -> Located | None:
         """None when nobody answers for the pools of this shard."""
