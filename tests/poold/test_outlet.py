@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from llorch_poold.core.fence import Fence
-from llorch_poold.outlet import FLUSH_BYTES, PAUSE_BYTES, TokenOutlet, fence_clock
+from llorch_poold.outlet import FLUSH_BYTES, PAUSE_BYTES, FenceLimit, TokenOutlet, fence_clock
 from llorch_shared.bus.port import Unanswered
 
 
@@ -107,3 +107,13 @@ async def test_engines_wait_when_more_is_withheld_than_can_be_kept() -> None:
     assert said == [False, True]
     outlet.opened()
     assert said == [False, True, False]
+
+
+def test_the_connection_is_told_how_long_what_is_written_now_may_wait() -> None:
+    fence = open_fence()
+    limit = FenceLimit(fence)
+    written = limit.until()
+    assert not limit.is_over(written)
+    assert limit.is_over(fence_clock() - 1), "a time that has passed"
+    fence.close()
+    assert not limit.is_over(limit.until()), "renewals are sent while the fence is closed"

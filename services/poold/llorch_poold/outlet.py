@@ -10,6 +10,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from llorch_poold.core.fence import Fence
@@ -28,6 +29,20 @@ _read_clock: Final = time.clock_gettime
 def fence_clock() -> float:
     """Seconds; goes on while this process or its machine is stopped."""
     return _read_clock(_CLOCK)
+
+
+class FenceLimit:
+    """For the bus connection: what was written while the fence was open is not sent after it has closed."""
+
+    def __init__(self, fence: Fence) -> None:
+        self._fence: Final = fence
+
+    def until(self) -> float:
+        until = self._fence.until
+        return until if until > -inf else inf
+
+    def is_over(self, until: float) -> bool:
+        return fence_clock() >= until
 
 
 class TokenOutlet:

@@ -12,7 +12,7 @@ from llorch_poold.core.retention import FrameRetention
 from llorch_poold.gpu.nvml import Nvml
 from llorch_poold.node import Node
 from llorch_poold.node_context import NodeContext
-from llorch_poold.outlet import TokenOutlet
+from llorch_poold.outlet import FenceLimit, TokenOutlet
 from llorch_poold.pool_loads import PoolLoads
 from llorch_poold.process import EngineProcesses
 from llorch_poold.run_store import RunStore
@@ -31,9 +31,6 @@ from llorch_shared.settings import Secret, Settings
 log = logging.getLogger(__name__)
 
 REPAIR_AGAIN_S: Final = 1.0
-SEND_WITHIN_S: Final = 0.5
-"""Less than what lies between the fence and the expiry of a key: what was written before the fence closed is sent
-before anybody else can have its task, or not at all."""
 
 
 async def serve(settings: Settings, environment: Mapping[str, str], password: Secret, stop: Stop) -> int:
@@ -50,6 +47,7 @@ async def serve(settings: Settings, environment: Mapping[str, str], password: Se
             target=orphan.replica_id,
             level=logging.WARNING,
         )
+    fence = Fence(streams.REGISTRY_TTL_S)
     try:
         bus = await unless_stopped(
             stop,
@@ -59,7 +57,7 @@ async def serve(settings: Settings, environment: Mapping[str, str], password: Se
                 password=password,
                 metrics=metrics,
                 on_closed=lambda: stop.wish(BUS_ENDED),
-                send_within_s=SEND_WITHIN_S,
+                send_limit=FenceLimit(fence),
             ),
         )
         if bus is None:
@@ -67,7 +65,7 @@ async def serve(settings: Settings, environment: Mapping[str, str], password: Se
         try:
             base = streams.base(token_bytes_max=settings.nats.token_bytes_max, replicas=settings.nats.replicas)
             if await ensure_patiently(bus, base, stop):
-                context = _context(bus, settings, metrics)
+                context = _context(bus, settings, metrics, fence)
                 node = Node(
                     context,
                     settings,
@@ -84,8 +82,7 @@ async def serve(settings: Settings, environment: Mapping[str, str], password: Se
     return BUS_LOST if stop.reason == BUS_ENDED else 0
 
 
-def _context(bus: Bus, settings: Settings, metrics: Metrics) -> NodeContext:
-    fence = Fence(streams.REGISTRY_TTL_S)
+def _context(bus: Bus, settings: Settings, metrics: Metrics, fence: Fence) -> NodeContext:
     return NodeContext(
         node_id=settings.poold.node_id,
         bus=bus,

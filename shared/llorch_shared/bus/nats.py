@@ -17,6 +17,7 @@ from typing import Final
 from llorch_shared.bus.nats_consumer import NatsConsumer
 from llorch_shared.bus.nats_inbox import header_block
 from llorch_shared.bus.nats_link import Link, LinkSubscription
+from llorch_shared.bus.nats_outbox import SendLimit
 from llorch_shared.bus.nats_parser import Sink, parse_header
 from llorch_shared.bus.nats_reads import Reads, is_marker
 from llorch_shared.bus.nats_streams import API_TIMEOUT_S, Streams
@@ -51,16 +52,16 @@ async def connect(
     metrics: Metrics | None = None,
     on_closed: Callable[[], None] | None = None,
     inbox_prefix: str = "",
-    send_within_s: float = 0,
+    send_limit: SendLimit | None = None,
 ) -> "NatsBus":
     """Connect, for as long as it takes: a line every few seconds says what is in the way; cancel to stop trying.
 
     `name` is `service` or `service/instance`; the inbox is `_INBOX_<service>` unless given, so that permissions can
     keep one service from reading another's answers. `on_closed` is told when the connection has ended for good.
-    `send_within_s`: what this process could not give to the socket for so long is dropped (`Outbox`); 0: never.
+    `send_limit`: of what must not be sent late.
     """
     prefix = inbox_prefix or f"_INBOX_{name.partition('/')[0].replace('.', '_')}"
-    link = Link(name, inbox_prefix=prefix, metrics=metrics, send_within_s=send_within_s)
+    link = Link(name, inbox_prefix=prefix, metrics=metrics, send_limit=send_limit)
     bus = NatsBus(link, copies=settings.replicas)
     if on_closed is not None:
         link.closed = on_closed

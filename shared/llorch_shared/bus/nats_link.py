@@ -19,7 +19,7 @@ from llorch_shared.bus.nats_client import BusClient, client_options
 from llorch_shared.bus.nats_denials import Denials
 from llorch_shared.bus.nats_inbox import Answer, Inbox, Series, expire
 from llorch_shared.bus.nats_listening import Listening
-from llorch_shared.bus.nats_outbox import Outbox
+from llorch_shared.bus.nats_outbox import Outbox, SendLimit
 from llorch_shared.bus.nats_parser import RawSink, Sink
 from llorch_shared.bus.port import Denied, TooLarge, Unanswered
 from llorch_shared.metrics import Metrics
@@ -50,7 +50,7 @@ class Link:
     ended for good without having been asked to."""
 
     def __init__(
-        self, name: str, *, inbox_prefix: str, metrics: Metrics | None = None, send_within_s: float = 0
+        self, name: str, *, inbox_prefix: str, metrics: Metrics | None = None, send_limit: SendLimit | None = None
     ) -> None:
         self.name: Final = name
         self.generation = 0
@@ -64,7 +64,7 @@ class Link:
         self._inbox: Final = Inbox(f"{inbox_prefix}.{secrets.token_hex(8)}")
         self._loop: Final = asyncio.get_running_loop()
         self._standing: Final = asyncio.Event()
-        self._outbox: Final = Outbox(self._client, within_s=send_within_s)
+        self._outbox: Final = Outbox(self._client, limit=send_limit)
         self._denials: Final = Denials()
         self._listening: Final = Listening(
             self._client, write=self._outbox.write, pong=self._pong, whole=self._listens_again

@@ -1,27 +1,33 @@
 """Collects what is written in one loop iteration and gives it to the socket at once.
 
 One write for many messages costs the sender, the server and the readers less than many writes. A process may be stopped
-between the two; who must not say anything late bounds the time in between, and what has waited longer is not sent.
+between the two; for who must not say anything late there is a `SendLimit`.
 """
 
 import asyncio
 import logging
-import time
-from typing import Any, Final
+from math import inf
+from typing import Any, Final, Protocol
 
 from llorch_shared.bus.nats_client import OUTBOUND_BYTES_MAX, BusClient
 
 log = logging.getLogger(__name__)
 
 
-class Outbox:
-    """`within_s`: how long a message may wait for the end of its loop iteration; 0 sets no bound. Over it the process
-    was stopped: the messages are dropped, and the connection with them."""
+class SendLimit(Protocol):
+    def until(self) -> float:
+        """Before when what is written now has to be sent, by a clock that is its own; infinity: whenever."""
 
-    def __init__(self, client: BusClient, *, within_s: float = 0) -> None:
+    def is_over(self, until: float) -> bool: ...
+
+
+class Outbox:
+    """What is not sent within its limit is dropped, and the connection with it."""
+
+    def __init__(self, client: BusClient, *, limit: SendLimit | None = None) -> None:
         self._client: Final = client
-        self._within_s: Final = within_s
-        self._since = 0.0
+        self._limit: Final = limit
+        self._until = inf
         self._loop: Final = asyncio.get_running_loop()
         self._chunks: list[bytes] = []
         self._bytes = 0
@@ -34,8 +40,8 @@ class Outbox:
                 return False
         if not self._chunks:
             self._loop.call_soon(self.send)
-            if self._within_s:
-                self._since = time.monotonic()
+            if self._limit is not None:
+                self._until = self._limit.until()
         self._chunks.append(chunk)
         self._bytes += len(chunk)
         return True
@@ -43,7 +49,7 @@ class Outbox:
     def send(self) -> None:
         """To the socket, now."""
         chunks, self._chunks = self._chunks, []
-        if chunks and self._within_s and time.monotonic() - self._since > self._within_s:
+        if chunks and self._limit is not None and self._limit.is_over(self._until):
             log.warning("what this process wrote before it was stopped is not sent", extra={"action": "bus.late"})
             self._client.drop_connection()
             return

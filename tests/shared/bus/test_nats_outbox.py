@@ -1,6 +1,7 @@
 """What is written in one loop iteration leaves at once, or not at all."""
 
 import asyncio
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,17 +54,29 @@ async def test_a_socket_that_closed_before_the_client_knows_drops_what_was_writt
     assert socket.sent == []
 
 
-async def test_what_was_written_before_the_process_was_stopped_is_not_sent_late(
-    socket: Socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Limit:
+    """Of what is written at a time before 10."""
+
+    now = 0.0
+
+    def until(self) -> float:
+        return 10.0 if self.now < 10 else inf
+
+    def is_over(self, until: float) -> bool:
+        return self.now >= until
+
+
+async def test_what_was_written_before_the_process_was_stopped_is_not_sent_late(socket: Socket) -> None:
     dropped: list[bool] = []
     client: Any = SimpleNamespace(_transport=socket, is_connected=True, drop_connection=lambda: dropped.append(True))
-    clock = 100.0
-    monkeypatch.setattr("llorch_shared.bus.nats_outbox.time", SimpleNamespace(monotonic=lambda: clock))
-    outbox = Outbox(client, within_s=0.5)
+    limit = Limit()
+    outbox = Outbox(client, limit=limit)
     outbox.write(b"in time")
     outbox.send()
     outbox.write(b"late")
-    clock += 3
+    limit.now = 13
     outbox.send()
     assert (socket.sent, dropped) == ([b"in time"], [True])
+    outbox.write(b"without a limit")
+    outbox.send()
+    assert socket.sent == [b"in time", b"without a limit"]
