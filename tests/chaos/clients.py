@@ -37,6 +37,8 @@ from support.system import System
 AGAIN_S = 0.15
 BUS_TIMEOUT_S = 2.0
 CANCEL_TIMEOUT_S = 7.0
+SUBMITTING_MAX = 96
+"""Submissions under way at once: with thousands the HTTP client does little else than look for free connections."""
 
 
 class Clients:
@@ -46,6 +48,7 @@ class Clients:
         self._system = system
         self._writer = writer
         self._give_up_at = give_up_at
+        self._submitting = asyncio.Semaphore(SUBMITTING_MAX)
 
     async def follow_plan(self, asks: Sequence[Ask]) -> None:
         """Every ask at its time, until the last task has ended or time is up."""
@@ -108,7 +111,8 @@ class Clients:
             if via == BUS:
                 await self._publish(ask)
             else:
-                await self._client(via).submit(ask.request)
+                async with self._submitting:
+                    await self._client(via).submit(ask.request)
             outcome = Outcome.ACCEPTED
         except Full as error:
             outcome, code = Outcome.REFUSED, type(error).__name__

@@ -12,7 +12,7 @@ from llorch_shared.bus.memory import MemoryBus
 from llorch_shared.bus.port import Unanswered
 from llorch_shared.errors import ErrorCode
 from llorch_shared.waiting import expect
-from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent
+from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent, AuditRecord
 from llorch_shared.wire.policy import AdmissionSpec, FairnessSpec, TenantSpec
 from llorch_shared.wire.registry import ClassLoad, FlowLoad, ReplicaState
 from llorch_shared.wire.run import TaskView, WaitsFor
@@ -118,6 +118,34 @@ async def test_the_same_task_again_is_the_same_task(cluster: Cluster, door: Door
     assert [answer.status for answer in answers] == [202, 202, 202]
     assert len({answer.json(TaskAccepted).task_id for answer in answers}) == 1
     assert len(await cluster.admissions()) == 1
+
+
+async def test_an_admission_whose_gateway_died_before_its_record_is_recorded_when_the_task_is_sent_again(
+    cluster: Cluster, door: Door
+) -> None:
+    lost, told = task_request(), task_request()
+    for request in (lost, told):
+        subject = subjects.admission("p1", request.priority, "default")
+        await cluster.bus.store(subject, msgspec.json.encode(request), msg_id=request.task_id)
+    stands = AuditRecord(event=AuditEvent.ADMITTED, task_id=told.task_id, at_ms=0, actor="gateway/other")
+    await cluster.bus.store(subjects.audit("admitted", told.task_id), msgspec.json.encode(stands))
+    for request in (lost, told, lost):
+        assert (await door.post("/v1/tasks", msgspec.json.encode(request))).status == 202
+    async with asyncio.timeout(15):
+        while await cluster.bus.last(streams.AUD, subjects.audit("admitted", lost.task_id)) is None:
+            await asyncio.sleep(0.01)
+    later = task_request()
+    await door.post("/v1/tasks", msgspec.json.encode(later))
+    async with asyncio.timeout(15):
+        while await cluster.bus.last(streams.AUD, subjects.audit("admitted", later.task_id)) is None:
+            await asyncio.sleep(0.01)
+    found = [AUDIT_DECODER.decode(each.data) for each in await cluster.bus.replay(streams.AUD, "llorch.aud.admitted.*")]
+    actors = [(each.task_id, each.actor) for each in found]
+    assert actors == [
+        (told.task_id, "gateway/other"),
+        (lost.task_id, f"gateway/{door.lane}"),
+        (later.task_id, f"gateway/{door.lane}"),
+    ]
 
 
 async def test_an_upper_case_task_id_is_the_same_task(cluster: Cluster, door: Door) -> None:

@@ -16,6 +16,7 @@ from llorch_gateway.core.prospect import Prospect, prospect_of
 from llorch_gateway.enqueue import Enqueue
 from llorch_gateway.failures import unavailable
 from llorch_gateway.relay.router import Router
+from llorch_gateway.resubmissions import Resubmissions
 from llorch_gateway.snapshot import Snapshot
 from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
@@ -62,12 +63,21 @@ class Admissions:
     """POST /v1/tasks and its twin on the bus."""
 
     def __init__(
-        self, *, bus: Bus, router: Router, snapshot: Snapshot, audit: Audit, metrics: Metrics, actor: str
+        self,
+        *,
+        bus: Bus,
+        router: Router,
+        snapshot: Snapshot,
+        audit: Audit,
+        resubmissions: Resubmissions,
+        metrics: Metrics,
+        actor: str,
     ) -> None:
         self._bus: Final = bus
         self._router: Final = router
         self._snapshot: Final = snapshot
         self._audit: Final = audit
+        self._resubmissions: Final = resubmissions
         self._actor: Final = actor
         self._enqueue: Final = Enqueue(bus=bus, snapshot=snapshot, lane=router.lane)
         self._recent: OrderedDict[str, Located] = OrderedDict()
@@ -124,8 +134,12 @@ class Admissions:
         )
         if not stored.duplicate:
             self._remember(request, pool, call, stored.seq, accepted)
+        record = self._record(request, pool, call, prospect, taken.on_time)
         if not stored.duplicate or taken.tries > 1:
-            await self._tell(request, pool, call, prospect, taken.on_time)
+            self._tell(request, pool, call, prospect, taken.on_time)
+            await self._audit.record(record)
+        else:
+            self._resubmissions.saw(record)
         return accepted
 
     async def _take(self, request: TaskRequest, pool: PoolSpec, call: Call) -> _Taken:
@@ -174,10 +188,10 @@ class Admissions:
         )
         self._seqs[task], self._dues_ms[task] = seq, now_ms + request.deadline_ms
 
-    async def _tell(
+    def _tell(
         self, request: TaskRequest, pool: PoolSpec, call: Call, prospect: Prospect, on_time: float | None
     ) -> None:
-        """Telemetry (ORCH-3094) and the audit record of one admission."""
+        """Telemetry of one admission (ORCH-3094)."""
         self._enqueued.labels(request.engine, "", pool.id, "", request.priority).inc()
         weight = self._snapshot.tenant_weight(pool, call.tenant)
         loading = ", its model is loading" if prospect.loading else ""
@@ -202,23 +216,25 @@ class Admissions:
             queue_position=prospect.position,
             predicted_start_ms=prospect.start_ms,
         )
+
+    def _record(
+        self, request: TaskRequest, pool: PoolSpec, call: Call, prospect: Prospect, on_time: float | None
+    ) -> AuditRecord:
         told = admission_detail(request, queue_position=prospect.position, predicted_start_ms=prospect.start_ms)
-        told["weight"] = weight
+        told["weight"] = self._snapshot.tenant_weight(pool, call.tenant)
         if on_time is not None:
             told["on_time_probability"] = round(on_time, 4)
-        await self._audit.record(
-            AuditRecord(
-                event=AuditEvent.ADMITTED,
-                task_id=request.task_id,
-                at_ms=_now_ms(),
-                actor=self._actor,
-                correlation_id=call.correlation_id,
-                tenant=call.tenant,
-                identity=call.identity,
-                channel=call.channel,
-                pool_id=pool.id,
-                detail=told,
-            )
+        return AuditRecord(
+            event=AuditEvent.ADMITTED,
+            task_id=request.task_id,
+            at_ms=_now_ms(),
+            actor=self._actor,
+            correlation_id=call.correlation_id,
+            tenant=call.tenant,
+            identity=call.identity,
+            channel=call.channel,
+            pool_id=pool.id,
+            detail=told,
         )
 
     def _count_refusal(self, error: OrchError, engine: str) -> None:

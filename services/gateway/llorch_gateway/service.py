@@ -22,6 +22,7 @@ from llorch_gateway.control import application
 from llorch_gateway.entrance import Entrance
 from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
+from llorch_gateway.resubmissions import Resubmissions
 from llorch_gateway.server import HttpServer, split_address
 from llorch_gateway.snapshot import Snapshot
 from llorch_gateway.streams import Streams
@@ -66,11 +67,13 @@ class Gateway:
             lane=lane,
         )
         self._audit: Final = Audit(bus, actor=f"gateway/{self.router.lane}")
+        self._resubmissions: Final = Resubmissions(bus, self._audit)
         admissions = Admissions(
             bus=bus,
             router=self.router,
             snapshot=self.snapshot,
             audit=self._audit,
+            resubmissions=self._resubmissions,
             metrics=metrics,
             actor=f"gateway/{self.router.lane}",
         )
@@ -145,6 +148,7 @@ class Gateway:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.router.pulse(), name="router pulse")
             group.create_task(self._forget_old_loads(), name="old loads")
+            group.create_task(self._resubmissions.look(), name="resubmissions")
 
     async def _forget_old_loads(self) -> None:
         while True:
