@@ -12,7 +12,7 @@ from llorch_poold.provisioning import NotProvisioned, Provisioning
 from llorch_shared import subjects
 from llorch_shared.bus import nats
 from llorch_shared.bus.nats import NatsBus
-from llorch_shared.bus.port import Message
+from llorch_shared.bus.port import Message, Unanswered
 from llorch_shared.settings import NatsSettings
 from llorch_shared.wire.provision import ProvisionEvent, ProvisionPlan, ResolvedModel
 from llorch_shared.wire.spec import PoolSpec
@@ -95,3 +95,24 @@ async def test_a_provisioner_that_comes_late_is_waited_for(bus: NatsBus, monkeyp
         await said.wait()
         await FakeProvisioner(bus, (PLAN, [{"done": True, "result": MODEL}])).serve()
         assert await asking == MODEL
+
+
+async def test_a_bus_that_is_away_is_waited_for_and_is_no_failure(
+    bus: NatsBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provisioner = FakeProvisioner(bus, (PLAN, [{"done": True, "result": MODEL}]))
+    await provisioner.serve()
+    monkeypatch.setattr(provisioning, "ASK_AGAIN_S", 0.01)
+    subscribe, tries = bus.subscribe, 0
+
+    async def away(subject: str, handler: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries <= 12:
+            raise Unanswered("not connected to the bus")
+        return await subscribe(subject, handler)
+
+    monkeypatch.setattr(bus, "subscribe", away)
+    said: list[str] = []
+    assert await Provisioning(bus, "node-1").model(SPEC, said.append) == MODEL
+    assert said[0] == "waiting for the bus: not connected to the bus"

@@ -1,7 +1,7 @@
 """Client of this node's provisioner: ask for an engine or a model, follow the job, ask again when it falls silent.
 
-Asking again is safe: equal requests get the same job, and a finished job repeats its outcome. The mock engine and
-`mock:` models need nothing and nobody is asked for them.
+A bus that is away is waited for: it is no fault of the replica. Asking again is safe: equal requests get the same job,
+and a finished job repeats its outcome. The mock engine and `mock:` models need nothing and nobody is asked for them.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from llorch_shared import subjects
-from llorch_shared.bus.port import Bus, BusError, Message
+from llorch_shared.bus.port import Bus, BusError, Handler, Message, Subscription
 from llorch_shared.wire.provision import (
     EVENT_DECODER,
     PLAN_DECODER,
@@ -77,7 +77,7 @@ class Provisioning:
                 events.get_nowait()
             events.put_nowait(event)
 
-        wildcard = await self._bus.subscribe(subjects.provision_progress_of_node(self._node), heard)
+        wildcard = await self._listen(heard, progress)
         try:
             while True:
                 job = await self._ask(subject, order, progress)
@@ -86,6 +86,14 @@ class Provisioning:
                     return result
         finally:
             await wildcard.close()
+
+    async def _listen(self, heard: Handler, progress: Progress) -> Subscription:
+        while True:
+            try:
+                return await self._bus.subscribe(subjects.provision_progress_of_node(self._node), heard)
+            except BusError as error:
+                progress(f"waiting for the bus: {error}")
+            await asyncio.sleep(ASK_AGAIN_S)
 
     async def _ask(self, subject: str, order: bytes, progress: Progress) -> str:
         while True:
