@@ -5,8 +5,6 @@ its schemas. Neither is ever written again.
 """
 
 import json
-from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import jsonschema
@@ -25,8 +23,8 @@ from llorch_shared.wire.version import (
     version_headers,
 )
 from support.client import task_request
+from support.wire_v1 import V1, conforms
 
-V1: Final = Path(__file__).parent / "wire" / "v1"
 KINDS: Final = {
     "TaskRequest": Kind.ADMISSION,
     "Placement": Kind.PLACEMENT,
@@ -54,17 +52,6 @@ RECORDED: Final = [
     msgspec.json.decode(line, type=Recorded) for line in (V1 / "messages.jsonl").read_text().splitlines()
 ]
 EVERY: Final = pytest.mark.parametrize("message", RECORDED, ids=[one.kind for one in RECORDED])
-
-
-@cache
-def schemas() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((V1 / "schemas.json").read_text())
-    return found
-
-
-def conforms(type_name: str, value: Any) -> None:
-    """Raises ValidationError when the release before would not take `value`."""
-    jsonschema.validate(value, {**schemas(), "$ref": f"#/$defs/{type_name}"})
 
 
 def type_of(name: str) -> Any:
