@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,16 @@ from support.system import System, mock_pool
 
 pytestmark = pytest.mark.system
 
-SLOW = {"replicas": 1, "slots": 1, "rate": 20.0}
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return ("asyncio", {"use_uvloop": True})
 
 
-@pytest.fixture
-async def slow(tmp_path: Path):  # type: ignore[no-untyped-def]
-    async with System(tmp_path, pools=[mock_pool(**SLOW)], gateways=2) as system:  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+async def slow(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+    pool = mock_pool(replicas=1, slots=1, rate=20)
+    async with System(tmp_path_factory.mktemp("slow"), pools=[pool], gateways=2) as system:
         yield system
 
 
