@@ -11,10 +11,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from bench import core, takeover, waiting
+from bench import cancel, core, takeover, waiting
 from bench.scenarios import SCENARIOS, Row, measure
 
 CORE: Final = "core"
+CANCEL: Final = "cancel"
 TAKEOVER: Final = "takeover"
 WAITING: Final = "waiting"
 
@@ -59,12 +60,14 @@ def show_core(rows: list[core.CoreRow], bytes_per_task: int, console: Console) -
 def show_figures(title: str, row: Any, console: Console) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in msgspec.to_builtins(row).items():
-        table.add_row(name, f"{value:,}")
+        table.add_row(
+            name, " / ".join(f"{each:,}" for each in value) if isinstance(value, tuple | list) else f"{value:,}"
+        )
     console.print(table)
 
 
 async def main() -> None:
-    names = [*(scenario.name for scenario in SCENARIOS), CORE, TAKEOVER, WAITING]
+    names = [*(scenario.name for scenario in SCENARIOS), CORE, CANCEL, TAKEOVER, WAITING]
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--only", nargs="+", choices=names)
@@ -92,6 +95,10 @@ async def main() -> None:
         console.print("· decisions of the scheduler's core")
         report |= {"core": core.rows(), "core_bytes_per_task": core.bytes_per_task()}
         show_core(report["core"], report["core_bytes_per_task"], console)
+    if CANCEL in chosen:
+        console.print(f"· {cancel.SLOTS} long prompts are cancelled before their first token, at another gateway")
+        report["cancel"] = await cancel.measure(sync_always=not options.lazy_sync)
+        show_figures("cancel", report["cancel"], console)
     if TAKEOVER in chosen:
         console.print(f"· a scheduler is killed while {takeover.TASKS:,} tasks wait")
         report["takeover"] = await takeover.measure()
