@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import psutil
 import pytest
 
 from llorch_shared.embedded_defaults import DEFAULT_ENGINE, DEFAULT_MODEL_REF
@@ -134,6 +135,39 @@ async def test_a_cancelled_generation_frees_the_engines_slot(real: System) -> No
     view = await real.client().get(accepted.task_id)
     assert view.state is TaskState.CANCELLED
     assert view.tokens_out >= len(transcript.tokens)
+
+
+async def test_long_prompts_are_cancelled_before_their_first_token(real: System) -> None:
+    """llama-server hears nothing while it reads a batch, so batches are small: two prompts are read, four wait."""
+    pids = real.engines_of("poold-1")
+    for pid in pids:
+        command = psutil.Process(pid).cmdline()
+        assert command[command.index("--batch-size") + 1] == "64", command
+    tasks = [
+        (await real.client().submit(**task(prompt=f"{number} " + "The cat sat on the mat. " * 160))).task_id
+        for number in range(6)
+    ]
+
+    async def both_read() -> bool:
+        slots = [slot for port in engine_ports(real) for slot in await slots_at(port)]
+        return all(slot.get("n_prompt_tokens_processed", 0) > 0 for slot in slots)
+
+    await real.until(both_read, "two prompts that are being read", 60)
+    answers = await asyncio.gather(*(real.client().cancel(each) for each in tasks))
+    assert set(answers) <= {204, 202}
+    ends = [(await real.client().read(each)).end for each in tasks]
+    assert [slot["is_processing"] for port in engine_ports(real) for slot in await slots_at(port)] == [False] * 2
+    assert {(end.finish_reason, end.tokens_out) for end in ends if end is not None} == {("cancelled", 0)}
+    assert all(end is not None and end.cancel_ms is not None for end in ends)
+    views = [await real.client().get(each) for each in tasks]
+    assert sum(bool(view.started_ms) for view in views) == 2, "the others never had an engine"
+    assert real.engines_of("poold-1") == pids, "no engine had to be killed"
+    await generate(real, max_tokens=3)
+
+
+async def slots_at(port: int) -> list[dict[str, Any]]:
+    async with httpx.AsyncClient(timeout=30) as http:
+        return list((await http.get(f"http://127.0.0.1:{port}/slots")).json())
 
 
 async def test_a_prompt_over_the_context_is_refused_by_the_engines_count(real: System) -> None:
