@@ -36,6 +36,7 @@ class LiveTable:
         self._stream: Final = streams.REG if of_registry else streams.SPEC
         self._filter: Final = subjects.registry(">") if of_registry else subjects.spec(">")
         self._live: Final = subjects.ALL_REGISTRY_LIVE if of_registry else subjects.ALL_SPEC_LIVE
+        self._subject: Final = subjects.registry if of_registry else subjects.spec
         self._key: Final = subjects.registry_key if of_registry else subjects.spec_key
         self._changed: Final = changed
         self._values: dict[str, bytes] = {}
@@ -66,15 +67,21 @@ class LiveTable:
         await self.refresh()
 
     async def refresh(self) -> None:
-        """Read the whole bucket again; keys that are gone without a marker are reported as deleted."""
+        """Read the whole bucket again; keys that are gone without a marker are reported as deleted. What is read may be
+        of a copy that lags behind, so each of these is asked for by itself."""
         state = await self._bus.stream_state(self._stream)
         messages = await self._bus.snapshot(self._stream, self._filter)
         present = {self._key(message.subject) for message in messages}
-        for key in [key for key in self._values if key not in present and self._seqs[key] <= state.last_seq]:
-            del self._values[key]
-            self._changed(key, None)
         for message in messages:
             self._apply(message)
+        for key in [key for key in self._values if key not in present and self._seqs[key] <= state.last_seq]:
+            seq = self._seqs[key]
+            found = await self._bus.last(self._stream, self._subject(key))
+            if found is not None:
+                self._apply(found)
+            elif self._values.get(key) is not None and self._seqs[key] == seq:
+                del self._values[key]
+                self._changed(key, None)
 
     def _apply(self, message: Message) -> None:
         key = self._key(message.subject)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus
+from llorch_shared.bus.port import Bus, Message
 from llorch_shared.live_table import LiveTable
 from support.bus_worlds import NatsWorld, World, eventually
 
@@ -72,3 +72,27 @@ async def test_after_a_restart_it_has_what_it_missed(world: World, ready: Bus, o
     first = await ready.store(subjects.registry("node.a"), b"2", timeout_s=20)
     await eventually(lambda: table.values.get("node.a") == b"2")
     assert table.seq("node.a") == first.seq
+
+
+async def test_a_copy_that_lags_behind_takes_no_key_away(
+    ready: Bus, other: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = Changes()
+    table = LiveTable(other, bucket="REG", changed=changes)
+    await table.start()
+    await ready.store(subjects.registry("node.a"), b"1")
+    await eventually(lambda: "node.a" in table.values)
+
+    async def nothing(*_: object) -> list[Message]:
+        return []
+
+    monkeypatch.setattr(other, "snapshot", nothing)
+    await table.refresh()
+    assert table.values == {"node.a": b"1"}
+    monkeypatch.setattr(other, "last", gone)
+    await table.refresh()
+    assert changes.seen == [("node.a", b"1"), ("node.a", None)]
+
+
+async def gone(*_: object) -> None:
+    return None
