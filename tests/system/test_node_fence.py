@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 TOKENS = 2000
 RATE = 40
-RESTARTS = 5
+RESTARTS = 3
 
 
 class Heard:

@@ -22,7 +22,7 @@ FLOOD_MAX = 4_000
 
 
 async def test_a_process_that_does_not_read_is_cut_off_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    system = System(tmp_path, pools=[mock_pool(replicas=1, slots=4, rate=20)], gateways=2)
+    system = System(tmp_path, pools=[mock_pool(replicas=1, slots=4, rate=50)], gateways=2)
     system.nats.config = msgspec.structs.replace(system.nats.config, extra=LITTLE_PATIENCE)
     async with system:
         for victim in ("gateway-1", "scheduler-1", "poold-1"):
