@@ -27,6 +27,7 @@ EXPIRY_LATE_S: Final = 0.5
 """The server's expiry is up to 0.25 s late; a key unchanged for the TTL and this is dead, its marker was missed."""
 NEWER_HOLDER: Final = "a newer release"
 """Holder of a lease whose record this release cannot read: it is taken, by nobody we know."""
+NOT_RENEWED: Final = "the lease could not be renewed in time"
 _RETRY_S: Final = 0.1
 
 
@@ -35,7 +36,8 @@ class SteppedDown(Exception):
 
 
 class Term:
-    """One period in office for one shard. Ends once, for one reason."""
+    """One period in office for one shard. Ends once, for one reason. Who sees that the lease was not renewed in time
+    ends it for all: some have stopped by then, so a renewal that succeeds after that must not bring it back."""
 
     def __init__(self, shard: int, epoch: int, seq: int, fence_at: float, *, how: str = "") -> None:
         self.shard: Final = shard
@@ -49,12 +51,14 @@ class Term:
 
     @property
     def active(self) -> bool:
-        return not self._ended.is_set() and time.monotonic() < self.fence_at
+        if time.monotonic() >= self.fence_at:
+            self.end(NOT_RENEWED)
+        return not self._ended.is_set()
 
     def check(self) -> None:
         """Raises SteppedDown when this term is over."""
         if not self.active:
-            raise SteppedDown(self.reason or "the lease was not renewed in time")
+            raise SteppedDown(self.reason)
 
     def end(self, reason: str) -> None:
         if not self._ended.is_set():
@@ -167,7 +171,7 @@ class Lease:
         while term.active:
             await asyncio.sleep(min(RENEW_SHARE * self._ttl_s, max(0.0, term.fence_at - time.monotonic())))
             await self._renew(term)
-        term.end("the lease could not be renewed in time")
+        term.end(NOT_RENEWED)
 
     async def _renew(self, term: Term) -> None:
         while term.active:
@@ -185,7 +189,8 @@ class Lease:
                 log.warning("the lease could not be renewed, trying again: %s", error)
                 await asyncio.sleep(_RETRY_S)
             else:
-                term.fence_at = started + FENCE_SHARE * self._ttl_s
+                if term.active:
+                    term.fence_at = started + FENCE_SHARE * self._ttl_s
                 return
 
     async def _still_ours(self, term: Term) -> bool:
