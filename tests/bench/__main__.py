@@ -11,11 +11,12 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from bench import cancel, core, takeover, waiting
+from bench import cancel, core, open_streams, takeover, waiting
 from bench.scenarios import SCENARIOS, Row, measure
 
 CORE: Final = "core"
 CANCEL: Final = "cancel"
+OPEN_STREAMS: Final = "open_streams"
 TAKEOVER: Final = "takeover"
 WAITING: Final = "waiting"
 
@@ -67,7 +68,7 @@ def show_figures(title: str, row: Any, console: Console) -> None:
 
 
 async def main() -> None:
-    names = [*(scenario.name for scenario in SCENARIOS), CORE, CANCEL, TAKEOVER, WAITING]
+    names = [*(scenario.name for scenario in SCENARIOS), CORE, CANCEL, OPEN_STREAMS, TAKEOVER, WAITING]
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--only", nargs="+", choices=names)
@@ -99,6 +100,10 @@ async def main() -> None:
         console.print(f"· {cancel.SLOTS} long prompts are cancelled before their first token, at another gateway")
         report["cancel"] = await cancel.measure(sync_always=not options.lazy_sync)
         show_figures("cancel", report["cancel"], console)
+    if OPEN_STREAMS in chosen:
+        console.print(f"· {open_streams.STREAMS:,} streams open at once on one gateway")
+        report["open_streams"] = await open_streams.measure(sync_always=not options.lazy_sync)
+        show_figures("open streams", report["open_streams"], console)
     if TAKEOVER in chosen:
         console.print(f"· a scheduler is killed while {takeover.TASKS:,} tasks wait")
         report["takeover"] = await takeover.measure()
