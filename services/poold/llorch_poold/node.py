@@ -22,7 +22,7 @@ from llorch_poold.provisioning import Provisioning
 from llorch_poold.registrar import Registrar
 from llorch_poold.replica import Replica
 from llorch_poold.task_run import TaskRun
-from llorch_poold.token_log import LOOK_EVERY_S
+from llorch_poold.token_log import LOOK_AGAIN_S, LOOK_EVERY_S
 from llorch_shared import subjects
 from llorch_shared.bus.port import BusError, Message
 from llorch_shared.here import here
@@ -214,8 +214,9 @@ class Node:
 
     async def _look_at_the_token_log(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            await self._context.token_log.look()
+            await asyncio.sleep(LOOK_EVERY_S if self._context.token_log.seen else LOOK_AGAIN_S)
+            if await self._context.token_log.look():
+                await self._ownership.publish_again()
 
     def _node_record(self) -> NodeRecord:
         return NodeRecord(

@@ -71,6 +71,17 @@ class Ownership:
         self._standing = True
         self._changed.set()
 
+    async def publish_again(self) -> None:
+        """The token log may lack what was published lately, although nothing was lost here."""
+        if fence_clock() >= self._fence.until:
+            return
+        try:
+            published, _ = await self._publish_kept(self._fence.epoch)
+        except (BusError, _Gap) as error:
+            log.info("kept frames are published when the node may speak again: %s", error)
+        else:
+            self._tell(f"the token log may lack some: {published} kept frame messages published again", logging.INFO)
+
     # what follows
 
     async def _keep(self) -> None:

@@ -1,4 +1,5 @@
-"""Knows where in which life of the token log a stream that begins now lies (`core.token_mark`).
+"""Knows where in which life of the token log a stream that begins now lies (`core.token_mark`), and when the log may
+lack what was published: in a cluster nothing is stored between the loss of its leader and the election of the next.
 
 Asked now and then and after a reconnect, never for a task: a mark that is a little old is only less than it could be.
 """
@@ -13,6 +14,8 @@ from llorch_shared.bus.port import Bus, BusError, StreamState
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 5.0
+LOOK_AGAIN_S: Final = 1.0
+"""After one in vain. A reader looks for missing tokens for 15 s, an election may take 9."""
 
 
 class TokenLog:
@@ -21,13 +24,24 @@ class TokenLog:
     def __init__(self, bus: Bus) -> None:
         self._bus: Final = bus
         self.mark = NOT_KNOWN
+        self.seen = False
+        """Whether the last look was answered."""
+        self._leader = ""
+        """Who led when it was last sure that nothing is missing; empty where there is only one server."""
 
     async def state(self) -> StreamState:
         """Raises BusError."""
         return await self._bus.stream_state(streams.TOK)
 
-    async def look(self) -> None:
+    async def look(self) -> bool:
+        """Whether what was published lately may be missing."""
+        before = self._leader
         try:
-            self.mark = mark_of(await self.state())
+            state = await self.state()
         except BusError as error:
             log.debug("the token log is not known now: %s", error)
+            self.seen = False
+            return False
+        missed = bool(before) and (state.leader != before or not self.seen)
+        self.seen, self._leader, self.mark = True, state.leader or before, mark_of(state)
+        return missed and bool(state.leader)

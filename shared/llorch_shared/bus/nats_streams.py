@@ -22,6 +22,7 @@ from llorch_shared.bus.port import (
     StreamState,
     SubjectFull,
     TooLarge,
+    Unanswered,
     WrongSequence,
 )
 from llorch_shared.streams import Durable, Stream, Topology, changed
@@ -44,6 +45,8 @@ _PER_SUBJECT: Final = "per subject"
 _WRONG_SEQUENCE: Final = frozenset({10071, 10164})
 _DUPLICATE: Final = 10201
 """Of a batch; a single message is acknowledged as a duplicate."""
+_IN_PROCESS: Final = 10158
+"""The copies have not agreed yet on an earlier try with the same message id."""
 _TOO_LARGE: Final = frozenset({10054, 10097})
 """The message, or its headers alone: a stream takes 64 KiB of these."""
 _NO_MESSAGE: Final = frozenset({10037, 10057})
@@ -76,6 +79,8 @@ def refused(refusal: _Refusal) -> BusError:
         return WrongSequence(words)
     if refusal.err_code == _DUPLICATE:
         return Duplicate(words)
+    if refusal.err_code == _IN_PROCESS:
+        return Unanswered(words)
     if refusal.err_code in _TOO_LARGE:
         return TooLarge(words)
     if refusal.err_code in _NO_STREAM:
@@ -97,10 +102,12 @@ class Streams:
     def __init__(self, link: Link) -> None:
         self._link: Final = link
 
-    async def api(self, call: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    async def api(
+        self, call: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = API_TIMEOUT_S
+    ) -> dict[str, Any]:
         """One call of `$JS.API`. Raises NoStream, Unanswered, ApiError."""
         data = msgspec.json.encode(body) if body is not None else b""
-        answer = await self._link.ask(f"$JS.API.{call}", data, timeout_s=API_TIMEOUT_S)
+        answer = await self._link.ask(f"$JS.API.{call}", data, timeout_s=timeout_s)
         if answer.status == _NO_RESPONDERS:
             raise NoStream(f"nobody answers {call}")
         reply: dict[str, Any] = msgspec.json.decode(answer.data)
@@ -156,9 +163,10 @@ class Streams:
         raise refused(refusal)
 
     async def state(self, stream: str) -> StreamState:
-        info = await self.api(f"STREAM.INFO.{stream}")
-        state = info["state"]
-        return StreamState(state["messages"], state["first_seq"], state["last_seq"], life=info["created"])
+        info = await self.api(f"STREAM.INFO.{stream}", timeout_s=INFO_TIMEOUT_S)
+        state, leader = info["state"], info.get("cluster", {}).get("leader", "")
+        life = f"{info['created']}@{leader}" if leader else info["created"]
+        return StreamState(state["messages"], state["first_seq"], state["last_seq"], life, leader)
 
     async def remove(self, stream: str, seq: int) -> bool:
         try:

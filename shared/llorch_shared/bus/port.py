@@ -83,7 +83,10 @@ class StreamState:
     first_seq: int
     last_seq: int
     life: str = ""
-    """When the server made it: a stream in memory has another life after each restart."""
+    """When the server made it, and who leads its copies: a stream in memory has another life after each restart, and
+    one without acknowledgements lacks what was published while nobody led."""
+    leader: str = ""
+    """The server that leads its copies; empty where there is only one server."""
 
 
 class Delivery(Protocol):

@@ -1,9 +1,12 @@
 """Where streams have copies, the newest message of a subject is read from the leader, and reads the same."""
 
+import msgspec
 import pytest
 
 from llorch_shared import streams, subjects
 from llorch_shared.bus.nats import connect
+from llorch_shared.bus.nats_streams import _Refusal, refused
+from llorch_shared.bus.port import Unanswered
 from llorch_shared.settings import NatsSettings
 from support.bus_worlds import eventually
 from support.nats_server import NatsServer
@@ -33,3 +36,8 @@ async def test_the_newest_message_is_the_same_from_the_leader(nats_server: NatsS
     finally:
         await one.close()
         await copies.close()
+
+
+def test_a_message_that_the_copies_have_not_agreed_on_yet_is_sent_again() -> None:
+    words = b'{"err_code":10158,"code":409,"description":"duplicate message id is in process"}'
+    assert isinstance(refused(msgspec.json.decode(words, type=_Refusal)), Unanswered)
