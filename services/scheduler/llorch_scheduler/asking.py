@@ -42,7 +42,7 @@ class Asking:
         bus.on_disconnect(roll.disconnected)
 
     async def keep(self) -> None:
-        """Ask until cancelled. At most as many questions are open as are expected, each once."""
+        """Ask until cancelled."""
         expected_ms = -EXPECT_MS
         async with asyncio.TaskGroup() as asks:
             while True:
@@ -57,6 +57,7 @@ class Asking:
                 await asyncio.sleep(LOOK_S)
 
     async def _ask(self, name: str) -> None:
+        asked_ms = _now_ms()
         try:
             await self._bus.request(self._subject_of(name), b"", timeout_s=ANSWER_S)
         except NoResponder:
@@ -64,7 +65,7 @@ class Asking:
                 self._gone(name)
         except BusError as error:
             log.debug("%s does not answer: %s", name, error)
-            self._roll.silent(name)
+            self._roll.silent(name, asked_ms)
         else:
             self._roll.present(name)
 

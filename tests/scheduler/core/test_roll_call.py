@@ -1,6 +1,6 @@
 """Who counts as gone: nobody listens several times in a row, and nothing else."""
 
-from llorch_scheduler.core.roll_call import ASKS_PER_S, SETTLE_MS, STRIKES, RollCall
+from llorch_scheduler.core.roll_call import ASKS_PER_S, OPEN_MAX, SETTLE_MS, STRIKES, RollCall
 
 EVERY_MS, AGAIN_MS, STEP_MS = 200, 100, 20
 
@@ -27,7 +27,7 @@ class Asker:
             for name in self.roll.due(self.at_ms):
                 self.asked.append((self.at_ms, name))
                 if name in self.asleep:
-                    self.roll.silent(name)
+                    self.roll.silent(name, self.at_ms)
                 elif name in self.there:
                     self.roll.present(name)
                 elif self.roll.absent(name, self.at_ms):
@@ -97,7 +97,7 @@ def test_silence_in_between_begins_the_count_anew() -> None:
     roll = heard("a")
     for _ in range(10):
         assert not any(roll.absent("a", LATER_MS) for _ in range(STRIKES - 1))
-        roll.silent("a")
+        roll.silent("a", LATER_MS + 1)
     assert not any(roll.absent("a", LATER_MS) for _ in range(STRIKES - 1))
     assert roll.absent("a", LATER_MS)
 
@@ -149,14 +149,26 @@ def test_answers_do_not_count_before_the_connection_has_stood_for_a_while() -> N
     assert roll.absent("a", settled_ms)
 
 
-def test_nobody_is_asked_twice_at_once() -> None:
+def test_a_question_that_a_process_took_into_its_death_does_not_delay_that_it_is_found_gone() -> None:
+    roll = heard("a")
+    asked_ms = LATER_MS
+    assert roll.due(asked_ms) == ["a"]
+    for strike in range(1, STRIKES):
+        at_ms = asked_ms + strike * EVERY_MS
+        assert roll.due(at_ms) == ["a"]
+        assert not roll.absent("a", at_ms)
+    roll.silent("a", asked_ms)
+    assert roll.absent("a", asked_ms + STRIKES * EVERY_MS)
+
+
+def test_a_process_that_sleeps_has_few_questions_open() -> None:
     roll = RollCall(every_ms=EVERY_MS, again_ms=AGAIN_MS)
     roll.connected(0)
     roll.expect(["a"], 0)
-    assert roll.due(SETTLE_MS) == ["a"]
-    assert roll.due(SETTLE_MS + 10 * EVERY_MS) == []
-    roll.present("a")
-    assert roll.due(SETTLE_MS + 10 * EVERY_MS) == ["a"]
+    asked = [roll.due(SETTLE_MS + number * EVERY_MS) for number in range(100)]
+    assert sum(map(len, asked)) == OPEN_MAX
+    roll.silent("a", SETTLE_MS)
+    assert roll.due(SETTLE_MS + 100 * EVERY_MS) == ["a"]
 
 
 def test_many_are_asked_in_turn_within_the_limit_and_a_dead_one_is_still_found() -> None:

@@ -17,6 +17,8 @@ SETTLE_MS: Final = 2_000
 ASKS_PER_S: Final = 100
 """Of one roll call, at most. Beyond what this allows each is asked less often, and expiry comes first."""
 BURST: Final = 10
+OPEN_MAX: Final = 8
+"""Questions to one process that may be open. A question that it took along into its death must not delay the next."""
 
 
 @dataclass(slots=True)
@@ -24,7 +26,10 @@ class _Called:
     due_ms: int
     heard: bool = False
     strikes: int = 0
-    asking: bool = False
+    struck_ms: int = 0
+    """When it was last said that nobody is there."""
+    open: int = 0
+    """Questions without an outcome yet."""
 
 
 class RollCall:
@@ -75,13 +80,13 @@ class RollCall:
             return []
         self._allowed = min(BURST, self._allowed + (at_ms - self._allowed_ms) * ASKS_PER_S / 1000)
         self._allowed_ms = at_ms
-        waiting = [name for name, each in self._called.items() if not each.asking and each.due_ms <= at_ms]
+        waiting = [name for name, each in self._called.items() if each.open < OPEN_MAX and each.due_ms <= at_ms]
         waiting.sort(key=lambda name: (-self._called[name].strikes, self._called[name].due_ms))
         due = waiting[: int(self._allowed)]
         self._allowed -= len(due)
         for name in due:
             called = self._called[name]
-            called.asking, called.due_ms = True, at_ms + self._every_ms
+            called.open, called.due_ms = called.open + 1, at_ms + self._every_ms
         return due
 
     def present(self, name: str) -> None:
@@ -95,16 +100,19 @@ class RollCall:
         called = self._answer(name)
         if called is None or not called.heard or not self._settled(at_ms):
             return False
-        called.strikes = min(called.strikes + 1, STRIKES)
+        called.strikes, called.struck_ms = min(called.strikes + 1, STRIKES), at_ms
         if called.strikes < STRIKES:
             called.due_ms = at_ms + self._again_ms
             return False
         self._gone.add(name)
         return True
 
-    def silent(self, name: str) -> None:
-        """No answer in time: it may sleep, and it may be anything but gone. Who was found gone stays so."""
-        if (called := self._answer(name)) is not None and name not in self._gone:
+    def silent(self, name: str, asked_ms: int) -> None:
+        """No answer in time to a question of `asked_ms`: then somebody took it, who may sleep and may be anything but
+        gone. Of what came to be since it says nothing: who takes a question may die of it. Who was found gone stays
+        so."""
+        called = self._answer(name)
+        if called is not None and asked_ms > called.struck_ms and name not in self._gone:
             called.strikes = 0
 
     def _settled(self, at_ms: int) -> bool:
@@ -113,5 +121,5 @@ class RollCall:
     def _answer(self, name: str) -> _Called | None:
         called = self._called.get(name)
         if called is not None:
-            called.asking = False
+            called.open = max(0, called.open - 1)
         return called
