@@ -1,12 +1,16 @@
 """Which pool a typed task goes to."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from llorch_ctl.commands.task import _print_stream
 from llorch_ctl.core.task_request import NoChoice, Template, Wish, build, choose
+from llorch_shared.contracts.examples import STREAM_RESTARTED
+from llorch_shared.wire.frames import Event, split_events
 from llorch_shared.wire.registry import Capabilities, EngineCapability, PoolCapability
-from llorch_shared.wire.task import Engine, PlacementMode, Workload
+from llorch_shared.wire.task import Determinism, Engine, Failover, PlacementMode, Workload
 
 TASK, SESSION = "0d7ecc1e-1fd6-4b8e-9f4a-1d2f7e0a3b5c", "1d7ecc1e-1fd6-4b8e-9f4a-1d2f7e0a3b5c"
 
@@ -74,3 +78,21 @@ def test_a_named_pool_is_pinned_and_the_template_wraps_the_prompt() -> None:
     assert (request.placement.mode, request.placement.pin_pool_id) == (PlacementMode.PIN, "a")
     assert request.prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert request.ctx == 2048
+
+
+def test_what_becomes_of_a_cut_stream_is_asked_for() -> None:
+    typed = wish(determinism=Determinism.BEST_EFFORT, failover=Failover.RESTART)
+    request = build(Engine.LLAMACPP, offered("a", "m"), typed)
+    assert (request.determinism, request.failover) == (Determinism.BEST_EFFORT, Failover.RESTART)
+    assert build(Engine.LLAMACPP, offered("a", "m"), wish()).failover is Failover.RESUME
+
+
+async def test_a_person_is_told_that_the_text_above_is_void(capsys: pytest.CaptureFixture[str]) -> None:
+    async def events() -> AsyncIterator[Event]:
+        for event in split_events(STREAM_RESTARTED):
+            yield event
+
+    assert await _print_stream(events(), as_json=False) == 0
+    out, err = capsys.readouterr()
+    assert out == "Rivers flow.\nStreams run.\n"
+    assert "void" in err
