@@ -14,7 +14,7 @@ from llorch_shared.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
-UNSENT_IN_KERNEL_MAX: Final = 64 * 1024
+UNSENT_IN_KERNEL_MAX: Final = 128 * 1024
 """Bytes of one connection that wait in the kernel to be sent for the first time. Without a bound it keeps 4 MiB for
 each client that does not read, and old tokens stand before new ones."""
 _SO_ATTACH_FILTER: Final = 26
