@@ -15,6 +15,9 @@ from support.system import System, mock_pool
 
 pytestmark = pytest.mark.system
 
+DEADLINE_MS = 24 * 3_600_000
+"""However slow the machine: deadlines are not the matter here."""
+
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> tuple[str, dict[str, bool]]:
@@ -38,7 +41,7 @@ def free_slots(health: PoolHealth | None) -> int:
 
 
 async def test_a_running_task_stops_and_its_slot_is_free(slow: System) -> None:
-    accepted = await slow.client().submit(max_tokens=2000)
+    accepted = await slow.client().submit(max_tokens=2000, deadline_ms=DEADLINE_MS)
     transcript = await running(slow, accepted.task_id)
     reader = asyncio.create_task(slow.client(2).read(accepted.task_id))
     await slow.client(1).read(accepted.task_id, into=transcript, tokens_max=8)
@@ -57,7 +60,7 @@ async def test_a_running_task_stops_and_its_slot_is_free(slow: System) -> None:
 
 
 async def test_no_token_reaches_an_open_stream_after_the_receipt(slow: System) -> None:
-    accepted = await slow.client().submit(max_tokens=2000)
+    accepted = await slow.client().submit(max_tokens=2000, deadline_ms=DEADLINE_MS)
     seen: list[tuple[str, bool]] = []
     receipt = False
 
@@ -76,7 +79,7 @@ async def test_no_token_reaches_an_open_stream_after_the_receipt(slow: System) -
 
 
 async def test_a_queued_task_leaves_the_queue(slow: System) -> None:
-    first = await slow.client().submit(max_tokens=2000)
+    first = await slow.client().submit(max_tokens=2000, deadline_ms=DEADLINE_MS)
     await running(slow, first.task_id)
     queued = await slow.client().submit(max_tokens=5)
     assert (await slow.client(2).get(queued.task_id)).state is TaskState.QUEUED
@@ -89,7 +92,7 @@ async def test_a_queued_task_leaves_the_queue(slow: System) -> None:
 
 
 async def test_cancelling_twice_or_after_the_end_is_fine(slow: System) -> None:
-    accepted = await slow.client().submit(max_tokens=2000)
+    accepted = await slow.client().submit(max_tokens=2000, deadline_ms=DEADLINE_MS)
     await running(slow, accepted.task_id)
     answers = await asyncio.gather(*(client.cancel(accepted.task_id) for client in slow.clients * 2))
     assert set(answers) == {204}
@@ -109,7 +112,7 @@ async def test_an_unknown_task_cannot_be_cancelled(slow: System) -> None:
 
 
 async def test_delete_is_cancel(slow: System) -> None:
-    accepted = await slow.client().submit(max_tokens=2000)
+    accepted = await slow.client().submit(max_tokens=2000, deadline_ms=DEADLINE_MS)
     await running(slow, accepted.task_id)
     response = await slow.client().http.delete(f"/v1/tasks/{accepted.task_id}")
     assert (response.status_code, response.content) == (204, b"")
@@ -117,7 +120,7 @@ async def test_delete_is_cancel(slow: System) -> None:
 
 async def test_the_slots_of_many_cancelled_tasks_are_free(tmp_path: Path) -> None:
     async with System(tmp_path, pools=[mock_pool(replicas=1, slots=16, rate=20)]) as system:
-        requests = [task_request(max_tokens=2000) for _ in range(32)]
+        requests = [task_request(max_tokens=2000, deadline_ms=DEADLINE_MS) for _ in range(32)]
         for request in requests:
             await system.client().submit(request)
         await running(system, requests[0].task_id)

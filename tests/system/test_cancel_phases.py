@@ -21,6 +21,8 @@ pytestmark = pytest.mark.system
 LONG = "word " * 4000
 """Forty seconds of reading for each of them: nobody gets to a first token in a test."""
 LONG_SLOTS = 64
+ENDLESS = {"max_tokens": 2000, "deadline_ms": 24 * 3_600_000}
+"""Whatever a slow machine makes of its end."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ async def phases(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Syst
 
 
 async def submitted(system: System, model: str, **changes: Any) -> str:
-    return (await system.client(1).submit(model_ref=model, **{"max_tokens": 2000, **changes})).task_id
+    return (await system.client(1).submit(model_ref=model, **{**ENDLESS, **changes})).task_id
 
 
 async def receipt(system: System, task: str, *, model: str = "", reason: str = "client") -> TaskView:

@@ -16,6 +16,8 @@ from support.system import System, mock_pool
 pytestmark = pytest.mark.system
 
 PROMPT = "Say it whole."
+DEADLINE_MS = 24 * 3_600_000
+"""However slow the machine: deadlines are not the matter here."""
 GARBAGE: list[dict[str, Any]] = [
     {"kind": FaultKind.GARBAGE, "after": 3},
     {"kind": FaultKind.UTF8, "after": 3},
@@ -52,11 +54,14 @@ async def watched(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sys
 
 
 async def submitted(system: System, model: str, **changes: Any) -> str:
-    return (await system.client().submit(model_ref=model, prompt=PROMPT, determinism="strict", **changes)).task_id
+    fields = {"prompt": PROMPT, "determinism": "strict", "deadline_ms": DEADLINE_MS, **changes}
+    return (await system.client().submit(model_ref=model, **fields)).task_id
 
 
 async def test_what_an_engine_garbles_is_said_again_whole(watched: System) -> None:
-    await watched.fault("mock:garbage", *({**fault, "times": 1} for fault in GARBAGE))
+    await watched.fault(
+        "mock:garbage", *({**fault, "seed": number, "times": 1} for number, fault in enumerate(GARBAGE))
+    )
     tasks = [await submitted(watched, "mock:garbage", max_tokens=20, seed=number) for number in range(len(GARBAGE))]
     for number, whole in enumerate(await asyncio.gather(*(watched.client().read(task) for task in tasks))):
         assert whole.error is None

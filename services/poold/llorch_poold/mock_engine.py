@@ -195,7 +195,15 @@ class Connection(asyncio.Protocol):
             self._reply(200, {"status": "ok"})
 
     def _complete(self, body: bytes) -> None:
-        fault = self._engine.take_fault()
+        try:
+            request = _COMPLETION.decode(body)
+        except msgspec.ValidationError as error:
+            self._error(400, "invalid_request_error", str(error))
+            return
+        except msgspec.DecodeError as error:
+            self._error(500, "server_error", f"parse error: {error}")
+            return
+        fault = self._engine.take_fault(request.seed)
         if fault is not None and fault.kind is FaultKind.ERROR:
             self._error(500, "server_error", "fault injected")
             return
@@ -207,14 +215,6 @@ class Connection(asyncio.Protocol):
             return
         if fault is not None and fault.kind is FaultKind.PAGE:
             self._send(200, b"text/html", b"<html><body>an engine is not here</body></html>")
-            return
-        try:
-            request = _COMPLETION.decode(body)
-        except msgspec.ValidationError as error:
-            self._error(400, "invalid_request_error", str(error))
-            return
-        except msgspec.DecodeError as error:
-            self._error(500, "server_error", f"parse error: {error}")
             return
         count = tokens_of(request.prompt)
         if count > self._engine.ctx:

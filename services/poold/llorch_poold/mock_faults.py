@@ -4,7 +4,6 @@ Most kinds are what a broken engine, a proxy in front of it or a bad build sends
 the attempt (`adapters/llama_stream.py`).
 """
 
-from collections import deque
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final
@@ -68,35 +67,32 @@ STOPS: Final = frozenset({*BROKEN, FaultKind.HANG, FaultKind.RESET, FaultKind.EO
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What goes wrong with the next `times` generations (0: with all)."""
+    """What goes wrong with the next `times` generations (0: with all), of this `seed` only where one is named."""
 
     kind: FaultKind
     after: int = 0
     ms: int = 0
     times: int = 0
+    seed: int | None = None
 
 
 class Faults:
     """Those that are still to happen, in order."""
 
     def __init__(self) -> None:
-        self._waiting: Final[deque[Fault]] = deque()
-        self._left = 0
+        self._waiting: Final[list[Fault]] = []
 
     def set(self, faults: Iterable[Fault]) -> None:
         """These and no others. One without `times` is never over."""
-        self._waiting.clear()
-        self._waiting.extend(fault for fault in faults if fault.kind is not FaultKind.NONE)
-        self._left = self._waiting[0].times if self._waiting else 0
+        self._waiting[:] = [fault for fault in faults if fault.kind is not FaultKind.NONE]
 
-    def take(self) -> Fault | None:
+    def take(self, seed: int) -> Fault | None:
         """The fault of the next generation."""
-        if not self._waiting:
-            return None
-        fault = self._waiting[0]
-        if fault.times:
-            self._left -= 1
-            if self._left <= 0:
-                self._waiting.popleft()
-                self._left = self._waiting[0].times if self._waiting else 0
-        return fault
+        for place, fault in enumerate(self._waiting):
+            if fault.seed in (None, seed):
+                if fault.times == 1:
+                    del self._waiting[place]
+                elif fault.times:
+                    self._waiting[place] = msgspec.structs.replace(fault, times=fault.times - 1)
+                return fault
+        return None

@@ -299,9 +299,9 @@ class MockEngine:
     def set_faults(self, faults: Iterable[Fault]) -> None:
         self._faults.set(faults)
 
-    def take_fault(self) -> Fault | None:
+    def take_fault(self, seed: int) -> Fault | None:
         """The fault of the next generation."""
-        return self._faults.take()
+        return self._faults.take(seed)
 
     def submit(self, socket: Socket, request: Completion, fault: Fault | None) -> Generation:
         """Raises OverflowError when too many wait."""
