@@ -117,40 +117,32 @@ async def test_a_stream_is_cut_again_and_again(nats_server: NatsServer, tmp_path
         assert [each["resume_from"] for each in goes_on.data("metrics") if "resume_from" in each] == [5, 13, 24]
 
 
-@pytest.mark.parametrize(
-    ("changes", "detail"),
-    [
+async def test_a_stream_that_must_not_go_on_ends_with_its_reason(nats_server: NatsServer, tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"failover": "fail"}, "failover_fail"),
         ({"failover": "fail", "determinism": "strict"}, "failover_fail"),
         ({"output_mode": "json"}, "failover_refused"),
-    ],
-)
-async def test_a_stream_that_must_not_go_on_ends_with_its_reason(
-    changes: dict[str, Any], detail: str, nats_server: NatsServer, tmp_path: Path
-) -> None:
-    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50)]) as node:
-        task = await cut(node, **changes)
-        seen = len(task.tokens)
-        task = await again(node, task)
-        (error,) = task.data("error")
-        assert (error["code"], error["detail"]) == ("WORKER_RESET", detail)
-        assert len(task.tokens) == seen
-        run, _ = await node.run_of(task.task_id)
-        assert (run.state, run.tokens_out) == (TaskState.FAILED, seen)
-        assert await node.busy_slots() == 0
-
-
-@pytest.mark.parametrize("failover", ["resume", "restart"])
-async def test_what_was_sent_whole_asks_the_engine_for_nothing(
-    failover: str, nats_server: NatsServer, tmp_path: Path
-) -> None:
+    ]
     async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=200)]) as node:
-        task = await cut(node, 20, max_tokens=20, seed=3, failover=failover)
-        await node.fault(kind="error")
-        task = await again(node, task)
-        assert task.text == text_of(PROMPT, 3, 20)
-        (end,) = task.data("end")
-        assert (end["tokens_out"], end["tokens_in"], end["finish_reason"]) == (20, 2, "length")
+        for changes, detail in cases:
+            task = await again(node, await cut(node, 5, **changes))
+            (error,) = task.data("error")
+            assert (error["code"], error["detail"]) == ("WORKER_RESET", detail)
+            assert len(task.tokens) == 5
+            run, _ = await node.run_of(task.task_id)
+            assert (run.state, run.tokens_out) == (TaskState.FAILED, 5)
+            assert await node.busy_slots() == 0
+
+
+async def test_what_was_sent_whole_asks_the_engine_for_nothing(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=200)]) as node:
+        for failover in ("resume", "restart"):
+            task = await cut(node, 20, max_tokens=20, seed=3, failover=failover)
+            await node.fault(kind="error")
+            task = await again(node, task)
+            assert task.text == text_of(PROMPT, 3, 20)
+            (end,) = task.data("end")
+            assert (end["tokens_out"], end["tokens_in"], end["finish_reason"]) == (20, 2, "length")
 
 
 async def test_an_engine_that_ends_by_itself_ends_a_cut_stream(nats_server: NatsServer, tmp_path: Path) -> None:
@@ -161,10 +153,8 @@ async def test_an_engine_that_ends_by_itself_ends_a_cut_stream(nats_server: Nats
         assert (end["tokens_out"], end["finish_reason"], len(task.tokens)) == (30, "stop", 30)
 
 
-async def lose_the_log(node: NodeHarness, server: NatsServer, task: Placed, *, own_frames: bool) -> None:
-    """nats-server forgets its memory; with or without what this node has kept of the stream."""
-    if not own_frames:
-        node.context.retention.forget(task.task_id)
+async def lose_the_log(node: NodeHarness, server: NatsServer) -> None:
+    """nats-server forgets its memory; this node keeps what it has kept."""
     server.kill()
     await asyncio.to_thread(server.start)
     async with asyncio.timeout(15):
@@ -173,18 +163,17 @@ async def lose_the_log(node: NodeHarness, server: NatsServer, task: Placed, *, o
     await node.bus.flush()
 
 
-@pytest.mark.parametrize("failover", ["resume", "restart"])
-async def test_nobody_goes_on_from_what_the_server_has_forgotten(
-    failover: str, nats_server: NatsServer, tmp_path: Path
-) -> None:
-    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50)]) as node:
-        task = await cut(node, failover=failover)
-        await lose_the_log(node, nats_server, task, own_frames=False)
-        seen = len(task.tokens)
-        task = await again(node, task)
-        (error,) = task.data("error")
-        assert (error["code"], error["detail"]) == ("WORKER_RESET", "tokens_lost")
-        assert len(task.tokens) == seen
+async def test_nobody_goes_on_from_what_the_server_has_forgotten(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=200)]) as node:
+        tasks = [await cut(node, 5, failover=failover) for failover in ("resume", "restart")]
+        for task in tasks:
+            node.context.retention.forget(task.task_id)
+        await lose_the_log(node, nats_server)
+        for task in tasks:
+            task = await again(node, task)
+            (error,) = task.data("error")
+            assert (error["code"], error["detail"]) == ("WORKER_RESET", "tokens_lost")
+            assert len(task.tokens) == 5
 
 
 async def test_a_cancelled_stream_says_that_it_began_anew(nats_server: NatsServer, tmp_path: Path) -> None:
@@ -202,7 +191,7 @@ async def test_a_node_that_has_its_own_frames_needs_no_log(nats_server: NatsServ
     async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50)]) as node:
         task = await cut(node, seed=3)
         seen = len(task.tokens)
-        await lose_the_log(node, nats_server, task, own_frames=True)
+        await lose_the_log(node, nats_server)
         task = await again(node, task)
         first = text_of(PROMPT, 3, seen)
         stored = await stored_tokens(node, task)
@@ -225,7 +214,8 @@ async def test_a_strict_stream_whose_log_is_lost_goes_on_where_it_says_the_same(
 ) -> None:
     async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50)]) as node:
         task = await cut(node, determinism="strict")
-        await lose_the_log(node, nats_server, task, own_frames=False)
+        node.context.retention.forget(task.task_id)
+        await lose_the_log(node, nats_server)
         task = await again(node, task)
         seed = seed_of(task.task_id, None)
         assert await stored_tokens(node, task) == words(text_of(PROMPT, seed, 40))
