@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 RETRY_FIRST_S: Final = 0.1
 RETRY_MAX_S: Final = 5.0
+LOOKS_MAX: Final = 64
+"""Records looked for at once."""
 
 
 class Entry(NamedTuple):
@@ -91,18 +93,22 @@ class AuditWriter:
             await self.store([one])
 
     async def _known(self, batch: list[Entry]) -> frozenset[str]:
-        """Subjects of records that are to be stored once and stand already; none when that cannot be told now."""
-        known = set()
-        for entry in batch:
-            if entry.once:
-                try:
-                    message = await self._bus.last(streams.AUD, entry.subject)
-                except BusError as error:
-                    log.info("%s cannot be looked for now: %s", entry.subject, error)
-                    continue
-                if message is not None:
-                    known.add(entry.subject)
+        """Subjects of records that are to be stored once and stand already, as far as that can be told now. Looked for
+        many at a time: meanwhile others say the same, and the batch is refused again."""
+        known: set[str] = set()
+        once = [entry.subject for entry in batch if entry.once]
+        for first in range(0, len(once), LOOKS_MAX):
+            subjects = once[first : first + LOOKS_MAX]
+            found = await asyncio.gather(*map(self._is_known, subjects))
+            known.update(subject for subject, stands in zip(subjects, found, strict=True) if stands)
         return frozenset(known)
+
+    async def _is_known(self, subject: str) -> bool:
+        try:
+            return await self._bus.last(streams.AUD, subject) is not None
+        except BusError as error:
+            log.info("%s cannot be looked for now: %s", subject, error)
+            return False
 
     async def _stands(self, message: tuple[str, bytes]) -> bool:
         """Whether the last of a batch is stored: then the whole batch is. Others may have written there since."""

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 LOOK_AFTER_S: Final = 2.0
 """A gateway that lives writes its audit within a tenth of a second; a bus that is busy takes longer."""
 LOOK_EVERY_S: Final = 0.5
+LOOKS_MAX: Final = 64
+"""Looked for at once."""
 WAITING_MAX: Final = 10_000
 """Beyond it the oldest are not looked for: who is sent this much again at once has another trouble."""
 
@@ -40,11 +42,20 @@ class Resubmissions:
         """Until cancelled."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            now = asyncio.get_running_loop().time()
-            while self._waiting and now - self._waiting[0][0] >= LOOK_AFTER_S:
-                if not await self._made_up_for(self._waiting[0][1]):
+            before = asyncio.get_running_loop().time() - LOOK_AFTER_S
+            while due := self._due(before):
+                looked = await asyncio.gather(*map(self._made_up_for, due))
+                again = [one for one, done in zip(due, looked, strict=True) if not done]
+                if again:
+                    self._waiting.extendleft((before, one) for one in reversed(again))
                     break
-                self._waiting.popleft()
+
+    def _due(self, before: float) -> list[AuditRecord]:
+        """The next that were seen until then, taken out."""
+        due: list[AuditRecord] = []
+        while self._waiting and self._waiting[0][0] <= before and len(due) < LOOKS_MAX:
+            due.append(self._waiting.popleft()[1])
+        return due
 
     async def _made_up_for(self, admission: AuditRecord) -> bool:
         """False when that cannot be told now."""
