@@ -20,7 +20,7 @@ from llorch_shared.wire.spec import TimeoutSpec
 
 log = logging.getLogger(__name__)
 
-HAND_OVER_S: Final = 2.0
+HAND_OVER_S: Final = 5.0
 """How long tasks may take to make way at the end of a drain; what is left then is lost with the engine."""
 LOST_S: Final = 1.0
 """How long the tasks of a broken engine may take to see it."""
