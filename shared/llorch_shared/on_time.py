@@ -42,14 +42,17 @@ _PRIOR: Final = tuple(
 class Spread:
     """Decaying histogram of ratios of real to expected values. `add` is O(1)."""
 
-    __slots__ = ("_counts", "_total", "_unit")
+    __slots__ = ("_counts", "_parts", "_total", "_unit")
 
     def __init__(self) -> None:
         self._counts = [_PRIOR_WEIGHT * part for part in _PRIOR]
         self._total = _PRIOR_WEIGHT
         self._unit = 1.0
+        self._parts: tuple[float, ...] = ()
+        """Empty when it has to be worked out."""
 
     def add(self, ratio: float) -> None:
+        self._parts = ()
         self._unit /= _KEEP
         self._counts[bucket(ratio)] += self._unit
         self._total += self._unit
@@ -60,11 +63,17 @@ class Spread:
 
     def parts(self) -> tuple[float, ...]:
         """Part of the samples in each bucket, as it is told."""
-        return tuple(round(count / self._total, 4) for count in self._counts)
+        if not self._parts:
+            scale = 10_000 / self._total
+            self._parts = tuple([round(count * scale) / 10_000 for count in self._counts])
+        return self._parts
 
 
 def bucket(ratio: float) -> int:
-    return min(BUCKETS - 1, max(0, bisect_right(EDGES, ratio) - 1))
+    above = bisect_right(EDGES, ratio)
+    if above > BUCKETS:
+        return BUCKETS - 1
+    return above - 1 if above else 0
 
 
 def on_time_probability(

@@ -21,7 +21,9 @@ has ended the bootstrap of REQUIREMENTS section 7 holds: position · 100 ms.
 """
 
 from bisect import bisect_right
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from llorch_shared.on_time import chance_by_preemption, on_time_probability
 from llorch_shared.pool_policy import CLASSES
@@ -34,7 +36,7 @@ OVERTAKEN_MAX: Final = 0.9
 """A task that is overtaken for ever would have no forecast."""
 
 
-class Waiting(NamedTuple):
+class Waiting(msgspec.Struct, frozen=True, gc=False):
     position: int
     """Tasks that start before it."""
     start_ms: float
@@ -43,7 +45,7 @@ class Waiting(NamedTuple):
     """Forecast from measurements: by the bootstrap rule, or with nothing in its way, there is nothing to compare."""
 
 
-class Ahead(NamedTuple):
+class Ahead(msgspec.Struct, frozen=True, gc=False):
     """What stands before a task in the queue. Work is expected slot time, milliseconds. Sums are without the task
     itself; weights count its flow and class."""
 
@@ -65,7 +67,7 @@ class Ahead(NamedTuple):
     """Sum of the weights of the other classes in which tasks wait."""
 
 
-class Pace(NamedTuple):
+class Pace(msgspec.Struct, frozen=True, gc=False):
     """How fast the pool works."""
 
     slots_total: int
@@ -85,10 +87,21 @@ class Pace(NamedTuple):
         return self.turn_ms / slots if slots else 0.0
 
 
+NO_WAIT: Final = Waiting(0, 0.0, measured=False)
+"""A free slot, and nothing of its own flow before it."""
+NOBODY: Final = Ahead(0, 1, 1, 0, 0.0, 1, 0, 0.0, 0)
+"""Nothing of its own flow stands before it. Fair queueing lets nothing else go first then."""
+
+
 def foresee(ahead: Ahead, pace: Pace) -> Waiting:
     """The formula."""
-    tasks = ahead.flow_tasks / (1 - min(OVERTAKEN_MAX, pace.overtaken))
-    position = _position(ahead, tasks)
+    tasks = position = 0.0
+    if not ahead.flow_tasks:
+        if pace.slots_free > 0 and pace.slots_total > 0:
+            return NO_WAIT
+    else:
+        tasks = ahead.flow_tasks / (1 - min(OVERTAKEN_MAX, pace.overtaken))
+        position = _position(ahead, tasks)
     loading_ms, free = 0.0, pace.slots_free
     if pace.slots_total <= 0:
         loading_ms, free = float(pace.loading_ms), pace.loading_slots
@@ -101,21 +114,102 @@ def foresee(ahead: Ahead, pace: Pace) -> Waiting:
         start_ms = tasks * pace.flow_pace_ms + (gap_ms + pace.flow_pace_ms) / 2
     else:
         start_ms = (position + 1) * gap_ms
-    start_ms = max(0.0, start_ms - free * gap_ms)
-    return Waiting(int(position), loading_ms + start_ms, measured=loading_ms == 0)
+    start_ms -= free * gap_ms
+    return Waiting(int(position), loading_ms + start_ms if start_ms > 0 else loading_ms, measured=loading_ms == 0)
 
 
 def _position(ahead: Ahead, tasks: float) -> float:
-    if not tasks:
-        return 0.0
-    rivals = max(0, ahead.flows_weight - ahead.flow_weight)
-    own = tasks + min(max(0, ahead.class_tasks - ahead.flow_tasks), tasks * rivals / max(1, ahead.flow_weight))
+    """`tasks`: of its flow that start before it. Comparisons stand here instead of `min` and `max`: this is worked out
+    for every task, and those take ten times as long."""
+    rivals = ahead.flows_weight - ahead.flow_weight
+    class_rest = ahead.class_tasks - ahead.flow_tasks
+    own = tasks
+    if rivals > 0 and class_rest > 0:
+        served = tasks * rivals / (ahead.flow_weight or 1)
+        own += served if served < class_rest else class_rest
     if not ahead.other_tasks:
         return own
     cost_ms = ahead.class_work_ms / ahead.class_tasks if ahead.class_tasks else 0.0
     other_cost_ms = ahead.other_work_ms / ahead.other_tasks
     ratio = cost_ms / other_cost_ms if cost_ms > 0 and other_cost_ms > 0 else 1.0
-    return own + min(float(ahead.other_tasks), own * ratio * ahead.other_weight / max(1, ahead.class_weight))
+    served = own * ratio * ahead.other_weight / (ahead.class_weight or 1)
+    return own + (served if served < ahead.other_tasks else ahead.other_tasks)
+
+
+class Outlook:
+    """What one load report says about one flow: made once for both, asked for each task."""
+
+    __slots__ = ("_accounted", "_ahead", "_dues", "_each_ms", "_pace", "_part", "_queued")
+
+    def __init__(self, load: PoolLoad, priority: Priority, tenant: str) -> None:
+        line = load.classes.get(priority)
+        if line is None:
+            line = ClassLoad(queued=load.queued.get(priority, 0), work_ms=0, weight=1, flows_weight=1)
+        flow = line.flows.get(tenant)
+        if flow is not None:
+            tasks, weight, weights = flow.queued, flow.weight, line.flows_weight
+        elif not line.flows:
+            tasks, weight, weights = line.queued, 1, 1
+        else:
+            tasks, weight, weights = _unlisted(line)
+        others = [other for name, other in load.classes.items() if name != priority and other.queued]
+        self._accounted: Final = load.queue_seq.get(priority, 0)
+        self._queued: Final = load.queued.get(priority, 0)
+        self._part: Final = tasks / line.queued if line.queued else 1.0
+        """Of the class's tasks, those of the flow."""
+        self._each_ms: Final = line.work_ms / line.queued if line.queued else load.service_ms
+        self._dues: Final = flow.due_ms if flow is not None else ()
+        self._ahead: Final = Ahead(
+            flow_tasks=tasks,
+            flow_weight=weight,
+            flows_weight=weights,
+            class_tasks=line.queued,
+            class_work_ms=line.work_ms,
+            class_weight=line.weight,
+            other_tasks=sum(other.queued for other in others),
+            other_work_ms=sum(other.work_ms for other in others),
+            other_weight=sum(other.weight for other in others),
+        )
+        self._pace: Final = Pace(
+            slots_total=load.slots_total,
+            slots_free=load.slots_free,
+            turn_ms=_turn_ms(load),
+            flow_pace_ms=flow.pace_ms if flow is not None else 0.0,
+            loading_ms=load.loading_ms,
+            loading_slots=load.loading_slots,
+            overtaken=line.overtaken,
+        )
+
+    def expect(self, seq: int | None = None, *, due_in_ms: int | None = None) -> Waiting:
+        """As `expect`."""
+        since = 0 if seq is None else max(seq - self._accounted - 1, -1 - self._queued)
+        return foresee(self._before(since, due_in_ms), self._pace)
+
+    def _before(self, since: int, due_in_ms: int | None) -> Ahead:
+        """`since`: arrivals of the class that the report does not know, taken to be of the tenants in proportion to
+        what waits of them; negative: arrivals it knows that stand behind the task."""
+        told = self._ahead
+        tasks = told.flow_tasks
+        if self._dues and due_in_ms is not None:
+            own = (tasks + since * self._part if since >= 0 else tasks - 1) * _sooner(self._dues, due_in_ms)
+        else:
+            own = tasks + since * self._part if since >= 0 else tasks - 1 + (since + 1) * self._part
+        flow_tasks = round(own)
+        if flow_tasks <= 0:
+            return NOBODY
+        class_tasks = told.class_tasks + since
+        work_ms = told.class_work_ms + since * self._each_ms
+        return Ahead(
+            flow_tasks,
+            told.flow_weight,
+            told.flows_weight,
+            class_tasks if class_tasks > 0 else 0,
+            work_ms if work_ms > 0 else 0.0,
+            told.class_weight,
+            told.other_tasks,
+            told.other_work_ms,
+            told.other_weight,
+        )
 
 
 def expect(
@@ -124,10 +218,8 @@ def expect(
     """Of the task of `tenant` stored at `seq` of its admission stream (none: of a newcomer), from the scheduler's last
     load report. `due_in_ms`: until its deadline; without it the task is taken to stand at the end of its flow."""
     if load is None:
-        return Waiting(0, 0.0, measured=False)
-    accounted = load.queue_seq.get(priority, 0)
-    since = 0 if seq is None else max(seq - accounted - 1, -1 - load.queued.get(priority, 0))
-    return foresee(_ahead(load, priority, tenant, since, due_in_ms), _pace(load, priority, tenant))
+        return NO_WAIT
+    return Outlook(load, priority, tenant).expect(seq, due_in_ms=due_in_ms)
 
 
 def expected_ms(load: PoolLoad, request: TaskRequest, tenant: str) -> float:
@@ -186,58 +278,6 @@ def _gap_ms(load: PoolLoad) -> float:
     """As `Pace.gap_ms`."""
     slots = load.slots_total or load.loading_slots
     return _turn_ms(load) / slots if slots else 0.0
-
-
-def _pace(load: PoolLoad, priority: Priority, tenant: str) -> Pace:
-    line = load.classes.get(priority)
-    flow = line.flows.get(tenant) if line is not None else None
-    return Pace(
-        slots_total=load.slots_total,
-        slots_free=load.slots_free,
-        turn_ms=_turn_ms(load),
-        flow_pace_ms=flow.pace_ms if flow is not None else 0.0,
-        loading_ms=load.loading_ms,
-        loading_slots=load.loading_slots,
-        overtaken=line.overtaken if line is not None else 0.0,
-    )
-
-
-def _ahead(load: PoolLoad, priority: Priority, tenant: str, since: int, due_in_ms: int | None) -> Ahead:
-    """`since`: arrivals of the class that the report does not know, taken to be of the tenants in proportion to what
-    waits of them; negative: arrivals it knows that stand behind the task."""
-    line = load.classes.get(priority)
-    if line is None:
-        line = ClassLoad(queued=load.queued.get(priority, 0), work_ms=0, weight=1, flows_weight=1)
-    flow = line.flows.get(tenant)
-    if flow is not None:
-        tasks, weight, weights = flow.queued, flow.weight, line.flows_weight
-    elif not line.flows:
-        tasks, weight, weights = line.queued, 1, 1
-    else:
-        tasks, weight, weights = _unlisted(line)
-    each_ms = line.work_ms / line.queued if line.queued else load.service_ms
-    part = tasks / line.queued if line.queued else 1.0
-    if flow is not None and flow.due_ms and due_in_ms is not None:
-        own = max(0.0, tasks + since * part if since >= 0 else tasks - 1) * _sooner(flow.due_ms, due_in_ms)
-    else:
-        own = max(0.0, tasks + since * part if since >= 0 else tasks - 1 + (since + 1) * part)
-    other_tasks, other_work_ms, other_weight = 0, 0.0, 0
-    for name, other in load.classes.items():
-        if name != priority and other.queued:
-            other_tasks += other.queued
-            other_work_ms += other.work_ms
-            other_weight += other.weight
-    return Ahead(
-        flow_tasks=round(own),
-        flow_weight=weight,
-        flows_weight=weights,
-        class_tasks=max(0, line.queued + since),
-        class_work_ms=max(0.0, line.work_ms + since * each_ms),
-        class_weight=line.weight,
-        other_tasks=other_tasks,
-        other_work_ms=other_work_ms,
-        other_weight=other_weight,
-    )
 
 
 def _sooner(due_ms: tuple[int, ...], due_in_ms: int) -> float:

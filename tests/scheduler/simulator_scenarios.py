@@ -87,11 +87,10 @@ class Watched(Simulation):
         self.versions[task.number] = version
         super().started(task, record, version)
 
-    def write_run(self, record: RunRecord, expect_seq: int) -> int:
-        seq = super().write_run(record, expect_seq)
-        if seq and record.state in FINAL:
+    def _stored(self, record: RunRecord) -> None:
+        if record.state in FINAL:
             self.finals.append(record)
-        return seq
+        super()._stored(record)
 
     def _end(self, task: SimTask, outcome: str) -> None:
         self.ends.setdefault(task.task_id, []).append(outcome)

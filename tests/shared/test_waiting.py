@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llorch_shared.waiting import BOOTSTRAP_MS, RETRY_MIN_MS, Ahead, Pace, chance, expect, foresee, retry_after_ms
+from llorch_shared.waiting import (
+    BOOTSTRAP_MS,
+    RETRY_MIN_MS,
+    Ahead,
+    Pace,
+    Waiting,
+    chance,
+    expect,
+    foresee,
+    retry_after_ms,
+)
 from llorch_shared.wire.registry import ClassLoad, FlowLoad
 from llorch_shared.wire.task import Engine, Priority, TaskRequest, Workload
 from support.gateways import load_report
@@ -56,22 +66,22 @@ def ahead(own: int, *, others: int = 0, rivals_weight: int = 0, other_class: int
 
 
 def test_without_a_report_nothing_is_known_to_wait() -> None:
-    assert expect(None, BATCH, "a", 17)[:2] == (0, 0)
+    assert expect(None, BATCH, "a", 17) == Waiting(0, 0.0, measured=False)
     assert retry_after_ms(None) == RETRY_MIN_MS
 
 
 def test_a_free_slot_means_no_wait() -> None:
     waiting = foresee(ahead(1), Pace(slots_total=4, slots_free=2, turn_ms=500))
-    assert waiting == (1, 0, False)
+    assert waiting == Waiting(1, 0, measured=False)
 
 
 def test_until_a_task_has_ended_the_bootstrap_rule_holds() -> None:
     waiting = foresee(ahead(3), Pace(slots_total=4, slots_free=0, turn_ms=0))
-    assert waiting == (3, 4 * BOOTSTRAP_MS, False)
+    assert waiting == Waiting(3, 4 * BOOTSTRAP_MS, measured=False)
 
 
 def test_one_flow_waits_for_all_of_its_own_tasks() -> None:
-    assert foresee(ahead(7), Pace(4, 0, turn_ms=1000)) == (7, 2000, True)
+    assert foresee(ahead(7), Pace(4, 0, turn_ms=1000)) == Waiting(7, 2000, measured=True)
 
 
 def test_others_count_only_as_far_as_their_share_lets_them_pass() -> None:
@@ -94,7 +104,7 @@ def test_a_measured_pace_holds_the_share_already() -> None:
 
 def test_a_pool_that_loads_is_waited_for_and_then_worked_off() -> None:
     pace = Pace(0, 0, turn_ms=1000, loading_ms=30_000, loading_slots=4)
-    assert foresee(ahead(2), pace)[:2] == (2, 30_000)
+    assert foresee(ahead(2), pace) == Waiting(2, 30_000, measured=False)
     later = foresee(ahead(11), pace)
     assert (later.start_ms, later.measured) == (30_000 + 12 * 250 - 4 * 250, False)
 

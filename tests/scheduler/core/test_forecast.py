@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from llorch_scheduler.core.forecast import FLOWS_MAX, Behind, Forecast
-from llorch_shared.waiting import Ahead
+from llorch_shared.waiting import Ahead, Waiting
 from llorch_shared.wire.policy import QueueSpec
 from llorch_shared.wire.registry import ClassLoad, FlowLoad, PoolLoad
 from llorch_shared.wire.spec import PoolSpec
@@ -115,9 +115,9 @@ def starts(forecast: Forecast, tenants: str, *, every_ms: int, from_ms: int = 0)
 def test_with_no_history_the_bootstrap_rule_holds() -> None:
     forecast = Forecast()
     forecast.slots_total = 4
-    assert forecast.waiting(ahead(6), INTERACTIVE, "a") == (6, 700, False)
+    assert forecast.waiting(ahead(6), INTERACTIVE, "a") == Waiting(6, 700, measured=False)
     learned(forecast)
-    assert forecast.waiting(ahead(6), INTERACTIVE, "a") == (6, 7 * 250, True)
+    assert forecast.waiting(ahead(6), INTERACTIVE, "a") == Waiting(6, 7 * 250, measured=True)
 
 
 def test_what_overtakes_is_measured_and_counts_for_later_tasks() -> None:

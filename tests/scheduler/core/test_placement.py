@@ -158,7 +158,7 @@ def test_quantisation_of_the_pool_is_kept_and_an_unknown_one_is_let_in() -> None
 
 def test_a_task_that_needs_a_feature_goes_where_it_was_shown() -> None:
     _, replicas = fleet_of(ready("r1"), ready("r2", features=("interruptible_decode", "grammar")))
-    shape = replicas.shape_of(request(1))._replace(extensions=("grammar",))
+    shape = msgspec.structs.replace(replicas.shape_of(request(1)), extensions=("grammar",))
     assert replicas.can_take(shape)
     r1, r2 = replicas.get("r1"), replicas.get("r2")
     assert r1 is not None

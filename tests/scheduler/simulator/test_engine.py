@@ -6,7 +6,7 @@ from llorch_scheduler.simulator.arrivals import Poisson
 from llorch_scheduler.simulator.clock import Clock
 from llorch_scheduler.simulator.engine import Engine, SlotExceeded
 from llorch_scheduler.simulator.scenario import Hardware
-from llorch_scheduler.simulator.tasks import SimTask
+from llorch_scheduler.simulator.tasks import task_of
 from llorch_shared.wire.task import Priority
 from scheduler.simulator_scenarios import flow
 
@@ -24,7 +24,7 @@ class Bench:
 
     def start(self, *, prompt: int = 0, output: int, at_ms: float = 0) -> None:
         self._made += 1
-        task = SimTask(
+        task = task_of(
             self._made,
             flow(Poisson(1)),
             0,

@@ -39,13 +39,12 @@ class Recorder(Watched):
         self._say(AuditEvent.ADMITTED, task.task_id, pool_id=task.flow.pool_id, tenant=task.tenant, detail=told(task))
         super().admitted(task, *arguments)
 
-    def write_run(self, record: RunRecord, expect_seq: int) -> int:
-        seq = super().write_run(record, expect_seq)
-        if (seq and record.state is not TaskState.PLACED) or record.replica_id:
+    def _stored(self, record: RunRecord) -> None:
+        super()._stored(record)
+        if record.state is not TaskState.PLACED or record.replica_id:
             event = AuditEvent(str(record.state))
             detail: dict[str, Any] = {"tokens_in": record.tokens_in, "tokens_out": record.tokens_out}
             self._say(event, record.task_id, pool_id=record.pool_id, replica_id=record.replica_id, detail=detail)
-        return seq
 
     def _say(self, event: AuditEvent, task_id: str, **fields: Any) -> None:
         self.records.append(AuditRecord(event=event, task_id=task_id, at_ms=self.wall_ms(), actor="test", **fields))

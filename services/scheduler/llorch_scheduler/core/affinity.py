@@ -5,7 +5,9 @@ and for the life of the engine that had it. Memory is bounded: the sessions that
 """
 
 from collections import OrderedDict
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from llorch_scheduler.core.replica import Replica
 
@@ -13,7 +15,7 @@ SESSIONS_MAX: Final = 65_536
 """Per pool. Some hundred bytes each: more sessions than that are not warm anywhere."""
 
 
-class Last(NamedTuple):
+class Last(msgspec.Struct, frozen=True, gc=False):
     replica_id: str
     incarnation: str
     """The life of its engine: the cache ends with it."""
@@ -22,7 +24,9 @@ class Last(NamedTuple):
     def was_on(self, replica: Replica) -> bool:
         """In the same life of its engine."""
         record = replica.record
-        return record is not None and (replica.replica_id, record.incarnation) == (self.replica_id, self.incarnation)
+        if record is None or record.incarnation != self.incarnation:
+            return False
+        return replica.replica_id == self.replica_id
 
 
 class Affinity:
@@ -40,13 +44,15 @@ class Affinity:
     def saw(self, session_id: str, replica_id: str, incarnation: str, at_ms: int) -> None:
         """A task of the session was placed there. What was placed earlier than what is known changes nothing."""
         session = session_id.lower()
-        known = self._last.get(session)
-        if known is not None and known.at_ms > at_ms:
-            return
-        self._last[session] = Last(replica_id, incarnation, at_ms)
-        self._last.move_to_end(session)
-        if len(self._last) > self._max:
-            self._last.popitem(last=False)
+        sessions = self._last
+        known = sessions.get(session)
+        if known is not None:
+            if known.at_ms > at_ms:
+                return
+            sessions.move_to_end(session)
+        sessions[session] = Last(replica_id, incarnation, at_ms)
+        if len(sessions) > self._max:
+            sessions.popitem(last=False)
 
     def forget(self) -> None:
         self._last.clear()

@@ -83,8 +83,10 @@ class Appointments:
 
     def arrived(self, client: str) -> None:
         """Its task is in the queue."""
-        self._granted.pop(client, None)
-        self._forget(client)
+        if self._granted:
+            self._granted.pop(client, None)
+        if self._times:
+            self._forget(client)
 
     def step(self, at_ms: int, spec: WaitingSpec) -> None:
         """Time passes: what is due, and what is forgotten. Amortised O(log promises) each."""

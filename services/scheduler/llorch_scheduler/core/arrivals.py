@@ -8,7 +8,7 @@ from llorch_scheduler.core import job as jobs
 from llorch_scheduler.core.effects import Ack, Audit
 from llorch_scheduler.core.endings import Endings
 from llorch_scheduler.core.events import TaskArrived, TaskCancelled
-from llorch_scheduler.core.job import Job, Phase
+from llorch_scheduler.core.job import QUEUED, Job
 from llorch_scheduler.core.placing import Placing
 from llorch_scheduler.core.pool import Pool
 from llorch_scheduler.core.preempting import preemptible
@@ -36,7 +36,7 @@ class Arrivals:
         known = state.jobs.get(event.task_id)
         pool = state.pool(event.pool_id, at_ms)
         queue = pool.queue.classes[event.priority]
-        queue.seq = max(queue.seq, event.ref.seq)
+        queue.seq = event.ref.seq if event.ref.seq > queue.seq else queue.seq
         pool.dirty = True
         if known is not None:
             if known.ref != event.ref:
@@ -70,7 +70,7 @@ class Arrivals:
                 self._wishes.popitem(last=False)
             return
         job.cancel_reason = job.cancel_reason or event.reason
-        if job.phase is Phase.QUEUED:
+        if job.phase is QUEUED:
             self._endings.cancel(job, event.at_ms)
 
     def wish_for(self, task_id: str) -> str:
@@ -79,7 +79,7 @@ class Arrivals:
 
     def enqueue(self, job: Job, at_ms: int) -> None:
         """Let it wait, unless it is already over."""
-        job.enter(Phase.QUEUED, at_ms)
+        job.enter(QUEUED, at_ms)
         if job.cancel_reason:
             self._endings.cancel(job, at_ms)
         elif job.record.request is None:
@@ -88,12 +88,14 @@ class Arrivals:
         elif job.due_ms <= at_ms:
             self._endings.expire(job, at_ms)
         else:
-            pool = self._state.pool(job.record.pool_id, at_ms)
+            state = self._state
+            pool = state.pool(job.record.pool_id, at_ms)
             pool.queue.push(job, at_ms)
             pool.dirty = True
-            latest_ms = job.latest_start_ms
-            self._state.expiries.watch(job, latest_ms if latest_ms > at_ms else min(job.due_ms, at_ms + 1))
             self._placing.fill(pool, at_ms)
+            if job.phase is QUEUED:
+                latest_ms = job.latest_start_ms
+                state.expiries.watch(job, latest_ms if latest_ms > at_ms else min(job.due_ms, at_ms + 1))
 
     def come_back(self, job: Job, at_ms: int) -> None:
         """To the front of its queue, behind those that came back earlier."""

@@ -8,8 +8,7 @@ from typing import Final
 from llorch_scheduler.core.class_queue import ClassQueue
 from llorch_scheduler.core.flow import Flow
 from llorch_scheduler.core.line import Place
-from llorch_scheduler.core.tenants import Tenants
-from llorch_shared.waiting import Ahead
+from llorch_shared.waiting import NOBODY, Ahead
 from llorch_shared.wire.registry import ClassLoad, FlowLoad
 
 FLOWS_TOLD_MAX: Final = 64
@@ -21,24 +20,22 @@ CHOSEN_MS: Final = 1_000
 
 
 class Backlog:
-    __slots__ = ("_classes", "_longest", "_tenants")
+    __slots__ = ("_classes", "_longest")
 
-    def __init__(self, classes: list[ClassQueue], tenants: Tenants) -> None:
+    def __init__(self, classes: list[ClassQueue]) -> None:
         self._classes: Final = classes
         self._longest: Final = {str(queue.priority): Longest(queue) for queue in classes}
-        self._tenants: Final = tenants
 
     def ahead(self, own: ClassQueue, tenant: str, where: Place, cost_ms: float) -> Ahead:
         """What stands before this place in the tenant's flow. `cost_ms` is that of the task if it waits here, else 0.
         O(log n), plus the blocks of the flow."""
         flow = own.flows.get(tenant)
-        tasks = 0
-        if flow is None:
-            weight = self._tenants.limits_of(tenant).weight
-        else:
-            weight = flow.weight
-            only = flow.only
-            tasks = only.before(where) if only is not None else sum(line.before(where) for line in flow.lines.values())
+        if flow is None or not flow.queued:
+            return NOBODY
+        weight, only = flow.weight, flow.only
+        tasks = only.before(where) if only is not None else sum([line.before(where) for line in flow.lines.values()])
+        if not tasks:
+            return NOBODY
         other_tasks, other_work_ms, other_weight = 0, 0.0, 0
         for each in self._classes:
             if each is not own and each.size:
@@ -48,9 +45,9 @@ class Backlog:
         return Ahead(
             flow_tasks=tasks,
             flow_weight=weight,
-            flows_weight=own.flows_weight + (0 if flow is not None and flow.queued else weight),
+            flows_weight=own.flows_weight,
             class_tasks=own.size - (cost_ms > 0),
-            class_work_ms=max(0.0, own.work_ms - cost_ms),
+            class_work_ms=own.work_ms - cost_ms if own.work_ms > cost_ms else 0.0,
             class_weight=own.weight,
             other_tasks=other_tasks,
             other_work_ms=other_work_ms,

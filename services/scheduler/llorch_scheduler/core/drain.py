@@ -7,7 +7,9 @@ leave than join: in the long run as many leave as join for the same slot time.
 """
 
 from math import sqrt
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 DRAIN_KEEP: Final = 0.998
 """Of the places given back, which are promised far ahead: the last 500."""
@@ -16,7 +18,7 @@ ASKED_KEEP: Final = 0.98
 _PRIOR: Final = 4.0
 
 
-class Drain(NamedTuple):
+class Drain(msgspec.Struct, frozen=True, gc=False):
     """How places of a queue are given back."""
 
     per_ms: float

@@ -7,7 +7,7 @@ import msgspec
 
 from llorch_scheduler.core import job as jobs
 from llorch_scheduler.core.effects import End
-from llorch_scheduler.core.job import Job, Phase
+from llorch_scheduler.core.job import ENDING, QUEUED, Job
 from llorch_scheduler.core.state import State
 from llorch_shared.errors import ErrorBody, ErrorCode, PolicyLabel
 from llorch_shared.wire.run import RunRecord
@@ -22,12 +22,12 @@ class Endings:
 
     def end(self, job: Job, state: TaskState, at_ms: int, *, reason: str, error: ErrorBody | None = None) -> None:
         pool = self._state.pool(job.record.pool_id, at_ms)
-        if job.phase is Phase.QUEUED and pool.queue.discard(job):
+        if job.phase is QUEUED and pool.queue.discard(job):
             pool.look(at_ms).left(job, at_ms, pool.behind(job))
         pool.dirty = True
         self._state.ledger.may_be_recorded(job)
         job.next_record, job.next_reason = jobs.ended(job, state, at_ms, error), reason
-        job.enter(Phase.ENDING, at_ms)
+        job.enter(ENDING, at_ms)
         record = job.record
         job.next_detail = {
             "waited_ms": at_ms - record.admitted_ms,

@@ -105,11 +105,19 @@ class ServiceModel:
         if max_tokens > 0:
             self._all.add(tokens_out, max_tokens)
             self.used_by_all = self._all.generated / self._all.allowed
-            flow = self._flows.pop((tenant, priority), None) or _Usage()
-            flow.add(tokens_out, max_tokens)
-            self._flows[tenant, priority] = flow
-            if len(self._flows) > FLOWS_MAX:
-                self._flows.popitem(last=False)
+            self._usage_of(tenant, priority).add(tokens_out, max_tokens)
+
+    def _usage_of(self, tenant: str, priority: Priority) -> _Usage:
+        """Of the flow that ended a task last."""
+        flows, key = self._flows, (tenant, priority)
+        flow = flows.get(key)
+        if flow is None:
+            flow = flows[key] = _Usage()
+            if len(flows) > FLOWS_MAX:
+                flows.popitem(last=False)
+        else:
+            flows.move_to_end(key)
+        return flow
 
     def _fit(self, tokens: float, slot_ms: float) -> None:
         self._n = n = KEEP * self._n + 1
@@ -121,5 +129,7 @@ class ServiceModel:
         most = mean_ms / mean_x if mean_x else 0.0
         variance = xx / n - mean_x * mean_x
         slope = (xy / n - mean_x * mean_ms) / variance if variance > 1e-3 * mean_x * mean_x else most
-        self.token_ms = token_ms = min(max(0.0, slope), most)
-        self.mean_ms, self.overhead_ms = mean_ms, max(0.0, mean_ms - token_ms * mean_x)
+        token_ms = slope if slope > 0.0 else 0.0
+        self.token_ms = token_ms = token_ms if token_ms < most else most
+        overhead_ms = mean_ms - token_ms * mean_x
+        self.mean_ms, self.overhead_ms = mean_ms, overhead_ms if overhead_ms > 0.0 else 0.0

@@ -5,6 +5,8 @@ specification changes. What this costs does not depend on the number of replicas
 from collections import Counter
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from llorch_scheduler.core.index import PoolIndex
 from llorch_scheduler.core.peers import Kind, Slots
 from llorch_scheduler.core.placement import FILTERS, refusal, serves, shape_of
@@ -112,6 +114,6 @@ class Feasibility:
             else:
                 kinds.append(kind)
         if shape.determinism_class and not kinds:
-            return self.view(shape._replace(determinism_class=""))
+            return self.view(replace(shape, determinism_class=""))
         counts = tuple((name, removed[name]) for name in FILTERS if removed[name])
         return View(tuple(kinds), counts, self.sets.name(shape.side, self.spec))

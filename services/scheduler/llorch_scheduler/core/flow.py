@@ -50,7 +50,8 @@ class Tagged:
         """
         more = cost_ms / self.weight
         if epoch != self.epoch:
-            self._lift, more = max(0.0, self._lift - more), max(0.0, more - self._lift)
+            beyond = more - self._lift
+            self._lift, more = (0.0, beyond) if beyond > 0.0 else (-beyond, 0.0)
         self.tag += more
 
 

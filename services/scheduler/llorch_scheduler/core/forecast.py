@@ -12,15 +12,16 @@ error larger.
 """
 
 from collections import OrderedDict
-from typing import Final, NamedTuple
+from typing import Final
 
+import msgspec
 from msgspec import structs
 
 from llorch_scheduler.core.drain import Drain, DrainMeter
 from llorch_scheduler.core.estimate import ServiceModel
 from llorch_scheduler.core.job import Job
 from llorch_shared.on_time import Spread, on_time_probability
-from llorch_shared.waiting import Ahead, Pace, Waiting, foresee
+from llorch_shared.waiting import NO_WAIT, NOBODY, Ahead, Pace, Waiting, foresee
 from llorch_shared.wire.registry import ClassLoad, PoolLoad
 from llorch_shared.wire.task import Priority
 
@@ -40,7 +41,7 @@ _FLOW_KNOWN: Final = 3.0
 """Weight of samples from which on a flow's own share is believed."""
 
 
-class Behind(NamedTuple):
+class Behind(msgspec.Struct, frozen=True, gc=False):
     """Tasks that still wait when one has left the queue."""
 
     in_pool: int
@@ -71,7 +72,7 @@ class _Overtaking:
         self.later = self.served = 0.0
 
     def add(self, *, ahead: int, served: int) -> None:
-        self.later = OVERTAKEN_KEEP * self.later + max(0, served - ahead)
+        self.later = OVERTAKEN_KEEP * self.later + (served - ahead if served > ahead else 0)
         self.served = OVERTAKEN_KEEP * self.served + served
 
     @property
@@ -141,7 +142,8 @@ class Forecast:
         self._last_ms = at_ms if behind.in_pool else -1
         self.left(job, at_ms, behind)
         self._turn(job, behind)
-        self._learn_wait(job, at_ms)
+        if job.foretold:
+            self._learn_wait(job, at_ms)
 
     def left(self, job: Job, at_ms: int, behind: Behind) -> None:
         """A task left the queue, also by ending there: its place is given back."""
@@ -153,27 +155,30 @@ class Forecast:
             of_flow.gave_back(at_ms, cost_ms, slots=slots, others_wait=behind.in_flow > 0)
 
     def _turn(self, job: Job, behind: Behind) -> None:
-        key = (job.record.tenant, job.record.priority)
-        turns = self._flows.pop(key, None) or _Turns()
+        record, flows = job.record, self._flows
+        key = (record.tenant, record.priority)
+        turns = flows.get(key)
+        if turns is None:
+            turns = flows[key] = _Turns()
+            if len(flows) > FLOWS_MAX:
+                flows.popitem(last=False)
+        else:
+            flows.move_to_end(key)
         if turns.mark >= 0:
             turns.count = FLOW_KEEP * turns.count + 1
             turns.between = FLOW_KEEP * turns.between + self._started - turns.mark
         turns.mark = self._started if behind.in_flow else -1
         if job.ahead_in_flow >= 0 and turns.started >= job.flow_started:
             served = turns.started - job.flow_started
-            self._overtaking[job.record.priority].add(ahead=job.ahead_in_flow, served=served)
+            self._overtaking[record.priority].add(ahead=job.ahead_in_flow, served=served)
         job.ahead_in_flow = -1
         turns.started += 1
-        self._flows[key] = turns
-        if len(self._flows) > FLOWS_MAX:
-            self._flows.popitem(last=False)
 
     def _learn_wait(self, job: Job, at_ms: int) -> None:
         """Once per task: what comes back from a replica was forecast for another line."""
-        if job.foretold:
-            job.foretold = False
-            real_ms, gap_ms = max(0, at_ms - job.record.admitted_ms), self.gap_ms
-            self.waits.add((real_ms + gap_ms) / (job.record.predicted_start_ms + gap_ms))
+        job.foretold = False
+        real_ms, gap_ms = max(0, at_ms - job.record.admitted_ms), self.gap_ms
+        self.waits.add((real_ms + gap_ms) / (job.record.predicted_start_ms + gap_ms))
 
     # what is expected
 
@@ -206,12 +211,13 @@ class Forecast:
 
     def joined(self, job: Job, ahead: Ahead) -> Waiting:
         """A new task is about to stand behind `ahead`; its `cost_ms` is set."""
-        waiting = self.waiting(ahead, job.record.priority, job.record.tenant)
+        record = job.record
+        waiting = self.waiting(ahead, record.priority, record.tenant)
         job.foretold = waiting.measured and self._n >= _KNOWN
-        flow = (job.record.tenant, job.record.priority)
+        flow = (record.tenant, record.priority)
         turns = self._flows.get(flow)
         job.ahead_in_flow, job.flow_started = ahead.flow_tasks, turns.started if turns is not None else 0
-        self._drains[job.record.priority].joined(job.cost_ms)
+        self._drains[record.priority].joined(job.cost_ms)
         of_flow = self._flow_drains.get(flow)
         if of_flow is not None:
             of_flow.joined(job.cost_ms)
@@ -219,6 +225,8 @@ class Forecast:
 
     def waiting(self, ahead: Ahead, priority: Priority, tenant: str) -> Waiting:
         """Of a task that stands behind `ahead`."""
+        if ahead is NOBODY and self.slots_free > 0 and self._slots_total > 0:
+            return NO_WAIT
         return foresee(ahead, self.pace(priority, tenant))
 
     def chance(self, waiting_ms: float, service_ms: float, budget_ms: float) -> float:
@@ -282,7 +290,9 @@ class Forecast:
         turns = self._flows.get((tenant, priority))
         if turns is None or turns.count < _FLOW_KNOWN or self._slots_total <= 0:
             return 0.0
-        return self.turn_ms / self._slots_total * max(1.0, turns.between / turns.count)
+        between = turns.between / turns.count
+        gap_ms = self.turn_ms / self._slots_total
+        return gap_ms * between if between > 1.0 else gap_ms
 
     def _cost_ms(self, job: Job) -> float:
         """As expected now, which is not what was expected when it came."""

@@ -7,9 +7,9 @@ from llorch_scheduler.core import job as jobs
 from llorch_scheduler.core.effects import Requeue
 from llorch_scheduler.core.endings import Endings
 from llorch_scheduler.core.events import ReplicaLost, ReplicaReported
-from llorch_scheduler.core.job import Job, Phase
+from llorch_scheduler.core.job import PLACED, REQUEUEING, RUNNING, Job
 from llorch_scheduler.core.placing import Placing
-from llorch_scheduler.core.replica import RUNS, Replica
+from llorch_scheduler.core.replica import Replica
 from llorch_scheduler.core.state import State
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.registry import ReplicaRecord
@@ -29,7 +29,7 @@ class Holders:
         replica = self._state.fleet.named(record.pool_id, record.replica_id, at_ms)
         replica.report(record)
         for job in list(replica.held.values()):
-            if job.phase is Phase.RUNNING:
+            if job.phase is RUNNING:
                 self._check_listed(job, record, at_ms)
             self.check(job, at_ms)
         pool = self._state.pool(record.pool_id, at_ms)
@@ -54,24 +54,26 @@ class Holders:
 
     def check(self, job: Job, at_ms: int) -> None:
         """Take the task back when its replica can no longer have it."""
-        replica = self._state.fleet.get(job.record.pool_id, job.record.replica_id)
-        if replica is None or replica.record is None:
-            if job.phase in (Phase.PLACED, Phase.RUNNING):
+        record, phase = job.record, job.phase
+        replica = self._state.fleet.get(record.pool_id, record.replica_id)
+        told = replica.record if replica is not None else None
+        if replica is None or told is None:
+            if phase in (PLACED, RUNNING):
                 gone = replica is not None and replica.node_gone
                 self.take_back(job, at_ms, reason="node_gone" if gone else "replica_expired")
-        elif job.phase is Phase.RUNNING:
-            if replica.record.incarnation != job.record.incarnation or replica.record.state not in RUNS:
+        elif phase is RUNNING:
+            if told.incarnation != record.incarnation or not replica.runs:
                 self.take_back(job, at_ms, reason="engine_restarted")
             elif job.missing_ms and at_ms - job.missing_ms >= self._state.limits.missing_ms:
                 self.take_back(job, at_ms, reason="not_listed")
-        elif job.phase is Phase.PLACED and not replica.ready:
+        elif phase is PLACED and not replica.ready:
             self.take_back(job, at_ms, reason="replica_not_ready")
 
     def take_back(self, job: Job, at_ms: int, *, reason: str) -> None:
         """From a replica that cannot finish it. A claimed task counts an attempt, and so does one that a living replica
         left lying; one that nobody could claim any more does not: no engine has seen it. Preempted attempts are not
         counted as lost."""
-        counts = job.phase is Phase.RUNNING or reason == "not_claimed"
+        counts = job.phase is RUNNING or reason == "not_claimed"
         lost = job.record.attempt - job.record.preemptions
         self._state.release(job, slot_is_free=False)
         pool = self._state.pool(job.record.pool_id, at_ms)
@@ -84,7 +86,7 @@ class Holders:
         else:
             job.next_record = jobs.off_replica(job.moved(TaskState.PLACED, attempt=job.record.attempt + counts))
             job.next_reason = reason
-            job.enter(Phase.REQUEUEING, at_ms)
+            job.enter(REQUEUEING, at_ms)
             self.again(job)
 
     def again(self, job: Job) -> None:
@@ -107,13 +109,15 @@ class Holders:
                 if at_ms - replica.absent_ms >= limits.absent_ms:
                     self.lose(replica, at_ms)
                 continue
-            for job in list(replica.held.values()):
-                if job.phase is Phase.PLACED and at_ms - job.since_ms >= limits.claim_ms:
-                    self.take_back(job, at_ms, reason="not_claimed")
+            lying = [
+                job for job in replica.held.values() if at_ms - job.since_ms >= limits.claim_ms and job.phase is PLACED
+            ]
+            for job in lying:
+                self.take_back(job, at_ms, reason="not_claimed")
 
     @staticmethod
     def _check_listed(job: Job, record: ReplicaRecord, at_ms: int) -> None:
-        if job.task_id in record.active:
+        if job.record.task_id in record.active:
             job.missing_ms = 0
         elif job.missing_ms == 0:
             job.missing_ms = at_ms

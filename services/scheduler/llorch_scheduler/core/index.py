@@ -77,7 +77,8 @@ class PoolIndex:
         free = total - taken if total > taken else 0
         self.held += held - standing.held
         standing.held = held
-        self._count(standing, total, free)
+        if free != standing.slots_free or total != standing.slots_total:
+            self._count(standing, total, free)
         if free and standing.peers is not None:
             self._offer(standing, standing.peers, replica, taken)
         elif standing.entry is not None:
@@ -95,9 +96,12 @@ class PoolIndex:
     def best(self, peers: Peers) -> Entry | None:
         """The free replica that goes first. O(log replicas), amortised."""
         heap = peers.heap
-        while heap and heap[0][4].entry is not heap[0]:
+        while heap:
+            entry = heap[0]
+            if entry[4].entry is entry:
+                return entry
             heappop(heap)
-        return heap[0] if heap else None
+        return None
 
     def room_mb(self, peers: Peers) -> int:
         """Free VRAM of the roomiest free replica."""
@@ -153,8 +157,9 @@ class PoolIndex:
     def _accompany(self, standing: Standing, kind: Kind, speed: Speed) -> None:
         peers = kind.peers.get(speed)
         if peers is None:
-            token_ms = 1_000 / speed.tokens_per_s if all(speed) else 0.0
-            peers = kind.peers[speed] = Peers(speed, token_ms)
+            measured = all(speed)
+            first_ms, token_ms = (speed.first_token_ms, 1_000 / speed.tokens_per_s) if measured else (0.0, 0.0)
+            peers = kind.peers[speed] = Peers(speed, first_ms, token_ms)
         peers.size += 1
         standing.peers = peers
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from llorch_scheduler.core.job import Job, Phase
+from llorch_scheduler.core.job import GONE, Job
 
 
 class Ledger:
@@ -64,7 +64,7 @@ class Ledger:
     def drop(self, job: Job) -> None:
         """It has ended; the record remembers it."""
         self.forget_ticket(job)
-        job.phase = Phase.GONE
+        job.phase = GONE
         task_id = job.record.task_id
         self.recorded.pop(task_id, None)
         self.jobs.pop(task_id, None)

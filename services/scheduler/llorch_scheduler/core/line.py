@@ -35,6 +35,10 @@ def entry_of(job: Job, *, edf: bool) -> Entry:
     return (rank, job.order, job.record.task_id, cost_ms if cost_ms > 1.0 else 1.0, job)
 
 
+def place_of(job: Job, *, edf: bool) -> Place:
+    return entry_of(job, edf=edf)[:3]
+
+
 class JobList:
     """Sorted entries. `head` is the first job, None when there is none."""
 
@@ -100,7 +104,7 @@ class JobList:
         if self.head is job:
             cost_ms = block.pop(0)[3]
         else:
-            where = entry_of(job, edf=edf)[:3]
+            where = place_of(job, edf=edf)
             at = self._block_of(where) if self._more else -1
             if at >= 0:
                 assert self._more is not None

@@ -8,7 +8,7 @@ from llorch_scheduler.core.effects import Ack, PlaceAgain
 from llorch_scheduler.core.endings import Endings
 from llorch_scheduler.core.events import Rebuilt, RunChanged, WriteDone, WriteFailed, WriteRefused
 from llorch_scheduler.core.holders import Holders
-from llorch_scheduler.core.job import HOLDS_SLOT, Job, Phase
+from llorch_scheduler.core.job import ENDING, HOLDS_SLOT, PLACED, PLACING, QUEUED, REQUEUEING, RUNNING, Job
 from llorch_scheduler.core.placing import Placing
 from llorch_scheduler.core.pool import Pool
 from llorch_scheduler.core.preempting import Preempting, was_stopped
@@ -47,11 +47,11 @@ class Outcomes:
             return
         ledger.stands(job, event.run_seq)
         job.ref = None
-        if job.phase is Phase.PLACING:
+        if job.phase is PLACING:
             job.state = TaskState.PLACED
-            job.enter(Phase.PLACED, event.at_ms)
+            job.enter(PLACED, event.at_ms)
             self._holders.check(job, event.at_ms)
-        elif job.phase is Phase.REQUEUEING:
+        elif job.phase is REQUEUEING:
             assert job.next_record is not None
             job.record, job.next_record, job.state = job.next_record, None, TaskState.PLACED
             self._arrivals.come_back(job, event.at_ms)
@@ -65,7 +65,10 @@ class Outcomes:
         if job is None:
             return
         job.ref = None
-        self._adopt(job, event.record, event.run_seq, event.at_ms)
+        if event.record.state in FINAL:
+            self._ended(job, event.record, event.run_seq, event.at_ms)
+        else:
+            self._adopt(job, event.record, event.run_seq, event.at_ms)
 
     def failed(self, event: WriteFailed) -> None:
         state, at_ms = self._state, event.at_ms
@@ -74,7 +77,7 @@ class Outcomes:
             if event.ref is not None:
                 state.effect(Ack(task_id=event.task_id, ref=event.ref))
             return
-        if job.phase is not Phase.PLACING:
+        if job.phase is not PLACING:
             state.repeats.watch(job, at_ms + state.limits.pause_ms)
             return
         if event.run_seq:
@@ -96,7 +99,7 @@ class Outcomes:
 
     def repeat(self, job: Job) -> None:
         """Write again what the bus did not do, expecting the same sequence."""
-        if job.phase is Phase.ENDING:
+        if job.phase is ENDING:
             self._endings.again(job)
         else:
             self._holders.again(job)
@@ -114,15 +117,17 @@ class Outcomes:
                 ledger.jobs[record.task_id] = job
                 self._adopt(job, record, seq, at_ms)
             return
-        if seq <= job.run_seq or job.phase is Phase.ENDING:
+        if seq <= job.run_seq or job.phase is ENDING:
             return
-        if job.phase is Phase.REQUEUEING and record.state not in FINAL:
+        if job.phase is REQUEUEING and record.state not in FINAL:
             return
-        if job.phase is Phase.PLACING and (record is job.record or record == job.record):
+        if job.phase is PLACING and (record is job.record or record == job.record):
             ledger.stands(job, seq)
             job.state = TaskState.PLACED
-        elif job.phase is Phase.PLACED and record.state is TaskState.RUNNING and _same_place(record, job.record):
+        elif job.phase is PLACED and record.state is TaskState.RUNNING and _same_place(record, job.record):
             self._claimed(job, record, seq, at_ms)
+        elif record.state in FINAL:
+            self._ended(job, record, seq, at_ms)
         else:
             self._adopt(job, record, seq, at_ms)
 
@@ -133,46 +138,67 @@ class Outcomes:
         job.record, job.state = record, record.state
         self._state.ledger.stands(job, seq)
         pool.running[record.priority][record.task_id] = job
-        job.enter(Phase.RUNNING, at_ms)
+        job.enter(RUNNING, at_ms)
         self._holders.check(job, at_ms)
 
-    def _adopt(self, job: Job, record: RunRecord, seq: int, at_ms: int) -> None:
-        """The stored record is the truth: whatever we thought of this task ends here."""
+    def _ended(self, job: Job, record: RunRecord, seq: int, at_ms: int) -> None:
+        """The stored record is final: its slot goes to whose turn it is."""
         state = self._state
-        pool = thought = state.pool(record.pool_id, at_ms)
-        if job.record.pool_id != record.pool_id:
-            thought = state.pool(job.record.pool_id, at_ms)
-        pool.dirty = thought.dirty = True
-        final = record.state in FINAL
+        pool, thought = self._pools_of(job, record, at_ms)
+        if job.phase in HOLDS_SLOT:
+            self._let_go(job, record, slot_is_free=True)
+        elif job.phase is QUEUED:
+            self._unqueue(thought, job)
+        self._count(thought, job, record, at_ms)
+        job.ref, job.next_record = None, None
+        job.record, job.state, job.run_seq = record, record.state, seq
+        state.ledger.drop(job)
+        self._placing.fill(pool, at_ms)
+
+    def _adopt(self, job: Job, record: RunRecord, seq: int, at_ms: int) -> None:
+        """The stored record is the truth, and the task goes on: whatever we thought of it ends here."""
+        state = self._state
+        pool, thought = self._pools_of(job, record, at_ms)
         held = job.phase in HOLDS_SLOT
-        ran = job.phase is Phase.RUNNING
-        stays = held and not final and _same_place(record, job.record)
-        if job.phase is Phase.QUEUED:
-            thought.queue.discard(job)
-            if job.ref is not None:
-                state.effect(Ack(task_id=job.task_id, ref=job.ref))
+        ran = job.phase is RUNNING
+        stays = held and _same_place(record, job.record)
+        if job.phase is QUEUED:
+            self._unqueue(thought, job)
         if held and not stays:
-            stopped, urgent_id = was_stopped(job.record, record), job.preempted_for
-            state.release(job, slot_is_free=final or stopped)
-            if stopped:
-                self._preempting.stopped(job, record, urgent_task_id=urgent_id)
-            if not final:
-                thought.queue.returned(job, at_ms, used_ms=at_ms - job.held_ms if ran else None)
-        if final:
-            self._count(thought, job, record, at_ms)
+            self._let_go(job, record, slot_is_free=False)
+            thought.queue.returned(job, at_ms, used_ms=at_ms - job.held_ms if ran else None)
         state.ledger.forget_ticket(job)
         job.ref, job.next_record = None, None
         job.record, job.state = record, record.state
         state.ledger.stands(job, seq)
-        if final:
-            state.ledger.drop(job)
-            self._placing.fill(pool, at_ms)
-            return
         job.cancel_reason = job.cancel_reason or self._arrivals.wish_for(record.task_id)
         if record.replica_id and record.state in (TaskState.PLACED, TaskState.RUNNING):
             self._hold(pool, job, at_ms, again=not stays)
         else:
             self._arrivals.come_back(job, at_ms)
+
+    def _pools_of(self, job: Job, record: RunRecord, at_ms: int) -> tuple[Pool, Pool]:
+        """The pool that the record names, and the one in which we thought the task to be."""
+        pool = thought = self._state.pool(record.pool_id, at_ms)
+        if job.record.pool_id != record.pool_id:
+            thought = self._state.pool(job.record.pool_id, at_ms)
+        pool.dirty = thought.dirty = True
+        return pool, thought
+
+    def _unqueue(self, pool: Pool, job: Job) -> None:
+        """Somebody else has placed or ended it."""
+        pool.queue.discard(job)
+        if job.ref is not None:
+            self._state.effect(Ack(task_id=job.task_id, ref=job.ref))
+
+    def _let_go(self, job: Job, record: RunRecord, *, slot_is_free: bool) -> None:
+        """It leaves the slot that it holds here. One that was stopped for more urgent work has freed it, too."""
+        if record.preemptions == job.record.preemptions or not was_stopped(job.record, record):
+            self._state.release(job, slot_is_free=slot_is_free)
+            return
+        urgent_id = job.preempted_for
+        self._state.release(job, slot_is_free=True)
+        self._preempting.stopped(job, record, urgent_task_id=urgent_id)
 
     @staticmethod
     def _count(pool: Pool, job: Job, record: RunRecord, at_ms: int) -> None:
@@ -209,7 +235,7 @@ class Outcomes:
                     self._state.effect(PlaceAgain(record=job.record, run_seq=job.run_seq))
         if running:
             pool.running[job.record.priority][job.task_id] = job
-        job.enter(Phase.RUNNING if running else Phase.PLACED, at_ms)
+        job.enter(RUNNING if running else PLACED, at_ms)
         if replica.record is not None:
             self._holders.check(job, at_ms)
 
@@ -222,7 +248,7 @@ class Outcomes:
                 pool = state.pools[job.record.pool_id]
                 pool.assess(job)
                 pool.queue.held(job, event.at_ms)
-            if job.phase is Phase.PLACED:
+            if job.phase is PLACED:
                 state.effect(PlaceAgain(record=job.record, run_seq=job.run_seq))
         for replica in state.fleet.replicas.values():
             if replica.record is None:

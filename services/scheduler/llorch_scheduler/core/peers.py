@@ -56,8 +56,10 @@ class Peers:
     """Ready replicas of one kind and speed."""
 
     speed: Speed
+    first_ms: float
+    """Until the first token …"""
     token_ms: float
-    """Time per generated token; 0 when either speed was not measured."""
+    """… and per token from then on; both 0 when either speed was not measured."""
     free: int = 0
     """How many have a free slot."""
     size: int = 0
@@ -65,7 +67,7 @@ class Peers:
 
     def end_ms(self, expected_tokens: float) -> float:
         """Predicted, from the placement of a task; 0 when not measured."""
-        return self.speed.first_token_ms + self.token_ms * expected_tokens if self.token_ms else 0.0
+        return self.first_ms + self.token_ms * expected_tokens
 
 
 @dataclass(slots=True, eq=False)

@@ -45,7 +45,7 @@ _TERMS: Final = ("free_vram_mb", "active_slots", "replica_id")
 _CTX_CLASS_LEAST: Final = 256
 
 
-class DecisionLog(msgspec.Struct, frozen=True, kw_only=True):
+class DecisionLog(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Why a task goes where it goes (ORCH-3906). `selected` is empty when no replica was picked."""
 
     selected: str
@@ -68,7 +68,7 @@ class DecisionLog(msgspec.Struct, frozen=True, kw_only=True):
     """As in `Decision`."""
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """`busy` is true when a replica could take the task as soon as a slot, or memory, is free. Neither a replica nor
     busy: no replica of the pool can serve it as they are."""
 
@@ -87,17 +87,14 @@ the task takes there, MiB."""
 def shape_of(request: TaskRequest, spec: PoolSpec, ctx_limits: Collection[int] = ()) -> Shape:
     """What the task requires. Its context class is the next power of two, the pool's size, or one of `ctx_limits`,
     the smaller sizes that replicas of the pool have, whichever is least; so there are few shapes."""
-    ctx = max(_CTX_CLASS_LEAST, 1 << (request.ctx - 1).bit_length())
+    wanted = request.ctx
+    ctx = 1 << (wanted - 1).bit_length() if wanted > _CTX_CLASS_LEAST else _CTX_CLASS_LEAST
     for size in (spec.ctx, *ctx_limits):
-        if request.ctx <= size < ctx:
+        if wanted <= size < ctx:
             ctx = size
     wish = request.placement
-    return Shape(
-        workload=request.workload,
-        ctx=ctx,
-        device=(wish.require_device_mask or "") if wish is not None else "",
-        side=side_of(request, spec),
-    )
+    device = (wish.require_device_mask or "") if wish is not None else ""
+    return Shape(request.workload, ctx, device, side_of(request, spec))
 
 
 def refusal(abilities: Abilities, shape: Shape, spec: PoolSpec, sets: ReplicaSets) -> str:
@@ -126,11 +123,11 @@ def serves(abilities: Abilities, spec: PoolSpec, sets: ReplicaSets) -> bool:
     )
 
 
-def soonest(offers: Sequence[Offer]) -> list[Offer]:
+def soonest(offers: Sequence[Offer]) -> Sequence[Offer]:
     """Those that end about as soon as the soonest, and those of which nobody knows."""
     if len(offers) == 1:
-        return list(offers)
-    most = min([end_ms for end_ms, _, _ in offers if end_ms], default=0.0) * ABOUT
+        return offers
+    most = min([offer[0] for offer in offers if offer[0]], default=0.0) * ABOUT
     return [offer for offer in offers if offer[0] <= most]
 
 
@@ -151,13 +148,13 @@ def tie_breakers(
         return first
     if by_session:
         return (*first, "session_affinity")
-    rivals = [best for best in bests if best is not picked]
-    second = index.second(picked[4].peers) if picked[4].peers is not None else None
-    if second is not None:
-        rivals.append(second)
-    if not rivals:
+    peers = picked[4].peers
+    runner_up = index.second(peers) if peers is not None else None
+    for best in bests:
+        if best is not picked and (runner_up is None or best < runner_up):
+            runner_up = best
+    if runner_up is None:
         return first
-    runner_up = min(rivals)
     if picked[0] != runner_up[0]:
         return (*first, *_TERMS[:1])
     return (*first, *(_TERMS[:2] if picked[1] != runner_up[1] else _TERMS))

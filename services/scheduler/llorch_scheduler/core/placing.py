@@ -1,17 +1,23 @@
 """Free slots get the task whose turn it is; for a task that cannot wait one may be made free."""
 
+from functools import partial
 from typing import Final
 
+from msgspec.structs import replace
+
+from llorch_scheduler.core.contest import IsOpen
 from llorch_scheduler.core.effects import Place
-from llorch_scheduler.core.job import Job, Phase
+from llorch_scheduler.core.job import PLACING, Job
 from llorch_scheduler.core.peers import Slots
 from llorch_scheduler.core.placement import Decision
 from llorch_scheduler.core.pool import Pool
+from llorch_scheduler.core.pool_fleet import PoolFleet
 from llorch_scheduler.core.preempting import Preempting
 from llorch_scheduler.core.queue import Pick
 from llorch_scheduler.core.replica import Replica
 from llorch_scheduler.core.shape import Shape
 from llorch_scheduler.core.state import State
+from llorch_shared.states import check_move
 from llorch_shared.wire.task import TaskState
 
 
@@ -39,18 +45,16 @@ class Placing:
     def _fill(self, pool: Pool, slots: Slots, at_ms: int) -> None:
         """Place on the slots that are free: a placement takes one of them, and changes nothing else about replicas."""
         queue, fleet = pool.queue, pool.fleet
+        is_open: IsOpen = fleet.can_take
         closed: set[Shape] = set()
-
-        def is_open(shape: Shape) -> bool:
-            return shape not in closed and fleet.can_take(shape)
-
-        while slots.free and (pick := queue.pick(is_open if closed else fleet.can_take, at_ms)) is not None:
+        while slots.free and (pick := queue.pick(is_open, at_ms)) is not None:
             job = pick.job
             request = job.record.request
             assert request is not None, "a task without its request never waits"
             decision = fleet.decide(request, at_ms=at_ms, expected_tokens=job.tokens_out, shape=job.shape)
             if decision.replica is None:
                 closed.add(job.shape)
+                is_open = partial(_can_take, fleet, closed)
                 continue
             queue.took(pick, at_ms)
             self._place(pool, pick, decision, decision.replica, at_ms)
@@ -58,10 +62,14 @@ class Placing:
     def _place(self, pool: Pool, pick: Pick, decision: Decision, replica: Replica, at_ms: int) -> None:
         job, ledger = pick.job, self._state.ledger
         before, passed_over = job.record, pick.passed_over
-        chance = round(pool.chance(job, at_ms), 4)
+        chance = pool.chance(job, at_ms)
+        if chance < 1.0:
+            chance = round(chance, 4)
         self._learn(pool, job, at_ms)
-        record = job.moved(
-            TaskState.PLACED,
+        check_move(job.state, TaskState.PLACED)
+        record = replace(
+            before,
+            state=TaskState.PLACED,
             replica_id=replica.replica_id,
             placed_ms=at_ms,
             on_time_probability=chance,
@@ -69,7 +77,7 @@ class Placing:
         )
         resumed, job.stopped = job.stopped, False
         job.record = record
-        job.enter(Phase.PLACING, at_ms)
+        job.enter(PLACING, at_ms)
         job.held_ms = at_ms
         replica.hold(job)
         ledger.may_be_recorded(job)
@@ -97,9 +105,15 @@ class Placing:
     @staticmethod
     def _learn(pool: Pool, job: Job, at_ms: int) -> None:
         """A task of the queue takes a slot: how that compares with what was told."""
-        record = job.record
+        record, spec = job.record, pool.spec
         if record.attempt == 1 and not job.run_seq:
-            pool.start_errors.started(record, at_ms)
-            if pool.spec is not None and pool.spec.breaker is not None:
-                pool.breaker.started(at_ms - record.admitted_ms, record.priority, at_ms, pool.spec.breaker)
+            if record.predicted_start_ms:
+                pool.start_errors.started(record, at_ms)
+            if spec is not None and spec.breaker is not None:
+                pool.breaker.started(at_ms - record.admitted_ms, record.priority, at_ms, spec.breaker)
         pool.look(at_ms).started(job, at_ms, pool.behind(job))
+
+
+def _can_take(fleet: PoolFleet, closed: set[Shape], shape: Shape) -> bool:
+    """Whether a replica can take this shape, and none was looked for in vain."""
+    return shape not in closed and fleet.can_take(shape)

@@ -19,7 +19,7 @@ from llorch_scheduler.core.tally import DeadlineTally, StartErrors
 from llorch_scheduler.core.tenant_books import TenantBooks
 from llorch_shared.on_time import EDGES, chance_by_preemption
 from llorch_shared.pool_policy import CLASSES
-from llorch_shared.waiting import RETRY_MIN_MS, Ahead, Waiting
+from llorch_shared.waiting import NO_WAIT, RETRY_MIN_MS, Ahead, Waiting
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Determinism, Priority, TaskRequest
 
@@ -77,18 +77,18 @@ class Pool:
 
     def assess(self, job: Job) -> None:
         """What the task requires and is expected to take, as far as that is known. Not while it stands in a line."""
-        request = job.record.request
+        record, service = job.record, self.forecast.service
+        request = record.request
         if request is None:
             return
-        service = self.forecast.service
-        tokens = job.tokens_out = service.expected_tokens(request, job.record.tenant)
+        tokens = job.tokens_out = service.expected_tokens(request, record.tenant)
         cost_ms = service.overhead_ms + service.token_ms * tokens
         job.cost_ms = cost_ms if cost_ms > 1.0 else 1.0
         job.tokens = tokens + _prompt_tokens(request)
         if self.spec is not None:
             shape = self.fleet.shape_of(request)
             if job.record.attempt > 1 and request.determinism is Determinism.STRICT:
-                shape = shape._replace(determinism_class=job.record.determinism_class)
+                shape = replace(shape, determinism_class=job.record.determinism_class)
             job.shape = self._one(shape)
             job.est_kv_mb = self.fleet.kv_mb(request)
 
@@ -128,12 +128,14 @@ class Pool:
         record = job.record
         ahead = self.queue.ahead_of_newcomer(record.priority, record.tenant, job.due_ms)
         waiting = self.look(at_ms).joined(job, ahead)
-        job.record = replace(record, queue_position=waiting.position, predicted_start_ms=round(waiting.start_ms))
+        if waiting is not NO_WAIT:
+            job.record = replace(record, queue_position=waiting.position, predicted_start_ms=round(waiting.start_ms))
 
     def behind(self, job: Job) -> Behind:
         """What waits when this one has left the queue."""
-        queue = self.queue.classes[job.record.priority]
-        flow = queue.flows.get(job.record.tenant)
+        record = job.record
+        queue = self.queue.classes[record.priority]
+        flow = queue.flows.get(record.tenant)
         return Behind(len(self.queue), queue.size, flow.queued if flow is not None else 0)
 
     def waiting(self, ahead: Ahead, priority: Priority, tenant: str, at_ms: int) -> Waiting:
@@ -159,7 +161,8 @@ class Pool:
 
     def left(self, job: Job) -> None:
         """A claimed task has left its slot: it is nobody's victim any more."""
-        self.running[job.record.priority].pop(job.task_id, None)
+        record = job.record
+        self.running[record.priority].pop(record.task_id, None)
         if job.preempted_for and self.victims.get(job.preempted_for) is job:
             del self.victims[job.preempted_for]
         job.preempt_ms, job.preempted_for = 0, ""
@@ -180,7 +183,7 @@ class Pool:
 
 
 def _prompt_tokens(request: TaskRequest) -> float:
-    chars = len(request.prompt or "")
+    chars = len(request.prompt) if request.prompt else 0
     if request.inputs:
         chars += sum(map(len, request.inputs))
     return chars / PROMPT_CHARS_PER_TOKEN

@@ -85,7 +85,7 @@ class PoolQueue:
         self._shares: Final = Shares(FairnessSpec().share_window_ms)
         self._tenants: Final = Tenants()
         self._turns: Final = Turns(self._order, self._root, self._tenants)
-        self._backlog: Final = Backlog(self._order, self._tenants)
+        self._backlog: Final = Backlog(self._order)
         self._charges: Final[dict[str, _Charge]] = {}
         self._now_ms = 0
 
@@ -155,7 +155,7 @@ class PoolQueue:
         """It was placed: it leaves its line and pays. Raises ValueError when it does not wait here.
 
         Who was held up by its shape keeps at most one longest attempt (`timeouts.wall_ms`) of what it missed."""
-        job, passed_over = pick
+        job, passed_over = pick.job, pick.passed_over
         queue = self.classes[job.record.priority]
         flow = queue.flows.get(job.record.tenant)
         if flow is None or not queue.remove(job, flow):
@@ -174,7 +174,8 @@ class PoolQueue:
         cost_ms = self._charge(job, flow, queue)
         flow.use.start(job.tokens, job.est_kv_mb, at_ms)
         queue.started(flow, cost_ms)
-        self._root.virtual = max(self._root.virtual, queue.tag)
+        root = self._root
+        root.virtual = queue.tag if queue.tag > root.virtual else root.virtual
         queue.charge(cost_ms)
         self._shares.count(flow.share, cost_ms, at_ms)
 

@@ -46,6 +46,8 @@ class Replica:
     strangers: set[str] = field(default_factory=set)
     released: set[str] = field(default_factory=set)
     ready: bool = False
+    runs: bool = False
+    """Its engine may be busy with a task: it is ready, or drains."""
     slots_total: int = 0
     """While it is ready; else 0."""
 
@@ -100,6 +102,7 @@ class Replica:
             self.released.clear()
         self.record = record
         self.ready = record.state is ReplicaState.READY
+        self.runs = record.state in RUNS
         self.slots_total = record.slots_total if self.ready else 0
         self.absent_ms = 0
         self.released &= active
@@ -109,7 +112,7 @@ class Replica:
     def lose(self, at_ms: int, *, node_gone: bool = False) -> None:
         """Nobody renews its registry key any more. The tasks it holds stay until they are released."""
         self.record, self.absent_ms, self.node_gone = None, at_ms, node_gone
-        self.ready, self.slots_total = False, 0
+        self.ready, self.runs, self.slots_total = False, False, 0
         self.strangers.clear()
         self.released.clear()
         self.watcher.reported(self)

@@ -1,6 +1,8 @@
 """What a task requires of a replica: tasks of one shape can be served by the same replicas and wait for the same."""
 
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from llorch_shared.wire.task import Workload
 
@@ -8,7 +10,7 @@ STABLE: Final = "stable"
 CANARY: Final = "canary"
 
 
-class Shape(NamedTuple):
+class Shape(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
     """Hashable and small; made by `placement.shape_of`."""
 
     workload: Workload = Workload.COMPLETION

@@ -6,7 +6,7 @@ from typing import Final
 from llorch_scheduler.core.deadlines import Deadlines
 from llorch_scheduler.core.effects import Effect
 from llorch_scheduler.core.fleet import Fleet
-from llorch_scheduler.core.job import HOLDS_SLOT, Job, Phase
+from llorch_scheduler.core.job import ENDING, HOLDS_SLOT, QUEUED, REQUEUEING, RUNNING, Job
 from llorch_scheduler.core.ledger import Ledger
 from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.core.pool import Pool
@@ -36,10 +36,8 @@ class State:
         self.jobs: Final = self.ledger.jobs
         self.pools: Final[dict[str, Pool]] = {}
         self.fleet: Final = Fleet()
-        self.expiries: Final = Deadlines(lambda job: job.phase is not Phase.QUEUED)
-        self.repeats: Final = Deadlines(
-            lambda job: job.ticket != 0 or job.phase not in (Phase.ENDING, Phase.REQUEUEING)
-        )
+        self.expiries: Final = Deadlines(lambda job: job.phase is not QUEUED)
+        self.repeats: Final = Deadlines(lambda job: job.ticket != 0 or job.phase not in (ENDING, REQUEUEING))
         self.rebuilt_ms = -1
         """When runs and registry had been read; negative before."""
         first: list[Effect] = []
@@ -67,7 +65,7 @@ class State:
         phase, record = job.phase, job.record
         if phase not in HOLDS_SLOT:
             return
-        if phase is Phase.RUNNING:
+        if phase is RUNNING:
             self.pools[record.pool_id].left(job)
         replica = self.fleet.get(record.pool_id, record.replica_id)
         if replica is not None:

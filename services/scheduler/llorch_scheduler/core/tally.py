@@ -24,9 +24,10 @@ class DeadlineTally:
         self._late: Final[dict[Priority, int]] = dict.fromkeys(CLASSES, 0)
 
     def ended(self, record: RunRecord, due_ms: int) -> None:
-        if record.state in (TaskState.CANCELLED, TaskState.DROPPED):
+        done = record.state is TaskState.DONE
+        if not done and record.state in (TaskState.CANCELLED, TaskState.DROPPED):
             return
-        late = record.state is not TaskState.DONE or record.ended_ms > due_ms
+        late = not done or record.ended_ms > due_ms
         window = self._window[record.priority]
         if len(window) == WINDOW:
             self._late[record.priority] -= window[0]

@@ -37,7 +37,7 @@ class TenantBooks:
 
     def arrived(self, flow: FlowKey, client: str) -> None:
         """Its task is in the queue."""
-        book = self._books.get(flow)
+        book = self._books.get(flow) if self._books else None
         if book is not None:
             book.arrived(client)
 

@@ -6,12 +6,13 @@ looks are paid by starts and ends.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from llorch_scheduler.core.class_queue import ClassQueue
 from llorch_scheduler.core.contest import IsOpen
 from llorch_scheduler.core.flow import Flow
 from llorch_scheduler.core.job import Job
-from llorch_scheduler.core.line import Line, entry_of
+from llorch_scheduler.core.line import Line, place_of
 
 Throttle = Callable[[Flow, int], None]
 """Takes a flow out of the contests until that time."""
@@ -20,8 +21,9 @@ Throttle = Callable[[Flow, int], None]
 def next_job(queue: ClassQueue, is_open: IsOpen, at_ms: int, throttle: Throttle) -> Job | None:
     while (line := _first_line(queue, is_open)) is not None:
         flow = line.flow
-        job = line.head if flow.only is not None and line.contest.shape is not None else None
-        job = job or _open_job(queue, flow, is_open)
+        job = line.head if flow.only is line and line.contest.shape is not None else None
+        if job is None:
+            job = _open_job(queue, flow, is_open)
         opens_ms = flow.use.opens_ms(job, at_ms) if flow.use.metered else 0
         if opens_ms == 0:
             return job
@@ -44,17 +46,20 @@ def _first_line(queue: ClassQueue, is_open: IsOpen) -> Line | None:
     best: Line | None = None
     for contest in queue.contests.values():
         line = contest.top()
-        if line is None or (best is not None and _before(best.flow, line.flow)):
+        if line is None or (best is not None and not _before(line.flow, best.flow)):
             continue
-        line = contest.top_open(line, is_open)
-        if line is not None and (best is None or _before(line.flow, best.flow)):
+        if contest.shape is None:
+            line = contest.top_open(line, is_open)
+            if line is not None and (best is None or _before(line.flow, best.flow)):
+                best = line
+        elif is_open(contest.shape):
             best = line
     return best
 
 
 def _open_job(queue: ClassQueue, flow: Flow, is_open: IsOpen) -> Job:
     heads = [job for line in flow.lines.values() if (job := line.contest.open_job(line, is_open)) is not None]
-    return min(heads, key=lambda job: entry_of(job, edf=queue.edf)[:3])
+    return min(heads, key=partial(place_of, edf=queue.edf)) if len(heads) > 1 else heads[0]
 
 
 def _most_urgent(queue: ClassQueue, is_open: IsOpen, at_ms: int, within_ms: float) -> Job | None:

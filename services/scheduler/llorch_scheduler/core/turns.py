@@ -1,6 +1,8 @@
 """Which class goes next, and which task may pass it over to be in time. Who is next inside a class: `turn`."""
 
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from llorch_scheduler.core.class_queue import ClassQueue
 from llorch_scheduler.core.contest import IsOpen
@@ -12,7 +14,7 @@ from llorch_shared.wire.policy import PreemptionSpec
 from llorch_shared.wire.task import Priority
 
 
-class Pick(NamedTuple):
+class Pick(msgspec.Struct, frozen=True, gc=False):
     job: Job
     passed_over: Priority | None = None
     """The class whose turn it was, when the task goes before it to be in time."""
@@ -38,7 +40,8 @@ class Turns:
             if queue.active and (queue.meter is None or not self._held_back(queue, at_ms)):
                 job = next_job(queue, is_open, at_ms, self._throttle)
                 if job is not None:
-                    return (queue is lower and self._passing(queue, job, is_open, at_ms)) or Pick(job)
+                    passing = self._passing(queue, job, is_open, at_ms) if queue is lower and higher.active else None
+                    return passing or Pick(job)
         return None
 
     def urgent(self, is_open: IsOpen, at_ms: int, within_ms: float) -> Job | None:

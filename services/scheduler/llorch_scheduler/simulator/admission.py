@@ -18,7 +18,7 @@ def request_of(task: SimTask, spec: PoolSpec) -> TaskRequest:
         workload=Workload.COMPLETION,
         model_ref=spec.model,
         engine=spec.engine,
-        ctx=max(1, task.prompt + task.max_tokens),
+        ctx=task.prompt + task.max_tokens or 1,
         priority=task.priority,
         max_tokens=task.max_tokens,
         deadline_ms=task.deadline_ms,

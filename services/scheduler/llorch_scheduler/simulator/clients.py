@@ -7,7 +7,7 @@ from typing import Final
 from llorch_scheduler.simulator.arrivals import Bursts, ClosedLoop, Poisson, Trace, TraceRow
 from llorch_scheduler.simulator.clock import Clock
 from llorch_scheduler.simulator.scenario import Flow, Scenario
-from llorch_scheduler.simulator.tasks import SimTask
+from llorch_scheduler.simulator.tasks import SimTask, task_of
 from llorch_shared.wire.task import CTX_MAX, MAX_TOKENS_MAX, Priority
 
 _Tell = Callable[[SimTask], None]
@@ -40,7 +40,7 @@ class Clients:
         submit: _Tell,
     ) -> None:
         self._sources: Final = [_Source(index, flow, seed) for index, flow in enumerate(scenario.flows)]
-        self._ctx: Final = {pool.spec.id: pool.spec.ctx for pool in scenario.pools}
+        self._ctx: Final = {pool.spec.id: min(CTX_MAX, pool.spec.ctx) for pool in scenario.pools}
         self._clock: Final = clock
         self._arrived: Final = arrived
         self._too_long: Final = too_long
@@ -108,7 +108,7 @@ class Clients:
     def _make(self, source: _Source, prompt: int, output: int, tenant: str, priority: Priority) -> SimTask:
         self._made += 1
         source.turn += 1
-        return SimTask(
+        return task_of(
             self._made,
             source.flow,
             source.index,
@@ -122,8 +122,7 @@ class Clients:
 
     def _hand_over(self, task: SimTask) -> None:
         self._arrived(task)
-        ctx = task.prompt + task.max_tokens
-        if ctx > min(CTX_MAX, self._ctx[task.flow.pool_id]) or task.max_tokens > MAX_TOKENS_MAX:
+        if task.prompt + task.max_tokens > self._ctx[task.flow.pool_id] or task.max_tokens > MAX_TOKENS_MAX:
             self._too_long(task)
         else:
             self._submit(task)

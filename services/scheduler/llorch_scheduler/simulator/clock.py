@@ -10,11 +10,10 @@ _Action = Callable[[Any], None]
 class Clock:
     """`now_ms` is milliseconds since the simulation began. O(log n) per plan and step."""
 
-    __slots__ = ("_heap", "_planned", "now_ms", "steps")
+    __slots__ = ("_heap", "_planned", "now_ms")
 
     def __init__(self) -> None:
         self.now_ms = 0.0
-        self.steps = 0
         self._heap: Final[list[tuple[float, int, _Action, Any]]] = []
         self._planned = 0
 
@@ -34,6 +33,5 @@ class Clock:
         if not self._heap:
             return False
         self.now_ms, _, action, subject = heappop(self._heap)
-        self.steps += 1
         action(subject)
         return True

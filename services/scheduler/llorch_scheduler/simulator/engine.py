@@ -59,12 +59,11 @@ class Engine:
         """Raises SlotExceeded."""
         if self._busy >= self._slots:
             raise SlotExceeded(f"{task.task_id} was started on an engine whose {self._slots} slots are taken")
-        self._catch_up()
+        now_ms = task.first_token_ms = self._catch_up()
         self._busy += 1
         self._entered += 1
-        task.first_token_ms = self._clock.now_ms
         if task.served_ms > 0:
-            heappush(self._recorded, (self._clock.now_ms + task.served_ms, self._entered, task))
+            heappush(self._recorded, (now_ms + task.served_ms, self._entered, task))
         elif task.prompt:
             heappush(self._reading, (self._read + task.prompt, self._entered, task))
         else:
@@ -89,15 +88,17 @@ class Engine:
                 self._busy -= 1
         self._plan_next()
 
-    def _catch_up(self) -> None:
-        passed_ms = self._clock.now_ms - self._touched_ms
-        self._touched_ms = self._clock.now_ms
-        if passed_ms <= 0:
-            return
-        if self._reading:
-            self._read += passed_ms * self._read_per_ms / len(self._reading)
-        if self._decoding:
-            self._decoded += passed_ms * self._decode_per_ms[self._busy]
+    def _catch_up(self) -> float:
+        """Everything is as of now, which is returned."""
+        now_ms = self._clock.now_ms
+        passed_ms = now_ms - self._touched_ms
+        self._touched_ms = now_ms
+        if passed_ms > 0:
+            if self._reading:
+                self._read += passed_ms * self._read_per_ms / len(self._reading)
+            if self._decoding:
+                self._decoded += passed_ms * self._decode_per_ms[self._busy]
+        return now_ms
 
     def _plan_next(self) -> None:
         self._plan += 1
@@ -116,17 +117,17 @@ class Engine:
     def _wake(self, plan: int) -> None:
         if plan != self._plan or self.stopped:
             return
-        self._catch_up()
-        reading, decoding = self._reading, self._decoding
+        now_ms = self._catch_up()
+        reading, decoding, recorded = self._reading, self._decoding, self._recorded
         while reading and reading[0][0] <= self._read + _EPSILON:
             _, number, task = heappop(reading)
-            task.first_token_ms = self._clock.now_ms
+            task.first_token_ms = now_ms
             heappush(decoding, (self._decoded + task.output, number, task))
         ended = []
         while decoding and decoding[0][0] <= self._decoded + _EPSILON:
             ended.append(heappop(decoding)[2])
-        while self._recorded and self._recorded[0][0] <= self._clock.now_ms + _EPSILON:
-            ended.append(heappop(self._recorded)[2])
+        while recorded and recorded[0][0] <= now_ms + _EPSILON:
+            ended.append(heappop(recorded)[2])
         self._busy -= len(ended)
         self._plan_next()
         for task in ended:

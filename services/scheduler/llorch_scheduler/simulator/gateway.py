@@ -12,7 +12,7 @@ from llorch_scheduler.simulator.admission import request_of
 from llorch_scheduler.simulator.bus import AdmissionQueue
 from llorch_scheduler.simulator.clock import Clock
 from llorch_scheduler.simulator.tasks import SimTask
-from llorch_shared.waiting import RETRY_MIN_MS, chance, expect, is_promised, retry_after_ms
+from llorch_shared.waiting import NO_WAIT, RETRY_MIN_MS, Outlook, Waiting, chance, is_promised, retry_after_ms
 from llorch_shared.wire.registry import Appointment, AppointmentRequest, PoolLoad
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Priority, TaskRequest
@@ -41,6 +41,34 @@ class Outside(Protocol):
     def served(self, pool_id: str) -> bool: ...
 
 
+class Report:
+    """One load report, and what newcomers were told by it: equal ones are told the same."""
+
+    __slots__ = ("_chances", "_outlooks", "load")
+
+    def __init__(self, load: PoolLoad | None) -> None:
+        self.load: Final = load
+        self._outlooks: Final[dict[tuple[str, Priority], Outlook]] = {}
+        self._chances: Final[dict[tuple[str, Priority, int, int], float | None]] = {}
+
+    def expect(self, task: SimTask, seq: int | None = None) -> Waiting:
+        if self.load is None:
+            return NO_WAIT
+        flow = (task.tenant, task.priority)
+        outlook = self._outlooks.get(flow)
+        if outlook is None:
+            outlook = self._outlooks[flow] = Outlook(self.load, task.priority, task.tenant)
+        return outlook.expect(seq, due_in_ms=task.deadline_ms)
+
+    def chance(self, task: SimTask, spec: PoolSpec) -> float | None:
+        """To end before its deadline; None while nothing is known of the pool's slot times."""
+        equal = (task.tenant, task.priority, task.max_tokens, task.deadline_ms)
+        if equal not in self._chances:
+            start_ms = self.expect(task).start_ms
+            self._chances[equal] = chance(self.load, request_of(task, spec), task.tenant, start_ms=start_ms)
+        return self._chances[equal]
+
+
 class Gateway:
     """`queues` is by pool and class."""
 
@@ -48,6 +76,8 @@ class Gateway:
         self._clock: Final = clock
         self._queues: Final = queues
         self._outside: Final = outside
+        self._reports: Final[dict[str, Report]] = {}
+        """The last one of each pool."""
 
     def submit(self, task: SimTask) -> None:
         """Admit it, end it, or send its client away for a while."""
@@ -60,15 +90,21 @@ class Gateway:
             self._refuse(task, "circuit_breaker", max(RETRY_MIN_MS, line.shed_for_ms))
         else:
             spec = self._outside.spec(pool_id)
-            request = request_of(task, spec)
-            start_ms = expect(load, task.priority, task.tenant, due_in_ms=task.deadline_ms).start_ms
-            task.on_time_told = chance(load, request, task.tenant, start_ms=start_ms)
-            if task.on_time_told is None or task.on_time_told >= spec.deadlines.min_on_time_probability:
-                self._enqueue(task, request, load)
+            report = self._report(pool_id, load)
+            told = task.on_time_told = report.chance(task, spec)
+            if told is None or told >= spec.deadlines.min_on_time_probability:
+                self._enqueue(task, request_of(task, spec), report)
             else:
                 self._outside.infeasible(task)
 
-    def _enqueue(self, task: SimTask, request: TaskRequest, load: PoolLoad | None) -> None:
+    def _report(self, pool_id: str, load: PoolLoad | None) -> Report:
+        report = self._reports.get(pool_id)
+        if report is None or report.load is not load:
+            report = self._reports[pool_id] = Report(load)
+        return report
+
+    def _enqueue(self, task: SimTask, request: TaskRequest, report: Report) -> None:
+        load = report.load
         queue = self._queues[task.flow.pool_id, task.priority]
         if is_promised(load, task.priority, task.tenant):
             appointment = self._ask(task)
@@ -81,18 +117,15 @@ class Gateway:
                 return
             seq = queue.publish(task.tenant)
             if seq:
-                self._admit(task, request, queue, seq, load)
+                self._admit(task, request, queue, seq, report)
                 return
             appointment = self._ask(task, refused=True)
             if not appointment.admit or refusals == REFUSALS_MAX:
                 self._send_away(task, "queue_full", appointment, load)
                 return
 
-    def _admit(
-        self, task: SimTask, request: TaskRequest, queue: AdmissionQueue, seq: int, load: PoolLoad | None
-    ) -> None:
-        waiting = expect(load, task.priority, task.tenant, seq, due_in_ms=task.deadline_ms)
-        task.told_ms = round(waiting.start_ms)
+    def _admit(self, task: SimTask, request: TaskRequest, queue: AdmissionQueue, seq: int, report: Report) -> None:
+        task.told_ms = round(report.expect(task, seq).start_ms)
         task.admitted_ms = self._clock.now_ms
         self._outside.admitted(task, request, queue, seq)
 

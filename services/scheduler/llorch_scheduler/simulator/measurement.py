@@ -51,7 +51,7 @@ class Chances:
         self.met: Final = [0] * DECILES
 
     def add(self, told: float, *, met: bool) -> None:
-        tenth = min(DECILES - 1, int(told * DECILES))
+        tenth = int(told * DECILES) if told < 1.0 else DECILES - 1
         self.number[tenth] += 1
         self.told[tenth] += told
         self.met[tenth] += met
@@ -137,16 +137,17 @@ class Measurement:
         task.use.used.add(-1, at_ms)
 
     def ended(self, task: SimTask, outcome: str, at_ms: float) -> None:
-        key = task.tenant, task.priority
-        self.outcomes[*key, outcome] += 1
-        if outcome == "done":
-            self.tokens_out[*key, task.flow.pool_id] += task.output
+        tenant, priority = key = task.tenant, task.priority
+        done = outcome == "done"
+        self.outcomes[tenant, priority, outcome] += 1
+        if done:
+            self.tokens_out[tenant, priority, task.flow.pool_id] += task.output
         if task.admitted_ms < 0:
             return
         task.use.wanted.add(-1, at_ms)
         if outcome == "cancelled":
             return
-        met = outcome == "done" and at_ms <= task.admitted_ms + task.deadline_ms
+        met = done and at_ms <= task.admitted_ms + task.deadline_ms
         self.due[key] += 1
         self.met[key] += met
         ends = self.ends[task.priority]

@@ -40,16 +40,17 @@ class Window(NamedTuple):
 class Shares:
     def __init__(self) -> None:
         self.windows: list[Window] = []
-        self._flows: Final[dict[Key, FlowUse]] = {}
+        self._flows: Final[dict[tuple[str, str, Priority], FlowUse]] = {}
+        """By `Key`."""
         self._begin_ms = 0.0
         self._width_ms = WINDOW_MS
 
     def came(self, task: SimTask, at_ms: float) -> None:
         """Admitted: from here on the task knows where its use of slots is counted."""
-        key = Key(task.flow.pool_id, task.tenant, task.priority)
-        flow = self._flows.get(key)
+        pool_id = task.flow.pool_id
+        flow = self._flows.get((pool_id, task.tenant, task.priority))
         if flow is None:
-            flow = self._flows[key] = FlowUse()
+            flow = self._flows[Key(pool_id, task.tenant, task.priority)] = FlowUse()
         task.use = flow
         flow.wanted.add(1, at_ms)
 
@@ -61,7 +62,7 @@ class Shares:
         for key, flow in self._flows.items():
             used, wanted = flow.used.integral(at_ms), flow.wanted.integral(at_ms)
             if wanted > flow.told_wanted:
-                uses[key] = Use(used - flow.told_used, wanted - flow.told_wanted)
+                uses[Key(*key)] = Use(used - flow.told_used, wanted - flow.told_wanted)
             flow.told_used, flow.told_wanted = used, wanted
         self.windows.append(Window(self._begin_ms, at_ms, uses))
         self._begin_ms = at_ms

@@ -2,7 +2,8 @@
 
 Effects are performed as the live performer does: store the run record by compare-and-set, then what it entails, then
 acknowledge, then tell the core. Each takes `store_ms`, and any number are under way at once. Nothing is lost on this
-bus; what a lossy one does to the core is shown by the random walks of its own tests.
+bus; what a lossy one does to the core is shown by the random walks of its own tests. There the core also hears of its
+own writes from the bus, before or after their outcome; here it knows them by the outcome alone.
 """
 
 from collections.abc import Callable
@@ -69,6 +70,7 @@ class Simulation:
         self.ended_ms = 0.0
         """When the last task ended."""
         self.specs: Final = {pool.spec.id: pool.spec for pool in scenario.pools}
+        self._store_ms: Final = scenario.store_ms
         self._queues: Final = {
             (pool.spec.id, priority): AdmissionQueue(pool.spec, priority)
             for pool in scenario.pools
@@ -102,15 +104,22 @@ class Simulation:
             self.clock.at(1000 * change.at_s, self._change, change)
         self.clock.after(TICK_MS, self._tick)
         self.clock.after(0, self._sample)
-        clock, clients = self.clock, self._clients
-        while self.ended_count < self.arrived_count or not clients.exhausted:
-            if clock.steps % STEPS_PER_LOOK == 0 and not going(self):
+        while self._steps(STEPS_PER_LOOK):
+            if not going(self):
                 self.partial = True
-                self.ended_ms = clock.now_ms
+                self.ended_ms = self.clock.now_ms
                 break
-            clock.step()
         self.measured.sample(self.clock.now_ms)
         return self
+
+    def _steps(self, count: int) -> bool:
+        """So many steps at most; false when every task has ended before."""
+        step, clients = self.clock.step, self._clients
+        for _ in range(count):
+            if self.ended_count >= self.arrived_count and clients.exhausted:
+                return False
+            step()
+        return True
 
     def wall_ms(self) -> int:
         return BEGAN_MS + int(self.clock.now_ms)
@@ -136,7 +145,7 @@ class Simulation:
         for effect in self.core.handle(event):
             match effect:
                 case Place() | Requeue() | End():
-                    self.clock.after(self.scenario.store_ms, self._write, effect)
+                    self.clock.after(self._store_ms, self._write, effect)
                 case PlaceAgain():
                     self._place(effect.record, effect.run_seq)
                 case Ack():
@@ -148,10 +157,11 @@ class Simulation:
 
     def _write(self, effect: Place | Requeue | End) -> None:
         record, ref = effect.record, None if isinstance(effect, Requeue) else effect.ref
-        seq = self.write_run(record, effect.expect_seq)
+        seq = self._runs.store(record, effect.expect_seq, self.clock.now_ms)
         if not seq:
             self._yield_to(effect, ref)
             return
+        self._stored(record)
         if isinstance(effect, Place):
             self._place(record, seq)
         elif isinstance(effect, Requeue):
@@ -183,13 +193,18 @@ class Simulation:
     # what nodes say
 
     def write_run(self, record: RunRecord, expect_seq: int) -> int:
-        """Compare-and-set; everybody is told of what was stored. Returns its sequence, 0 when somebody was first."""
+        """Compare-and-set, of which the core is told. Returns the sequence of what was stored, 0 when somebody was
+        first."""
         seq = self._runs.store(record, expect_seq, self.clock.now_ms)
         if seq:
             self._tell(RunChanged(at_ms=self.wall_ms(), record=record, seq=seq))
-            if record.state in FINAL:
-                self._end(self.tasks.pop(record.task_id), str(record.state))
+            self._stored(record)
         return seq
+
+    def _stored(self, record: RunRecord) -> None:
+        """Any run record, whoever wrote it."""
+        if record.state in FINAL:
+            self._end(self.tasks.pop(record.task_id), record.state)
 
     def reported(self, record: ReplicaRecord) -> None:
         self._registered[record.pool_id].add(record.replica_id)

@@ -19,7 +19,7 @@ class Exponential(msgspec.Struct, frozen=True, tag="exponential"):
     mean: float
 
     def draw(self, dice: Random) -> int:
-        return max(1, round(dice.expovariate(1 / self.mean)))
+        return round(dice.expovariate(1 / self.mean)) or 1
 
 
 class LogNormal(msgspec.Struct, frozen=True, tag="lognormal"):
@@ -30,7 +30,8 @@ class LogNormal(msgspec.Struct, frozen=True, tag="lognormal"):
     most: int
 
     def draw(self, dice: Random) -> int:
-        return min(self.most, max(1, round(dice.lognormvariate(log(self.median), self.sigma))))
+        tokens = round(dice.lognormvariate(log(self.median), self.sigma)) or 1
+        return tokens if tokens < self.most else self.most
 
 
 Sizes = Fixed | Exponential | LogNormal
