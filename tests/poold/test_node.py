@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import pytest
 from llorch_poold.gpu.probe import GpuReport
 from llorch_poold.mock_generation import text_of
 from llorch_poold.outlet import fence_clock
-from llorch_shared import subjects
+from llorch_poold.run_store import RunStore
+from llorch_shared import streams, subjects
 from llorch_shared.wire.registry import Gpu, ReplicaState
+from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
 from support.link import Link
 from support.nats_server import NatsServer, free_port
@@ -399,6 +402,33 @@ async def test_a_node_whose_keys_may_have_expired_is_silent_and_lets_go_before_i
         assert core.outcome is not None
         assert sample(node, "node_fenced") == 0
     await link.close()
+
+
+async def test_a_node_that_slept_since_its_claim_asks_no_engine_for_what_another_took(
+    nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
+        await node.ready()
+        claim, claimed = node.context.runs.swap, asyncio.Event()
+
+        async def claim_and_sleep(self: RunStore, record: RunRecord, seq: int) -> int | None:
+            stored = await claim(record, seq)
+            if not claimed.is_set():
+                assert stored is not None
+                claimed.set()
+                moved = {"attempt": 2, "state": TaskState.PLACED, "replica_id": "mock-node-2-1", "node_id": ""}
+                again = msgspec.json.encode(msgspec.structs.replace(record, **moved))
+                await node.bus.store(subjects.run(record.task_id), again, expect_seq=stored)
+                time.sleep(streams.REGISTRY_TTL_S)
+            return stored
+
+        monkeypatch.setattr(RunStore, "swap", claim_and_sleep)
+        task = await node.place(max_tokens=3)
+        await asyncio.wait_for(claimed.wait(), 15)
+        await until_true(lambda: not _cores(node))
+        other = await node.until_ended(await node.place(max_tokens=3))
+        assert sample(node, "tasks_started_total") == 1, "of the other task alone"
+        assert (len(task.tokens), len(other.tokens)) == (0, 3)
 
 
 async def test_a_task_that_ends_while_the_bus_is_away_is_stored_later(nats_server: NatsServer, tmp_path: Path) -> None:

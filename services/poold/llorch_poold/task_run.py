@@ -41,12 +41,14 @@ from llorch_poold.core.task import (
     error_body,
 )
 from llorch_poold.node_context import INTERRUPTIBLE_DECODE, NodeContext, ReplicaFacts
+from llorch_poold.outlet import fence_clock
 from llorch_poold.run_store import NotStorable, is_overtaken
 from llorch_poold.task_voice import TaskVoice
 from llorch_poold.token_stream import BacklogUnread, TokenStream
 from llorch_shared.bus.port import BusError, Delivery, Message
 from llorch_shared.errors import ErrorCode, ResetDetail
 from llorch_shared.identifiers import is_correlation_id
+from llorch_shared.lifecycle import first_of
 from llorch_shared.states import IllegalMove
 from llorch_shared.wire.run import CANCEL_DECODER, Placement, PreemptRequest
 from llorch_shared.wire.spec import TimeoutSpec
@@ -259,7 +261,7 @@ class TaskRun:
         )
         self._clock.start(self._host.timeouts())
         for number in range(BUSY_TRIES_MAX):
-            if self._core.outcome is not None:
+            if not await self._may_ask():
                 return
             self._concluded.clear()
             self._busy = False
@@ -273,6 +275,13 @@ class TaskRun:
                 return
             await asyncio.sleep(BUSY_RETRY_S * 2**number)
         self.lose("the engine stays busy although a slot should be free")
+
+    async def _may_ask(self) -> bool:
+        """A node that slept since its claim asks no engine before it has read again whose the task is."""
+        if fence_clock() >= self._node.fence.until and self._core.outcome is None:
+            self._concluded.clear()
+            await first_of(self._node.outlet.wait_open(), self._concluded.wait())
+        return self._core.outcome is None
 
     async def _resumed(self, request: TaskRequest) -> TaskRequest:
         """What this attempt asks of the engine; concludes where nothing is to be asked. Raises BacklogUnread,
