@@ -75,14 +75,15 @@ async def test_a_placed_task_runs_to_its_end(nats_server: NatsServer, tmp_path: 
 async def test_more_placements_than_slots_wait_their_turn(nats_server: NatsServer, tmp_path: Path) -> None:
     async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(slots=2, rate=100)]) as node:
         await node.ready()
-        tasks = [await node.place(max_tokens=10, prompt=f"task {number}") for number in range(7)]
-        most = 0
-        while not all(task.ended for task in tasks):
-            most = max(most, await node.busy_slots())
-            await asyncio.sleep(0.005)
-        assert most == 2
-        assert all(task.data("end")[0]["tokens_out"] == 10 for task in tasks)
-        assert len({task.text for task in tasks}) == 7
+        first = [await node.place(max_tokens=300, prompt=f"task {number}") for number in range(2)]
+        async with asyncio.timeout(15):
+            while await node.busy_slots() < 2:
+                await asyncio.sleep(0.005)
+        later = [await node.place(max_tokens=10, prompt=f"task {number}") for number in range(2, 7)]
+        for task in (*first, *later):
+            await node.until_ended(task)
+        assert [task.data("end")[0]["tokens_out"] for task in (*first, *later)] == [300] * 2 + [10] * 5
+        assert len({task.text for task in (*first, *later)}) == 7
 
 
 async def test_a_placement_that_somebody_else_took_is_dropped_silently(nats_server: NatsServer, tmp_path: Path) -> None:
