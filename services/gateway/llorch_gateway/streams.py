@@ -82,7 +82,7 @@ class Streams:
                 if records.is_cancelled(record):
                     seat.reader.silence()
             elif cursor is not None and cursor.attempt == record.attempt:
-                seat.replay_within_s = NEAR_S
+                seat.replay_since = asyncio.get_running_loop().time() - NEAR_S
         return Opened(seat, task)
 
     async def serve(

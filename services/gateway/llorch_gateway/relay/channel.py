@@ -35,7 +35,7 @@ class Seat:
         "quiet_since",
         "reader",
         "replay_from",
-        "replay_within_s",
+        "replay_since",
         "sending_since",
         "sent_at",
         "subject",
@@ -47,8 +47,8 @@ class Seat:
         self.reader: Final = reader
         self.replay_from = 1
         """Sequence of the stored stream from which the next replay reads …"""
-        self.replay_within_s = 0.0
-        """… or how far back, once, for a reader that has just come from another gateway; 0: not so."""
+        self.replay_since: float | None = None
+        """… or since when, once, in the loop's time, for a reader that has just come from another gateway."""
         self.subject = subjects.tokens_of_task(channel.task)
         """Of its frames in the stored stream; with the lane, once that is known, the server finds them sooner."""
         self.closed = ""
@@ -175,7 +175,7 @@ class Channel:
         """The bus was away: frames may be missing, and the stored stream may have been made anew."""
         self.kept = None
         for seat in self.seats:
-            seat.replay_from, seat.replay_within_s = 1, 0.0
+            seat.replay_from, seat.replay_since = 1, None
             seat.reader.lost()
             seat.wake()
 

@@ -96,17 +96,18 @@ class Stream:
         reader, seat = self._reader, self._seat
         before = reader.next_index
         position, refused_at = seat.replay_from, 0
-        within_s, seat.replay_within_s = seat.replay_within_s, 0.0
-        near = within_s > 0
+        since, seat.replay_since = seat.replay_since, None
+        near = since is not None
         reader.begin_replay(anew=position == 1, near=near)
         limit, full = REPLAY_FIRST, True
         try:
             while full and not (reader.done or seat.closed):
                 async with self._replays:
+                    within_s = 0.0 if since is None else self._loop.time() - since
                     messages = await self._bus.replay(
                         streams.TOK, seat.subject, from_seq=position, limit=limit, within_s=within_s
                     )
-                within_s = 0.0
+                since = None
                 full = len(messages) == limit
                 for message in messages:
                     position = message.seq + 1
