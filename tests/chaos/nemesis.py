@@ -116,8 +116,10 @@ class Nemesis:
 
     async def _term(self, fault: Fault) -> None:
         self._must_run(fault.target)
-        code = await asyncio.to_thread(self._system.processes[fault.target].stop, STOP_S)
-        if code != 0:
+        process = self._system.processes[fault.target]
+        started = process.handles(signal.SIGTERM)
+        code = await asyncio.to_thread(process.stop, STOP_S)
+        if code != 0 and (started or code != -signal.SIGTERM):
             self.problems.append(f"{fault.target} ended with {code} when it was asked to stop")
         await asyncio.sleep(fault.lasts_s)
         await self._system.restart(fault.target, wait_ready=False)

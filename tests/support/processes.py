@@ -66,6 +66,12 @@ class ServiceProcess:
             os.kill(self._popen.pid, signal.SIGKILL)
         self._popen.wait(10)
 
+    def handles(self, number: signal.Signals) -> bool:
+        """Whether it has a handler for this signal. One that is still starting has none, and dies of it."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
     def terminate(self) -> None:
         """SIGTERM, without waiting."""
         if self.running:
