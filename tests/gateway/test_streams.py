@@ -34,7 +34,7 @@ async def test_frames_before_the_first_reader_wait_for_it_without_a_read_of_the_
     async def no_replay(*_args: object, **_more: object) -> None:
         raise AssertionError("the stored stream was read")
 
-    monkeypatch.setattr(MemoryBus, "replay", no_replay)
+    monkeypatch.setattr(MemoryBus, "page", no_replay)
     task = await door.submit()
     await cluster.publish(door.lane, task, STARTED, tokens(0, 1), end(2))
     reply = await door.stream(task).end()
@@ -289,22 +289,22 @@ async def test_a_late_reader_is_read_to_in_small_pages_however_large_the_stored_
     cluster: Cluster, door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages: list[int] = []
-    read = MemoryBus.replay
+    read = MemoryBus.page
 
     async def counted(bus: MemoryBus, *args: Any, **more: Any) -> Any:
         page = await read(bus, *args, **more)
-        pages.append(sum(len(message.data) for message in page))
+        pages.append(sum(len(message.data) for message in page.messages))
         return page
 
     task = await door.submit()
     await cluster.record(run_record(task, TaskState.RUNNING, lane=door.lane))
     large = [tokens(500 * number, 500 * number + 499) for number in range(60)]
     await cluster.publish(door.lane, task, STARTED, *large, end(30_000))
-    monkeypatch.setattr(MemoryBus, "replay", counted)
+    monkeypatch.setattr(MemoryBus, "page", counted)
     other = await cluster.gateway()
     late = await other.stream(task).end()
     assert [name for name in late.names if name.startswith("token")] == [f"token 1-{index}" for index in range(30_000)]
-    assert max(pages) < 8 * len(large[-1]) + 128 * 1024
+    assert max(pages) < len(large[-1]) + 128 * 1024
     assert sum(pages) > 1_000_000
 
 

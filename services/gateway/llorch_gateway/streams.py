@@ -12,7 +12,7 @@ from llorch_gateway.failures import unavailable
 from llorch_gateway.relay.channel import Seat
 from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
-from llorch_gateway.relay.stream import Stream
+from llorch_gateway.relay.stream import Replays, Stream
 from llorch_gateway.tasks import Tasks
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus
@@ -22,11 +22,14 @@ from llorch_shared.wire.frames import Cursor
 
 log = logging.getLogger(__name__)
 
-NEAR_S: Final = 10.0
-"""A reader whose connection broke is back within seconds: what it misses is looked for among the newest frames first,
-because the whole stream is read slowly when hundreds come at once."""
-REPLAYS_MAX: Final = 4
-"""Stored streams read at once. One read takes milliseconds to tens of them, in the server and on its connection."""
+NEAR_S: Final = (2.0, 10.0)
+"""A reader whose connection broke is back within a second or within seconds: what it misses is looked for among the
+newest frames first. The server looks at each message in between, whoever's it is, so the whole stream is read slowly
+when hundreds come at once."""
+REPLAYS_NEAR_MAX: Final = 4
+"""Of those that look among the newest frames: one takes about a millisecond, in the server and on its connection."""
+REPLAYS_WHOLE_MAX: Final = 2
+"""Of those that read from the beginning: one takes tens of milliseconds."""
 LAST_WORDS_S: Final = 0.1
 """Between the end of the streams and the end of their connections: an HTTP/2 client that reads both at once takes the
 end of the connection for a failure of the stream."""
@@ -60,7 +63,7 @@ class Streams:
         self._streams_max: Final = streams_max
         self._open_gauge: Final = metrics.gauge("sse_streams_open")
         self._drops: Final = metrics.counter("sse_backpressure_drops_total")
-        self._replays: Final = asyncio.Semaphore(REPLAYS_MAX)
+        self._replays: Final = Replays(near=REPLAYS_NEAR_MAX, whole=REPLAYS_WHOLE_MAX)
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -82,7 +85,7 @@ class Streams:
                 if records.is_cancelled(record):
                     seat.reader.silence()
             elif cursor is not None and cursor.attempt == record.attempt:
-                seat.replay_since = asyncio.get_running_loop().time() - NEAR_S
+                seat.replay_near = NEAR_S
         return Opened(seat, task)
 
     async def serve(

@@ -8,7 +8,7 @@ network, held to the NATS side by one test suite.
 import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from itertools import count
+from itertools import count, islice
 from typing import Final
 
 from llorch_shared.bus.memory_connection import MemoryConnection
@@ -23,6 +23,7 @@ from llorch_shared.bus.port import (
     Message,
     NoResponder,
     NoStream,
+    Page,
     RawHandler,
     Responder,
     Stored,
@@ -213,17 +214,25 @@ class MemoryBus(MemoryConnection):
         return sorted(newest.values(), key=lambda message: message.seq)
 
     async def replay(
-        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000, within_s: float = 0
+        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000
     ) -> Sequence[Message]:
         found = await self._readable(stream)
+        return list(islice(found.select(subject_filter, from_seq), limit))
+
+    async def page(
+        self, stream: str, subject_filter: str, *, from_seq: int = 1, within_s: float = 0, bytes_max: int
+    ) -> Page:
+        found = await self._readable(stream)
         messages: list[Message] = []
-        since = self.server.now() - within_s
+        size, since = 0, self.server.now() - within_s
         for message in found.select(subject_filter, 1 if within_s else from_seq):
-            if len(messages) >= limit:
-                break
-            if not within_s or found.kept[message.seq].stored_at >= since:
-                messages.append(message)
-        return messages
+            if within_s and found.kept[message.seq].stored_at < since:
+                continue
+            if size >= bytes_max:
+                return Page(messages, more=True)
+            messages.append(message)
+            size += len(message.data)
+        return Page(messages, more=False)
 
     async def remove(self, stream: str, seq: int) -> bool:
         await self.wait_connected(5)

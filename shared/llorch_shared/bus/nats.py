@@ -28,6 +28,7 @@ from llorch_shared.bus.port import (
     Handler,
     Message,
     NoResponder,
+    Page,
     RawHandler,
     Responder,
     Stored,
@@ -214,9 +215,14 @@ class NatsBus:
         return await self._reads.snapshot(stream, subject_filter)
 
     async def replay(
-        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000, within_s: float = 0
+        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000
     ) -> Sequence[Message]:
-        return await self._reads.replay(stream, subject_filter, from_seq, limit, within_s)
+        return await self._reads.replay(stream, subject_filter, from_seq, limit)
+
+    async def page(
+        self, stream: str, subject_filter: str, *, from_seq: int = 1, within_s: float = 0, bytes_max: int
+    ) -> Page:
+        return await self._reads.page(stream, subject_filter, from_seq, within_s, bytes_max)
 
     async def remove(self, stream: str, seq: int) -> bool:
         return await self._streams.remove(stream, seq)

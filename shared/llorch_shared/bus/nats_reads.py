@@ -16,7 +16,7 @@ from llorch_shared.bus.nats_inbox import Answer
 from llorch_shared.bus.nats_link import Link
 from llorch_shared.bus.nats_parser import parse_header
 from llorch_shared.bus.nats_streams import ApiError, Streams
-from llorch_shared.bus.port import BusError, Message, NoStream, Unanswered
+from llorch_shared.bus.port import BusError, Message, NoStream, Page, Unanswered
 
 READ_TIMEOUT_S: Final = 5.0
 PAGE_MESSAGES: Final = 1000
@@ -108,24 +108,31 @@ class Reads:
             newest[message.subject] = message
         return sorted(newest.values(), key=lambda message: message.seq)
 
-    async def replay(
-        self, stream: str, subject_filter: str, from_seq: int, limit: int, within_s: float = 0
-    ) -> list[Message]:
+    async def replay(self, stream: str, subject_filter: str, from_seq: int, limit: int) -> list[Message]:
         messages: list[Message] = []
-        start: dict[str, Any] = {"start_time": _moment(within_s)} if within_s else {"seq": max(1, from_seq)}
         while len(messages) < limit:
             batch = min(PAGE_MESSAGES, limit - len(messages))
-            found = await self._page(
-                stream, {**start, "next_by_subj": subject_filter, "batch": batch, "max_bytes": PAGE_BYTES}
-            )
-            if found is None:
-                raise BusError(f"{stream}: the server cannot read {subject_filter}")
-            page, pending = found
-            messages += page
-            if not page or pending == 0:
+            page = await self._next(stream, subject_filter, {"seq": max(1, from_seq)}, batch, PAGE_BYTES)
+            messages += page.messages
+            if not page.more:
                 break
-            start = {"seq": page[-1].seq + 1}
+            from_seq = page.messages[-1].seq + 1
         return messages
+
+    async def page(self, stream: str, subject_filter: str, from_seq: int, within_s: float, bytes_max: int) -> Page:
+        start: dict[str, Any] = {"start_time": _moment(within_s)} if within_s else {"seq": max(1, from_seq)}
+        return await self._next(stream, subject_filter, start, PAGE_MESSAGES, bytes_max)
+
+    async def _next(
+        self, stream: str, subject_filter: str, start: Mapping[str, Any], batch: int, bytes_max: int
+    ) -> Page:
+        found = await self._page(
+            stream, {**start, "next_by_subj": subject_filter, "batch": batch, "max_bytes": bytes_max}
+        )
+        if found is None:
+            raise BusError(f"{stream}: the server cannot read {subject_filter}")
+        messages, pending = found
+        return Page(messages, more=bool(messages) and pending > 0)
 
     async def _page(self, stream: str, body: Mapping[str, Any]) -> tuple[list[Message], int] | None:
         """(messages, how many are left); None when the filter matches too many subjects. A page cut

@@ -71,6 +71,14 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Page:
+    """`more`: whether there are messages behind these."""
+
+    messages: Sequence[Message]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     stream: str
     seq: int
@@ -213,11 +221,16 @@ class Bus(Protocol):
         """The newest message of every matching subject, in sequence order, markers included (`deleted`)."""
 
     async def replay(
-        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000, within_s: float = 0
+        self, stream: str, subject_filter: str, *, from_seq: int = 1, limit: int = 100_000
     ) -> Sequence[Message]:
-        """Stored messages of a subject or wildcard from a sequence on, in sequence order. With `within_s`, those that
-        were stored in the last so many seconds, whatever `from_seq` says. The server looks at every message from there
-        on to the last of a subject, or to the end of the stream for a wildcard."""
+        """Stored messages of a subject or wildcard from a sequence on, in sequence order."""
+
+    async def page(
+        self, stream: str, subject_filter: str, *, from_seq: int = 1, within_s: float = 0, bytes_max: int
+    ) -> Page:
+        """The first of what `replay` gives, up to `bytes_max` and one message. With `within_s`, of what was stored in
+        the last so many seconds, whatever `from_seq` says. For each page the server looks twice at every message of the
+        stream from there on, whatever its subject: few pages, and late in the stream, are what makes it quick."""
 
     async def remove(self, stream: str, seq: int) -> bool:
         """Delete one stored message; false when it is not there. Raises NoStream, Unanswered, BusError."""

@@ -289,13 +289,25 @@ async def test_a_replay_of_the_last_seconds(ready: Bus) -> None:
     await asyncio.sleep(1.5)
     ready.publish(subject, b"3")
     await ready.flush()
-    assert len(await ready.replay(streams.TOK, subject, within_s=600)) == 4
-    late = await ready.replay(streams.TOK, subject, within_s=1)
-    assert [message.data for message in late] in ([b"3"], []), "the last one only, unless this machine stood still"
-    assert await ready.replay(streams.TOK, subject, from_seq=1, limit=2, within_s=600) == (
-        await ready.replay(streams.TOK, subject, limit=2)
-    )
-    assert list(await ready.replay(streams.TOK, subjects.tokens("gw-1", "t2"), within_s=600)) == []
+    assert len((await ready.page(streams.TOK, subject, within_s=600, bytes_max=1000)).messages) == 4
+    late = await ready.page(streams.TOK, subject, within_s=1, bytes_max=1000)
+    assert [m.data for m in late.messages] in ([b"3"], []), "the last one only, unless this machine stood still"
+    nothing = await ready.page(streams.TOK, subjects.tokens("gw-1", "t2"), within_s=600, bytes_max=1000)
+    assert (list(nothing.messages), nothing.more) == ([], False)
+
+
+async def test_a_stream_is_read_page_by_page(ready: Bus) -> None:
+    sizes = [10, 600, 600, 3000, 10]
+    for number, size in enumerate(sizes):
+        ready.publish(subjects.tokens("gw-1", "t1"), b"%d" % number * size)
+        ready.publish(subjects.tokens("gw-1", "other"), b"x")
+    await ready.flush()
+    read, seq, more, pages = [], 1, True, 0
+    while more:
+        page = await ready.page(streams.TOK, subjects.tokens("gw-1", "t1"), from_seq=seq, bytes_max=1000)
+        read += [len(message.data) for message in page.messages]
+        seq, more, pages = page.messages[-1].seq + 1, page.more, pages + 1
+    assert (read, pages) == (sizes, 3)
 
 
 async def test_the_state_of_a_stream(ready: Bus, queue: Consumer) -> None:

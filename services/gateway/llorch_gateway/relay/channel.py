@@ -26,6 +26,7 @@ class Seat:
 
     __slots__ = (
         "_waiter",
+        "arrived",
         "channel",
         "check_due",
         "closed",
@@ -35,7 +36,7 @@ class Seat:
         "quiet_since",
         "reader",
         "replay_from",
-        "replay_since",
+        "replay_near",
         "sending_since",
         "sent_at",
         "subject",
@@ -45,10 +46,12 @@ class Seat:
     def __init__(self, channel: "Channel", reader: Reader, now: float) -> None:
         self.channel: Final = channel
         self.reader: Final = reader
+        self.arrived: Final = now
         self.replay_from = 1
         """Sequence of the stored stream from which the next replay reads …"""
-        self.replay_since: float | None = None
-        """… or since when, once, in the loop's time, for a reader that has just come from another gateway."""
+        self.replay_near: tuple[float, ...] = ()
+        """… or how long before its arrival, for a reader that comes from another gateway: each once, while what it
+        misses is not found."""
         self.subject = subjects.tokens_of_task(channel.task)
         """Of its frames in the stored stream; with the lane, once that is known, the server finds them sooner."""
         self.closed = ""
@@ -175,7 +178,7 @@ class Channel:
         """The bus was away: frames may be missing, and the stored stream may have been made anew."""
         self.kept = None
         for seat in self.seats:
-            seat.replay_from, seat.replay_since = 1, None
+            seat.replay_from, seat.replay_near = 1, ()
             seat.reader.lost()
             seat.wake()
 

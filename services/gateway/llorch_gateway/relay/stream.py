@@ -6,13 +6,13 @@ Here is the waiting and the reading of the stored stream; what is sent, and in w
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from llorch_gateway.core import record as records
 from llorch_gateway.relay.channel import Seat
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, BusError, Message
+from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.wire.frames import BadFrame
 from llorch_shared.wire.run import RunRecord, decode_run
 from llorch_shared.wire.version import Unreadable
@@ -21,9 +21,7 @@ log = logging.getLogger(__name__)
 
 REPLAY_BYTES: Final = 128 * 1024
 """Read at once from the stored stream, about: bounds what one late reader costs in memory. Stored messages are from a
-hundred bytes to half a megabyte, so the first few tell how many that is."""
-REPLAY_FIRST: Final = 8
-REPLAY_MAX: Final = 64
+hundred bytes to half a megabyte."""
 PACE_FIRST_S: Final = 0.02
 PACE_MAX_S: Final = 1.0
 GONE_AFTER_S: Final = 15.0
@@ -38,12 +36,19 @@ FAREWELL: Final = b"retry: 500\n\n"
 Send = Callable[[bytes], Awaitable[None]]
 
 
+class Replays:
+    """How many streams of a process read from the bus at once: the server does nothing else for a connection while it
+    looks for messages. Who looks among the newest only does not wait for those who read from the beginning."""
+
+    def __init__(self, *, near: int, whole: int) -> None:
+        self.near: Final = asyncio.Semaphore(near)
+        self.whole: Final = asyncio.Semaphore(whole)
+
+
 class Stream:
     """Pumps one seat. `send` gets every piece of the body but the last, empty one."""
 
-    def __init__(self, seat: Seat, *, bus: Bus, send: Send, replays: asyncio.Semaphore) -> None:
-        """`replays` bounds how many streams of this process read from the bus at once: the server does nothing else for
-        a connection while it looks for messages."""
+    def __init__(self, seat: Seat, *, bus: Bus, send: Send, replays: Replays) -> None:
         self._seat: Final = seat
         self._reader: Final = seat.reader
         self._bus: Final = bus
@@ -96,25 +101,25 @@ class Stream:
         reader, seat = self._reader, self._seat
         before = reader.next_index
         position, refused_at = seat.replay_from, 0
-        since, seat.replay_since = seat.replay_since, None
-        near = since is not None
+        near = bool(seat.replay_near)
+        since = seat.arrived - seat.replay_near[0] if near else None
+        seat.replay_near = seat.replay_near[1:]
         reader.begin_replay(anew=position == 1, near=near)
-        limit, full = REPLAY_FIRST, True
+        more = True
         try:
-            while full and not (reader.done or seat.closed):
-                async with self._replays:
+            while more and not (reader.done or seat.closed):
+                async with self._replays.near if near else self._replays.whole:
                     within_s = 0.0 if since is None else self._loop.time() - since
-                    messages = await self._bus.replay(
-                        streams.TOK, seat.subject, from_seq=position, limit=limit, within_s=within_s
+                    page = await self._bus.page(
+                        streams.TOK, seat.subject, from_seq=position, within_s=within_s, bytes_max=REPLAY_BYTES
                     )
                 since = None
-                full = len(messages) == limit
+                more, messages = page.more, page.messages
                 for message in messages:
                     position = message.seq + 1
                     if not self._taken(message.data) and not refused_at:
                         refused_at = message.seq
-                limit = _next_limit(messages)
-                messages = ()
+                del page, messages
                 while data := reader.take():
                     await self._put(data)
         except BusError as error:
@@ -124,6 +129,7 @@ class Stream:
             return
         seat.replay_from = refused_at or position
         if reader.end_replay():
+            seat.replay_near = ()
             self._pace_s, self._missing_since = 0.0, None
         elif near:
             seat.replay_from = 1
@@ -192,12 +198,6 @@ class Stream:
         except Unreadable as error:
             log.info("the record of %s is passed over, its frames go on: %s", self._task, error)
             return None
-
-
-def _next_limit(messages: Sequence[Message]) -> int:
-    """How many stored messages are about REPLAY_BYTES."""
-    read = sum(len(message.data) for message in messages)
-    return max(1, min(REPLAY_MAX, REPLAY_BYTES * len(messages) // read)) if read else REPLAY_MAX
 
 
 def _ended_s_ago(record: RunRecord) -> float:
