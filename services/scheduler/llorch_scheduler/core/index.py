@@ -9,6 +9,7 @@ A change of a replica costs O(log replicas); a question costs O(kinds and peers)
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import Final
 
@@ -95,13 +96,19 @@ class PoolIndex:
 
     def best(self, peers: Peers) -> Entry | None:
         """The free replica that goes first. O(log replicas), amortised."""
-        heap = peers.heap
-        while heap:
-            entry = heap[0]
-            if entry[4].entry is entry:
-                return entry
-            heappop(heap)
-        return None
+        bests = self.bests((peers,))
+        return bests[0] if bests else None
+
+    def bests(self, several: Iterable[Peers]) -> list[Entry]:
+        """The free replica that goes first, of each of them that has one."""
+        found: list[Entry] = []
+        for peers in several:
+            heap = peers.heap
+            while heap and heap[0][4].entry is not heap[0]:
+                heappop(heap)
+            if heap:
+                found.append(heap[0])
+        return found
 
     def room_mb(self, peers: Peers) -> int:
         """Free VRAM of the roomiest free replica."""

@@ -9,8 +9,7 @@ A replica that was not measured yet counts as one of the soonest: its first task
 """
 
 from collections.abc import Collection, Sequence
-from operator import itemgetter
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -79,9 +78,11 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Whether it goes where its session was last; None for a session that was not seen within its time to live."""
 
 
-Offer = tuple[float, Peers, int]
-"""Predicted end (0 when their speed was not measured), peers with a free replica that has room, and the KV memory that
-the task takes there, MiB."""
+class Offers(NamedTuple):
+    """Peers with a free replica that has room, and when a task ends there: 0 when their speed was not measured."""
+
+    peers: list[Peers]
+    ends_ms: list[float]
 
 
 def shape_of(request: TaskRequest, spec: PoolSpec, ctx_limits: Collection[int] = ()) -> Shape:
@@ -123,28 +124,26 @@ def serves(abilities: Abilities, spec: PoolSpec, sets: ReplicaSets) -> bool:
     )
 
 
-def soonest(offers: Sequence[Offer]) -> Sequence[Offer]:
+def soonest(offers: Offers) -> list[Peers]:
     """Those that end about as soon as the soonest, and those of which nobody knows."""
-    if len(offers) == 1:
-        return offers
-    most = min([offer[0] for offer in offers if offer[0]], default=0.0) * ABOUT
-    return [offer for offer in offers if offer[0] <= most]
+    most = min(filter(None, offers.ends_ms), default=0.0) * ABOUT
+    return [peers for peers, end_ms in zip(offers.peers, offers.ends_ms, strict=True) if end_ms <= most]
 
 
 def tie_breakers(
     index: PoolIndex,
-    offers: Sequence[Offer],
-    tied: Sequence[Offer],
+    offers: Offers,
+    tied: Sequence[Peers],
     bests: Sequence[Entry],
     picked: Entry,
     *,
     by_session: bool,
 ) -> tuple[str, ...]:
     """Parts of the score that had to be looked at until one candidate was left. `bests` are those of `tied`."""
-    if len(offers) == 1 and offers[0][1].free == 1:
+    if len(offers.peers) == 1 and offers.peers[0].free == 1:
         return ()
-    first = ("predicted_end_ms",) if any(map(itemgetter(0), offers)) else ()
-    if first and len(tied) == 1 and tied[0][1].free == 1:
+    first = ("predicted_end_ms",) if any(offers.ends_ms) else ()
+    if first and len(tied) == 1 and tied[0].free == 1:
         return first
     if by_session:
         return (*first, "session_affinity")

@@ -10,11 +10,11 @@ from llorch_scheduler.core.affinity import Affinity, Last
 from llorch_scheduler.core.feasibility import Feasibility, View
 from llorch_scheduler.core.index import PoolIndex
 from llorch_scheduler.core.job import Job
-from llorch_scheduler.core.peers import Entry
+from llorch_scheduler.core.peers import Entry, Peers
 from llorch_scheduler.core.placement import (
     Decision,
     DecisionLog,
-    Offer,
+    Offers,
     fell_back,
     nobody,
     pinned,
@@ -118,14 +118,14 @@ class PoolFleet:
         expected = expected_tokens if expected_tokens is not None else request.expected_tokens or request.max_tokens
         offers, removed = self._offers(view, request, expected)
         last = self.affinity.last(request.session_id, at_ms=at_ms, ttl_ms=spec.affinity.ttl_ms)
-        if not offers:
+        if not offers.peers:
             reason = "all_slots_taken" if view.kinds else nobody(request)
             log = self._log(request, spec, view, removed, reason=reason)
             return Decision(replica=None, log=log, busy=bool(view.kinds))
         self.sets.settle()
         tied = soonest(offers)
-        bests = [best for _, peers, _ in tied if (best := self.index.best(peers)) is not None]
-        warm = self._warm(last, tied) if last is not None else None
+        bests = self.index.bests(tied)
+        warm = self._warm(last, tied, request) if last is not None else None
         entry = warm or min(bests)
         ties = tie_breakers(self.index, offers, tied, bests, entry, by_session=warm is not None)
         replica, peers = entry[4].replica, entry[4].peers
@@ -145,9 +145,9 @@ class PoolFleet:
 
     # how it is answered
 
-    def _offers(self, view: View, request: TaskRequest, expected: float) -> tuple[list[Offer], list[tuple[str, int]]]:
+    def _offers(self, view: View, request: TaskRequest, expected: float) -> tuple[Offers, list[tuple[str, int]]]:
         index = self.index
-        offers: list[Offer] = []
+        found: list[Peers] = []
         full = short = 0
         for kind in view.kinds:
             full += kind.size - kind.free
@@ -160,9 +160,9 @@ class PoolFleet:
                     if index.room_mb(peers) < need_mb:
                         short += peers.free
                     else:
-                        offers.append((peers.end_ms(expected), peers, need_mb))
+                        found.append(peers)
             else:
-                offers += [(peers.first_ms + peers.token_ms * expected, peers, 0) for peers in kind.open.values()]
+                found += kind.open.values()
         removed = list(view.removed)
         if full:
             removed.append(("slots", full))
@@ -171,17 +171,17 @@ class PoolFleet:
         if len(index.replicas) != index.ready:
             away = (("ready", len(index.replicas) - index.ready - index.draining), ("draining", index.draining))
             removed[:0] = [each for each in away if each[1]]
-        return offers, removed
+        return Offers(found, [peers.first_ms + peers.token_ms * expected for peers in found]), removed
 
-    def _warm(self, last: Last, tied: Sequence[Offer]) -> Entry | None:
-        """The replica that had the session last, if it is one of those that end about as soon as any."""
+    def _warm(self, last: Last, tied: Sequence[Peers], request: TaskRequest) -> Entry | None:
+        """The replica that had the session last, if it is one of those that end about as soon as any, and has room."""
         entry = self.index.entry(last.replica_id)
         if entry is None or not last.was_on(entry[4].replica):
             return None
-        for _, peers, need_mb in tied:
-            if peers is entry[4].peers:
-                return entry if -entry[0] >= need_mb else None
-        return None
+        peers, kind = entry[4].peers, entry[4].kind
+        if peers is None or kind is None or peers not in tied:
+            return None
+        return entry if -entry[0] >= kv_mb(request.ctx, kind.abilities.kv_bytes_per_token) else None
 
     def _log(
         self,
