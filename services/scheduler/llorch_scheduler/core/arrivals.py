@@ -90,8 +90,10 @@ class Arrivals:
         else:
             state = self._state
             pool = state.pool(job.record.pool_id, at_ms)
-            pool.queue.push(job, at_ms)
             pool.dirty = True
+            if self._placing.at_once(pool, job, at_ms):
+                return
+            pool.queue.push(job, at_ms)
             self._placing.fill(pool, at_ms)
             if job.phase is QUEUED:
                 latest_ms = job.latest_start_ms

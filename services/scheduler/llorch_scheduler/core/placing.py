@@ -13,12 +13,11 @@ from llorch_scheduler.core.placement import Decision
 from llorch_scheduler.core.pool import Pool
 from llorch_scheduler.core.pool_fleet import PoolFleet
 from llorch_scheduler.core.preempting import Preempting
-from llorch_scheduler.core.queue import Pick
 from llorch_scheduler.core.replica import Replica
 from llorch_scheduler.core.shape import Shape
 from llorch_scheduler.core.state import State
 from llorch_shared.states import check_move
-from llorch_shared.wire.task import TaskState
+from llorch_shared.wire.task import Priority, TaskState
 
 
 class Placing:
@@ -31,7 +30,7 @@ class Placing:
     def fill(self, pool: Pool, at_ms: int) -> None:
         """Place while a slot is free for a task that waits. O(log n) per placement, O(1) while no slot is free."""
         spec, fleet = pool.spec, pool.fleet
-        if spec is None or at_ms < pool.paused_until_ms or not self._state.backlog_known(pool, at_ms):
+        if spec is None or not self._may_place(pool, at_ms):
             return
         if pool.shapes_version != fleet.shapes_version:
             pool.reassess(at_ms)
@@ -41,6 +40,24 @@ class Placing:
         pool.note_overload(at_ms, slots)
         if spec.preemption.mode == "hard" and pool.overloaded_ms:
             self._preempting.make_way(pool, spec, at_ms)
+
+    def at_once(self, pool: Pool, job: Job, at_ms: int) -> bool:
+        """Place a newcomer that need not wait; false when it has to join the queue, of whatever comes of that."""
+        request, fleet = job.record.request, pool.fleet
+        if pool.spec is None or request is None or not pool.queue.goes_at_once(job):
+            return False
+        if not self._may_place(pool, at_ms) or pool.shapes_version != fleet.shapes_version:
+            return False
+        decision = fleet.decide(request, at_ms=at_ms, expected_tokens=job.tokens_out, shape=job.shape)
+        if decision.replica is None:
+            return False
+        pool.queue.took_at_once(job, at_ms)
+        self._place(pool, job, None, decision, decision.replica, at_ms)
+        pool.overloaded_ms = 0
+        return True
+
+    def _may_place(self, pool: Pool, at_ms: int) -> bool:
+        return at_ms >= pool.paused_until_ms and self._state.backlog_known(pool, at_ms)
 
     def _fill(self, pool: Pool, slots: Slots, at_ms: int) -> None:
         """Place on the slots that are free: a placement takes one of them, and changes nothing else about replicas."""
@@ -57,11 +74,18 @@ class Placing:
                 is_open = partial(_can_take, fleet, closed)
                 continue
             queue.took(pick, at_ms)
-            self._place(pool, pick, decision, decision.replica, at_ms)
+            self._place(pool, job, pick.passed_over, decision, decision.replica, at_ms)
 
-    def _place(self, pool: Pool, pick: Pick, decision: Decision, replica: Replica, at_ms: int) -> None:
-        job, ledger = pick.job, self._state.ledger
-        before, passed_over = job.record, pick.passed_over
+    def _place(
+        self,
+        pool: Pool,
+        job: Job,
+        passed_over: Priority | None,
+        decision: Decision,
+        replica: Replica,
+        at_ms: int,
+    ) -> None:
+        ledger, before = self._state.ledger, job.record
         chance = pool.chance(job, at_ms)
         if chance < 1.0:
             chance = round(chance, 4)
