@@ -182,10 +182,10 @@ class Clients:
         task, number = ask.request.task_id, self._writer.number()
         gateways = self._gateways_from(ask.gateway if ask.way is Way.STREAM else ask.gateway + 1)
         reading = Reading(self._writer, number, task)
-        left, turn = list(cuts), 0
+        left, turn = list(cuts), 0  # half of the readers of a gateway go on at either of the others
         while not reading.finished and now() < self._give_up_at:
             via = gateways[turn % len(gateways)]
-            turn += 1
+            turn += 1 if int(task[-1], 16) % 2 else -1
             self._writer.write(Opened(at=now(), reader=number, task=task, via=via, cursor=reading.cursor))
             why = ""
             try:
