@@ -52,7 +52,7 @@ class Placing:
         if decision.replica is None:
             return False
         pool.queue.took_at_once(job, at_ms)
-        self._place(pool, job, None, decision, decision.replica, at_ms)
+        self._place(pool, job, decision, decision.replica, at_ms)
         pool.overloaded_ms = 0
         return True
 
@@ -74,16 +74,17 @@ class Placing:
                 is_open = partial(_can_take, fleet, closed)
                 continue
             queue.took(pick, at_ms)
-            self._place(pool, job, pick.passed_over, decision, decision.replica, at_ms)
+            self._place(pool, job, decision, decision.replica, at_ms, passed_over=pick.passed_over)
 
     def _place(
         self,
         pool: Pool,
         job: Job,
-        passed_over: Priority | None,
         decision: Decision,
         replica: Replica,
         at_ms: int,
+        *,
+        passed_over: Priority | None = None,
     ) -> None:
         ledger, before = self._state.ledger, job.record
         chance = pool.chance(job, at_ms)
