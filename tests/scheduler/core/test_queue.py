@@ -12,8 +12,9 @@ from llorch_scheduler.core.job import Job
 from llorch_scheduler.core.queue import Pick, PoolQueue
 from llorch_scheduler.core.shape import Shape
 from llorch_shared.waiting import NOBODY
-from llorch_shared.wire.policy import PreemptionSpec, PrioritySpec
+from llorch_shared.wire.policy import PreemptionSpec, PrioritySpec, TenantLimits
 from llorch_shared.wire.spec import PoolSpec, TimeoutSpec
+from llorch_shared.wire.task import Priority
 from scheduler.queue_world import (
     BATCH,
     FAR,
@@ -351,3 +352,44 @@ def test_equal_histories_give_equal_decisions() -> None:
         return numbers(log)
 
     assert history() == history()
+
+
+def test_who_goes_at_once_pays_and_earns_as_if_it_had_stood_in_line() -> None:
+    def history(*, at_once: bool) -> tuple[list[int], list[tuple[str, Priority, float]], int]:
+        """Tasks that find an empty queue and run on, then a crowd that shows what each flow has paid."""
+        queue = queue_of(pool=policy(tenants={"t1": 4, "t3": 2}))
+        direct = 0
+        for number in range(300):
+            job = waiting(number, f"t{number % 5}", (INTERACTIVE, BATCH)[number % 3 == 0], cost_ms=1 + number * 37 % 91)
+            if at_once and queue.goes_at_once(job):
+                queue.took_at_once(job, number)
+                direct += 1
+            else:
+                queue.push(job, number)
+                assert start(queue, number) is job
+            if number % 4:
+                queue.ended(job, float(number * 53 % 120), 0.0, number)
+        for number in range(300, 400):
+            queue.push(waiting(number, f"t{number % 5}", (INTERACTIVE, BATCH)[number % 2]), number)
+        return numbers(starts(queue, 100, at_ms=400)), list(queue.shares()), direct
+
+    order, shares, direct = history(at_once=True)
+    assert (order, shares) == history(at_once=False)[:2]
+    assert direct > 200
+
+
+@pytest.mark.parametrize(
+    ("pool", "queued"),
+    [
+        (policy(), [waiting(1, "other")]),
+        (policy(tenants={"a": TenantLimits(max_concurrent=8)}), []),
+        (policy(classes=[PrioritySpec(name=INTERACTIVE, rate_limit_rps=5)]), []),
+    ],
+    ids=["somebody waits", "its tenant has a quota", "its class has a rate"],
+)
+def test_who_may_have_to_wait_does_not_go_at_once(pool: PoolSpec, queued: list[Job]) -> None:
+    queue = queue_of([waiting(0)], pool=pool)
+    assert start(queue) is not None
+    for job in queued:
+        queue.push(job, 0)
+    assert not queue.goes_at_once(waiting(2))
