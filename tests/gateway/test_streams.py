@@ -308,6 +308,36 @@ async def test_a_late_reader_is_read_to_in_small_pages_however_large_the_stored_
     assert sum(pages) > 1_000_000
 
 
+async def test_a_late_reader_is_read_from_where_its_stream_begins_in_this_life_of_the_log(
+    cluster: Cluster, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[int] = []
+    read = MemoryBus.page
+
+    async def noted(bus: MemoryBus, *args: Any, **more: Any) -> Any:
+        began.append(more["from_seq"])
+        return await read(bus, *args, **more)
+
+    monkeypatch.setattr(MemoryBus, "page", noted)
+    await cluster.publish(door.lane, await door.submit(), STARTED, tokens(0, 5), end(6))
+    log = await cluster.bus.stream_state(streams.TOK)
+    other = await cluster.gateway()
+    for mark, first in ((f"{log.life}#{log.last_seq}", log.last_seq + 1), ("another life#7", 1), ("", 1)):
+        task = await door.submit()
+        await cluster.record(run_record(task, TaskState.RUNNING, lane=door.lane, token_log=mark))
+        await cluster.publish(door.lane, task, STARTED, tokens(0, 1), end(2))
+        assert (await other.stream(task).end()).names == ["started", "token 1-0", "token 1-1", "end 1-2"]
+        assert began[0] == first
+        began.clear()
+    assert isinstance(other.bus, MemoryBus)
+    other.bus.break_connection()
+    assert other.gateway.log_life.now == ""
+    other.bus.restore_connection()
+    async with asyncio.timeout(15):
+        while other.gateway.log_life.now != log.life:
+            await settle()
+
+
 async def test_a_draining_gateway_serves_all_and_says_that_it_is_not_ready(cluster: Cluster) -> None:
     door = await cluster.gateway(drain_ms=60_000)
     task = await door.submit()

@@ -20,6 +20,7 @@ from llorch_gateway.bus_api import BusApi
 from llorch_gateway.call import Call
 from llorch_gateway.control import application
 from llorch_gateway.entrance import Entrance
+from llorch_gateway.relay.log_life import LogLife
 from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
 from llorch_gateway.resubmissions import Resubmissions
@@ -66,6 +67,7 @@ class Gateway:
             stall_s=wanted.sse_stall_ms / 1000,
             lane=lane,
         )
+        self.log_life: Final = LogLife(bus)
         self._audit: Final = Audit(bus, actor=f"gateway/{self.router.lane}")
         self._resubmissions: Final = Resubmissions(bus, self._audit)
         admissions = Admissions(
@@ -95,6 +97,7 @@ class Gateway:
         self._streams: Final = Streams(
             bus=bus,
             router=self.router,
+            log_life=self.log_life,
             tasks=self.tasks,
             presence=self._presence,
             metrics=metrics,
@@ -130,6 +133,7 @@ class Gateway:
         """Raises BusError."""
         wanted = self._settings.nats
         await self._bus.ensure(streams.base(token_bytes_max=wanted.token_bytes_max, replicas=wanted.replicas))
+        await self.log_life.look()
         await self.router.start()
         await self.snapshot.start()
         await self._presence.start()

@@ -10,6 +10,7 @@ from llorch_gateway.call import Call
 from llorch_gateway.core import record as records
 from llorch_gateway.failures import unavailable
 from llorch_gateway.relay.channel import Seat
+from llorch_gateway.relay.log_life import LogLife
 from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
 from llorch_gateway.relay.stream import Replays, Stream
@@ -18,6 +19,7 @@ from llorch_shared import subjects
 from llorch_shared.bus.port import Bus
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
+from llorch_shared.token_mark import first_seq
 from llorch_shared.wire.frames import Cursor
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Streams:
         *,
         bus: Bus,
         router: Router,
+        log_life: LogLife,
         tasks: Tasks,
         presence: Presence,
         metrics: Metrics,
@@ -59,6 +62,7 @@ class Streams:
     ) -> None:
         self._bus: Final = bus
         self._router: Final = router
+        self._log_life: Final = log_life
         self._tasks: Final = tasks
         self._presence: Final = presence
         self._streams_max: Final = streams_max
@@ -81,6 +85,7 @@ class Streams:
         seat = await self._router.join(task, cursor, local=found.local)
         if record is not None:
             seat.subject = subjects.tokens(record.lane, task)
+            seat.first_seq = seat.replay_from = first_seq(record.token_log, self._log_life.now)
             if records.is_final(record):
                 seat.check_due = True
                 if records.is_cancelled(record):

@@ -1,5 +1,5 @@
-"""Knows where in which life of the token log a stream that begins now lies (`core.token_mark`), and when the log may
-lack what was published: in a cluster nothing is stored between the loss of its leader and the election of the next.
+"""Knows where in which life of the token log a stream that begins now lies (`llorch_shared.token_mark`), and when the
+log may lack what was published: in a cluster nothing is stored between the loss of its leader and the next election.
 
 Asked now and then and after a reconnect, never for a task: a mark that is a little old is only less than it could be.
 """
@@ -7,9 +7,9 @@ Asked now and then and after a reconnect, never for a task: a mark that is a lit
 import logging
 from typing import Final
 
-from llorch_poold.core.token_mark import NOT_KNOWN, mark_of
 from llorch_shared import streams
 from llorch_shared.bus.port import Bus, BusError, StreamState
+from llorch_shared.token_mark import NOT_KNOWN, mark_of
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from llorch_poold.core.failover import Anew, Begin, Complete, GoOn, Plan, Refuse
 from llorch_poold.core.prefix import PrefixGuard, Sent, sent_before
 from llorch_poold.core.retention import KeptFrames
 from llorch_poold.core.seed import seed_of
-from llorch_poold.core.token_mark import holds
 from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import BusError
+from llorch_shared.token_mark import holds
 from llorch_shared.wire.frames import (
     MESSAGE_BYTES_MAX,
     End,

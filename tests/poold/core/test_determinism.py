@@ -1,12 +1,10 @@
-"""Determinism classes, and whether the token log has all of a stream."""
+"""Determinism classes."""
 
 from typing import Any
 
 import pytest
 
 from llorch_poold.core.determinism import cpu_isa, determinism_class, gpu_isa
-from llorch_poold.core.token_mark import holds, mark_of
-from llorch_shared.bus.port import StreamState
 from llorch_shared.wire.registry import Gpu
 
 FACTS: dict[str, Any] = {
@@ -56,23 +54,3 @@ def test_two_equal_cards_are_one_class_and_another_model_is_not() -> None:
     assert gpu_isa([card(0, "H100")]) == gpu_isa([card(1, "H100")])
     assert gpu_isa([card(0, "H100"), card(1, "H200")]) == gpu_isa([card(0, "H200"), card(1, "H100")])
     assert gpu_isa([card(0, "H100")]) != gpu_isa([card(0, "H200")])
-
-
-def state(life: str, first: int, last: int) -> StreamState:
-    return StreamState(messages=last - first + 1, first_seq=first, last_seq=last, life=life)
-
-
-def test_a_log_holds_what_was_stored_since_the_mark() -> None:
-    mark = mark_of(state("2026-11-21T17:00:00.5Z", 3, 70))
-    assert holds(state("2026-11-21T17:00:00.5Z", 3, 90), mark)
-    assert holds(state("2026-11-21T17:00:00.5Z", 71, 90), mark)
-    assert not holds(state("2026-11-21T17:00:00.5Z", 72, 90), mark), "it has forgotten the oldest"
-    assert not holds(state("2026-11-21T18:00:00.5Z", 1, 90), mark), "another life"
-
-
-def test_an_empty_log_and_a_mark_that_says_nothing() -> None:
-    empty = StreamState(messages=0, first_seq=0, last_seq=0, life="a")
-    assert holds(state("a", 1, 5), mark_of(empty))
-    unseen = mark_of(StreamState(messages=0, first_seq=0, last_seq=0))
-    assert not holds(state("a", 1, 5), unseen)
-    assert holds(state("a", 3, 5), ""), "an older release made no mark"

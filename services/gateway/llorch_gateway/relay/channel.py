@@ -30,6 +30,7 @@ class Seat:
         "channel",
         "check_due",
         "closed",
+        "first_seq",
         "heartbeat_due",
         "patience_s",
         "pump",
@@ -47,8 +48,10 @@ class Seat:
         self.channel: Final = channel
         self.reader: Final = reader
         self.arrived: Final = now
+        self.first_seq = 1
+        """Sequence of the token log before which it has nothing of this stream."""
         self.replay_from = 1
-        """Sequence of the stored stream from which the next replay reads …"""
+        """Sequence of the token log from which the next replay reads …"""
         self.replay_near: tuple[float, ...] = ()
         """… or how long before its arrival, for a reader that comes from another gateway: each once, while what it
         misses is not found."""
@@ -178,7 +181,7 @@ class Channel:
         """The bus was away: frames may be missing, and the stored stream may have been made anew."""
         self.kept = None
         for seat in self.seats:
-            seat.replay_from, seat.replay_near = 1, ()
+            seat.first_seq, seat.replay_from, seat.replay_near = 1, 1, ()
             seat.reader.lost()
             seat.wake()
 

@@ -104,7 +104,7 @@ class Stream:
         near = bool(seat.replay_near)
         since = seat.arrived - seat.replay_near[0] if near else None
         seat.replay_near = seat.replay_near[1:]
-        reader.begin_replay(anew=position == 1, near=near)
+        reader.begin_replay(anew=position == seat.first_seq, near=near)
         more = True
         try:
             while more and not (reader.done or seat.closed):
@@ -132,7 +132,7 @@ class Stream:
             seat.replay_near = ()
             self._pace_s, self._missing_since = 0.0, None
         elif near:
-            seat.replay_from = 1
+            seat.replay_from = seat.first_seq
         else:
             self._again_later(progress=reader.next_index > before)
 

@@ -1,7 +1,8 @@
 """Whether the token log still has all of a stream: it is memory, and it forgets its oldest messages first.
 
 A mark is written into the run record by the claim of the first attempt: which life of the log it was, and a sequence
-that lies before the stream's first frame. A later attempt compares it with the log as it is then.
+that lies before the stream's first frame. A later attempt compares it with the log as it is then, and who reads the
+stream need not look before it.
 """
 
 from typing import Final
@@ -24,3 +25,9 @@ def holds(state: StreamState, mark: str) -> bool:
         return True
     life, _, seq = mark.rpartition("#")
     return bool(life) and life == state.life and state.first_seq <= int(seq) + 1
+
+
+def first_seq(mark: str, life: str) -> int:
+    """The sequence before which this life of the log has nothing of the stream; 1 where the mark does not tell."""
+    marked, _, seq = mark.rpartition("#")
+    return int(seq) + 1 if marked and marked == life else 1
