@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 TOKENS = 2000
 RATE = 40
+SLOTS = 4
+"""Of each node."""
 RESTARTS = 3
 
 
@@ -55,11 +57,12 @@ async def until(system: System, what: str, question: Callable[[], Awaitable[bool
 
 
 async def running_on(system: System, node: str, tokens: int = TOKENS) -> str:
-    """A task that streams on this node; the scheduler gives it one of several."""
-    tasks = [(await system.client().submit(max_tokens=tokens, prompt=f"task {number}")).task_id for number in range(4)]
+    """A task that streams on this node: so many are begun that every slot of both nodes has one."""
+    count = 2 * SLOTS
+    tasks = [(await system.client().submit(max_tokens=tokens, prompt=f"{number}")).task_id for number in range(count)]
     await asyncio.gather(*(system.client().read(task, tokens_max=3) for task in tasks))
     found = [task for task in tasks if (await run_of(system, task)).node_id == node]
-    assert found, "tasks are spread over replicas that are equal"
+    assert found, "no slot of this node was taken"
     await asyncio.gather(*(system.client().cancel(task) for task in tasks if task != found[0]))
     return found[0]
 
@@ -91,7 +94,7 @@ async def engines_are(system: System, count: int) -> None:
 async def test_a_node_that_slept_or_was_cut_off_says_nothing_more_and_leaves_nothing_behind(
     tmp_path: Path, links: list[Link]
 ) -> None:
-    pool = mock_pool(replicas=1, slots=4, rate=RATE)
+    pool = mock_pool(replicas=1, slots=SLOTS, rate=RATE)
     system = System(tmp_path, pools=[pool], nodes=2)
     link = Link(free_port(), system.nats.port)
     links.append(link)
@@ -122,7 +125,7 @@ async def test_a_node_that_slept_or_was_cut_off_says_nothing_more_and_leaves_not
         (engine,) = system.engines_of("poold-2")
         link.cut()
         await until(system, "another attempt to speak", lambda: says(heard, task, 2))
-        await system.put_pool(mock_pool(replicas=1, slots=4, rate=RATE, nodes=("node-1",)))
+        await system.put_pool(mock_pool(replicas=1, slots=SLOTS, rate=RATE, nodes=("node-1",)))
         assert system.engines_of("poold-2") == [engine]
         link.mend()
         await engines_are(system, 1)
@@ -138,7 +141,7 @@ async def test_a_node_that_slept_or_was_cut_off_says_nothing_more_and_leaves_not
             await system.restart("poold-2", wait_ready=False)
         await system.replicas_ready(pool.id, 2)
         await engines_are(system, 2)
-        task = await running_on(system, "node-2", tokens=30)
+        task = await running_on(system, "node-2", tokens=120)
         (await follow(system.clients, task)).check()
         assert (await run_of(system, task)).state is TaskState.DONE
 
