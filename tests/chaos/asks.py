@@ -70,12 +70,9 @@ def make_asks(seed: int, seconds: float, *, per_s: float, shape: Shape | None = 
         asks.append(_ask(rnd, round(at_s, 3), shape))
 
 
-def _ask(rnd: random.Random, at_s: float, shape: Shape) -> Ask:
-    task = str(uuid.UUID(int=rnd.getrandbits(128), version=4))
-    pool = rnd.choice(shape.pools)
-    tokens = rnd.choice(TOKENS)
-    way = rnd.choice(tuple(Way))
-    request = task_request(
+def request_of(rnd: random.Random, task: str, pool: str, tokens: int) -> TaskRequest:
+    """A strict task for this pool, of any class."""
+    return task_request(
         task_id=task,
         session_id=str(uuid.UUID(int=rnd.getrandbits(128), version=4)),
         prompt=prompt_of(task),
@@ -83,6 +80,16 @@ def _ask(rnd: random.Random, at_s: float, shape: Shape) -> Ask:
         deadline_ms=DEADLINE_MS,
         priority=rnd.choice(tuple(Priority)),
         placement={"mode": "pin", "pin_pool_id": pool},
+    )
+
+
+def _ask(rnd: random.Random, at_s: float, shape: Shape) -> Ask:
+    task = str(uuid.UUID(int=rnd.getrandbits(128), version=4))
+    pool = rnd.choice(shape.pools)
+    tokens = rnd.choice(TOKENS)
+    way = rnd.choice(tuple(Way))
+    request = msgspec.structs.replace(
+        request_of(rnd, task, pool, tokens),
         determinism=rnd.choice(tuple(Determinism)),
         failover=rnd.choices(tuple(Failover), (4, 3, 1))[0],
         output_mode=rnd.choices((OutputMode.TEXT, OutputMode.JSON), (9, 1))[0],

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from chaos.asks import DEADLINE_MS, Ask, Way, prompt_of
+from chaos.asks import Ask, Way, request_of
 from chaos.evidence import Evidence
 from chaos.goals import Goal, gateways_goals, ids_goals, real_goals, schedulers_goals
 from chaos.leases import LeaseSeen
@@ -20,8 +20,7 @@ from chaos.plan import Fault, FaultKind, Shape, make_plan
 from chaos.real import MODEL, again
 from chaos.run import Planned
 from chaos.stage import Stage
-from llorch_shared.wire.task import Engine, Priority
-from support.client import task_request
+from llorch_shared.wire.task import Engine
 
 ID_FAULTS: Final = (
     FaultKind.KILL,
@@ -50,15 +49,7 @@ def _ask(rnd: random.Random, shape: Shape, *, at_s: float, tokens: int, readers:
     pool = rnd.choice(shape.pools)
     return Ask(
         at_s=round(at_s, 3),
-        request=task_request(
-            task_id=task,
-            session_id=str(uuid.UUID(int=rnd.getrandbits(128), version=4)),
-            prompt=prompt_of(task),
-            max_tokens=tokens,
-            deadline_ms=DEADLINE_MS,
-            priority=rnd.choice(tuple(Priority)),
-            placement={"mode": "pin", "pin_pool_id": pool},
-        ),
+        request=request_of(rnd, task, pool, tokens),
         pool=pool,
         tenant="default",
         way=way,
