@@ -102,6 +102,10 @@ class PooldSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     drain_timeout_ms: Annotated[int, Meta(ge=0)] = 30_000
     frames_kept_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024
     """Frames of running and just-ended tasks kept to be published again after a bus restart."""
+    cut_off_grace_ms: Annotated[int, Meta(ge=0)] = 60_000
+    """A node that cannot reach the bus goes on generating for this long after its registry keys have expired, then
+    ends its engine calls. After a restart of the bus or of its machine, which takes less, its streams go on whole; in
+    a longer partition its tasks run elsewhere, and its engines would work for nobody."""
     metrics_addr: str = "127.0.0.1:0"
 
 

@@ -49,8 +49,9 @@ async def until_lost(node: NodeHarness) -> None:
 
 async def again(node: NodeHarness, task: Placed) -> Placed:
     run, _ = await node.run_of(task.task_id)
-    resumed = await node.place(task.run.request, attempt=run.attempt + 1)
-    return await node.until_ended(resumed)
+    if run.state is TaskState.PLACED:
+        return await node.until_ended(await node.resume(task))
+    return await node.until_ended(await node.place(task.run.request, attempt=run.attempt + 1))
 
 
 async def test_a_sampled_stream_goes_on_from_its_prompt_and_its_text(nats_server: NatsServer, tmp_path: Path) -> None:

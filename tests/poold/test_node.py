@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from llorch_poold import ownership
 from llorch_poold.gpu.probe import GpuReport
 from llorch_poold.mock_generation import text_of
 from llorch_poold.outlet import fence_clock
@@ -36,6 +37,13 @@ def sample(node: NodeHarness, metric: str) -> float:
 async def until_given_back(node: NodeHarness, task_id: str) -> None:
     async with asyncio.timeout(10):
         while (await node.run_of(task_id))[0].state is not TaskState.RUNNING or _cores(node):
+            await asyncio.sleep(0.01)
+
+
+async def until_placed(node: NodeHarness, task_id: str) -> None:
+    """The node itself has put it back."""
+    async with asyncio.timeout(15):
+        while (await node.run_of(task_id))[0].replica_id:
             await asyncio.sleep(0.01)
 
 
@@ -249,12 +257,24 @@ async def test_a_broken_stream_is_given_back_and_not_ended(
         ready = await node.ready()
         await node.fault(**fault, times=1)
         task = await node.place(max_tokens=20)
-        await until_given_back(node, task.task_id)
-        await until_free(node)
-        again = await node.place(task.run.request, attempt=2)
+        await until_placed(node, task.task_id)
+        again = await node.resume(task)
+        assert (again.run.attempt, again.run.preemptions) == (2, 0)
         await node.until_ended(again)
         assert [token["i"] for token in again.tokens] == list(range(20))
         assert (await node.ready()).incarnation == ready.incarnation
+        await node.until_audited(task.task_id, "running", "requeued", "running", "done")
+
+
+async def test_a_stream_that_breaks_again_waits_for_the_scheduler(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=200)]) as node:
+        await node.ready()
+        await node.fault(kind="reset", after=4, times=1)
+        task = await node.place(max_tokens=20, attempt=2)
+        await until_given_back(node, task.task_id)
+        await until_free(node)
+        run, _ = await node.run_of(task.task_id)
+        assert (run.state, run.attempt) == (TaskState.RUNNING, 2)
 
 
 async def test_a_busy_engine_is_asked_again(nats_server: NatsServer, tmp_path: Path) -> None:
@@ -402,6 +422,40 @@ async def test_a_node_whose_keys_may_have_expired_is_silent_and_lets_go_before_i
         assert sorted({token["i"] for token in kept.tokens}) == list(range(150))
         assert core.outcome is not None
         assert sample(node, "node_fenced") == 0
+    await link.close()
+
+
+async def test_a_node_that_is_cut_off_for_long_ends_its_engine_calls(
+    nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "LOOK_FIRST_S", 0.2)
+    link = Link(free_port(), nats_server.port)
+    await link.start()
+    pools = [mock_pool(rate=40, slots=2)]
+    async with NodeHarness(nats_server, tmp_path, pools=pools, node_url=link.url, cut_off_grace_ms=0) as node:
+        await node.ready()
+        taken, kept = await node.place(max_tokens=1000), await node.place(max_tokens=1000, seed=1)
+        await node.until_tokens(taken, 2)
+        await node.until_tokens(kept, 2)
+        link.cut()
+        await node.until("the replica's key to expire", lambda: not node.replicas)
+        run, seq = await node.run_of(taken.task_id)
+        again = msgspec.structs.replace(run, attempt=2, state=TaskState.PLACED, replica_id="mock-node-2-1", node_id="")
+        await node.bus.store(subjects.run(taken.task_id), msgspec.json.encode(again), expect_seq=seq)
+        async with asyncio.timeout(15):
+            while await node.busy_slots():
+                await asyncio.sleep(0.05)
+        sent = max(core.tokens_out for core in _cores(node) if core.run.task_id == kept.task_id)
+        link.mend()
+        await until_placed(node, kept.task_id)
+        assert (await node.run_of(taken.task_id))[0] == again
+        told = {token["i"] for token in kept.tokens}
+        assert told == set(range(sent)), "what readers lacked was said before the task was given back"
+        back, _ = await node.run_of(kept.task_id)
+        assert (back.attempt, back.preemptions) == (2, 0)
+        await until_free(node)
+        await node.cancel(kept.task_id)
+        await node.until_ended(await node.resume(kept))
     await link.close()
 
 

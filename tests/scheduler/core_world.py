@@ -319,6 +319,16 @@ class World:
                 return bool(self.cas(back, request.run_seq))
         return False
 
+    def give_back(self, replica_id: str, task: str) -> bool:
+        """The engine garbled it and lives: the slot is free, then the record says that nobody has the task. Only of a
+        first attempt; a later one is just not listed any more."""
+        seq = self.replicas[replica_id].held.pop(task)
+        record, stands = self.runs[task]
+        if record.attempt - record.preemptions > 1:
+            return False
+        back = msgspec.structs.replace(off_replica(record), state=TaskState.PLACED, attempt=record.attempt + 1)
+        return seq == stands and bool(self.cas(back, seq))
+
     def finish(self, replica_id: str, task: str, state: TaskState = TaskState.DONE) -> bool:
         """The engine's slot is free, then the record is final; false when somebody else has the task by now."""
         seq = self.replicas[replica_id].held.pop(task)

@@ -164,7 +164,7 @@ class NodeHarness:
         await self.node_bus.ensure(streams.base())
         self.audit = Audit(self.node_bus, actor="poold/test", gather_s=0.001)
         self.audit.start()
-        fence = Fence(streams.REGISTRY_TTL_S)
+        fence = Fence(streams.REGISTRY_TTL_S, grace_s=self.settings.poold.cut_off_grace_ms / 1000)
         self.context = NodeContext(
             node_id="node-1",
             bus=self.node_bus,

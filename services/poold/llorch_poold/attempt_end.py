@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from llorch_poold.core.audit import audit_of, preemption_of
-from llorch_poold.core.task import Cancelled, Failed, Finished, Preempted, TaskCore
+from llorch_poold.core.audit import audit_of, preemption_of, requeue_of
+from llorch_poold.core.task import Cancelled, Failed, Finished, Lost, Preempted, TaskCore
 from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_poold.task_voice import TaskVoice
 from llorch_poold.token_stream import BacklogUnread, TokenStream
@@ -55,6 +55,15 @@ class AttemptEnd:
             await self._make_way(outcome, measured)
         else:
             await self._finish(outcome, measured)
+
+    async def give_back(self, outcome: Lost) -> None:
+        """Another attempt may begin at once. Not while the node may not speak: what readers lack of this attempt is
+        published first. Nothing is said on the stream, where the next attempt announces itself."""
+        await self._node.outlet.wait_open()
+        self._core.released()
+        record = self._core.given_back_record()
+        if await self._store(record):
+            self._audit = requeue_of(record, self._core.seq, self._node.node_id, at_ms=_now_ms(), reason=outcome.again)
 
     async def audit(self) -> None:
         """Record the end of this attempt, if it has stored one."""

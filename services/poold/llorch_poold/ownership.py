@@ -3,7 +3,7 @@
 After a gap, in this order: the streams stand and every key is confirmed again; the run records of the tasks here are
 read, and what others took over is let go; what the node kept of the others is published again. Only then new frames
 follow. What the connection had not sent when a key was not confirmed in time is dropped with the connection: it would
-leave late.
+leave late. A gap that lasts so long that others must have the tasks ends their engine calls here.
 
 Not here: when the fence may open (`core/fence.py`), what a task does that is no longer ours (`task_run.py`).
 """
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import Final
 
 from llorch_poold.core.retention import KeptFrames
@@ -24,6 +25,8 @@ from llorch_shared.logs import narrate
 log = logging.getLogger(__name__)
 
 RETRY_S: Final = 0.05
+LOOK_FIRST_S: Final = 2.0
+"""A node that slept tries to reach the bus for so long before it takes its tasks for somebody else's."""
 
 
 class _Gap(Exception):
@@ -98,18 +101,32 @@ class Ownership:
 
     async def _until_closed(self) -> None:
         while (left := self._fence.until - fence_clock()) > 0:
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._changed.wait()
+            await self._until_changed(left)
         self._fence.look(fence_clock())
+
+    async def _until_changed(self, left_s: float) -> bool:
+        """At most so long; false when nothing did."""
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(left_s if left_s < inf else None):
+                await self._changed.wait()
+        return self._changed.is_set()
+
+    def _let_go(self) -> None:
+        """Others have these tasks: their slots and the work of the engines are wasted on them. What has ended here, and
+        only waits to be stored, is left to the compare-and-set."""
+        runs = [run for run in self._runs() if run.let_go("its node was cut off for so long that others must have it")]
+        if runs:
+            self._tell(f"cut off for too long: {len(runs)} tasks are no longer asked of the engines", logging.WARNING)
 
     async def _until_open(self) -> int:
         """How many messages were published again."""
         while True:
             while not (self._standing and self._fence.holds(fence_clock())):
-                self._changed.clear()
-                await self._changed.wait()
+                left_s = self._fence.given_away_at - fence_clock()
+                changed = await self._until_changed(max(left_s, LOOK_FIRST_S))
+                if not changed and left_s <= 0:
+                    self._let_go()
             try:
                 published = await self._take_up(self._fence.epoch)
             except (BusError, _Gap) as error:

@@ -47,7 +47,7 @@ async def serve(settings: Settings, environment: Mapping[str, str], password: Se
             target=orphan.replica_id,
             level=logging.WARNING,
         )
-    fence = Fence(streams.REGISTRY_TTL_S)
+    fence = Fence(streams.REGISTRY_TTL_S, grace_s=settings.poold.cut_off_grace_ms / 1000)
     try:
         bus = await unless_stopped(
             stop,

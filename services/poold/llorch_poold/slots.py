@@ -81,7 +81,7 @@ class Slots:
             if self.runs.get(run.slot) is run:
                 del self.runs[run.slot]
             self._freed.set()
-            if run.phase is Phase.DROPPED:
+            if run.left:
                 self._dropped()
         await run.audit()
 
@@ -92,6 +92,10 @@ class Slots:
             asyncio.get_running_loop().call_soon(run.on_failure, EngineBroke("the engine is gone"))
             return _NoGeneration()
         return self._life.submit(call, run)
+
+    @property
+    def engine_lives(self) -> bool:
+        return self._life is not None and self._life.alive
 
     async def prompt_tokens(self, prompt: str) -> int:
         if self._life is None:

@@ -66,6 +66,9 @@ class Host(Protocol):
 
     def submit(self, call: GenerationCall, run: "TaskRun") -> Generation: ...
 
+    @property
+    def engine_lives(self) -> bool: ...
+
     async def prompt_tokens(self, prompt: str) -> int:
         """Raises EngineBroke."""
 
@@ -115,6 +118,11 @@ class TaskRun:
     @property
     def phase(self) -> Phase:
         return self._core.phase
+
+    @property
+    def left(self) -> bool:
+        """The task is not this replica's any more, and has not ended here."""
+        return self._core.phase is Phase.DROPPED or isinstance(self._core.outcome, Lost)
 
     async def run(self) -> None:
         """Claim, generate, end. Returns when this node has nothing more to do with the task."""
@@ -169,6 +177,10 @@ class TaskRun:
     def lose(self, reason: str) -> None:
         """The engine is gone, or must go."""
         self._conclude(Lost(reason))
+
+    def let_go(self, reason: str) -> bool:
+        """The node was cut off for too long. Returns whether the attempt ends by it: what has an outcome keeps it."""
+        return self._conclude(Lost(reason, again="node_cut_off"))
 
     async def reconnected(self) -> None:
         """What was written while nobody here listened: another attempt has the task, or somebody wants it cancelled.
@@ -351,7 +363,7 @@ class TaskRun:
             self._busy = True
             self._concluded.set()
         else:
-            self.lose(str(failure))
+            self._conclude(Lost(str(failure), again="engine_failed"))
 
     def _on_first_token(self) -> None:
         self._facts.pace.first_token(self._clock.first_token_s)
@@ -366,12 +378,13 @@ class TaskRun:
         facts = self._facts
         self._conclude(Failed(error_body(code, message, engine=facts.engine, pool_id=facts.pool_id, detail=detail)))
 
-    def _conclude(self, outcome: Outcome) -> None:
+    def _conclude(self, outcome: Outcome) -> bool:
         if not self._core.conclude(outcome):
-            return
+            return False
         if not isinstance(outcome, Finished) and self._generation is not None:
             self._generation.abort()
         self._concluded.set()
+        return True
 
     async def _finish(self) -> None:
         assert self._core.outcome is not None
@@ -379,14 +392,22 @@ class TaskRun:
             await self._host.free_slot(self.slot)
         outcome = self._core.outcome
         if isinstance(outcome, Lost):
-            self._core.dropped()
-            says = f"is lost by replica {self._facts.replica_id}: {outcome.reason}"
-            self._voice.tell("task.lost", says, level=logging.WARNING)
-            self._stream.lost(asyncio.get_running_loop().time())
+            await self._leave(outcome)
             return
         cancel_ms = await self._cancel_took_ms(_now_ms()) if isinstance(outcome, Cancelled) else None
         measured = Measured(self._clock.decode_s, self._first_token_ms, cancel_ms, self._preempt_asked_ms)
         await self._end.settle(outcome, measured)
+
+    async def _leave(self, outcome: Lost) -> None:
+        says = f"is lost by replica {self._facts.replica_id}: {outcome.reason}"
+        self._voice.tell("task.lost", says, level=logging.WARNING)
+        try:
+            if self._core.gives_back() and self._host.engine_lives:
+                await self._end.give_back(outcome)
+            else:
+                self._core.dropped()
+        finally:
+            self._stream.lost(asyncio.get_running_loop().time())
 
     async def _cancel_took_ms(self, free_ms: int) -> int | None:
         """From the stored wish until the slot was free. It was stored by the clock of the bus, which may be ahead."""

@@ -1,6 +1,7 @@
 """When a node may speak: situations of renewals, pauses and lost connections, with time as an argument."""
 
 import random
+from math import inf
 
 from llorch_poold.core.fence import FENCE_SHARE, Fence
 
@@ -94,6 +95,21 @@ def test_a_lapse_is_told_once() -> None:
     assert not fence.look(1.0)
     assert fence.look(TRUST)
     assert not fence.look(TRUST + 1)
+
+
+def test_its_tasks_are_its_own_until_a_key_has_expired_and_the_grace_is_over() -> None:
+    fence = Fence(TTL, grace_s=10.0)
+    assert fence.given_away_at == inf, "what was never told is nobody else's"
+    fence.renewed("node", 0.0, 0.1)
+    fence.renewed("replica", 1.0, 1.1)
+    assert fence.open(fence.epoch, 1.1)
+    fence.close()
+    assert fence.given_away_at == TTL + 10.0, "the loss of the connection takes nothing back that was confirmed"
+    fence.renewed("node", 6.0, 6.1)
+    assert fence.given_away_at == 1.0 + TTL + 10.0
+    fence.left("replica")
+    assert fence.given_away_at == 6.0 + TTL + 10.0
+    assert Fence(TTL).given_away_at == inf
 
 
 def test_no_order_of_events_lets_a_node_speak_whose_keys_may_have_expired() -> None:

@@ -5,7 +5,7 @@ import random
 import msgspec
 import pytest
 
-from llorch_poold.core.audit import audit_of, preemption_of
+from llorch_poold.core.audit import audit_of, preemption_of, requeue_of
 from llorch_poold.core.seed import SEED_SPACE, seed_of
 from llorch_poold.core.task import (
     Cancelled,
@@ -66,6 +66,33 @@ def test_where_and_on_what_a_stream_began_is_told_by_the_first_attempt_alone() -
     again = msgspec.structs.replace(first, state=TaskState.PLACED, attempt=2)
     second = claim_record(again, now_ms=6, **{**CLAIM, "determinism_class": "c2", "token_log": "b#9"})
     assert (second.determinism_class, second.token_log) == ("c1", "a#7")
+
+
+def test_the_first_lost_attempt_is_given_back_as_the_scheduler_would_take_it_back() -> None:
+    core = running()
+    assert core.conclude(Lost("garbage", again="engine_failed"))
+    assert core.gives_back()
+    core.released()
+    record = core.given_back_record()
+    assert (record.state, record.attempt, record.preemptions) == (TaskState.PLACED, 2, 0)
+    assert (record.replica_id, record.node_id, record.incarnation, record.started_ms) == ("", "", "", 0)
+    assert (record.determinism_class, record.token_log) == ("c1", "a#7")
+    audit = requeue_of(record, 9, "n", at_ms=7, reason="engine_failed")
+    assert (audit.event, audit.attempt, audit.run_seq, audit.detail) == ("requeued", 2, 9, {"reason": "engine_failed"})
+
+
+@pytest.mark.parametrize(
+    ("attempt", "preemptions", "again", "gives_back"),
+    [(1, 0, "engine_failed", True), (3, 2, "engine_failed", True), (2, 0, "engine_failed", False), (1, 0, "", False)],
+)
+def test_what_is_lost_again_waits_for_the_scheduler(
+    attempt: int, preemptions: int, again: str, gives_back: bool
+) -> None:
+    placed = msgspec.structs.replace(PLACED, attempt=attempt, preemptions=preemptions)
+    core = TaskCore(placed, 4)
+    core.claimed(claim_record(placed, now_ms=5, **CLAIM), 5)
+    core.conclude(Lost("garbage", again=again))
+    assert core.gives_back() is gives_back
 
 
 def test_an_attempt_that_goes_on_counts_the_stream() -> None:

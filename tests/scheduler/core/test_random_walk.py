@@ -1,8 +1,8 @@
 """Whatever happens, in whatever order: no task is lost or in two places, order and bounds are kept, each ends once.
 
 A step is anything that can happen to a scheduler: arrivals, duplicates, cancels, claims, endings, engines and nodes
-that die, writes that fail before, between and after their steps, late news, takeovers with a predecessor that still
-writes, policies that change, running tasks that are asked to make way and do or do not.
+that die, engines that garble, writes that fail before, between and after their steps, late news, takeovers with a
+predecessor that still writes, policies that change, running tasks that are asked to make way and do or do not.
 """
 
 import random
@@ -83,12 +83,14 @@ class Walk:
             self.write_floor,
             self.long_tick,
             *[self.stop] * 3,
+            *[self.give_back] * 2,
             self.respec,
         ]
         if hurried:
             self.steps = [step for step in self.steps if step not in (self.long_tick, self.finish, self.report)]
             self.steps += [*[self.claim] * 20, *[self.perform] * 20, *[self.hear] * 30, *[self.stop] * 10, self.finish]
         self.asked: list[PreemptRequest] = []
+        self.gave_back = 0
         for replica in REPLICAS:
             self.replica(replica)
 
@@ -180,6 +182,12 @@ class Walk:
         if held := sorted(self.world.replicas[name].held):
             self.world.finish(name, self.dice.choice(held))
 
+    def give_back(self) -> None:
+        """A node's engine has garbled a task and lives."""
+        name = self.dice.choice(list(REPLICAS))
+        if held := sorted(self.world.replicas[name].held):
+            self.gave_back += self.world.give_back(name, self.dice.choice(held))
+
     def report(self) -> None:
         self.world.now += self.dice.choice([10, 900])
         self._of_a_living_replica(self.world.replica)
@@ -244,9 +252,11 @@ def test_any_short_walk_loses_nothing_and_ends_everything_once(dice: random.Rand
 
 
 def test_a_walk_in_a_hurry_loses_nothing_that_was_stopped() -> None:
-    stopped = 0
+    stopped = gave_back = 0
     for seed in range(4):
         walk = Walk(random.Random(seed), hurried=True)
         walk.run(4_000)
         stopped += sum(isinstance(each, Preempted) for each in walk.world.told)
+        gave_back += walk.gave_back
     assert stopped >= 8
+    assert gave_back >= 8

@@ -217,6 +217,28 @@ def test_a_task_that_a_replica_no_longer_lists_is_taken_back_only_after_a_while(
     assert effect.reason == "not_listed"
 
 
+def test_a_task_that_its_node_gave_back_is_placed_again_at_once_and_only_once(world: World) -> None:
+    world.replica(slots=1)
+    world.admit(1)
+    world.settle()
+    world.claim()
+    world.replica()
+    world.settle()
+    assert world.give_back("r1", task_id(1))
+    world.settle()
+    assert world.state(1) == "placed"
+    assert not world.replicas["r1"].placements, "its slot is not free before the replica says so"
+    world.replica()
+    world.settle()
+    ((record, _),) = world.replicas["r1"].placements
+    assert (record.task_id, record.attempt) == (task_id(1), 2)
+    world.tick(world.limits.missing_ms)
+    world.replica()
+    world.settle()
+    assert len(world.replicas["r1"].placements) == 1
+    assert world.runs[task_id(1)][0].attempt == 2
+
+
 def test_a_task_that_lost_all_its_attempts_fails() -> None:
     world = World(limits=Limits(attempts_max=1))
     world.replica("r1")

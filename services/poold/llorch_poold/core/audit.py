@@ -43,6 +43,23 @@ def audit_of(run: RunRecord, seq: int, node_id: str) -> AuditRecord:
     )
 
 
+def requeue_of(run: RunRecord, seq: int, node_id: str, *, at_ms: int, reason: str) -> AuditRecord:
+    """`run` was given back and stored at `seq`: what the scheduler would have said, had it taken the task back."""
+    return AuditRecord(
+        event=AuditEvent.REQUEUED,
+        task_id=run.task_id,
+        at_ms=at_ms,
+        actor=f"poold/{node_id}",
+        correlation_id=run.correlation_id,
+        tenant=run.tenant,
+        channel=run.channel,
+        pool_id=run.pool_id,
+        attempt=run.attempt,
+        run_seq=seq,
+        detail={"reason": reason},
+    )
+
+
 def preemption_of(
     before: RunRecord, after: RunRecord, seq: int, *, at_ms: int, stop_ms: int, urgent_task_id: str
 ) -> AuditRecord:

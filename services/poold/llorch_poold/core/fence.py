@@ -6,6 +6,10 @@ A key is trusted for `FENCE_SHARE` of its TTL after the *start* of its last conf
 before the server lets the key expire. Keys that are confirmed again do not open the fence: what others took over in
 between has to be let go first, and only who began to read after the last gap has read enough (`epoch`).
 
+A node that stays cut off goes on with its tasks for a while: after a restart of the bus they are its own as before,
+and only their tokens were late. Once the server must have let a key expire, and a grace has passed, others have them,
+and its engines work for nobody (`given_away_at`).
+
 Times are seconds of one monotonic clock that goes on while the process is stopped. What holds a frame back compares
 `until` with the time, and nothing else.
 """
@@ -19,10 +23,15 @@ FENCE_SHARE: Final = 0.8
 class Fence:
     """Closed at first."""
 
-    __slots__ = ("_keys", "_trust_s", "epoch", "until")
+    __slots__ = ("_grace_s", "_keys", "_last", "_trust_s", "_ttl_s", "epoch", "until")
 
-    def __init__(self, ttl_s: float) -> None:
+    def __init__(self, ttl_s: float, *, grace_s: float = inf) -> None:
+        """`grace_s`: how long after a key's expiry its tasks are still taken for the node's own."""
+        self._ttl_s: Final = ttl_s
+        self._grace_s: Final = grace_s
         self._trust_s: Final = FENCE_SHARE * ttl_s
+        self._last: Final[dict[str, float]] = {}
+        """Registry key → start of its last confirmed renewal, whatever became of the connection since."""
         self._keys: Final[dict[str, float]] = {}
         """Registry key → start of its last confirmed renewal; minus infinity when it has to be confirmed again."""
         self.until = -inf
@@ -36,13 +45,14 @@ class Fence:
         before = self._keys.get(key)
         if before is not None and started - before >= self._trust_s:
             self._gap()
-        self._keys[key] = started
+        self._keys[key] = self._last[key] = started
         if self.until > -inf:
             self.until = self._trusted_until()
 
     def left(self, key: str) -> None:
         """The key is given up, and nothing depends on it any more."""
         self._keys.pop(key, None)
+        self._last.pop(key, None)
         if self.until > -inf:
             self.until = self._trusted_until()
 
@@ -69,6 +79,11 @@ class Fence:
             return False
         self.until = self._trusted_until()
         return True
+
+    @property
+    def given_away_at(self) -> float:
+        """From then on the node's tasks are taken for somebody else's, if no key is confirmed before."""
+        return min(self._last.values(), default=inf) + self._ttl_s + self._grace_s
 
     def _gap(self) -> None:
         self.until = -inf

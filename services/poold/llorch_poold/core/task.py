@@ -3,6 +3,8 @@
     claiming ─▶ calling ─▶ streaming ─▶ releasing ─▶ storing ─▶ ended
         └─▶ dropped (somebody else has it)    └─▶ dropped (lost: the scheduler places it again)
 
+A lost task whose engine lives is given back: stored as placed on no replica, then ended here.
+
 The first outcome wins and nothing that comes after it changes it: a cancel that comes after the engine's last frame
 is too late, and a last frame that comes after a cancel is not shown. No token is taken once there is an outcome.
 One exception: a preempted task is not over, so a cancel that comes while its slot is released ends it after all.
@@ -66,9 +68,12 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """This replica cannot go on with it; nothing is stored, the scheduler decides about another attempt."""
+    """This replica cannot go on with it; the scheduler decides about another attempt."""
 
     reason: str
+    again: str = ""
+    """Why the node itself asks for another attempt, as the audit says it. Empty: the replica's record tells the
+    scheduler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,18 +192,28 @@ class TaskCore:
         kept; `resume_from` tokens of its stream were sent."""
         check_move(self.run.state, TaskState.PLACED)
         return msgspec.structs.replace(
-            self.run,
-            state=TaskState.PLACED,
+            self._off_replica(),
             attempt=self.run.attempt + 1,
             preemptions=self.run.preemptions + 1,
-            replica_id="",
-            node_id="",
-            incarnation="",
-            placed_ms=0,
-            started_ms=0,
             tokens_in=self.tokens_in,
             tokens_out=resume_from,
             restarted_at=self.restarted_at,
+        )
+
+    def gives_back(self) -> bool:
+        """Whether this lost attempt is given back at once. Only the first: a replica that garbles everything would use
+        up all attempts in a blink, so the scheduler takes the later ones back in its own time."""
+        lost = self.run.attempt - self.run.preemptions
+        return isinstance(self.outcome, Lost) and bool(self.outcome.again) and lost == 1
+
+    def given_back_record(self) -> RunRecord:
+        """The run record of a task that is given back: placed on no replica, as if the scheduler had taken it back."""
+        check_move(self.run.state, TaskState.PLACED)
+        return msgspec.structs.replace(self._off_replica(), attempt=self.run.attempt + 1)
+
+    def _off_replica(self) -> RunRecord:
+        return msgspec.structs.replace(
+            self.run, state=TaskState.PLACED, replica_id="", node_id="", incarnation="", placed_ms=0, started_ms=0
         )
 
     def _move(self, after: Phase) -> None:
