@@ -452,9 +452,9 @@ def test_a_replay_that_was_refused_knows_who_spoke_at_that_place() -> None:
     assert [event.id for event in split_events(reader.take()) if event.id] == ["1-0", "1-1", "1-2", "2-3"]
 
 
-def near(reader: Reader, *stored: bytes, live: bytes = b"") -> bool:
-    """Replay from late in the stored stream; `live` comes meanwhile."""
-    reader.begin_replay(anew=False, near=True)
+def near(reader: Reader, *stored: bytes, live: bytes = b"", named: int = 1) -> bool:
+    """Replay from late in the stored stream; `live` comes meanwhile, and the record named an attempt before."""
+    reader.begin_replay(anew=False, near=named)
     if live:
         give(reader, live)
     for data in stored:
@@ -513,6 +513,79 @@ def test_the_end_is_found_near_the_end() -> None:
     assert seen(reader) == ["end 1-5"]
 
 
+def repeats(count: int, attempt: int = 2) -> bytes:
+    return frames.encode_metrics(frames.Metrics(attempt=attempt, kv_migrated=False, tokens_out=count))
+
+
+def preempted(index: int, attempt: int = 2) -> bytes:
+    return frames.encode_metrics(frames.Metrics(attempt=attempt, preempted=True, resume_from=index))
+
+
+def in_step_at(reader: Reader, stored: bytes, *live: bytes, named: int = 1) -> bool:
+    """`stored` is the last frame that the stored stream has; `live` comes meanwhile."""
+    reader.begin_replay(near=named)
+    give(reader, *live)
+    reader.tip(stored)
+    return reader.end_replay()
+
+
+def test_a_reader_that_has_all_is_in_step_by_the_last_frame_alone() -> None:
+    for named, stored, following in (
+        (1, token(4), token(5)),
+        (1, tokens(3, 4), token(5)),
+        (2, token(4), token(5, 2)),
+        (2, goes_on(5), token(5, 2)),
+        (2, repeats(5), token(5, 2)),
+        (2, repeats(3), tokens(3, 5, 2)),
+        (2, preempted(5), token(5, 2)),
+        (2, restart(5), token(5, 2)),
+        (5, repeats(5, 5), token(5, 5)),
+    ):
+        reader = fresh(Cursor(1, 4), in_step=False)
+        assert in_step_at(reader, stored, named=named)
+        give(reader, following)
+        assert seen(reader)[-1].startswith("token")
+        assert (reader.next_index, reader.mode) == (6, Mode.LIVE)
+
+
+def test_the_last_frame_brings_what_it_has_and_what_came_meanwhile() -> None:
+    reader = fresh(Cursor(1, 4), in_step=False)
+    assert in_step_at(reader, tokens(4, 6), token(7))
+    assert seen(reader) == ["token 1-5", "token 1-6", "token 1-7"]
+    reader = fresh(Cursor(1, 4), in_step=False)
+    assert in_step_at(reader, end(5))
+    assert seen(reader) == ["end 1-5"]
+
+
+def test_a_last_frame_that_proves_nothing_is_not_listened_to() -> None:
+    for named, stored in (
+        (1, token(6)),
+        (1, token(3)),
+        (1, metrics(1)),
+        (2, announced(2)),
+        (2, goes_on(6)),
+        (2, goes_on(4)),
+        (2, repeats(6)),
+        (3, goes_on(5, 3)),
+        (2, token(5, 2)),
+        (2, token(5)),
+        (3, goes_on(5)),
+        (2, end(5, 2)),
+        (1, STARTED),
+    ):
+        reader = fresh(Cursor(1, 4), in_step=False)
+        assert not in_step_at(reader, stored, named=named), (named, stored)
+        assert seen(reader) == []
+        assert reader.next_index == 5
+
+
+def test_the_next_attempt_is_found_near_the_end_with_what_it_said() -> None:
+    for told in (goes_on(5), repeats(5), repeats(4), restart(5)):
+        reader = fresh(Cursor(1, 4), in_step=False)
+        assert near(reader, token(5), announced(2), told, token(5, 2), live=token(6, 2), named=2)
+        assert seen(reader) == ["metrics", "token 2-5", "token 2-6"]
+
+
 @given(
     cursor=st.integers(0, 29),
     since=st.integers(0, 30),
@@ -533,7 +606,7 @@ def test_wherever_the_newest_frames_begin_nothing_is_missed_or_doubled(
     messages.append(end(30))
     cut = min(stored, len(messages))
     reader = fresh(Cursor(1, cursor), in_step=False)
-    reader.begin_replay(anew=False, near=True)
+    reader.begin_replay(anew=False, near=1)
     give(reader, *messages[cut:])
     for data in messages[min(since, cut) : cut]:
         reader.replayed(data)

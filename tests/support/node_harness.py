@@ -16,6 +16,7 @@ from typing import Any, Self
 import httpx
 import msgspec
 
+from llorch_poold.backlogs import Backlogs
 from llorch_poold.core.fence import Fence
 from llorch_poold.core.retention import FrameRetention
 from llorch_poold.gpu.probe import GpuReport
@@ -175,6 +176,7 @@ class NodeHarness:
             audit=self.audit,
             loads=PoolLoads(self.node_bus),
             token_log=TokenLog(self.node_bus),
+            backlogs=Backlogs(self.node_bus),
             metrics=self.metrics,
             settings=self.settings.poold,
         )

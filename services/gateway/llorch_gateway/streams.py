@@ -25,9 +25,9 @@ from llorch_shared.wire.frames import Cursor
 log = logging.getLogger(__name__)
 
 NEAR_S: Final = (2.0, 10.0)
-"""A reader whose connection broke is back within a second or within seconds: what it misses is looked for among the
-newest frames first. The server looks at each message in between, whoever's it is, so the whole stream is read slowly
-when hundreds come at once."""
+"""A reader whose connection broke is back within a second or within seconds: what it misses is looked for in the last
+frame, then among the newest. The server looks at each message in between, whoever's it is, so the whole stream is read
+slowly when hundreds come at once."""
 REPLAYS_NEAR_MAX: Final = 32
 """Of those that look among the newest frames: the server needs about a millisecond for one."""
 REPLAYS_WHOLE_MAX: Final = 1
@@ -90,8 +90,8 @@ class Streams:
                 seat.check_due = True
                 if records.is_cancelled(record):
                     seat.reader.silence()
-            elif cursor is not None and cursor.attempt == record.attempt:
-                seat.replay_near = NEAR_S
+            elif cursor is not None and cursor.attempt:
+                seat.returns(record.attempt, NEAR_S)
         return Opened(seat, task)
 
     async def serve(

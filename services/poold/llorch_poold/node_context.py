@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Final
 
+from llorch_poold.backlogs import Backlogs
 from llorch_poold.core.fence import Fence
 from llorch_poold.core.pace import Pace
 from llorch_poold.core.retention import FrameRetention
@@ -21,10 +22,6 @@ from llorch_shared.wire.task import Engine
 INTERRUPTIBLE_DECODE: Final = "interruptible_decode"
 """The feature of an engine that can be stopped within a generation and repeats itself (ORCH-3086)."""
 
-BACKLOGS_MAX: Final = 2
-"""Streams read from the token log at once. The server does nothing else for a connection while it looks for messages,
-and tokens of the tasks that run go over the same."""
-
 
 @dataclass(frozen=True, slots=True)
 class NodeContext:
@@ -39,10 +36,9 @@ class NodeContext:
     audit: Audit
     loads: PoolLoads
     token_log: TokenLog
+    backlogs: Backlogs
     metrics: Metrics
     settings: PooldSettings
-    backlogs: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BACKLOGS_MAX))
-    """Who reads from the token log what an earlier attempt has sent."""
     settling: set[asyncio.Task[None]] = field(default_factory=set)
     """Tasks whose end was being stored when their replica went. The record may stand already, its answer under way:
     they go on until they have said so."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from llorch_poold.audit_repair import repair_audit
+from llorch_poold.backlogs import Backlogs
 from llorch_poold.core.fence import Fence
 from llorch_poold.core.retention import FrameRetention
 from llorch_poold.gpu.nvml import Nvml
@@ -93,6 +94,7 @@ def _context(bus: Bus, settings: Settings, metrics: Metrics, fence: Fence) -> No
         audit=Audit(bus, actor=f"poold/{settings.poold.node_id}"),
         loads=PoolLoads(bus),
         token_log=TokenLog(bus),
+        backlogs=Backlogs(bus),
         metrics=metrics,
         settings=settings.poold,
     )

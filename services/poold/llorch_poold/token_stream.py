@@ -14,7 +14,7 @@ from llorch_poold.core.prefix import PrefixGuard, Sent, sent_before
 from llorch_poold.core.retention import KeptFrames
 from llorch_poold.core.seed import seed_of
 from llorch_poold.node_context import NodeContext, ReplicaFacts
-from llorch_shared import streams, subjects
+from llorch_shared import subjects
 from llorch_shared.bus.port import BusError
 from llorch_shared.token_mark import holds
 from llorch_shared.wire.frames import (
@@ -108,6 +108,7 @@ class TokenStream:
             self._publish_again()
         if isinstance(decided, Repeat) and self._sent.tokens:
             self._guard = PrefixGuard(self._sent.tokens)
+            self._publish(self._going_on(tokens_out=self._sent.count))
         elif isinstance(decided, GoOn):
             self._publish(self._going_on(resume_from=decided.first))
         elif isinstance(decided, Anew):
@@ -133,7 +134,10 @@ class TokenStream:
             for data in self._kept.messages():
                 self._node.outlet.publish(self._subject, data)
 
-    def _going_on(self, *, resume_from: int | None = None, restarted_at: int | None = None) -> bytes:
+    def _going_on(
+        self, *, resume_from: int | None = None, restarted_at: int | None = None, tokens_out: int | None = None
+    ) -> bytes:
+        """Where the stream stands: who comes from another gateway sees by it that nothing is missing."""
         return encode_metrics(
             Metrics(
                 attempt=self._attempt,
@@ -141,10 +145,11 @@ class TokenStream:
                 kv_warmth=False,
                 resume_from=resume_from,
                 restarted_at=restarted_at,
+                tokens_out=tokens_out,
             )
         )
 
-    async def _backlog(self) -> tuple[list[bytes], bool]:
+    async def _backlog(self) -> tuple[Sequence[bytes], bool]:
         """What the token log has of this stream up to our own announcement, and whether that is all that was ever
         stored of it. Readers take nothing of an earlier attempt that comes after the announcement, so a node that was
         asleep when it lost the task cannot add to what is read here. The server takes a moment to store it; one that
@@ -154,13 +159,11 @@ class TokenStream:
             await self._node.outlet.wait_open()
             self._node.outlet.publish(self._subject, self._announcement)
             try:
-                async with self._node.backlogs:
-                    messages = await self._node.bus.replay(streams.TOK, self._subject)
+                stored = await self._node.backlogs.read(self._subject)
                 log_state = await self._node.token_log.state()
             except BusError as error:
                 log.info("reading the earlier tokens of %s: %s", self._run.task_id, error)
             else:
-                stored = [message.data for message in messages]
                 if self._announcement in stored:
                     return stored, holds(log_state, self._run.token_log)
             await asyncio.sleep(delay)

@@ -234,6 +234,10 @@ class MemoryBus(MemoryConnection):
             size += len(message.data)
         return Page(messages, more=False)
 
+    async def gather(self, stream: str, subjects: Collection[str], *, from_seq: int = 1) -> Sequence[Message]:
+        found = await self._readable(stream)
+        return [message for message in found.select(">", from_seq) if message.subject in subjects]
+
     async def remove(self, stream: str, seq: int) -> bool:
         await self.wait_connected(5)
         return self.server.named(stream).remove(seq) is not None

@@ -22,6 +22,7 @@ from llorch_shared.bus.nats_parser import Sink, parse_header
 from llorch_shared.bus.nats_reads import Reads, is_marker
 from llorch_shared.bus.nats_streams import API_TIMEOUT_S, Streams
 from llorch_shared.bus.nats_topology import TopologyKeeper
+from llorch_shared.bus.nats_walk import Walk
 from llorch_shared.bus.port import (
     DISCONNECTED,
     BusError,
@@ -223,6 +224,9 @@ class NatsBus:
         self, stream: str, subject_filter: str, *, from_seq: int = 1, within_s: float = 0, bytes_max: int
     ) -> Page:
         return await self._reads.page(stream, subject_filter, from_seq, within_s, bytes_max)
+
+    async def gather(self, stream: str, subjects: Collection[str], *, from_seq: int = 1) -> Sequence[Message]:
+        return await Walk(self._link, self._streams, stream, subjects, from_seq).run()
 
     async def remove(self, stream: str, seq: int) -> bool:
         return await self._streams.remove(stream, seq)

@@ -232,6 +232,10 @@ class Bus(Protocol):
         the last so many seconds, whatever `from_seq` says. For each page the server looks twice at every message of the
         stream from there on, whatever its subject: few pages, and late in the stream, are what makes it quick."""
 
+    async def gather(self, stream: str, subjects: Collection[str], *, from_seq: int = 1) -> Sequence[Message]:
+        """What is stored on any of these subjects from a sequence on, in sequence order: the server walks through the
+        stream once, not once per subject. Raises NoStream, Unanswered."""
+
     async def remove(self, stream: str, seq: int) -> bool:
         """Delete one stored message; false when it is not there. Raises NoStream, Unanswered, BusError."""
 

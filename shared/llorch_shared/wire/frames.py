@@ -56,6 +56,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int | None = None
     latency_first_token_ms: int | None = None
     tokens_out: int | None = None
+    """Tokens that the stream has. Of an attempt that repeats them, they are compared and not sent again."""
     preempted: bool | None = None
     """True: the engine stopped for more urgent work, and the stream goes on later from `resume_from`."""
     resume_from: int | None = None
@@ -83,6 +84,7 @@ _encode = msgspec.json.encode
 _ATTEMPT: Final = b'"attempt":'
 _RESUME_FROM: Final = b'"resume_from":'
 _RESTARTED_AT: Final = b'"restarted_at":'
+_TOKENS_OUT: Final = b'"tokens_out":'
 _PREEMPTED: Final = b'"preempted":true'
 
 
@@ -172,6 +174,25 @@ def goes_on_at(metrics: bytes) -> int | None:
     if _PREEMPTED in metrics:
         return None
     return _number(metrics, _RESTARTED_AT if _RESTARTED_AT in metrics else _RESUME_FROM)
+
+
+class Stands(NamedTuple):
+    """What an announcement says about the stream before it: it has the tokens before `at`, as far as they count."""
+
+    at: int
+    repeats: bool
+    """The attempt says every token again that an earlier one said."""
+
+
+def stands_at(metrics: bytes) -> Stands | None:
+    """Where a metrics frame says that its stream stands; None when it does not."""
+    if _ATTEMPT not in metrics:
+        return None
+    for key in (_RESTARTED_AT, _RESUME_FROM, _TOKENS_OUT):
+        index = _number(metrics, key)
+        if index is not None:
+            return Stands(index, key is _TOKENS_OUT)
+    return None
 
 
 def _number(data: bytes, key: bytes) -> int | None:

@@ -296,6 +296,27 @@ async def test_a_replay_of_the_last_seconds(ready: Bus) -> None:
     assert (list(nothing.messages), nothing.more) == ([], False)
 
 
+async def test_several_subjects_are_read_in_one_walk(ready: Bus) -> None:
+    wanted = [subjects.tokens("gw-1", f"t{number}") for number in range(3)]
+    for round_ in range(2500):
+        for subject in (*wanted, subjects.tokens("gw-1", "other")):
+            ready.publish(subject, b"%d" % round_)
+    await ready.flush()
+    found = await ready.gather(streams.TOK, wanted)
+    assert [(message.subject, message.data) for message in found] == [
+        (subject, b"%d" % round_) for round_ in range(2500) for subject in wanted
+    ]
+    assert [message.seq for message in found[:4]] == [1, 2, 3, 5]
+    late = await ready.gather(streams.TOK, wanted[:1], from_seq=found[-3].seq)
+    assert [message.data for message in late] == [b"2499"]
+    assert await ready.gather(streams.TOK, [subjects.tokens("gw-1", "none")]) == []
+
+
+async def test_who_asks_for_subjects_of_no_stream_is_told(ready: Bus) -> None:
+    with pytest.raises(NoStream):
+        await ready.gather("NONE", ["llorch.tok.gw-1.t1"])
+
+
 async def test_a_stream_is_read_page_by_page(ready: Bus) -> None:
     sizes = [10, 600, 600, 3000, 10]
     for number, size in enumerate(sizes):

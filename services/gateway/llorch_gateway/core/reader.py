@@ -23,6 +23,7 @@ from llorch_shared.wire.frames import (
     goes_on_at,
     peek,
     restarted_at,
+    stands_at,
     tokens_after,
 )
 
@@ -62,6 +63,7 @@ class Reader:
         "_holding",
         "_log_attempt",
         "_metrics_seen",
+        "_named",
         "_out",
         "_out_bytes",
         "_refused",
@@ -85,6 +87,8 @@ class Reader:
         """The attempt that speaks where the next replay begins."""
         self._anchored = True
         """Whether what was replayed touches what this reader has: nothing lies between."""
+        self._named = 0
+        """The attempt that the record named, while what is replayed does not touch what this reader has."""
         self._restarted_at = -1
         self._started = cursor is not None
         self._buffer_bytes: Final = buffer_bytes
@@ -137,16 +141,17 @@ class Reader:
         """True once what is in hand has been taken and the stored stream must be read to go on."""
         return self.mode is Mode.BEHIND and not self._out and not self.done
 
-    def begin_replay(self, *, anew: bool = True, near: bool = False) -> None:
+    def begin_replay(self, *, anew: bool = True, near: int = 0) -> None:
         """`anew`: from the beginning of the stored stream, else from where the last replay ended. In it an attempt
         speaks up to the next one's announcement, however early that was heard live.
 
-        `near`: from some place late in the stored stream, to find the few tokens since the last of this reader. Only
-        for one whose last token is of the attempt that the record names: no later one was announced before that place.
-        It counts only if a token is found that touches the last one."""
+        `near`, the attempt that the record named: from some place late in the stored stream, before which no later one
+        was announced, to find the few tokens since the last of this reader. What is read is passed over until something
+        is found that touches the last one; it counts only if there is."""
         self.mode = Mode.REPLAYING
         self._attempt = self._said_by if near else 0 if anew else self._log_attempt
         self._anchored = not near
+        self._named = near
         self._refused = False
         self._held.clear()
         self._held_bytes = 0
@@ -158,14 +163,44 @@ class Reader:
         if self.done:
             return True
         header = peek(data)
-        if header.kind is Kind.TOKENS and header.first <= self.next_index <= header.last + 1:
-            self._anchored = self._anchored or header.attempt == self._said_by
+        if not self._anchored:
+            self._anchored = self._touches(header, data)
+            if not self._anchored:
+                return True
         taken = self._accept(header, data, self._anchored and not self._refused)
         if not taken:
             self._refused = True
         if not self._refused:
             self._log_attempt = self._attempt
         return taken
+
+    def tip(self, data: bytes) -> None:
+        """The last stored frame, in a replay that is `near`. Where that is this reader's last token, whoever the record
+        names has said nothing yet; one that was sent again there leaves a hole before what comes next."""
+        header = peek(data)
+        if header.kind is Kind.TOKENS and (header.attempt, header.last + 1) == (self._said_by, self.next_index):
+            self._anchored = True
+        else:
+            self.replayed(data)
+
+    def _touches(self, header: Header, data: bytes) -> bool:
+        """Whether a stored frame proves that nothing lies between this reader's last token and itself: a token of the
+        attempt that said the last one, or the word of the attempt after that one that it goes on from there."""
+        match header.kind:
+            case Kind.TOKENS:
+                of_it = self._named <= header.attempt == self._said_by
+                return of_it and header.first <= self.next_index <= header.last + 1
+            case Kind.METRICS:
+                stands, attempt = stands_at(data), announced_attempt(data)
+                if stands is None or attempt < self._named:
+                    return False
+                if stands.repeats:
+                    return stands.at <= self.next_index
+                return stands.at == self.next_index and attempt == self._said_by + 1
+            case Kind.END:
+                return was_cancelled(data) or (header.attempt, header.last) == (self._said_by, self.next_index)
+            case _:
+                return False
 
     def end_replay(self) -> bool:
         """All stored frames were given. Returns whether the reader is in step now; otherwise replay again, later, and

@@ -32,6 +32,8 @@ class Seat:
         "closed",
         "first_seq",
         "heartbeat_due",
+        "look_at_tip",
+        "named_attempt",
         "patience_s",
         "pump",
         "quiet_since",
@@ -55,6 +57,10 @@ class Seat:
         self.replay_near: tuple[float, ...] = ()
         """… or how long before its arrival, for a reader that comes from another gateway: each once, while what it
         misses is not found."""
+        self.named_attempt = 0
+        """By the record, for such a reader."""
+        self.look_at_tip = False
+        """Before all that: whether the last stored frame proves that it misses nothing."""
         self.subject = subjects.tokens_of_task(channel.task)
         """Of its frames in the stored stream; with the lane, once that is known, the server finds them sooner."""
         self.closed = ""
@@ -70,6 +76,14 @@ class Seat:
         self.check_due = False
         self.heartbeat_due = False
         self._waiter: asyncio.Future[None] | None = None
+
+    def returns(self, named_attempt: int, near: tuple[float, ...]) -> None:
+        """Its reader had a connection until a moment ago."""
+        self.named_attempt, self.look_at_tip, self.replay_near = named_attempt, True, near
+
+    def reads_anew(self) -> None:
+        """The stored stream may be another one now."""
+        self.first_seq, self.replay_from, self.replay_near, self.look_at_tip = 1, 1, (), False
 
     def wake(self) -> None:
         self.touched = True
@@ -181,7 +195,7 @@ class Channel:
         """The bus was away: frames may be missing, and the stored stream may have been made anew."""
         self.kept = None
         for seat in self.seats:
-            seat.first_seq, seat.replay_from, seat.replay_near = 1, 1, ()
+            seat.reads_anew()
             seat.reader.lost()
             seat.wake()
 

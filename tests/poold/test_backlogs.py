@@ -1,0 +1,84 @@
+"""Streams of a node that died, read back by another: many at once cost one walk of the server."""
+
+import asyncio
+from collections.abc import Collection, Sequence
+
+import pytest
+
+from llorch_poold.backlogs import Backlogs
+from llorch_shared import streams, subjects
+from llorch_shared.bus.memory import MemoryBus, MemoryServer
+from llorch_shared.bus.port import Message, Unanswered
+
+TASKS = [subjects.tokens("gw-1", f"t{number}") for number in range(40)]
+
+
+class Counting(MemoryBus):
+    """Counts the walks; each waits until it is let go."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        super().__init__(server)
+        self.walks: list[set[str]] = []
+        self.go = asyncio.Event()
+        self.broken = False
+
+    async def gather(self, stream: str, subjects: Collection[str], *, from_seq: int = 1) -> Sequence[Message]:
+        self.walks.append(set(subjects))
+        await self.go.wait()
+        if self.broken:
+            raise Unanswered("gone")
+        return await super().gather(stream, subjects, from_seq=from_seq)
+
+
+async def opened() -> Counting:
+    bus = Counting(MemoryServer())
+    await bus.ensure(streams.base())
+    for number in range(3):
+        for subject in TASKS:
+            bus.publish(subject, f"{subject} {number}".encode())
+    await bus.flush()
+    return bus
+
+
+async def test_who_asks_during_a_walk_shares_the_next_one() -> None:
+    bus = await opened()
+    backlogs = Backlogs(bus)
+    reads = [asyncio.create_task(backlogs.read(subject)) for subject in TASKS[:1]]
+    while not bus.walks:
+        await asyncio.sleep(0)
+    reads += [asyncio.create_task(backlogs.read(subject)) for subject in TASKS[1:]]
+    await asyncio.sleep(0)
+    bus.go.set()
+    for subject, read in zip(TASKS, reads, strict=True):
+        assert await read == [f"{subject} {number}".encode() for number in range(3)]
+    assert bus.walks == [set(TASKS[:1]), set(TASKS[1:])]
+
+
+async def test_a_stream_of_which_nothing_is_stored_is_empty() -> None:
+    bus = await opened()
+    bus.go.set()
+    assert await Backlogs(bus).read(subjects.tokens("gw-1", "none")) == []
+
+
+async def test_a_walk_that_fails_fails_for_those_who_shared_it_and_the_next_is_made() -> None:
+    bus = await opened()
+    backlogs = Backlogs(bus)
+    bus.broken = True
+    bus.go.set()
+    failed = await asyncio.gather(*map(backlogs.read, TASKS), return_exceptions=True)
+    assert {type(error) for error in failed} == {Unanswered}
+    bus.broken = False
+    assert len(await backlogs.read(TASKS[0])) == 3
+
+
+async def test_one_who_gives_up_does_not_keep_the_others_from_their_answer() -> None:
+    bus = await opened()
+    backlogs = Backlogs(bus)
+    reads = [asyncio.create_task(backlogs.read(subject)) for subject in TASKS]
+    while not bus.walks:
+        await asyncio.sleep(0)
+    reads[3].cancel()
+    bus.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await reads[3]
+    assert len(await reads[4]) == 3
