@@ -45,6 +45,8 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
     ready: bool
     reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What should be mended although it serves: a token file that cannot be used, with an earlier one in effect."""
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):

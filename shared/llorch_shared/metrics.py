@@ -67,6 +67,10 @@ METRICS: Final[dict[str, MetricSpec]] = {
     "sse_backpressure_drops_total": MetricSpec("counter", "Metrics frames not sent to slow readers"),
     "admission_latency_ms": MetricSpec("histogram", "Request read to publish acknowledged", (), _ADMISSION_MS),
     "sse_streams_open": MetricSpec("gauge", "Open token streams"),
+    "tokens_known": MetricSpec("gauge", "Bearer tokens that this gateway accepts"),
+    "tokens_file_stale": MetricSpec(
+        "gauge", "1 while the token file cannot be used and the tokens read before stay in effect"
+    ),
     "bus_connected": MetricSpec("gauge", "1 while the bus connection stands"),
     "bus_errors_total": MetricSpec("counter", "Errors the bus connection reported", ("kind",)),
     "node_fenced": MetricSpec("gauge", "1 while a node publishes nothing because its registry keys are not confirmed"),

@@ -75,7 +75,13 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How long a gateway that was told to stop goes on serving while /readyz says 503: longer than it takes whoever
     spreads the requests to notice, which looks every second or two. 0 where nobody does."""
     tenant: Name = "default"
-    """Tenant of every caller while there is one token."""
+    """Tenant of callers whose token names none: AUTH_TOKEN, loopback, bus clients."""
+    tokens_file: str = ""
+    """TOML file with a `[[tokens]]` table for each bearer token (`orchctl token new`), mode 0600; read again within a
+    second when it changes. Empty: AUTH_TOKEN is the only token."""
+
+    def tokens_path(self) -> Path | None:
+        return Path(self.tokens_file).expanduser().absolute() if self.tokens_file else None
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -163,6 +169,7 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "NATS_REPLICAS": ("nats", "replicas"),
     "ORCHD_ADDR": ("gateway", "addr"),
     "BIND_ADDR": ("gateway", "addr"),
+    "LLORCH_TOKENS_FILE": ("gateway", "tokens_file"),
     "AUTH_OPTIONAL": ("gateway", "auth_optional"),
     "TRUST_PROXY_AUTH": ("gateway", "trust_proxy_auth"),
     "CANCEL_ON_DISCONNECT": ("gateway", "cancel_on_disconnect"),

@@ -176,14 +176,19 @@ class Door(AsgiClient):
     def lane(self) -> str:
         return self.gateway.router.lane
 
-    async def submit(self, **changes: Any) -> str:
+    async def post_task(self, headers: Mapping[str, str] | None = None, **changes: Any) -> Reply:
+        return await self.post("/v1/tasks", msgspec.json.encode(task_request(**changes)), **(headers or {}))
+
+    async def submit(self, headers: Mapping[str, str] | None = None, **changes: Any) -> str:
         request = task_request(**changes)
-        reply = await self.post("/v1/tasks", msgspec.json.encode(request))
+        reply = await self.post("/v1/tasks", msgspec.json.encode(request), **(headers or {}))
         assert reply.status == 202, reply.body
         return request.task_id
 
-    def stream(self, task: str, *, after: str = "", slow: bool = False) -> Reply:
-        headers = {"last-event-id": after} if after else {}
+    def stream(
+        self, task: str, *, after: str = "", slow: bool = False, headers: Mapping[str, str] | None = None
+    ) -> Reply:
+        headers = {**(headers or {}), **({"last-event-id": after} if after else {})}
         return self.open("GET", f"/v1/tasks/{task}/stream", headers=headers, slow=slow)
 
 

@@ -5,6 +5,7 @@ import sys
 from llorch_gateway.service import run
 from llorch_shared import lifecycle, logs, settings
 from llorch_shared.auth import NonLoopbackWithoutToken
+from llorch_shared.token_file import TokenFileError
 
 CONFIG_EXIT = 78
 
@@ -15,7 +16,7 @@ def main() -> int:
         token, password = settings.secret("AUTH_TOKEN"), settings.secret("NATS_PASSWORD")
         logs.configure("gateway", level=loaded.log_level, style=loaded.log_format)
         return lifecycle.run(lambda stop: run(loaded, token, stop, bus_password=password))
-    except (settings.SettingsError, NonLoopbackWithoutToken) as error:
+    except (settings.SettingsError, NonLoopbackWithoutToken, TokenFileError) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return CONFIG_EXIT
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from llorch_gateway.call import Call
-from llorch_gateway.core.admission import admit, check_turn
+from llorch_gateway.core.admission import admit, check_priority, check_turn
 from llorch_gateway.core.prospect import Prospect, prospect_of
 from llorch_gateway.enqueue import Enqueue
 from llorch_gateway.failures import unavailable
@@ -116,6 +116,7 @@ class Admissions:
         snapshot = self._snapshot
         if not snapshot.held:
             raise unavailable("this gateway has not read the registry yet")
+        check_priority(request, call.priorities)
         pool = admit(request, call.tenant, snapshot.pools, snapshot.replicas, snapshot.loads)
         taken = await self._take(request, pool, call)
         stored = taken.stored
@@ -260,7 +261,7 @@ def _is_turned_away(error: BaseException) -> bool:
 def _decode(body: bytes) -> TaskRequest:
     try:
         request = REQUEST_DECODER.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(str(error), engine=_engine_of(body)) from error
     if request.task_id != request.task_id.lower():
         request = msgspec.structs.replace(request, task_id=request.task_id.lower())
@@ -271,7 +272,7 @@ def _engine_of(body: bytes) -> str | None:
     """The engine an unacceptable request names, for its error envelope."""
     try:
         return _ENGINE_ONLY.decode(body).engine[:64] or None
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -14,12 +14,13 @@ from urllib.parse import parse_qs
 import msgspec
 
 from llorch_gateway.admissions import Admissions
-from llorch_gateway.call import Call, correlation_of
+from llorch_gateway.call import Call, call_of, correlation_of
 from llorch_gateway.failures import as_orch_error, unavailable
 from llorch_gateway.http_errors import CORRELATION, JSON_TYPE, Headers, error_reply
+from llorch_gateway.identity import Identities
 from llorch_gateway.streams import Streams
 from llorch_gateway.tasks import task_id
-from llorch_shared.auth import AuthPolicy, Caller
+from llorch_shared.auth import LOCAL, Caller
 from llorch_shared.errors import OrchError, invalid
 from llorch_shared.wire.frames import Cursor, parse_cursor
 
@@ -68,7 +69,7 @@ class Front:
     """`control` is the Litestar application. `draining` serves everything, and asks clients to make their next
     connection elsewhere. `stopping` refuses new work while this process goes away."""
 
-    auth: AuthPolicy
+    identities: Identities
     admissions: Admissions
     streams: Streams
     control: App
@@ -114,8 +115,8 @@ class Front:
         try:
             if self.stopping and path not in SERVED_WHILE_STOPPING:
                 raise unavailable(STOPPING)
-            identity = "" if path in OPEN_PATHS else self.auth.identify(_caller(scope, headers))
-            call = Call(correlation, identity, "http", self.tenant)
+            identity = LOCAL if path in OPEN_PATHS else await self.identities.identify(_caller(scope, headers))
+            call = call_of(identity, correlation, tenant=self.tenant)
             if path == TASKS_PATH:
                 await self._answered(self._submit(scope, receive, send, call, headers))
             elif path.endswith(STREAM_SUFFIX) and path.startswith(TASKS_PATH):

@@ -4,17 +4,38 @@ import uuid
 from dataclasses import dataclass
 from typing import Literal
 
+from llorch_shared.auth import EVERY_PRIORITY, Identity
 from llorch_shared.identifiers import is_correlation_id
+from llorch_shared.wire.task import Priority
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`identity` is `token:<fp6>`, `localhost`, or `bus` (the bus's own permissions let it in)."""
+    """`identity` is `token:<fp6>`, `oidc:<fp6>`, `localhost`, or `bus` (the bus's own permissions let it in)."""
 
     correlation_id: str
     identity: str
     channel: Literal["http", "nats"]
     tenant: str
+    bound: bool = False
+    """Whether the tasks of its tenant are all that this caller may know of."""
+    priorities: frozenset[Priority] = EVERY_PRIORITY
+
+    def may_see(self, tenant: str) -> bool:
+        """Whether a task of `tenant` exists for this caller."""
+        return not self.bound or tenant == self.tenant
+
+
+def call_of(identity: Identity, correlation_id: str, *, tenant: str) -> Call:
+    """`tenant` is whose work it is when the token says nothing about that."""
+    return Call(
+        correlation_id,
+        identity.crumb,
+        "http",
+        identity.tenant or tenant,
+        bound=bool(identity.tenant),
+        priorities=identity.priorities,
+    )
 
 
 def correlation_of(sent: str | None) -> str:

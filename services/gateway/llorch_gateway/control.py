@@ -25,19 +25,19 @@ from llorch_shared.identifiers import is_name
 from llorch_shared.metrics import Metrics
 from llorch_shared.wire.registry import Capabilities, PoolHealth
 
-Reasons = Callable[[], tuple[str, ...]]
-"""Why this process is not ready; empty when it is."""
+Ready = Callable[[], Readiness]
+"""Whether this process can serve now."""
 _Request = Request[Any, Any, Any]
 _Reply = Response[bytes]
 
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def application(*, tasks: Tasks, snapshot: Snapshot, metrics: Metrics, not_ready: Reasons) -> Litestar:
+def application(*, tasks: Tasks, snapshot: Snapshot, metrics: Metrics, readiness: Ready) -> Litestar:
     handlers = (
         *_task_routes(tasks),
         *_pool_routes(snapshot),
-        *_process_routes(metrics, not_ready),
+        *_process_routes(metrics, readiness),
         *_contract_routes(),
     )
     return Litestar(
@@ -79,7 +79,7 @@ def _pool_routes(snapshot: Snapshot) -> tuple[ControllerRouterHandler, ...]:
     return (get_capabilities, get_pool_health)
 
 
-def _process_routes(metrics: Metrics, not_ready: Reasons) -> tuple[ControllerRouterHandler, ...]:
+def _process_routes(metrics: Metrics, readiness: Ready) -> tuple[ControllerRouterHandler, ...]:
     @get("/metrics", name="getMetrics")
     async def get_metrics() -> _Reply:
         return Response(metrics.render(), media_type=METRICS_TEXT)
@@ -90,8 +90,8 @@ def _process_routes(metrics: Metrics, not_ready: Reasons) -> tuple[ControllerRou
 
     @get("/readyz", name="getReadiness")
     async def get_readiness() -> _Reply:
-        reasons = not_ready()
-        return _json(503 if reasons else 200, Readiness(ready=not reasons, reasons=reasons))
+        told = readiness()
+        return _json(200 if told.ready else 503, told)
 
     return (get_metrics, get_liveness, get_readiness)
 

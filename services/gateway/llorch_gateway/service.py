@@ -20,6 +20,7 @@ from llorch_gateway.bus_api import BusApi
 from llorch_gateway.call import Call
 from llorch_gateway.control import application
 from llorch_gateway.entrance import Entrance
+from llorch_gateway.identity import Identities, TokenTable
 from llorch_gateway.relay.log_life import LogLife
 from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
@@ -28,17 +29,18 @@ from llorch_gateway.server import HttpServer, split_address
 from llorch_gateway.snapshot import Snapshot
 from llorch_gateway.streams import Streams
 from llorch_gateway.tasks import Tasks
-from llorch_shared import streams
+from llorch_shared import streams, token_file
 from llorch_shared.audit import Audit
 from llorch_shared.auth import AuthPolicy, check_bind
 from llorch_shared.bus import nats
 from llorch_shared.bus.patience import unless_stopped
 from llorch_shared.bus.port import DISCONNECTED, Bus, BusError
 from llorch_shared.errors import OrchError
+from llorch_shared.http_api import Readiness
 from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
-from llorch_shared.settings import Secret, Settings
+from llorch_shared.settings import GatewaySettings, Secret, Settings
 
 log = logging.getLogger(__name__)
 
@@ -103,14 +105,22 @@ class Gateway:
             metrics=metrics,
             streams_max=wanted.streams_max,
         )
+        self.tokens: Final = TokenTable(token, wanted.tokens_path(), metrics)
         self._bus_api: Final = BusApi(
             bus=bus, admissions=admissions, tasks=self.tasks, snapshot=self.snapshot, tenant=wanted.tenant
         )
         self.front: Final = Front(
-            auth=AuthPolicy(token, auth_optional=wanted.auth_optional, trust_proxy_auth=wanted.trust_proxy_auth),
+            identities=Identities(
+                AuthPolicy(
+                    is_guarded(wanted, token),
+                    auth_optional=wanted.auth_optional,
+                    trust_proxy_auth=wanted.trust_proxy_auth,
+                ),
+                (self.tokens,),
+            ),
             admissions=admissions,
             streams=self._streams,
-            control=application(tasks=self.tasks, snapshot=self.snapshot, metrics=metrics, not_ready=self.not_ready),
+            control=application(tasks=self.tasks, snapshot=self.snapshot, metrics=metrics, readiness=self.readiness),
             tenant=wanted.tenant,
             body_bytes_max=wanted.body_bytes_max,
         )
@@ -128,6 +138,11 @@ class Gateway:
         if not self.snapshot.held:
             reasons.append("the registry has not been read")
         return tuple(reasons)
+
+    def readiness(self) -> Readiness:
+        reasons = self.not_ready()
+        warnings = (self.tokens.problem,) if self.tokens.problem else ()
+        return Readiness(ready=not reasons, reasons=reasons, warnings=warnings)
 
     async def start(self) -> None:
         """Raises BusError."""
@@ -153,6 +168,7 @@ class Gateway:
             group.create_task(self.router.pulse(), name="router pulse")
             group.create_task(self._forget_old_loads(), name="old loads")
             group.create_task(self._resubmissions.look(), name="resubmissions")
+            group.create_task(self.tokens.watch(), name="token file")
 
     async def _forget_old_loads(self) -> None:
         while True:
@@ -186,9 +202,11 @@ class Gateway:
 
 async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Secret | None = None) -> int:
     """Serve until `stop`. Returns the exit code: 0 when somebody wished the end, 1 when something of ours ended it.
-    Raises NonLoopbackWithoutToken and SettingsError before anything is opened."""
+    Raises NonLoopbackWithoutToken, TokenFileError and SettingsError before anything is opened."""
     host, _ = split_address(settings.gateway.addr)
-    check_bind(host, token)
+    check_bind(host, guarded=is_guarded(settings.gateway, token))
+    if (tokens := settings.gateway.tokens_path()) is not None:
+        token_file.read(tokens)
     metrics = Metrics()
     entrance = Entrance("the bus is not connected")
     wanted = settings.gateway
@@ -219,6 +237,11 @@ async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Se
         await gateway.stop_serving()
         await server.stop()
     return 0 if stop else 1
+
+
+def is_guarded(wanted: GatewaySettings, token: Secret) -> bool:
+    """Whether callers have to show who they are: any way to do so is configured."""
+    return bool(token) or bool(wanted.tokens_file)
 
 
 def _with_streams(settings: Settings, streams_max: int) -> Settings:

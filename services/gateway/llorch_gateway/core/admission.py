@@ -4,15 +4,16 @@ Nothing is stored for a request that fails here. What only the engine can know (
 checked by the node, which ends the task with INVALID_PARAMS.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from llorch_gateway.core.prospect import Prospect, prospect_for
 from llorch_gateway.core.refusals import deadline_unmet, shed
+from llorch_shared.errors import invalid
 from llorch_shared.guards import check_request
 from llorch_shared.routing import Replicas, route
 from llorch_shared.wire.registry import PoolLoad
 from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import TaskRequest
+from llorch_shared.wire.task import Priority, TaskRequest
 
 
 def admit(
@@ -25,6 +26,16 @@ def admit(
     """The pool whose queue takes `request`. Raises OrchError."""
     check_request(request)
     return route(request, pools, replicas, loads, tenant=tenant)
+
+
+def check_priority(request: TaskRequest, permitted: Collection[Priority]) -> None:
+    """Raises OrchError when the caller's token does not permit this class."""
+    if request.priority not in permitted:
+        raise invalid(
+            f"priority: this token may not use {request.priority}",
+            engine=request.engine,
+            hint=f"it may use {', '.join(sorted(permitted))}",
+        )
 
 
 def check_turn(request: TaskRequest, tenant: str, pool: PoolSpec, load: PoolLoad | None) -> Prospect:
