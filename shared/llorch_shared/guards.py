@@ -6,9 +6,11 @@ What only the engine can know (the exact number of prompt tokens) is checked by 
 
 from typing import Final
 
+import msgspec
+
 from llorch_shared.errors import ErrorCode, OrchError, invalid
 from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import PROMPT_BYTES_MAX, TaskRequest, Workload
+from llorch_shared.wire.task import PROMPT_BYTES_MAX, SCHEMA_BYTES_MAX, OutputMode, TaskRequest, Workload
 from llorch_shared.wishes import labelled, permitted
 
 BYTES_PER_TOKEN_MAX: Final = 128
@@ -38,11 +40,12 @@ def check_pool(request: TaskRequest, pool: PoolSpec) -> None:
 
 
 def check_content(request: TaskRequest) -> None:
-    """Exactly one of prompt and inputs, and the one its workload needs."""
-    if (request.prompt is None) == (request.inputs is None):
-        raise invalid("give exactly one of prompt and inputs", engine=request.engine)
-    if request.workload is Workload.COMPLETION and request.prompt is None:
-        raise invalid("a completion needs a prompt", engine=request.engine)
+    """Exactly one of prompt, messages and inputs, one that its workload takes; how its output is bound."""
+    given = (request.prompt is not None) + (request.messages is not None) + (request.inputs is not None)
+    if given != 1:
+        raise invalid("give exactly one of prompt, messages and inputs", engine=request.engine)
+    if request.workload is Workload.COMPLETION and request.inputs is not None:
+        raise invalid("a completion needs a prompt or messages", engine=request.engine)
     if request.workload is not Workload.COMPLETION and not request.inputs:
         raise invalid(f"the workload {request.workload} needs inputs", engine=request.engine)
     size = content_bytes(request)
@@ -50,6 +53,19 @@ def check_content(request: TaskRequest) -> None:
         raise invalid(
             f"{size} bytes of prompt; at most {PROMPT_BYTES_MAX} are taken", status=413, engine=request.engine
         )
+    _check_output(request)
+
+
+def _check_output(request: TaskRequest) -> None:
+    if request.sampling is not None and request.workload is not Workload.COMPLETION:
+        raise invalid(f"the workload {request.workload} takes no sampling", engine=request.engine)
+    if request.response_schema is None:
+        return
+    if request.output_mode is not OutputMode.JSON:
+        raise invalid("response_schema goes with output_mode json", engine=request.engine)
+    size = len(msgspec.json.encode(request.response_schema))
+    if size > SCHEMA_BYTES_MAX:
+        raise invalid(f"{size} bytes of response_schema; at most {SCHEMA_BYTES_MAX} are taken", engine=request.engine)
 
 
 def check_budget(request: TaskRequest) -> None:
@@ -76,6 +92,8 @@ def check_deadline(request: TaskRequest) -> None:
 def content_bytes(request: TaskRequest) -> int:
     if request.prompt is not None:
         return _bytes(request.prompt)
+    if request.messages is not None:
+        return sum(_bytes(message.content) for message in request.messages)
     return sum(map(_bytes, request.inputs or ()))
 
 

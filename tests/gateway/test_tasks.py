@@ -14,7 +14,7 @@ from llorch_shared.bus.port import Message
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.run import CANCEL_DECODER, Located, TaskView
 from llorch_shared.wire.task import Priority, TaskRef, TaskState
-from llorch_shared.wire.version import VERSION_HEADER
+from llorch_shared.wire.version import VERSION_HEADER, VERSIONS, Kind
 from support.gateways import STARTED, Cluster, Door, end, pool_spec, replica, run_record, settle, tokens
 
 
@@ -55,7 +55,9 @@ async def test_a_record_that_a_newer_release_wrote_is_not_half_understood(cluste
     task = await door.submit()
     reading = door.stream(task)
     await reading.until(lambda seen: bool(seen.body))
-    await cluster.bus.store(subjects.run(task), b"a record of tomorrow", headers={VERSION_HEADER: "3"})
+    await cluster.bus.store(
+        subjects.run(task), b"a record of tomorrow", headers={VERSION_HEADER: str(VERSIONS[Kind.RUN] + 1)}
+    )
     reply = await door.get(f"/v1/tasks/{task}")
     assert (reply.status, reply.error.code, reply.error.retriable) == (503, ErrorCode.POOL_UNAVAILABLE, True)
     assert "newer release" in reply.error.message

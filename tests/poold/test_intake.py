@@ -70,7 +70,11 @@ async def test_a_placement_that_cannot_be_read_is_a_letter_and_holds_up_no_other
     bus, taker, metrics = world.buses[0], Taker(), Metrics()
     good = [placement() for _ in range(4)]
     newer = msgspec.json.encode(placement())
-    bad = [(b'{"run": "\xff"}', {}), (newer, {VERSION_HEADER: "3"}), (b'{"x": ' + b"[" * 100_000, {})]
+    bad = [
+        (b'{"run": "\xff"}', {}),
+        (newer, {VERSION_HEADER: str(VERSIONS[Kind.PLACEMENT] + 1)}),
+        (b'{"x": ' + b"[" * 100_000, {}),
+    ]
     intake = Intake(bus, "mock", "mock-node-1-1", taker, metrics=metrics)
     running = asyncio.create_task(intake.run())
     await bus.store(SUBJECT, msgspec.json.encode(good[0]))
@@ -93,7 +97,7 @@ async def test_a_placement_that_cannot_be_read_is_a_letter_and_holds_up_no_other
     assert [AUDIT_DECODER.decode(message.data).detail["letter"] for message in audits] == [1, 2, 3]
     assert metrics.registry.get_sample_value("dead_letters_total", {"kind": "placement", "reason": "undecodable"}) == 2
 
-    monkeypatch.setitem(VERSIONS, Kind.PLACEMENT, 3)
+    monkeypatch.setitem(VERSIONS, Kind.PLACEMENT, VERSIONS[Kind.PLACEMENT] + 1)
     await bus.store(letters[1].subject, letters[1].data, headers=letters[1].replay_headers())
     await eventually(lambda: len(taker.begun) == len(good) + 1)
     running.cancel()

@@ -1,9 +1,20 @@
 """Versions of messages: a newer one is told from garbage, and neither is half understood."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
-from llorch_shared.wire.task import REQUEST_DECODER, Failover, TaskRequest
+from llorch_shared.guards import check_request
+from llorch_shared.wire.task import (
+    REQUEST_DECODER,
+    ChatMessage,
+    ChatRole,
+    Failover,
+    OutputMode,
+    Sampling,
+    TaskRequest,
+)
 from llorch_shared.wire.version import (
     VERSION_HEADER,
     VERSIONS,
@@ -36,12 +47,34 @@ def test_only_what_uses_a_new_field_is_of_the_new_version() -> None:
             headers = version_headers(kind, new)
             assert headers == {VERSION_HEADER: "2"}
             assert decode(kind, REQUEST_DECODER, msgspec.json.encode(new), headers) == new
-            assert VERSIONS[kind] == int(headers[VERSION_HEADER])
+
+
+CHAT = (ChatMessage(role=ChatRole.SYSTEM, content="Be brief."), ChatMessage(role=ChatRole.USER, content="Hi"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompt": None, "messages": CHAT},
+        {"sampling": Sampling(temperature=0.0, stop=("\n",)), "failover": Failover.FAIL},
+        {"sampling": Sampling()},
+        {"response_schema": {"type": "object"}, "output_mode": OutputMode.JSON},
+    ],
+    ids=["messages", "sampling", "empty sampling", "schema"],
+)
+def test_chats_sampling_and_schemas_are_of_version_three(changes: dict[str, Any]) -> None:
+    request = msgspec.structs.replace(task_request(), **changes)
+    check_request(request)
+    for kind in (Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN):
+        headers = version_headers(kind, request)
+        assert headers == {VERSION_HEADER: "3"}
+        assert VERSIONS[kind] == int(headers[VERSION_HEADER])
+        assert decode(kind, REQUEST_DECODER, msgspec.json.encode(request), headers) == request
 
 
 def test_a_newer_version_is_not_looked_at() -> None:
     headers = {VERSION_HEADER: str(VERSIONS[Kind.RUN] + 1)}
-    with pytest.raises(NewerVersion, match="run of version 3"):
+    with pytest.raises(NewerVersion, match="run of version 4"):
         decode(Kind.RUN, REQUEST_DECODER, b"not even json", headers)
     assert is_newer(Kind.RUN, headers)
 

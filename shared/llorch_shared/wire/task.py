@@ -1,7 +1,7 @@
 """A task as its client sees it: the request, the answer to its admission, and its state when looked up."""
 
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
@@ -15,6 +15,11 @@ CTX_MAX: Final = 32_768
 MAX_TOKENS_MAX: Final = 50_000
 PROMPT_BYTES_MAX: Final = 768 * 1024
 """A request travels in one bus message of at most 1 MiB; escaping and headers need the rest."""
+MESSAGES_MAX: Final = 1_024
+STOPS_MAX: Final = 16
+STOP_CHARS_MAX: Final = 256
+SCHEMA_BYTES_MAX: Final = 64 * 1024
+"""Of a response schema as JSON: engines turn it into a grammar, whose size grows with it."""
 
 
 class Workload(StrEnum):
@@ -69,6 +74,12 @@ class OutputMode(StrEnum):
     EDITS = "edits"
 
 
+class ChatRole(StrEnum):
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
 class PlacementMode(StrEnum):
     AUTO = "auto"
     PIN = "pin"
@@ -86,6 +97,28 @@ class PlacementOverrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     allow_fallback: bool = True
     label: Name | None = None
     """Compared with the labels of a pool's canary (ORCH-3033)."""
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """One turn of a conversation. The node renders it by the chat template of the engine's model."""
+
+    role: ChatRole
+    content: str
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How tokens are chosen. What is absent is the sampler profile's."""
+
+    temperature: Annotated[float, Meta(ge=0, le=2, description="0 always takes the likeliest token")] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=1_000_000, description="0 takes all")] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    stop: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)], ...], Meta(max_length=STOPS_MAX)
+    ] = ()
+    """The text ends before the first of these; none of it is sent."""
 
 
 class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
@@ -113,6 +146,11 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     output_mode: OutputMode = OutputMode.TEXT
     failover: Failover = Failover.RESUME
     """Since version 2 of the messages that carry a request (`wire.version`)."""
+    messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=MESSAGES_MAX)] | None = None
+    """A conversation instead of a prompt. Since version 3, as the fields below."""
+    sampling: Sampling | None = None
+    response_schema: dict[str, Any] | None = None
+    """JSON Schema of the output, which the engine cannot leave; with `output_mode` json."""
 
 
 class TaskState(StrEnum):

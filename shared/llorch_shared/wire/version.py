@@ -10,6 +10,7 @@ that new gateways, schedulers and nodes work beside old ones, and only what uses
 Readers read every version up to theirs.
 
     admission, placement, run   2: TaskRequest.failover
+                                3: TaskRequest.messages, sampling, response_schema
 
 A newer version is never half understood: `decode` does not look at the payload. What a reader does then is its own
 decision, and stands beside it: work in a queue becomes a dead letter, state is passed over. A cancel wish has no
@@ -40,13 +41,9 @@ class Kind(StrEnum):
 
 VERSIONS: Final[dict[Kind, int]] = {
     **dict.fromkeys(Kind, 1),
-    **dict.fromkeys((Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN), 2),
+    **dict.fromkeys((Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN), 3),
 }
 """Newest version of each kind that this release writes and reads."""
-
-
-_WRITTEN: Final = ("1", "2")
-"""The versions as headers say them: without and with a field of version 2."""
 
 
 class Unreadable(msgspec.DecodeError):
@@ -59,7 +56,13 @@ class NewerVersion(Unreadable):
 
 def version_headers(kind: Kind, request: TaskRequest | None = None) -> dict[str, str]:
     """What a publisher says about a message of this kind. `request`: the one that the message carries, if it does."""
-    return {VERSION_HEADER: _WRITTEN[request is not None and request.failover is not Failover.RESUME]}
+    return {VERSION_HEADER: "1" if request is None else _version_of(request)}
+
+
+def _version_of(request: TaskRequest) -> str:
+    if request.messages is not None or request.sampling is not None or request.response_schema is not None:
+        return "3"
+    return "1" if request.failover is Failover.RESUME else "2"
 
 
 def check_version(kind: Kind, headers: Mapping[str, str]) -> None:

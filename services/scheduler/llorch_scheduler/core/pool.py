@@ -186,4 +186,6 @@ def _prompt_tokens(request: TaskRequest) -> float:
     chars = len(request.prompt) if request.prompt else 0
     if request.inputs:
         chars += sum(map(len, request.inputs))
+    if request.messages:
+        chars += sum(len(message.content) for message in request.messages)
     return chars / PROMPT_CHARS_PER_TOKEN
