@@ -13,6 +13,7 @@ from llorch_ctl.commands import (
     simulate,
     status,
     task,
+    token,
     up,
     version,
     why,
@@ -41,5 +42,6 @@ app.add_typer(dead.app, name="dead")
 app.add_typer(audit.app, name="audit")
 app.command("simulate")(simulate.simulate)
 app.command("doctor")(doctor.doctor)
+app.add_typer(token.app, name="token")
 app.add_typer(config.app, name="config")
 app.command("version")(version.version)

@@ -184,10 +184,11 @@ class System:
 
     async def _gateway_serves(self, _: float) -> bool:
         assert self._http is not None
-        headers = bearer(secret("AUTH_TOKEN"))
+        token = secret("AUTH_TOKEN")
+        headers = bearer(token)
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             async with self._http.get(self.gateway_url + "/readyz", headers=headers) as answer:
-                return answer.status == 200
+                return answer.status == (200 if token or not self.settings.gateway.tokens_file else 401)
         return False
 
 
