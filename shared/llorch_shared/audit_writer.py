@@ -6,13 +6,13 @@ under the same message id: what was under way all the time is refused by the ser
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from llorch_shared import streams
 from llorch_shared.audit_chain import Chain
 from llorch_shared.bus.port import Bus, BusError, Duplicate, TooLarge, WrongSequence
+from llorch_shared.wall_clock import now_ms
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class AuditWriter:
     async def close(self) -> None:
         """Store the closing record, if there is anything to close."""
         if self._chain.number:
-            await self.store([Entry(*self._chain.closing(time.time_ns() // 1_000_000))])
+            await self.store([Entry(*self._chain.closing(now_ms()))])
 
     async def _send(self, batch: list[Entry], messages: list[tuple[str, bytes]]) -> None:
         """Returns, too, when the server has stored it before."""

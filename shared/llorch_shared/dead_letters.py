@@ -7,7 +7,6 @@ a chain of its own, because another process may have stored it before.
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -15,6 +14,7 @@ from llorch_shared import audit_chain, subjects
 from llorch_shared.bus.port import Bus, BusError, Duplicate, Message, Stored, TooLarge
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.dead import DeadLetter, Reason, What, cut, encode_letter
 from llorch_shared.wire.version import NewerVersion, Unreadable
@@ -46,7 +46,7 @@ class DeadLetters:
             subject=message.subject,
             stream=stream,
             seq=message.seq,
-            at_ms=time.time_ns() // 1_000_000,
+            at_ms=now_ms(),
             actor=self._actor,
             task_id=task_id,
             headers=dict(message.headers),

@@ -15,6 +15,7 @@ OF_TASKS: Final[tuple[Callable[[Story, After], Iterator[Violation]], ...]] = (
     tasks.never_refused_later,
     tasks.failed_for_a_reason,
     tasks.cancelled_for_a_reason,
+    tasks.times_are_true,
     tasks.receipts_are_true,
     tasks.run_to_one_result,
     streams.each_token_once,

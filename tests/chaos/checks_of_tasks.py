@@ -1,6 +1,8 @@
 """Whether each task was kept, ended once, ended for a reason, and was run as its record says. Pure."""
 
 from collections.abc import Iterator
+from itertools import pairwise
+from math import inf
 
 from chaos import allowed
 from chaos.evidence import After, Story
@@ -64,6 +66,33 @@ def cancelled_for_a_reason(story: Story, after: After) -> Iterator[Violation]:
     if run is not None and run.state is TaskState.CANCELLED and not allowed.may_be_cancelled(story):
         text = f"nobody asked; its readers were away for at most {allowed.longest_absence_s(story):.1f} s"
         yield Violation(kind=Kind.CANCELLED_UNASKED, task=story.task, explanation=text)
+
+
+def times_are_true(story: Story, after: After) -> Iterator[Violation]:
+    """What is written down was after the task was asked for and not after its end was seen, in the order in which it
+    happened. By the clock of the bus, whatever those of the processes say."""
+    run = story.run
+    if run is None or not story.asked:
+        return
+    first = min(asked.at for asked in story.asked) - allowed.TIMES_S
+    seen = [change.at for change in story.runs_seen if change.state in FINAL]
+    last = min(seen) + allowed.TIMES_S if seen else inf
+    told = [
+        ("admitted", run.admitted_ms),
+        ("placed", run.placed_ms),
+        ("started", run.started_ms),
+        ("ended", run.ended_ms),
+    ]
+    happened = [(what, ms / 1000) for what, ms in told if ms]
+    said = [(f"{audit.event} by {audit.actor}", audit.at_ms / 1000) for audit in story.audits if audit.at_ms]
+    for what, at in happened + said:
+        if not first <= at <= last:
+            text = f"{what}: {at - first - allowed.TIMES_S:.3f} s after the task was asked for"
+            yield Violation(kind=Kind.TIME_UNTRUE, task=story.task, explanation=text)
+    for (before, earlier), (what, at) in pairwise(happened):
+        if at < earlier - allowed.TIMES_S:
+            text = f"{what} {earlier - at:.3f} s before it was {before}"
+            yield Violation(kind=Kind.TIME_UNTRUE, task=story.task, explanation=text)
 
 
 def receipts_are_true(story: Story, after: After) -> Iterator[Violation]:

@@ -16,6 +16,7 @@ from typing import Final
 import httpx
 import msgspec
 
+from chaos.clock import JumpingClock
 from chaos.plan import NATS, Fault, FaultKind
 from llorch_shared import subjects
 from llorch_shared.bus.port import BusError
@@ -51,9 +52,12 @@ class Skipped(Exception):
 class Nemesis:
     """`ballast` is a file beside the bus's store that may fill its small disk, None when there is no such disk."""
 
-    def __init__(self, system: System, links: Mapping[str, Link], ballast: Path | None) -> None:
+    def __init__(
+        self, system: System, links: Mapping[str, Link], clocks: Mapping[str, JumpingClock], ballast: Path | None
+    ) -> None:
         self._system: Final = system
         self._links: Final = links
+        self._clocks: Final = clocks
         self._ballast: Final = ballast
         self.injected: Final[list[Injected]] = []
         self.problems: Final[list[str]] = []
@@ -71,6 +75,7 @@ class Nemesis:
             FaultKind.CUT: self._cut,
             FaultKind.STALL: self._stall,
             FaultKind.DELAY: self._slow,
+            FaultKind.CLOCK: self._set_clock,
             FaultKind.LEASE_THEFT: self._steal_lease,
             FaultKind.DISK_FULL: self._fill_disk,
         }
@@ -153,6 +158,12 @@ class Nemesis:
         link.slow(fault.strength)
         await asyncio.sleep(fault.lasts_s)
         link.mend()
+
+    async def _set_clock(self, fault: Fault) -> None:
+        clock = self._clocks[fault.target]
+        clock.set(fault.strength)
+        await asyncio.sleep(fault.lasts_s)
+        clock.set(0.0)
 
     async def _steal_lease(self, fault: Fault) -> None:
         key = subjects.registry(subjects.lease_key(int(fault.target)))

@@ -17,6 +17,8 @@ GAP_S: Final = 1.5
 """Mean time from one fault to the next, seconds. Faults last up to five, so two or three overlap now and then."""
 REST_S: Final = 1.0
 """A target is left alone this long after its fault has ended: recovery is measured, not only collapse."""
+HOURS_S: Final = 7_200.0
+"""How far a clock jumps at most: further than a task's deadline."""
 NATS: Final = "nats"
 
 
@@ -37,6 +39,8 @@ class FaultKind(StrEnum):
     """No bytes between one process and the bus, and no connection breaks."""
     DELAY = "delay"
     """Every byte between one process and the bus comes late."""
+    CLOCK = "clock"
+    """The wall clock of one process jumps by up to two hours, forwards or back, and later returns."""
     LEASE_THEFT = "lease-theft"
     """A stranger's name in the lease of one shard, written past compare-and-set."""
     DISK_FULL = "disk-full"
@@ -74,7 +78,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One fault. `at_s` counts from the begin of the load. `lasts_s` is how long the victim stays down, stopped, cut
-    or slow; `strength` is the delay in seconds, or which of a node's engines is meant, as a part of their number."""
+    slow or wrong; `strength` is the delay or the jump in seconds, or which of a node's engines is meant, as a part of
+    their number."""
 
     at_s: float
     kind: FaultKind
@@ -114,6 +119,9 @@ RULES: Final[dict[FaultKind, Rule]] = {
     FaultKind.CUT: Rule(targets=lambda shape: shape.linked, lasts_s=(0.3, 5.0), weight=2),
     FaultKind.STALL: Rule(targets=lambda shape: shape.linked, lasts_s=(0.3, 5.0), weight=2),
     FaultKind.DELAY: Rule(targets=lambda shape: shape.linked, lasts_s=(1.0, 5.0), strength=(0.02, 0.3), weight=2),
+    FaultKind.CLOCK: Rule(
+        targets=lambda shape: shape.services, lasts_s=(1.0, 8.0), strength=(-HOURS_S, HOURS_S), weight=2
+    ),
     FaultKind.LEASE_THEFT: Rule(targets=lambda shape: shape.shards),
     FaultKind.DISK_FULL: Rule(targets=_bus, lasts_s=(0.5, 3.0)),
 }

@@ -4,6 +4,7 @@
 <folder>/history.jsonl   what clients asked and saw
 <folder>/leases.json     who decided for which shard
 <folder>/faults.json     what the nemesis did, and what its victims did that no fault explains
+<folder>/clocks/         how much the clocks of processes are wrong just now
 <folder>/engines/        what each engine process generated
 <folder>/after.json      what the bus held at the end
 <folder>/report.json     and report.txt
@@ -23,6 +24,7 @@ from chaos import report
 from chaos.asks import Ask, make_asks
 from chaos.checks import check
 from chaos.clients import Clients
+from chaos.clock import JumpingClock
 from chaos.evidence import AFTER, ENGINES, HISTORY, Evidence, load
 from chaos.gather import gather
 from chaos.history import RunSeen, Writer, now
@@ -41,6 +43,7 @@ from support.system import System, mock_pool
 
 PLAN: Final = "plan.json"
 FAULTS: Final = "faults.json"
+CLOCKS: Final = "clocks"
 PER_S: Final = 6.0
 """Tasks a second: the load is steady, not an overload."""
 DISK_MIB: Final = 256
@@ -140,6 +143,13 @@ async def live(folder: Path, planned: Planned) -> None:
     links = {name: Link(free_port(), system.nats.port) for name in shape.linked if _needs_link(name, planned.faults)}
     for name, link in links.items():
         system.processes[name].environment["NATS_URL"] = link.url
+    clocks = {
+        name: JumpingClock(folder / CLOCKS / name)
+        for name in shape.services
+        if any(fault.target == name and fault.kind is FaultKind.CLOCK for fault in planned.faults)
+    }
+    for name, clock in clocks.items():
+        system.processes[name].environment.update(clock.environment)
     writer = Writer(folder / HISTORY)
     wants_disk = any(fault.kind is FaultKind.DISK_FULL for fault in planned.faults)
     with contextlib.closing(writer):
@@ -149,7 +159,7 @@ async def live(folder: Path, planned: Planned) -> None:
             await system.bus.subscribe(subjects.ALL_RUNS_LIVE, _recorder(writer))
             leases = LeaseWatch()
             await leases.start(system.bus)
-            nemesis = Nemesis(system, links, ballast)
+            nemesis = Nemesis(system, links, clocks, ballast)
             if planned.quiet:
                 await Clients(system, writer, give_up_at=now() + stage.patience_s).follow_plan(planned.quiet)
             clients = Clients(system, writer, give_up_at=now() + planned.seconds + stage.patience_s)

@@ -107,6 +107,23 @@ def another_seed(world: World) -> None:
     world.generations.insert(0, world.generation(0.5, 0.6, sent=2, seed=8, total=4))
 
 
+def ended_in_the_future(world: World) -> None:
+    world.change_run(ended_ms=int((T0 + 302) * 1000))
+
+
+def admitted_before_it_was_asked_for(world: World) -> None:
+    world.change_run(admitted_ms=int((T0 - 300) * 1000))
+
+
+def ended_before_it_was_placed(world: World) -> None:
+    world.entries[DONE_AT] = RunSeen(at=T0 + 9, task=TASK, seq=12, state="done", attempt=1)
+    world.change_run(placed_ms=int((T0 + 7) * 1000))
+
+
+def audited_late(world: World) -> None:
+    world.audits[0] = msgspec.structs.replace(world.audits[0], at_ms=int((T0 + 302) * 1000))
+
+
 def gap(world: World) -> None:
     world.entries[TOKENS_AT] = world.tokens(0, 1, 3, 4)
     world.entries[ENDED_AT] = Ended(at=T0 + 2.1, reader=2, task=TASK, tokens_out=TOKENS, finish_reason="length")
@@ -303,6 +320,7 @@ PLANTED: dict[Kind, list[Callable[[World], None]]] = {
     Kind.NOT_AUDITED: [not_audited],
     Kind.AUDIT_UNTRUE: [audited_as_failed, charged_for_other_tokens, charged_to_another, record_tampered_with],
     Kind.LOG_UNTRUE: [log_with_other_words, log_without_a_token, two_terminal_frames],
+    Kind.TIME_UNTRUE: [ended_in_the_future, admitted_before_it_was_asked_for, ended_before_it_was_placed, audited_late],
     Kind.COUNTER_UNTRUE: [uncounted],
     Kind.UNSETTLED: [queue_not_drained],
     Kind.ODD: [odd],
@@ -468,6 +486,7 @@ def test_a_reader_that_stayed_away_for_the_time_of_grace_may_have_cancelled() ->
     del world.entries[-2:]
     world.entries[ENDED_AT] = Closed(at=T0 + 1.3, reader=2, task=TASK, why="left")
     world.change_run(ended_ms=int((T0 + 11.4) * 1000))
+    world.entries[DONE_AT] = RunSeen(at=T0 + 11.4, task=TASK, seq=12, state="cancelled", attempt=1)
     back: list[history.Opened | history.Ended] = [
         Opened(at=T0 + 12, reader=2, task=TASK, via="gateway-2", cursor="1-2"),
         Ended(at=T0 + 12, reader=2, task=TASK, tokens_out=3, finish_reason="cancelled"),

@@ -48,6 +48,8 @@ class Kind(StrEnum):
     AUDIT_UNTRUE = "audit untrue"
     LOG_UNTRUE = "log untrue"
     """The token log differs from the engine's words, from itself or from the record."""
+    TIME_UNTRUE = "time untrue"
+    """A record or an audit says a time at which that cannot have been, or times in another order than they happened."""
     COUNTER_UNTRUE = "counter untrue"
     UNSETTLED = "unsettled"
     """Something did not come to rest after the last fault."""

@@ -24,6 +24,7 @@ from llorch_shared.bus.port import Bus, Stored
 from llorch_shared.errors import ErrorCode, OrchError, PolicyLabel, invalid
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord, admission_detail
 from llorch_shared.wire.policy import FullPolicy
 from llorch_shared.wire.run import Located
@@ -94,7 +95,7 @@ class Admissions:
         if located is None or located.priority is None:
             return None
         load = self._snapshot.loads.get(located.pool_id)
-        due_in_ms = self._dues_ms[task] - _now_ms()
+        due_in_ms = self._dues_ms[task] - now_ms()
         prospect = prospect_of(load, located.priority, located.tenant, seq=self._seqs[task], due_in_ms=due_in_ms)
         return msgspec.structs.replace(located, queue_position=prospect.position, predicted_start_ms=prospect.start_ms)
 
@@ -172,7 +173,7 @@ class Admissions:
         return None if record is None or record.deleted else Stored(stream="", seq=0, duplicate=True)
 
     def _remember(self, request: TaskRequest, pool: PoolSpec, call: Call, seq: int, accepted: TaskAccepted) -> None:
-        task, now_ms = request.task_id, _now_ms()
+        task, at_ms = request.task_id, now_ms()
         if len(self._recent) >= RECENT_MAX:
             oldest, _ = self._recent.popitem(last=False)
             del self._seqs[oldest], self._dues_ms[oldest]
@@ -185,9 +186,9 @@ class Admissions:
             priority=request.priority,
             queue_position=accepted.queue_position,
             predicted_start_ms=accepted.predicted_start_ms,
-            admitted_ms=now_ms,
+            admitted_ms=at_ms,
         )
-        self._seqs[task], self._dues_ms[task] = seq, now_ms + request.deadline_ms
+        self._seqs[task], self._dues_ms[task] = seq, at_ms + request.deadline_ms
 
     def _tell(
         self, request: TaskRequest, pool: PoolSpec, call: Call, prospect: Prospect, on_time: float | None
@@ -228,7 +229,7 @@ class Admissions:
         return AuditRecord(
             event=AuditEvent.ADMITTED,
             task_id=request.task_id,
-            at_ms=_now_ms(),
+            at_ms=now_ms(),
             actor=self._actor,
             correlation_id=call.correlation_id,
             tenant=call.tenant,
@@ -274,7 +275,3 @@ def _engine_of(body: bytes) -> str | None:
         return _ENGINE_ONLY.decode(body).engine[:64] or None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

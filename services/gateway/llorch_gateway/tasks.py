@@ -21,6 +21,7 @@ from llorch_shared.errors import invalid, not_found
 from llorch_shared.identifiers import is_uuid
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.run import LOCATED_DECODER, CancelRequest, Located, RunRecord, TaskView, WaitsFor, decode_run
 from llorch_shared.wire.task import TaskRef, TaskState
 from llorch_shared.wire.version import NewerVersion
@@ -166,7 +167,7 @@ class Tasks:
                     task_id=task,
                     reason=reason,
                     correlation_id=call.correlation_id,
-                    requested_ms=time.time_ns() // 1_000_000,
+                    requested_ms=now_ms(),
                 )
             )
             await self._bus.store(subjects.cancel(task), wish)

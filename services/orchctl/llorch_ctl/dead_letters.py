@@ -5,7 +5,6 @@ is made of the letter's place: a replay whose answer got lost is repeated withou
 has confirmed the original.
 """
 
-import time
 from typing import Final
 
 import msgspec
@@ -15,6 +14,7 @@ from llorch_ctl.pools import ACTOR, user
 from llorch_shared import audit_chain, streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message, Stored
 from llorch_shared.states import FINAL
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.dead import DeadLetter, Reason, decode_letter
 from llorch_shared.wire.run import decode_run
@@ -113,7 +113,7 @@ async def _audit(bus: Bus, event: AuditEvent, kept: Kept, *, stored_seq: int) ->
     record = AuditRecord(
         event=event,
         task_id=subject_of,
-        at_ms=time.time_ns() // 1_000_000,
+        at_ms=now_ms(),
         actor=ACTOR,
         identity=user(),
         pool_id=letter.pool_id,

@@ -6,7 +6,6 @@ again a few times. Every change is audited: who, by which command, which keys fr
 
 import getpass
 import os
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -17,6 +16,7 @@ from llorch_ctl.core.pool_keys import Change, changes
 from llorch_ctl.exits import Problem
 from llorch_shared import audit_chain, streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message, WrongSequence
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 from llorch_shared.wire.version import Kind, version_headers
@@ -133,7 +133,7 @@ async def _audit(bus: Bus, pool_id: str, command: str, before: int, said: list[s
     record = AuditRecord(
         event=AuditEvent.POOL_CHANGED,
         task_id=pool_id,
-        at_ms=time.time_ns() // 1_000_000,
+        at_ms=now_ms(),
         actor=ACTOR,
         identity=user(),
         pool_id=pool_id,

@@ -22,6 +22,7 @@ from llorch_ctl.core.supervision import Life, Phase, RestartPolicy
 from llorch_ctl.exits import Problem
 from llorch_ctl.logfiles import LogFile, LogView
 from llorch_shared.lifecycle import first_of, with_parent
+from llorch_shared.wall_clock import now_ms
 
 LINE_BYTES_MAX: Final = 256 * 1024
 PROBE_EVERY_S: Final = 0.05
@@ -176,7 +177,7 @@ class _Keeper:
     async def _probe(self, process: asyncio.subprocess.Process) -> None:
         """Wait for readiness; a process that is not ready in time is ended, which counts as a failed start."""
         self._too_late = ""
-        started_unix, deadline = time.time(), time.monotonic() + self.spec.ready_within_s
+        started_unix, deadline = now_ms() / 1000, time.monotonic() + self.spec.ready_within_s
         while not await self.spec.ready(started_unix):
             if time.monotonic() > deadline:
                 self._too_late = f"not ready within {self.spec.ready_within_s:.0f} s"
@@ -186,7 +187,9 @@ class _Keeper:
         self.life.became_ready(time.monotonic())
         self.ready.set()
         again = f", start {self.life.restarts + 1}" if self.life.restarts else ""
-        self._view.say(f"{self.spec.name} is ready after {time.time() - started_unix:.1f} s (pid {process.pid}{again})")
+        self._view.say(
+            f"{self.spec.name} is ready after {now_ms() / 1000 - started_unix:.1f} s (pid {process.pid}{again})"
+        )
 
     async def _keep_log(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None

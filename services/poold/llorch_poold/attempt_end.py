@@ -3,7 +3,6 @@ invariant 3). A node that lost the compare-and-set says nothing more."""
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +11,7 @@ from llorch_poold.core.task import Cancelled, Failed, Finished, Lost, Preempted,
 from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_poold.task_voice import TaskVoice
 from llorch_poold.token_stream import BacklogUnread, TokenStream
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditRecord
 from llorch_shared.wire.run import RunRecord
 
@@ -63,7 +63,7 @@ class AttemptEnd:
         self._core.released()
         record = self._core.given_back_record()
         if await self._store(record):
-            self._audit = requeue_of(record, self._core.seq, self._node.node_id, at_ms=_now_ms(), reason=outcome.again)
+            self._audit = requeue_of(record, self._core.seq, self._node.node_id, at_ms=now_ms(), reason=outcome.again)
 
     async def audit(self) -> None:
         """Record the end of this attempt, if it has stored one."""
@@ -72,7 +72,7 @@ class AttemptEnd:
 
     async def _finish(self, outcome: Finished | Cancelled | Failed, measured: Measured) -> None:
         record = self._core.final_record(
-            now_ms=_now_ms(), decode_ms=round(measured.decode_s * 1000), cancel_ms=measured.cancel_ms
+            now_ms=now_ms(), decode_ms=round(measured.decode_s * 1000), cancel_ms=measured.cancel_ms
         )
         if not await self._store(record):
             return
@@ -89,10 +89,10 @@ class AttemptEnd:
         record = self._core.preempted_record(resume_from=resume_from)
         if not await self._store(record):
             return
-        now_ms = _now_ms()
-        stop_ms = max(0, now_ms - measured.preempt_asked_ms)
+        at_ms = now_ms()
+        stop_ms = max(0, at_ms - measured.preempt_asked_ms)
         self._audit = preemption_of(
-            before, record, self._core.seq, at_ms=now_ms, stop_ms=stop_ms, urgent_task_id=outcome.urgent_task_id
+            before, record, self._core.seq, at_ms=at_ms, stop_ms=stop_ms, urgent_task_id=outcome.urgent_task_id
         )
         self._stream.preempted(record.attempt, resume_from, now=_loop_time())
         self._voice.tell(
@@ -125,10 +125,6 @@ class AttemptEnd:
             decode_time_ms=run.decode_ms,
             error_kind=run.error.code if run.error is not None else "",
         )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _loop_time() -> float:

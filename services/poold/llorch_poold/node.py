@@ -6,7 +6,6 @@ A replica that must change is drained first and started again when it is gone, s
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Final
@@ -29,6 +28,7 @@ from llorch_shared.here import here
 from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
 from llorch_shared.settings import Settings
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.registry import NodeRecord
 from llorch_shared.wire.run import PREEMPT_DECODER
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
@@ -66,7 +66,7 @@ class Node:
         self._registrar: Final = Registrar(context.bus, confirmed=self._ownership.confirmed, left=self._ownership.left)
         self._specs: Final = LiveTable(context.bus, bucket="SPEC", changed=self._spec_changed, metrics=context.metrics)
         self._incarnation: Final = secrets.token_hex(8)
-        self._started_ms: Final = time.time_ns() // 1_000_000
+        self._started_ms: Final = now_ms()
         self._report: GpuReport = GpuReport(problem="GPUs have not been looked for yet")
         self._replicas: dict[str, Replica] = {}
         self._lives: dict[str, asyncio.Task[None]] = {}

@@ -33,6 +33,7 @@ from llorch_shared.bus.port import BusError
 from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
 from llorch_shared.settings import PooldSettings
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.registry import Gpu, ReplicaRecord, ReplicaState
 from llorch_shared.wire.spec import PoolSpec
 
@@ -146,7 +147,7 @@ class Replica:
             perf_tokens_per_s=self._pace.tokens_per_s,
             perf_first_token_ms=self._pace.first_token_ms,
             live=self._life is not None and self._life.alive,
-            heartbeat_ms=time.time_ns() // 1_000_000,
+            heartbeat_ms=now_ms(),
             restart_count=core.restart_count,
             backoff_ms=core.backoff_ms,
             last_error=core.last_error,

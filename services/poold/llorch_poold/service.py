@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -28,6 +27,7 @@ from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
 from llorch_shared.settings import Secret, Settings
+from llorch_shared.wall_clock import now_ms
 
 log = logging.getLogger(__name__)
 
@@ -130,9 +130,7 @@ async def _repair(context: NodeContext, stop: Stop) -> None:
     """Once after the start; then wait for the end like everybody else."""
     while not stop:
         try:
-            missing = await repair_audit(
-                context.bus, context.audit, node_id=context.node_id, now_ms=time.time_ns() // 1_000_000
-            )
+            missing = await repair_audit(context.bus, context.audit, node_id=context.node_id, now_ms=now_ms())
         except BusError as error:
             log.info("looking for unaudited ends waits for the bus: %s", error)
             await stop.wait(REPAIR_AGAIN_S)

@@ -7,7 +7,6 @@ more. Token callbacks run in the engine's socket reader: they encode, publish an
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -50,6 +49,7 @@ from llorch_shared.errors import ErrorCode, ResetDetail
 from llorch_shared.identifiers import is_correlation_id
 from llorch_shared.lifecycle import first_of
 from llorch_shared.states import IllegalMove
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.run import CANCEL_DECODER, Placement, PreemptRequest
 from llorch_shared.wire.spec import TimeoutSpec
 from llorch_shared.wire.task import TaskRequest
@@ -157,7 +157,7 @@ class TaskRun:
     def preempt(self, request: PreemptRequest) -> None:
         """Make way at once if a later attempt can say the same again, else run on: the scheduler only asked."""
         if not self._stream.opened and self._core.phase in (Phase.CLAIMING, Phase.CALLING):
-            self._preemption, self._preempt_asked_ms = request, _now_ms()
+            self._preemption, self._preempt_asked_ms = request, now_ms()
             return
         refusal = self._core.refuses_preemption(
             request.run_seq, tokens_sent=max(self._core.tokens_out, self._stream.sent_before)
@@ -167,7 +167,7 @@ class TaskRun:
         if refusal:
             self._voice.tell("task.preempt_refused", f"is not preempted: {refusal}")
             return
-        self._preempt_asked_ms = self._preempt_asked_ms or _now_ms()
+        self._preempt_asked_ms = self._preempt_asked_ms or now_ms()
         self._conclude(Preempted(request.urgent_task_id))
 
     def hand_over(self) -> None:
@@ -225,7 +225,7 @@ class TaskRun:
                 incarnation=facts.incarnation,
                 determinism_class=facts.determinism_class,
                 token_log=self._node.token_log.mark,
-                now_ms=_now_ms(),
+                now_ms=now_ms(),
             )
             seq = await self._node.runs.swap(record, self._core.seq)
         except (IllegalMove, NotStorable) as error:
@@ -368,7 +368,7 @@ class TaskRun:
     def _on_first_token(self) -> None:
         self._facts.pace.first_token(self._clock.first_token_s)
         if not self._stream.sent_before:
-            self._first_token_ms = max(0, _now_ms() - self._core.run.admitted_ms)
+            self._first_token_ms = max(0, now_ms() - self._core.run.admitted_ms)
             self._facts.metrics.first_token(self._core.run.priority, self._first_token_ms)
 
     def _differs(self, error: PrefixMismatch) -> None:
@@ -394,7 +394,7 @@ class TaskRun:
         if isinstance(outcome, Lost):
             await self._leave(outcome)
             return
-        cancel_ms = await self._cancel_took_ms(_now_ms()) if isinstance(outcome, Cancelled) else None
+        cancel_ms = await self._cancel_took_ms(now_ms()) if isinstance(outcome, Cancelled) else None
         measured = Measured(self._clock.decode_s, self._first_token_ms, cancel_ms, self._preempt_asked_ms)
         await self._end.settle(outcome, measured)
 
@@ -419,7 +419,3 @@ class TaskRun:
     async def audit(self) -> None:
         """Record the end, if there was one; the slot is free already."""
         await self._end.audit()
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -7,9 +7,10 @@ from typing import Final
 
 from llorch_provisioner.core.failure import Failure, Untrusted
 from llorch_provisioner.core.jobs import Job
-from llorch_provisioner.telling import Teller, now_ms
+from llorch_provisioner.telling import Teller
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.provision import PreparedEngine, ResolvedModel
 
 log: Final = logging.getLogger(__name__)

@@ -6,21 +6,17 @@ short job has ended. So the outcome is told again over the next seconds. That se
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from llorch_provisioner.core.jobs import Job
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.provision import ProvisionEvent
 
 LOOK_EVERY_S: Final = 0.25
 UNTOLD_MS_MAX: Final = 700
 """With the looking interval added still less than the promised second."""
 OUTCOME_TOLD_AGAIN_AFTER_S: Final = (0.25, 0.75, 2.0, 2.0)
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class Teller:

@@ -18,11 +18,12 @@ from llorch_provisioner.engines import cached_engine, fulfil_engine, present_eng
 from llorch_provisioner.job_report import JobReport
 from llorch_provisioner.models import cached_model, fulfil_model, present_models
 from llorch_provisioner.reporter import Limits
-from llorch_provisioner.telling import Teller, now_ms
+from llorch_provisioner.telling import Teller
 from llorch_shared.embedded_defaults import DEFAULT_ENGINE_PACKAGE, KNOWN_WHEELS
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import ProvisionerSettings
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.provision import (
     EnsureEngine,
     EnsureModel,

@@ -16,6 +16,7 @@ import msgspec
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, WrongSequence
 from llorch_shared.live_table import LiveTable
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.registry import LEASE_DECODER, LeaseRecord
 from llorch_shared.wire.version import Kind, version_headers
 
@@ -155,7 +156,7 @@ class Lease:
         return holder in ("", self._holder) or holder in self._gone
 
     async def _store(self, holder: str, *, epoch: int, expect_seq: int, timeout_s: float = 1.0) -> int:
-        record = LeaseRecord(holder=holder, epoch=epoch, renewed_ms=time.time_ns() // 1_000_000)
+        record = LeaseRecord(holder=holder, epoch=epoch, renewed_ms=now_ms())
         stored = await self._bus.store(
             subjects.registry(self.key),
             msgspec.json.encode(record),

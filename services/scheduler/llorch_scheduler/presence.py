@@ -6,7 +6,6 @@ By it every process knows among how many the shards are to be shared. It proves 
 import asyncio
 import contextlib
 import logging
-import time
 from typing import Final
 
 import msgspec
@@ -15,6 +14,7 @@ from llorch_scheduler.lease import RENEW_SHARE
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.live_table import LiveTable
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.registry import SchedulerRecord
 from llorch_shared.wire.version import Kind, version_headers
 
@@ -40,13 +40,11 @@ class Presence:
         self._instance: Final = instance
         self._subject: Final = subjects.registry(subjects.scheduler_key(instance))
         self._ttl_s: Final = ttl_s
-        self._started_ms: Final = time.time_ns() // 1_000_000
+        self._started_ms: Final = now_ms()
 
     async def announce(self) -> None:
         """A failure costs at most a lopsided share until the next."""
-        record = SchedulerRecord(
-            instance=self._instance, started_ms=self._started_ms, renewed_ms=time.time_ns() // 1_000_000
-        )
+        record = SchedulerRecord(instance=self._instance, started_ms=self._started_ms, renewed_ms=now_ms())
         try:
             await self._bus.store(
                 self._subject,

@@ -23,7 +23,7 @@ from llorch_scheduler.narration import Narration
 from llorch_scheduler.presence import Presence, is_presence, living
 from llorch_scheduler.rebuild import cancelled
 from llorch_scheduler.replica_watch import ReplicaWatch
-from llorch_scheduler.term_loop import TermLoop, now_ms
+from llorch_scheduler.term_loop import TermLoop
 from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
 from llorch_shared.bus.nats import connect
@@ -37,6 +37,7 @@ from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
 from llorch_shared.settings import Settings, secret
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.run import decode_run
 from llorch_shared.wire.version import NewerVersion, Unreadable
 

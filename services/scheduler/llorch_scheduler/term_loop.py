@@ -42,6 +42,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message, Responder, Subscription, Unanswered
 from llorch_shared.dead_letters import DeadLetters
 from llorch_shared.live_table import LiveTable
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.registry import APPOINTMENT_REQUEST_DECODER, REPLICA_DECODER, ReplicaRecord
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
@@ -58,10 +59,6 @@ STUMBLE_S: Final = 5.0
 """How long a broken term may take to set aside what it broke on."""
 
 _encode: Final = msgspec.json.Encoder().encode
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class TermLoop:

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
+from llorch_shared.bus.nats_clock import ClockWatch
 from llorch_shared.bus.nats_consumer import NatsConsumer
 from llorch_shared.bus.nats_inbox import header_block
 from llorch_shared.bus.nats_link import Link, LinkSubscription
@@ -84,6 +85,7 @@ class NatsBus:
         self._streams: Final = Streams(link)
         self._reads: Final = Reads(link, self._streams, copies=copies)
         self._topology: Final = TopologyKeeper(link.name, self._streams)
+        self._clock: Final = ClockWatch(link.name, self._streams)
         self._on_disconnect: list[Callable[[], None]] = []
         self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,6 +125,8 @@ class NatsBus:
 
     async def ensure(self, topology: Topology) -> None:
         await self._topology.ensure(topology)
+        if topology.streams:
+            self._clock.start(topology.streams[0].name)
 
     async def forget(self, topology: Topology) -> None:
         self._topology.forget(topology)
@@ -242,6 +246,7 @@ class NatsBus:
 
     async def close(self) -> None:
         self._topology.stop()
+        await self._clock.stop()
         for task in tuple(self._tasks):
             task.cancel()
         for consumer in tuple(self._consumers):

@@ -7,16 +7,18 @@ message of one subject is what decisions are made from, so where there are copie
 
 import base64
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
+from llorch_shared.bus.nats_clock import unix_ms
 from llorch_shared.bus.nats_inbox import Answer
 from llorch_shared.bus.nats_link import Link
 from llorch_shared.bus.nats_parser import parse_header
 from llorch_shared.bus.nats_streams import ApiError, Streams
 from llorch_shared.bus.port import BusError, Message, NoStream, Page, Unanswered
+from llorch_shared.wall_clock import now_ms
 
 READ_TIMEOUT_S: Final = 5.0
 PAGE_MESSAGES: Final = 1000
@@ -47,17 +49,13 @@ def read_message(answer: Answer) -> Message:
         headers=headers,
         seq=int(headers.get("Nats-Sequence", "0")),
         deleted=is_marker(headers),
-        stored_ms=_milliseconds(headers.get("Nats-Time-Stamp", "")),
+        stored_ms=unix_ms(stamp) if (stamp := headers.get("Nats-Time-Stamp")) else 0,
     )
 
 
-def _milliseconds(stamp: str) -> int:
-    return round(datetime.fromisoformat(stamp).timestamp() * 1000) if stamp else 0
-
-
 def _moment(seconds_ago: float) -> str:
-    """As the server reads it. The clocks of two machines may differ."""
-    return (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat()
+    """As the server reads it, by its own clock."""
+    return datetime.fromtimestamp(now_ms() / 1000 - seconds_ago, UTC).isoformat()
 
 
 class Reads:
@@ -92,7 +90,7 @@ class Reads:
             headers=headers,
             seq=found["seq"],
             deleted=is_marker(headers),
-            stored_ms=_milliseconds(found["time"]),
+            stored_ms=unix_ms(found["time"]),
         )
 
     async def snapshot(self, stream: str, subject_filter: str) -> list[Message]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from llorch_shared.bus.nats_clock import hear
 from llorch_shared.bus.nats_inbox import header_block
 from llorch_shared.bus.nats_link import Link
 from llorch_shared.bus.port import (
@@ -26,6 +27,7 @@ from llorch_shared.bus.port import (
     WrongSequence,
 )
 from llorch_shared.streams import Durable, Stream, Topology, changed
+from llorch_shared.wall_clock import steady_ns
 
 API_TIMEOUT_S: Final = 5.0
 INFO_TIMEOUT_S: Final = 2.0
@@ -107,14 +109,20 @@ class Streams:
     ) -> dict[str, Any]:
         """One call of `$JS.API`. Raises NoStream, Unanswered, ApiError."""
         data = msgspec.json.encode(body) if body is not None else b""
-        answer = await self._link.ask(f"$JS.API.{call}", data, timeout_s=timeout_s)
-        if answer.status == _NO_RESPONDERS:
-            raise NoStream(f"nobody answers {call}")
-        reply: dict[str, Any] = msgspec.json.decode(answer.data)
+        reply = await self._ask(call, data, timeout_s)
         if (error := reply.get("error")) is not None:
             refusal = msgspec.convert(error, _Refusal)
             known = refused(refusal)
             raise ApiError(str(known), refusal.err_code) if type(known) is BusError else known
+        return reply
+
+    async def _ask(self, call: str, data: bytes, timeout_s: float) -> dict[str, Any]:
+        asked_ns = steady_ns()
+        answer = await self._link.ask(f"$JS.API.{call}", data, timeout_s=timeout_s)
+        if answer.status == _NO_RESPONDERS:
+            raise NoStream(f"nobody answers {call}")
+        reply: dict[str, Any] = msgspec.json.decode(answer.data)
+        hear(self._link.name, reply, asked_ns)
         return reply
 
     async def ensure(self, topology: Topology) -> None:
@@ -150,10 +158,7 @@ class Streams:
 
     async def found(self, call: str) -> dict[str, Any] | None:
         """Configuration in an INFO answer, None where there is no such thing. Raises NoStream without JetStream."""
-        answer = await self._link.ask(f"$JS.API.{call}", b"", timeout_s=INFO_TIMEOUT_S)
-        if answer.status == _NO_RESPONDERS:
-            raise NoStream("JetStream does not answer")
-        reply: dict[str, Any] = msgspec.json.decode(answer.data)
+        reply = await self._ask(call, b"", INFO_TIMEOUT_S)
         if (error := reply.get("error")) is None:
             config: dict[str, Any] = reply["config"]
             return config

@@ -5,7 +5,6 @@ Here is the waiting and the reading of the stored stream; what is sent, and in w
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -13,6 +12,7 @@ from llorch_gateway.core import record as records
 from llorch_gateway.relay.channel import Seat
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.frames import BadFrame
 from llorch_shared.wire.run import RunRecord, decode_run
 from llorch_shared.wire.version import Unreadable
@@ -218,4 +218,4 @@ class Stream:
 
 
 def _ended_s_ago(record: RunRecord) -> float:
-    return time.time() - record.ended_ms / 1000
+    return (now_ms() - record.ended_ms) / 1000

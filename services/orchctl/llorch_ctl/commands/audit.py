@@ -15,6 +15,7 @@ from llorch_ctl.core.findings import TO_DO, Violation
 from llorch_ctl.exits import Exit
 from llorch_ctl.terminal import ERR, OUT, ConfigOption, JsonOption, run, settings_from, write_json
 from llorch_shared.settings import Settings
+from llorch_shared.wall_clock import now_ms
 
 VIOLATIONS_SHOWN: Final = 20
 """On a terminal; --json has the first thousand."""
@@ -49,10 +50,10 @@ def verify(
 
 
 async def _verify(settings: Settings, *, since_min: int | None, progress: bool, as_json: bool) -> int:
-    now_ms = time.time_ns() // 1_000_000
+    at_ms = now_ms()
     async with bus_client.connected(settings.nats) as bus:
-        found = await Verification(bus, now_ms=now_ms, told=_teller(progress)).run(
-            since_ms=now_ms - since_min * 60_000 if since_min else 0
+        found = await Verification(bus, now_ms=at_ms, told=_teller(progress)).run(
+            since_ms=at_ms - since_min * 60_000 if since_min else 0
         )
     if as_json:
         write_json(found)

@@ -2,7 +2,6 @@
 
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,6 +17,7 @@ from llorch_ctl.commands.status import plain_table
 from llorch_ctl.exits import Problem
 from llorch_ctl.terminal import ERR, OUT, ConfigOption, run, settings_from
 from llorch_shared.settings import Settings
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.simulated import Comparison, Group, Outcome, Result, SimulatorProgress
 
 STDOUT: Final = Path("-")
@@ -107,7 +107,7 @@ def _record(settings: Settings, file: Path, since_min: float) -> None:
 
     async def read() -> recording.Recorded:
         async with bus_client.connected(settings.nats) as bus:
-            return await recording.record(bus, file, from_ms=int(1000 * (time.time() - 60 * since_min)))
+            return await recording.record(bus, file, from_ms=now_ms() - int(60_000 * since_min))
 
     try:
         recorded = run(read)
