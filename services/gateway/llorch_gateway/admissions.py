@@ -15,6 +15,7 @@ from llorch_gateway.core.admission import admit, check_priority, check_turn
 from llorch_gateway.core.prospect import Prospect, prospect_of
 from llorch_gateway.enqueue import Enqueue
 from llorch_gateway.failures import unavailable
+from llorch_gateway.ownership import Ownership
 from llorch_gateway.relay.router import Router
 from llorch_gateway.resubmissions import Resubmissions
 from llorch_gateway.snapshot import Snapshot
@@ -81,6 +82,7 @@ class Admissions:
         self._resubmissions: Final = resubmissions
         self._actor: Final = actor
         self._enqueue: Final = Enqueue(bus=bus, snapshot=snapshot, lane=router.lane)
+        self.ownership: Final = Ownership(bus)
         self._recent: OrderedDict[str, Located] = OrderedDict()
         self._seqs: dict[str, int] = {}
         self._dues_ms: dict[str, int] = {}
@@ -98,6 +100,11 @@ class Admissions:
         due_in_ms = self._dues_ms[task] - now_ms()
         prospect = prospect_of(load, located.priority, located.tenant, seq=self._seqs[task], due_in_ms=due_in_ms)
         return msgspec.structs.replace(located, queue_position=prospect.position, predicted_start_ms=prospect.start_ms)
+
+    def tenant_of(self, task: str) -> str | None:
+        """Of a task that this process put into a queue lately."""
+        located = self._recent.get(task)
+        return None if located is None else located.tenant
 
     async def submit(self, body: bytes, call: Call) -> TaskAccepted:
         """Raises OrchError, BusError."""
@@ -119,8 +126,11 @@ class Admissions:
             raise unavailable("this gateway has not read the registry yet")
         check_priority(request, call.priorities)
         pool = admit(request, call.tenant, snapshot.pools, snapshot.replicas, snapshot.loads)
+        await self.ownership.check_before(request, self.tenant_of(request.task_id), call)
         taken = await self._take(request, pool, call)
         stored = taken.stored
+        if stored.duplicate:
+            await self.ownership.check_stored(request, call)
         prospect = prospect_of(
             snapshot.loads.get(pool.id),
             request.priority,

@@ -161,7 +161,7 @@ class Front:
             await _not_allowed(send, call, "GET")
             return
         cursor = _cursor(headers.get(b"last-event-id"), scope["query_string"])
-        opened = await self._answered(self.streams.open(task_id(task), cursor))
+        opened = await self._answered(self.streams.open(task_id(task), cursor, call))
         correlation = (CORRELATION, call.correlation_id.encode())
         if opened is None:
             await send({"type": "http.response.start", "status": 204, "headers": [correlation]})

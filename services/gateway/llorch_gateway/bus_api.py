@@ -81,18 +81,18 @@ class BusApi:
         _, view = await self._tasks.cancel(_task(data), call)
         return _encode(view)
 
-    async def _get(self, data: bytes, _call: Call) -> bytes:
-        return _encode(await self._tasks.get(_task(data)))
+    async def _get(self, data: bytes, call: Call) -> bytes:
+        return _encode(await self._tasks.get(_task(data), call))
 
     async def _capabilities(self, _data: bytes, _call: Call) -> bytes:
         return _encode(told_capabilities(self._snapshot))
 
-    async def _health(self, data: bytes, _call: Call) -> bytes:
+    async def _health(self, data: bytes, call: Call) -> bytes:
         try:
             ref = _POOL_REF.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise invalid(str(error)) from error
-        return _encode(told_health(self._snapshot, ref.pool_id))
+        return _encode(told_health(self._snapshot, ref.pool_id, call))
 
 
 def _task(data: bytes) -> str:

@@ -13,7 +13,7 @@ from litestar.types import ControllerRouterHandler
 
 from llorch_gateway.asgi import CALL
 from llorch_gateway.call import Call
-from llorch_gateway.core.capability import capabilities, pool_health
+from llorch_gateway.core.capability import capabilities, pool_health, without_tasks
 from llorch_gateway.failures import as_orch_error
 from llorch_gateway.http_errors import error_reply
 from llorch_gateway.snapshot import Snapshot
@@ -54,7 +54,7 @@ def application(*, tasks: Tasks, snapshot: Snapshot, metrics: Metrics, readiness
 def _task_routes(tasks: Tasks) -> tuple[ControllerRouterHandler, ...]:
     @get("/v1/tasks/{id:str}", name="getTask")
     async def get_task(request: _Request) -> _Reply:
-        return _json(200, await tasks.get(_id(request)))
+        return _json(200, await tasks.get(_id(request), _call(request)))
 
     @post("/v1/tasks/{id:str}/cancel", name="cancelTask")
     async def cancel_task(request: _Request) -> _Reply:
@@ -74,7 +74,7 @@ def _pool_routes(snapshot: Snapshot) -> tuple[ControllerRouterHandler, ...]:
 
     @get("/v1/pools/{id:str}/health", name="getPoolHealth")
     async def get_pool_health(request: _Request) -> _Reply:
-        return _json(200, told_health(snapshot, request.path_params["id"]))
+        return _json(200, told_health(snapshot, request.path_params["id"], _call(request)))
 
     return (get_capabilities, get_pool_health)
 
@@ -118,13 +118,15 @@ def told_capabilities(snapshot: Snapshot) -> Capabilities:
     return capabilities(snapshot.pools, snapshot.replicas, snapshot.loads)
 
 
-def told_health(snapshot: Snapshot, pool: str) -> PoolHealth:
-    """Raises OrchError: 400 for what is not a name, 404 for a pool that nobody wants."""
+def told_health(snapshot: Snapshot, pool: str, call: Call) -> PoolHealth:
+    """Without the ids of tasks for a caller that is bound to its tenant: most are others'. Raises OrchError: 400 for
+    what is not a name, 404 for a pool that nobody wants."""
     if not is_name(pool):
         raise invalid("the pool id is not a name")
     if pool not in snapshot.pools:
         raise not_found(f"pool {pool}")
-    return pool_health(snapshot.replicas.get(pool, ()), snapshot.loads.get(pool))
+    told = pool_health(snapshot.replicas.get(pool, ()), snapshot.loads.get(pool))
+    return without_tasks(told) if call.bound else told
 
 
 async def _cancel(tasks: Tasks, request: _Request) -> _Reply:

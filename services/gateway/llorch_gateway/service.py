@@ -89,6 +89,7 @@ class Gateway:
             metrics=metrics,
             cancel_wait_s=wanted.cancel_wait_ms / 1000,
         )
+        admissions.ownership.owner = self.tasks.owner
         self._presence: Final = Presence(
             bus=bus,
             router=self.router,

@@ -72,13 +72,13 @@ class Streams:
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    async def open(self, task: str, cursor: Cursor | None) -> Opened | None:
+    async def open(self, task: str, cursor: Cursor | None, call: Call) -> Opened | None:
         """A seat for a reader; None when its cursor is at the end already. Raises OrchError, BusError."""
         if len(self._router.seats) >= self._streams_max:
             raise unavailable(f"this gateway serves {self._streams_max} streams already")
-        if cursor is None and self._router.is_fresh(task):
+        if cursor is None and self._tasks.is_fresh(task, call):
             return Opened(await self._router.join(task, None, local=True), task)
-        found = await self._tasks.find(task)
+        found = await self._tasks.find(task, call)
         record = found.record
         if record is not None and records.has_all(record, cursor):
             return None

@@ -46,6 +46,13 @@ class Found:
     local: bool
     """Whether its frames come on this process's lane."""
 
+    @property
+    def tenant(self) -> str:
+        if self.record is not None:
+            return self.record.tenant
+        assert self.located is not None
+        return self.located.tenant
+
     def view(self, task: str) -> TaskView:
         if self.record is not None:
             return records.view_of_run(self.record)
@@ -80,9 +87,26 @@ class Tasks:
         self._cancel_wait_s: Final = cancel_wait_s
         self._ignored: Final = metrics.counter("messages_ignored_total").labels("run")
 
-    async def find(self, task: str) -> Found:
-        """Raises OrchError 404 when nobody knows the task, 503 when those who would know do not answer for long;
-        BusError."""
+    async def find(self, task: str, call: Call) -> Found:
+        """Who may see what is decided here, for every operation on a task: to a caller that is bound to its tenant
+        another's task is one that nobody knows. Raises OrchError 404, or 503 when those who would know do not answer
+        for long; BusError."""
+        found = await self._find(task)
+        if not call.may_see(found.tenant):
+            raise not_found(f"task {task}")
+        return found
+
+    def is_fresh(self, task: str, call: Call) -> bool:
+        """Whether its stream can be read from here without a lookup, by a caller that may."""
+        if not self._router.is_fresh(task):
+            return False
+        return not call.bound or self._admissions.tenant_of(task) == call.tenant
+
+    async def owner(self, task: str) -> str:
+        """Whose task it is. Raises as `find`."""
+        return (await self._find(task)).tenant
+
+    async def _find(self, task: str) -> Found:
         deadline = time.monotonic() + LOCATE_PATIENCE_S
         while (found := await self._look(task)) is None:
             if time.monotonic() > deadline:
@@ -147,8 +171,8 @@ class Tasks:
             log.info("%s #%d is passed over: %s", message.subject, message.seq, error)
             raise unavailable("this task's record was written by a newer release; ask another gateway") from error
 
-    async def get(self, task: str) -> TaskView:
-        view = (await self.find(task)).view(task)
+    async def get(self, task: str, call: Call) -> TaskView:
+        view = (await self.find(task, call)).view(task)
         if view.state is TaskState.QUEUED and is_loading(self._snapshot.loads.get(view.pool_id or "")):
             view = msgspec.structs.replace(view, waits_for=WaitsFor.MODEL)
         return view
@@ -156,7 +180,7 @@ class Tasks:
     async def cancel(self, task: str, call: Call, *, reason: str = "client") -> tuple[bool, TaskView]:
         """Store the wish, wake who holds the task, wait for the receipt. True: the task has ended and its slot is
         free. False: the wish is kept, the receipt is still out. Raises OrchError, BusError."""
-        found = await self.find(task)
+        found = await self.find(task, call)
         if found.record is not None and records.is_final(found.record):
             return True, found.view(task)
         began = time.monotonic()
@@ -180,7 +204,7 @@ class Tasks:
             self._router.silence(task)
         self._tell(task, call, reason, began, ended=record is not None)
         if record is None:
-            return False, (await self.find(task)).view(task)
+            return False, (await self.find(task, call)).view(task)
         return True, records.view_of_run(record)
 
     async def _receipt(self, task: str, ended: asyncio.Future[None], deadline: float) -> RunRecord | None:

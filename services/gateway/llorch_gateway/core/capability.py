@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from llorch_shared.http_api import API_VERSION
 from llorch_shared.routing import Replicas
 from llorch_shared.wire.registry import (
@@ -92,6 +94,12 @@ def pool_health(replicas: Sequence[ReplicaRecord], load: PoolLoad | None) -> Poo
         last_error=next((replica.last_error for replica in replicas if replica.last_error), None),
         replicas=tuple(replicas),
     )
+
+
+def without_tasks(health: PoolHealth) -> PoolHealth:
+    """The same, and no word about which tasks run there."""
+    replicas = tuple(msgspec.structs.replace(replica, active=()) for replica in health.replicas)
+    return msgspec.structs.replace(health, replicas=replicas)
 
 
 def _ready(replicas: Sequence[ReplicaRecord]) -> list[ReplicaRecord]:
