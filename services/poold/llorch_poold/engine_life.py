@@ -15,8 +15,9 @@ from llorch_poold.adapters.llamacpp import LlamaCpp
 from llorch_poold.adapters.port import EngineBroke, EngineFailure, Generation, GenerationCall, TokenSink
 from llorch_poold.engine_http import EngineHttp
 from llorch_poold.interruption import NotShown, show_interruption
+from llorch_poold.node_context import CHAT_TEMPLATE, INTERRUPTIBLE_DECODE
 from llorch_poold.process import EngineChild, EngineProcesses, listens
-from llorch_poold.self_test import self_test, wait_slot_free
+from llorch_poold.self_test import renders_chats, self_test, wait_slot_free
 from llorch_shared.lifecycle import first_of
 from llorch_shared.wire.spec import PoolSpec
 
@@ -96,7 +97,7 @@ class EngineLife:
                 raise EngineBroke(self._child.explain_exit()) from None
             raise
 
-    async def interruptible(self, spec: PoolSpec, *, timeout_s: float, free_timeout_s: float) -> bool:
+    async def _interruptible(self, spec: PoolSpec, *, timeout_s: float, free_timeout_s: float) -> bool:
         """Whether this engine has shown `interruptible_decode`. One that has not serves all the same, once it has let
         go of what it was asked for. Raises EngineFailure."""
         try:
@@ -109,6 +110,14 @@ class EngineLife:
                 raise EngineBroke(self._child.explain_exit()) from problem
             return False
         return True
+
+    async def features(self, spec: PoolSpec, *, timeout_s: float, free_timeout_s: float) -> tuple[str, ...]:
+        """What this engine has shown that not every one can. Raises EngineFailure."""
+        shown = {
+            INTERRUPTIBLE_DECODE: await self._interruptible(spec, timeout_s=timeout_s, free_timeout_s=free_timeout_s),
+            CHAT_TEMPLATE: await renders_chats(self.adapter),
+        }
+        return tuple(name for name, can in shown.items() if can)
 
     def submit(self, call: GenerationCall, sink: TokenSink) -> Generation:
         return self.adapter.submit(call, sink)

@@ -1,9 +1,9 @@
 """The mock engine: a process that speaks llama-server's HTTP protocol, at a set pace and with faults on demand.
 
-Routes: GET /health /props /slots /metrics, POST /completion /tokenize, and POST /fault (`Fault`, or a list of them for
-the next generations one after another). Options come from
-flags, their defaults from `LLORCH_MOCK_*`, so that a pool's provisioning can set them either way. It is a test double
-and a load source; it never pretends to be a model.
+Routes: GET /health /props /slots /metrics, POST /completion /tokenize /apply-template, and POST /fault (`Fault`, or a
+list of them for the next generations one after another). Options come from flags, their defaults from `LLORCH_MOCK_*`,
+so that a pool's provisioning can set them either way. It is a test double and a load source; it never pretends to be a
+model.
 """
 
 import argparse
@@ -20,11 +20,13 @@ import msgspec
 from llorch_poold.mock_faults import Fault, FaultKind
 from llorch_poold.mock_generation import Completion, Generation, MockEngine, tokens_of
 from llorch_poold.mock_log import GenerationLog
+from llorch_poold.mock_text import Chat, chatml
 from llorch_shared.lifecycle import Stop, die_with_parent, run
 
 VERSION: Final = "mock-stub-v0"
 BODY_BYTES_MAX: Final = 16 * 1024 * 1024
 _COMPLETION: Final = msgspec.json.Decoder(Completion)
+_CHAT: Final = msgspec.json.Decoder(Chat)
 _FAULTS: Final = msgspec.json.Decoder(Fault | list[Fault])
 _REASONS: Final = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 500: b"Internal Server Error"}
 
@@ -43,6 +45,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     stamp: bool
     log: str
     version: str
+    chat_template: bool
 
 
 def parse_options(argv: Sequence[str], environment: Mapping[str, str]) -> Options:
@@ -86,6 +89,12 @@ def parse_options(argv: Sequence[str], environment: Mapping[str, str]) -> Option
         "--version",
         default=environment.get("LLORCH_MOCK_VERSION", VERSION),
         help="what it says it is built from, for pools of two versions",
+    )
+    parser.add_argument(
+        "--no-chat-template",
+        dest="chat_template",
+        action="store_false",
+        default=environment.get("LLORCH_MOCK_CHAT_TEMPLATE", "1") == "1",
     )
     return msgspec.convert(vars(parser.parse_args(argv)), Options)
 
@@ -174,6 +183,8 @@ class Connection(asyncio.Protocol):
             case b"POST", "/tokenize":
                 content = msgspec.json.decode(body, type=dict[str, Any]).get("content", "")
                 self._reply(200, {"tokens": list(range(tokens_of(str(content))))})
+            case b"POST", "/apply-template":
+                self._apply_template(body)
             case b"POST", "/fault":
                 self._set_fault(body)
             case _:
@@ -184,6 +195,18 @@ class Connection(asyncio.Protocol):
             self._error(503, "unavailable_error", "Loading model")
         else:
             self._reply(200, {"status": "ok"})
+
+    def _apply_template(self, body: bytes) -> None:
+        """`--no-chat-template` makes an engine without one."""
+        if not self._options.chat_template:
+            self._error(501, "not_supported_error", "This model has no chat template")
+            return
+        try:
+            chat = _CHAT.decode(body)
+        except msgspec.DecodeError as error:
+            self._error(400, "invalid_request_error", str(error))
+        else:
+            self._reply(200, {"prompt": chatml(chat.messages)})
 
     def _set_fault(self, body: bytes) -> None:
         try:

@@ -18,6 +18,7 @@ import msgspec
 from llorch_poold.mock_faults import BROKEN, FLOOD_BYTES, MISCOUNTED, STOPS, Fault, FaultKind, Faults
 from llorch_poold.mock_log import GenerationLog
 from llorch_poold.mock_prefill import Prefill
+from llorch_poold.mock_text import cut_at
 
 TICK_S: Final = 0.004
 BLOCK_TOKENS: Final = 48
@@ -34,6 +35,7 @@ class Completion(msgspec.Struct, kw_only=True):
     stream: bool = False
     return_progress: bool = False
     id_slot: int = -1
+    stop: tuple[str, ...] = ()
 
 
 class Socket(Protocol):
@@ -105,8 +107,11 @@ class Generation:
         self.prompt_tokens = tokens_of(request.prompt)
         self.prompt_read = 0
         wanted = _directive(request.prompt)
-        self.reason: Final = "limit" if wanted is None or wanted > request.n_predict else "eos"
-        self.total: Final = request.n_predict if wanted is None else min(wanted, request.n_predict)
+        total = request.n_predict if wanted is None else min(wanted, request.n_predict)
+        self._cut: Final = cut_at(text_of(request.prompt, request.seed, total), request.stop) if request.stop else None
+        """The texts before a stop word; None where there is none."""
+        self.reason: Final = "word" if self._cut else "limit" if wanted is None or wanted > request.n_predict else "eos"
+        self.total: Final = len(self._cut) if self._cut else total
 
     def begin(self) -> None:
         """Its slot is free: send the head, read the prompt, then send tokens when they are due."""
@@ -215,6 +220,8 @@ class Generation:
             data = b"".join(_frame(index, f" d{index}") for index in range(first, first + count))
         elif self._fault is not None and self._kind is FaultKind.GAP and first <= self._fault.after < first + count:
             data = b"".join(self._frame(index) for index in range(first, first + count) if index != self._fault.after)
+        elif self._cut is not None:
+            data = b"".join(_frame(index, self._cut[index]) for index in range(first, first + count))
         elif first == 0:
             data = _frame(0, f" {digest(self.request.prompt, self.request.seed)}")
             if count > 1:
@@ -257,7 +264,8 @@ class Generation:
         self._engine.tokens_total += self.total
         self._engine.end(self)
         if socket is not None:
-            body = msgspec.json.encode(self._last(text_of(self.request.prompt, self.request.seed, self.total)))
+            text = text_of(self.request.prompt, self.request.seed, self.total) if not self._cut else "".join(self._cut)
+            body = msgspec.json.encode(self._last(text))
             socket.write(
                 b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
             )

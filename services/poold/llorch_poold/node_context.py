@@ -22,6 +22,9 @@ from llorch_shared.wire.task import Engine
 INTERRUPTIBLE_DECODE: Final = "interruptible_decode"
 """The feature of an engine that can be stopped within a generation and repeats itself (ORCH-3086)."""
 
+CHAT_TEMPLATE: Final = "chat_template"
+"""The feature of an engine that makes prompts of conversations by its model's own template."""
+
 
 @dataclass(frozen=True, slots=True)
 class NodeContext:

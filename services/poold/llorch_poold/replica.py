@@ -23,7 +23,7 @@ from llorch_poold.core.replica import Happened, ReplicaCore, RestartPolicy, Step
 from llorch_poold.engine_life import EngineLife
 from llorch_poold.gpu.probe import GpuReport
 from llorch_poold.intake import Intake
-from llorch_poold.node_context import INTERRUPTIBLE_DECODE, NodeContext, ReplicaFacts
+from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_poold.preparation import Prepared, facts_of, prepare
 from llorch_poold.process import EngineProcesses, NoPort
 from llorch_poold.provisioning import NotProvisioned, Provisioning
@@ -235,7 +235,7 @@ class Replica:
         settings = self._node.settings
         timeout_s, free_timeout_s = settings.start_timeout_ms / 1000, settings.slot_free_timeout_ms / 1000
         await self._life.test(self.spec, timeout_s=timeout_s, free_timeout_s=free_timeout_s)
-        shown = await self._life.interruptible(self.spec, timeout_s=timeout_s, free_timeout_s=free_timeout_s)
+        features = await self._life.features(self.spec, timeout_s=timeout_s, free_timeout_s=free_timeout_s)
         version = self._prepared.engine_version or await self._life.adapter.version()
         self._facts = facts_of(
             self.desired,
@@ -244,7 +244,7 @@ class Replica:
             self._pace,
             incarnation=self.incarnation,
             engine_version=version,
-            features=(INTERRUPTIBLE_DECODE,) if shown else (),
+            features=features,
             gpus=self._own_gpus(),
         )
         return Happened.PASSED, ""

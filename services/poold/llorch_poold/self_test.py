@@ -1,13 +1,24 @@
 """What an engine must show before it is ready (ORCH-3504): a token, a cancel that frees the slot, readable metrics."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Final
 
-from llorch_poold.adapters.port import EngineAdapter, EngineBroke, EngineFailure, Finish, GenerationCall
+from llorch_poold.adapters.port import (
+    EngineAdapter,
+    EngineBroke,
+    EngineFailure,
+    Finish,
+    GenerationCall,
+    RequestRejected,
+)
 from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import Determinism, Priority, TaskRequest, Workload
+from llorch_shared.wire.task import ChatMessage, ChatRole, Determinism, Priority, TaskRequest, Workload
 
+log = logging.getLogger(__name__)
+
+_SAID: Final = "Hello"
 _NIL: Final = "00000000-0000-0000-0000-000000000000"
 FREE_POLL_S: Final = 0.02
 CANCEL_TOKENS: Final = 32
@@ -51,6 +62,17 @@ async def self_test(adapter: EngineAdapter, spec: PoolSpec, *, timeout_s: float,
                 raise EngineBroke("the engine's metrics have no counter")
     except TimeoutError as error:
         raise EngineBroke(f"the self-test took longer than {timeout_s:g} s") from error
+
+
+async def renders_chats(adapter: EngineAdapter) -> bool:
+    """Whether the model's own chat template makes a prompt of a conversation. One that does not serves prompts all the
+    same. Raises EngineBroke."""
+    try:
+        prompt = await adapter.render_chat([ChatMessage(role=ChatRole.USER, content=_SAID)])
+    except RequestRejected as error:
+        log.info("this engine takes no chats: %s", error)
+        return False
+    return _SAID in prompt
 
 
 async def _one_token(adapter: EngineAdapter, spec: PoolSpec) -> None:
@@ -109,6 +131,6 @@ def probe_call(spec: PoolSpec, *, tokens: int, slot: int = 0, seed: int = 1) -> 
         max_tokens=tokens,
         deadline_ms=1,
         determinism=Determinism.STRICT,
-        prompt="Hello",
+        prompt=_SAID,
     )
     return GenerationCall(request=request, seed=seed, slot=slot, correlation_id="self-test")

@@ -6,7 +6,7 @@ Not here: when an engine starts, ends or is ready. Tasks of an engine that broke
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from llorch_poold.adapters.port import EngineBroke, Generation, GenerationCall
@@ -17,6 +17,7 @@ from llorch_poold.task_run import TaskRun
 from llorch_shared.bus.port import Delivery
 from llorch_shared.wire.run import Placement
 from llorch_shared.wire.spec import TimeoutSpec
+from llorch_shared.wire.task import ChatMessage
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,11 @@ class Slots:
         if self._life is None:
             raise EngineBroke("the engine is gone")
         return await self._life.adapter.prompt_tokens(prompt)
+
+    async def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+        if self._life is None:
+            raise EngineBroke("the engine is gone")
+        return await self._life.adapter.render_chat(messages)
 
     async def free_slot(self, slot: int) -> None:
         if self._life is not None:

@@ -39,7 +39,7 @@ from llorch_poold.core.task import (
     claim_record,
     error_body,
 )
-from llorch_poold.node_context import INTERRUPTIBLE_DECODE, NodeContext, ReplicaFacts
+from llorch_poold.node_context import CHAT_TEMPLATE, INTERRUPTIBLE_DECODE, NodeContext, ReplicaFacts
 from llorch_poold.outlet import fence_clock
 from llorch_poold.run_store import NotStorable, is_overtaken
 from llorch_poold.task_voice import TaskVoice
@@ -52,7 +52,7 @@ from llorch_shared.states import IllegalMove
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.run import CANCEL_DECODER, Placement, PreemptRequest
 from llorch_shared.wire.spec import TimeoutSpec
-from llorch_shared.wire.task import TaskRequest
+from llorch_shared.wire.task import ChatMessage, TaskRequest
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,9 @@ class Host(Protocol):
 
     async def prompt_tokens(self, prompt: str) -> int:
         """Raises EngineBroke."""
+
+    async def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+        """Raises RequestRejected, EngineBroke."""
 
     async def free_slot(self, slot: int) -> None:
         """Returns when the engine itself says the slot is free; kills the engine when it does not let go."""
@@ -258,8 +261,17 @@ class TaskRun:
                 f"{self._facts.sampler_profile_version}",
             )
             return
+        if request.messages is not None and CHAT_TEMPLATE not in self._facts.features:
+            self._fail(
+                ErrorCode.INVALID_PARAMS,
+                f"the engine of pool {self._facts.pool_id} has no chat template for this model; send a prompt",
+            )
+            return
         try:
-            request = await self._resumed(request)
+            request = await self._resumed(await self._rendered(request))
+        except RequestRejected as error:
+            self._fail(ErrorCode.INVALID_PARAMS, str(error))
+            return
         except (BacklogUnread, EngineFailure) as error:
             self.lose(str(error))
             return
@@ -294,6 +306,14 @@ class TaskRun:
             self._concluded.clear()
             await first_of(self._node.outlet.wait_open(), self._concluded.wait())
         return self._core.outcome is None
+
+    async def _rendered(self, request: TaskRequest) -> TaskRequest:
+        """With the engine's own prompt instead of messages: a later attempt goes on behind it as behind any other.
+        Raises EngineFailure."""
+        if request.messages is None:
+            return request
+        prompt = await self._host.render_chat(request.messages)
+        return msgspec.structs.replace(request, prompt=prompt, messages=None)
 
     async def _resumed(self, request: TaskRequest) -> TaskRequest:
         """What this attempt asks of the engine; concludes where nothing is to be asked. Raises BacklogUnread,

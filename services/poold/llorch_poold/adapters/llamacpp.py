@@ -6,17 +6,29 @@ within one batch. The slot is chosen here (`id_slot`), so that "is it free?" is 
 `llama_stream.py`.
 """
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import msgspec
 
 from llorch_poold.adapters.llama_stream import UNREADABLE, LlamaStream, told_error
-from llorch_poold.adapters.port import EngineBroke, Generation, GenerationCall, Health, Props, TokenSink
+from llorch_poold.adapters.port import (
+    EngineBroke,
+    Generation,
+    GenerationCall,
+    Health,
+    Props,
+    RequestRejected,
+    TokenSink,
+)
 from llorch_poold.core.seed import SAMPLER_V1
 from llorch_poold.engine_http import EngineHttp, EngineHttpError, Reply
-from llorch_shared.wire.task import Determinism, KvHint
+from llorch_shared.wire.task import ChatMessage, Determinism, KvHint, Sampling
 
 PROBE_TIMEOUT_S: Final = 5.0
+TEMPLATE_REFUSALS: Final = (400, 404, 500, 501)
+"""Of /apply-template: a template that raises is a 400 or a 500 of llama-server, depending on where it does; an engine
+without the route says 404 or 501."""
 
 
 class _NextToken(msgspec.Struct):
@@ -36,6 +48,10 @@ class _TokensReply(msgspec.Struct):
     tokens: list[int]
 
 
+class _PromptReply(msgspec.Struct):
+    prompt: str
+
+
 class _PropsReply(msgspec.Struct):
     total_slots: int = 0
     model_path: str = ""
@@ -44,6 +60,7 @@ class _PropsReply(msgspec.Struct):
 
 _SLOTS: Final = msgspec.json.Decoder(list[_Slot])
 _PROPS: Final = msgspec.json.Decoder(_PropsReply)
+_PROMPT: Final = msgspec.json.Decoder(_PromptReply)
 _TOKENS: Final = msgspec.json.Decoder(_TokensReply)
 
 
@@ -97,6 +114,21 @@ class LlamaCpp:
         except UNREADABLE as error:
             raise EngineBroke(f"/tokenize is not what llama-server answers: {error}") from error
 
+    async def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+        body = msgspec.json.encode({"messages": messages})
+        try:
+            reply = await self._http.request("POST", "/apply-template", body, timeout_s=PROBE_TIMEOUT_S)
+        except EngineHttpError as error:
+            raise EngineBroke(str(error)) from error
+        if reply.status in TEMPLATE_REFUSALS:
+            raise RequestRejected(f"the model's chat template does not take these messages: {_explain(reply)}")
+        if reply.status != 200:
+            raise EngineBroke(f"/apply-template answers {_explain(reply)}")
+        try:
+            return _PROMPT.decode(reply.body).prompt
+        except UNREADABLE as error:
+            raise EngineBroke(f"/apply-template is not what llama-server answers: {error}") from error
+
     def submit(self, call: GenerationCall, sink: TokenSink) -> Generation:
         stream = LlamaStream(sink, tokens_max=call.request.max_tokens)
         stream.exchange = self._http.post(
@@ -128,7 +160,8 @@ class LlamaCpp:
 
 
 def completion_body(call: GenerationCall) -> bytes:
-    """The request of sampler profile v1. Strict tasks never start from a warm prefix: it changes sampled tokens."""
+    """The request of sampler profile v1, with what the task says instead. Strict tasks never start from a warm prefix:
+    it changes sampled tokens."""
     request = call.request
     strict = request.determinism is Determinism.STRICT
     return msgspec.json.encode(
@@ -137,12 +170,22 @@ def completion_body(call: GenerationCall) -> bytes:
             "n_predict": request.max_tokens,
             "seed": call.seed,
             **SAMPLER_V1,
+            **_sampling(request.sampling),
+            **({} if request.response_schema is None else {"json_schema": request.response_schema}),
             "stream": True,
             "return_progress": True,
             "cache_prompt": not strict and request.kv_hint is not KvHint.COLD,
             "id_slot": call.slot,
         }
     )
+
+
+def _sampling(sampling: Sampling | None) -> dict[str, Any]:
+    """llama-server has the same names for all of it; what is absent stays the profile's."""
+    if sampling is None:
+        return {}
+    said = msgspec.structs.asdict(sampling)
+    return {name: value for name, value in said.items() if value not in (None, ())}
 
 
 def parse_counters(text: bytes) -> dict[str, float]:

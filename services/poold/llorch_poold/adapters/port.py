@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from llorch_shared.wire.task import TaskRequest
+from llorch_shared.wire.task import ChatMessage, TaskRequest
 
 
 class EngineFailure(Exception):
@@ -110,6 +110,10 @@ class EngineAdapter(Protocol):
 
     async def prompt_tokens(self, prompt: str) -> int:
         """How many tokens this prompt is to the engine's own tokenizer. Raises EngineBroke."""
+
+    async def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+        """The prompt that the model's own chat template makes of a conversation, up to where the assistant's next turn
+        begins. Raises RequestRejected where the template refuses it, EngineBroke."""
 
     def submit(self, call: GenerationCall, sink: TokenSink) -> Generation:
         """Start at once; never blocks, never raises."""
