@@ -30,10 +30,10 @@ async def expired_after(clock: Clock, *signs: str) -> list[str]:
     for sign in signs:
         clock.now += 50
         getattr(attempt, sign)()
-        attempt._check_idle(IDLE_MS)
+        attempt._check_idle()
     assert not told
     clock.now += 61
-    attempt._check_idle(IDLE_MS)
+    attempt._check_idle()
     attempt.stop()
     return told
 
@@ -41,6 +41,18 @@ async def expired_after(clock: Clock, *signs: str) -> list[str]:
 @pytest.mark.parametrize("signs", [(), ("token",), ("alive",), ("alive", "alive", "token", "token")])
 async def test_an_engine_is_idle_when_nothing_comes_for_so_long(clock: Clock, signs: tuple[str, ...]) -> None:
     assert await expired_after(clock, *signs) == [f"the engine was silent for {IDLE_MS} ms"]
+
+
+async def test_waiting_for_its_turn_is_not_the_engines_silence(clock: Clock) -> None:
+    told: list[str] = []
+    attempt = AttemptClock(told.append)
+    attempt.start(TimeoutSpec(idle_ms=IDLE_MS))
+    clock.now += 100
+    attempt.submitted()
+    clock.now += 50
+    attempt._check_idle()
+    attempt.stop()
+    assert not told
 
 
 async def test_signs_of_life_are_no_tokens(clock: Clock) -> None:

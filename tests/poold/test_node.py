@@ -145,6 +145,32 @@ async def test_a_cancel_during_the_prompt_frees_the_slot(nats_server: NatsServer
         assert await node.busy_slots() == 0
 
 
+async def test_long_prompts_are_given_to_the_engine_one_at_a_time(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Those that wait have never been sent, so a cancel of them has nothing to wait for."""
+    reads = {"mode": "external", "env": {"LLORCH_MOCK_PREFILL_RATE": "20", "LLORCH_MOCK_BATCH": "1"}}
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(slots=3, provisioning=reads)]) as node:
+        await node.ready()
+        tasks = [await node.place(prompt="word " * 2000, max_tokens=5) for _ in range(3)]
+        await node.until("the one that is read", lambda: any(task.data("started") for task in tasks))
+        (read,) = [task for task in tasks if task.data("started")]
+        waiting, next_one = [task for task in tasks if task is not read]
+        for task in (waiting, next_one):
+            await node.until_audited(task.task_id, "running")
+        assert await node.busy_slots() == 1
+        await node.cancel(waiting.task_id)
+        await node.until_ended(waiting)
+        assert await node.busy_slots() == 1, "the engine reads another one's prompt"
+        assert waiting.data("started") == []
+        await node.cancel(read.task_id)
+        await node.until_ended(read)
+        await node.until("the next prompt", lambda: next_one.data("started"))
+        await node.cancel(next_one.task_id)
+        await node.until_ended(next_one)
+        assert await node.busy_slots() == 0
+        assert {task.data("end")[0]["finish_reason"] for task in tasks} == {"cancelled"}
+        await node.until_ended(await node.place(max_tokens=2))
+
+
 async def test_a_wish_stored_before_the_claim_is_obeyed(nats_server: NatsServer, tmp_path: Path) -> None:
     async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=20)]) as node:
         await node.ready()

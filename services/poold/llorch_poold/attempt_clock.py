@@ -15,13 +15,15 @@ Expired = Callable[[str], None]
 
 
 class AttemptClock:
-    """`start` arms the limits, `stop` disarms them. `token` is on the hot path; `alive` is any other sign that the
-    engine works on the task."""
+    """`start` arms the limit of the whole attempt, `submitted` that of the engine's silence, `stop` disarms both.
+    `token` is on the hot path; `alive` is any other sign that the engine works on the task."""
 
     def __init__(self, expired: Expired) -> None:
         self._loop: Final = asyncio.get_running_loop()
         self._expired: Final = expired
-        self._timers: list[asyncio.TimerHandle] = []
+        self._idle_ms = 0
+        self._wall: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
         self._submitted_at = 0.0
         self._first_at = 0.0
         self._last_at = 0.0
@@ -38,20 +40,21 @@ class AttemptClock:
         return self._last_at - self._first_at if self._first_at else 0.0
 
     def start(self, limits: TimeoutSpec) -> None:
-        self._alive_at = time.monotonic()
-        self._timers = [
-            self._loop.call_later(
-                limits.wall_ms / 1000, self._expired, f"the task held its slot for {limits.wall_ms} ms"
-            ),
-            self._loop.call_later(limits.idle_ms / 1000, self._check_idle, limits.idle_ms),
-        ]
+        self._idle_ms = limits.idle_ms
+        self._wall = self._loop.call_later(
+            limits.wall_ms / 1000, self._expired, f"the task held its slot for {limits.wall_ms} ms"
+        )
 
     def stop(self) -> None:
-        for timer in self._timers:
-            timer.cancel()
+        for timer in (self._wall, self._idle):
+            if timer is not None:
+                timer.cancel()
 
     def submitted(self) -> None:
-        self._submitted_at = time.monotonic()
+        """May come again, when the engine was busy."""
+        self._submitted_at = self._alive_at = time.monotonic()
+        if self._idle is None:
+            self._idle = self._loop.call_later(self._idle_ms / 1000, self._check_idle)
 
     def token(self) -> None:
         self._last_at = time.monotonic()
@@ -61,9 +64,10 @@ class AttemptClock:
     def alive(self) -> None:
         self._alive_at = time.monotonic()
 
-    def _check_idle(self, idle_ms: int) -> None:
+    def _check_idle(self) -> None:
+        idle_ms = self._idle_ms
         left_s = idle_ms / 1000 - (time.monotonic() - max(self._last_at, self._alive_at))
         if left_s <= 0.001:
             self._expired(f"the engine was silent for {idle_ms} ms")
         else:
-            self._timers[1] = self._loop.call_later(left_s, self._check_idle, idle_ms)
+            self._idle = self._loop.call_later(left_s, self._check_idle)

@@ -16,6 +16,7 @@ from llorch_poold.adapters.port import EngineBroke, EngineFailure, Generation, G
 from llorch_poold.engine_http import EngineHttp
 from llorch_poold.interruption import NotShown, show_interruption
 from llorch_poold.node_context import CHAT_TEMPLATE, INTERRUPTIBLE_DECODE
+from llorch_poold.prefill_line import PrefillLine
 from llorch_poold.process import EngineChild, EngineProcesses, listens
 from llorch_poold.self_test import renders_chats, self_test, wait_slot_free
 from llorch_shared.lifecycle import first_of
@@ -38,6 +39,7 @@ class EngineLife:
         self._launch: Final = launch
         self._processes: Final = processes
         self.adapter: Final = LlamaCpp(EngineHttp(HOST, launch.port))
+        self.line: Final = PrefillLine(launch.batch)
         self.slots = 0
         self.broke = ""
 

@@ -172,7 +172,7 @@ class Generation:
     def reader_left(self) -> None:
         self._socket = None
         if self._kind is not FaultKind.REFUSE_CANCEL:
-            self._engine.prefill.between_batches(lambda: self._engine.end(self))
+            self._engine.prefill.left(self, lambda: self._engine.end(self))
 
     def resume(self) -> None:
         self.paused = False

@@ -1,7 +1,8 @@
 """How the mock engine reads prompts: as llama-server does, one batch of all its slots at a time.
 
-While a batch is worked on the engine hears nothing: that a caller has left is noticed when the batch is done, and only
-then is the slot free. So the size of a batch is what a cancel of a long prompt costs (ENGINES 1.6).
+While a batch is worked on the engine hears nothing: that a caller has left is noticed when a batch is done in which its
+prompt had a part, and only then is the slot free. So the size of a batch is what a cancel of a long prompt costs
+(ENGINES 1.6), and prompts that wait for others to be read cost as many more.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ class Prefill:
         self._batch: Final = max(1, batch)
         self._prompts: Final[deque[Prompt]] = deque()
         self._heard: Final[list[Callable[[], None]]] = []
+        self._left: Final[dict[Prompt, Callable[[], None]]] = {}
         self._working = False
         self._loop: Final = asyncio.get_running_loop()
 
@@ -37,9 +39,11 @@ class Prefill:
         if not self._working:
             self._begin()
 
-    def between_batches(self, act: Callable[[], None]) -> None:
-        """Now, or when the present batch is done."""
-        if self._working:
+    def left(self, generation: Prompt, act: Callable[[], None]) -> None:
+        """Its caller has: `act` when the engine notices."""
+        if generation in self._prompts:
+            self._left[generation] = act
+        elif self._working:
             self._heard.append(act)
         else:
             act()
@@ -62,9 +66,13 @@ class Prefill:
             act()
         for prompt, share in shares:
             prompt.prompt_read += share
+            if prompt in self._left:
+                self._left.pop(prompt)()
             if not prompt.over:
                 prompt.read_on()
         for prompt in [each for each in self._prompts if each.over or each.prompt_read >= each.prompt_tokens]:
             self._prompts.remove(prompt)
+            if prompt in self._left:
+                del self._left[prompt]
         if self._prompts and not self._working:
             self._begin()

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 _SAID: Final = "Hello"
 _NIL: Final = "00000000-0000-0000-0000-000000000000"
 FREE_POLL_S: Final = 0.02
+FREE_POLL_MAX_S: Final = 0.04
+"""How much later than the slot its receipt may be."""
 CANCEL_TOKENS: Final = 32
 
 
@@ -113,7 +115,7 @@ async def wait_slot_free(adapter: EngineAdapter, slot: int, timeout_s: float) ->
                 except EngineBroke as error:
                     answer = f"not told about ({error})"
                 await asyncio.sleep(delay)
-                delay = min(5 * FREE_POLL_S, delay * 1.5)
+                delay = min(FREE_POLL_MAX_S, delay * 1.5)
     except TimeoutError as error:
         raise EngineBroke(f"slot {slot} is {answer} {timeout_s:g} s after its call was closed") from error
 

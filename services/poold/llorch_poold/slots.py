@@ -13,6 +13,7 @@ from llorch_poold.adapters.port import EngineBroke, Generation, GenerationCall
 from llorch_poold.core.task import Phase
 from llorch_poold.engine_life import EngineLife
 from llorch_poold.node_context import NodeContext, ReplicaFacts
+from llorch_poold.prefill_line import Turn
 from llorch_poold.task_run import TaskRun
 from llorch_shared.bus.port import Delivery
 from llorch_shared.wire.run import Placement
@@ -97,6 +98,9 @@ class Slots:
     @property
     def engine_lives(self) -> bool:
         return self._life is not None and self._life.alive
+
+    def join_line(self, prompt: str) -> Turn | None:
+        return self._life.line.join(prompt) if self._life is not None else None
 
     async def prompt_tokens(self, prompt: str) -> int:
         if self._life is None:

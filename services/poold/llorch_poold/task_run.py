@@ -41,6 +41,7 @@ from llorch_poold.core.task import (
 )
 from llorch_poold.node_context import CHAT_TEMPLATE, INTERRUPTIBLE_DECODE, NodeContext, ReplicaFacts
 from llorch_poold.outlet import fence_clock
+from llorch_poold.prefill_line import Turn
 from llorch_poold.run_store import NotStorable, is_overtaken
 from llorch_poold.task_voice import TaskVoice
 from llorch_poold.token_stream import BacklogUnread, TokenStream
@@ -68,6 +69,9 @@ class Host(Protocol):
 
     @property
     def engine_lives(self) -> bool: ...
+
+    def join_line(self, prompt: str) -> Turn | None:
+        """Where the engine reads one long prompt at a time; None when there is no engine."""
 
     async def prompt_tokens(self, prompt: str) -> int:
         """Raises EngineBroke."""
@@ -105,6 +109,7 @@ class TaskRun:
         self._clock: Final = AttemptClock(lambda reason: self._fail(ErrorCode.DECODE_TIMEOUT, reason))
         self._concluded: Final = asyncio.Event()
         self._generation: Generation | None = None
+        self._turn: Turn | None = None
         self._busy = False
         self._first_token_ms: int | None = None
         self._goes_on = False
@@ -142,6 +147,7 @@ class TaskRun:
             self._clock.stop()
             if self._generation is not None:
                 self._generation.abort()
+            self._leave_line()
             await asyncio.gather(acknowledged, return_exceptions=True)
 
     def cancel(self, reason: str) -> None:
@@ -284,6 +290,7 @@ class TaskRun:
             correlation_id=run.correlation_id if is_correlation_id(run.correlation_id) else "-",
         )
         self._clock.start(self._host.timeouts())
+        self._turn = self._host.join_line(call.request.prompt or "")
         for number in range(BUSY_TRIES_MAX):
             if not await self._may_ask():
                 return
@@ -301,7 +308,11 @@ class TaskRun:
         self.lose("the engine stays busy although a slot should be free")
 
     async def _may_ask(self) -> bool:
-        """A node that slept since its claim asks no engine before it has read again whose the task is."""
+        """Not before the turn of its prompt. A node that slept since its claim asks no engine before it has read again
+        whose the task is."""
+        if self._turn is not None and not self._turn.has_come and self._core.outcome is None:
+            self._concluded.clear()
+            await first_of(self._turn.wait(), self._concluded.wait())
         if fence_clock() >= self._node.fence.until and self._core.outcome is None:
             self._concluded.clear()
             await first_of(self._node.outlet.wait_open(), self._concluded.wait())
@@ -385,7 +396,12 @@ class TaskRun:
         else:
             self._conclude(Lost(str(failure), again="engine_failed"))
 
+    def _leave_line(self) -> None:
+        if self._turn is not None:
+            self._turn.leave()
+
     def _on_first_token(self) -> None:
+        self._leave_line()
         self._facts.pace.first_token(self._clock.first_token_s)
         if not self._stream.sent_before:
             self._first_token_ms = max(0, now_ms() - self._core.run.admitted_ms)
@@ -410,6 +426,7 @@ class TaskRun:
         assert self._core.outcome is not None
         if self._submitted and not isinstance(self._core.outcome, Finished):
             await self._host.free_slot(self.slot)
+        self._leave_line()
         outcome = self._core.outcome
         if isinstance(outcome, Lost):
             await self._leave(outcome)
