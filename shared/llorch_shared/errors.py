@@ -79,6 +79,8 @@ class PolicyLabel(StrEnum):
     TENANT_CAPACITY = "tenant-capacity"
     KV_QUOTA = "kv-quota"
     CIRCUIT_BREAKER = "circuit-breaker"
+    RATE_LIMIT = "rate-limit"
+    STREAM_LIMIT = "stream-limit"
     PINNED_INFEASIBLE = "pinned_pool_infeasible"
     PREFERRED_INFEASIBLE = "no_preferred_feasible"
 
@@ -90,6 +92,8 @@ POLICY_LABELS: Final[dict[PolicyLabel, str]] = {
     PolicyLabel.TENANT_CAPACITY: "The tenant has as many tasks waiting as `queue.tenant_capacity` permits.",
     PolicyLabel.KV_QUOTA: "The KV cache of this task alone is over the tenant's `kv_mb`.",
     PolicyLabel.CIRCUIT_BREAKER: "The pool's circuit breaker takes no tasks of this class at present.",
+    PolicyLabel.RATE_LIMIT: "The caller's token sends more requests per second than it may.",
+    PolicyLabel.STREAM_LIMIT: "The caller's token has as many streams open as it may.",
     PolicyLabel.PINNED_INFEASIBLE: "The pool that `placement` pins does not serve this task.",
     PolicyLabel.PREFERRED_INFEASIBLE: "No pool of `placement.prefer_pools` serves it, and no other is permitted.",
 }

@@ -99,6 +99,7 @@ COMMON_ERRORS: Final[tuple[tuple[int, ErrorCode], ...]] = (
     (401, ErrorCode.MISSING_TOKEN),
     (401, ErrorCode.BAD_TOKEN),
     (403, ErrorCode.NON_LOOPBACK_WITHOUT_TOKEN),
+    (429, ErrorCode.ADMISSION_REJECT),
     *OPEN_ERRORS,
 )
 
@@ -173,6 +174,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
                 ErrorCode.POOL_UNREADY,
                 ErrorCode.POOL_UNAVAILABLE,
             ),
+            (408, ErrorCode.INVALID_PARAMS),
             (413, ErrorCode.INVALID_PARAMS),
             (415, ErrorCode.INVALID_PARAMS),
         ),

@@ -67,6 +67,7 @@ METRICS: Final[dict[str, MetricSpec]] = {
     "sse_backpressure_drops_total": MetricSpec("counter", "Metrics frames not sent to slow readers"),
     "admission_latency_ms": MetricSpec("histogram", "Request read to publish acknowledged", (), _ADMISSION_MS),
     "sse_streams_open": MetricSpec("gauge", "Open token streams"),
+    "requests_limited_total": MetricSpec("counter", "Requests refused because their token is at a limit", ("reason",)),
     "tokens_known": MetricSpec("gauge", "Bearer tokens that this gateway accepts"),
     "tokens_file_stale": MetricSpec(
         "gauge", "1 while the token file cannot be used and the tokens read before stay in effect"

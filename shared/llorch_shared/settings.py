@@ -74,6 +74,13 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     drain_ms: Annotated[int, Meta(ge=0)] = 5_000
     """How long a gateway that was told to stop goes on serving while /readyz says 503: longer than it takes whoever
     spreads the requests to notice, which looks every second or two. 0 where nobody does."""
+    body_read_ms: Annotated[int, Meta(ge=100)] = 30_000
+    """How long a request body may take to arrive whole before it is answered 408: a megabyte at 40 KB/s."""
+    header_read_ms: Annotated[int, Meta(ge=100)] = 10_000
+    """How long an HTTP/1 connection waits for the headers of its next request to be whole, then it is closed: slow
+    and idle clients must not hold connections."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins (`https://host:port`) of web pages that may call, or `*`. None by default: a page has to be invited."""
     tenant: Name = "default"
     """Tenant of callers whose token names none: AUTH_TOKEN, loopback, bus clients."""
     tokens_file: str = ""

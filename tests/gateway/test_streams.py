@@ -24,7 +24,7 @@ async def test_a_stream_opened_after_the_submit_carries_the_nodes_bytes(cluster:
     await reply.end()
     assert reply.status == 200
     assert reply.headers["content-type"].startswith("text/event-stream")
-    assert reply.headers["cache-control"] == "no-cache"
+    assert reply.headers["cache-control"] == "no-store"
     assert reply.body == b"retry: 1000\n\n" + STARTED + tokens(0, 3) + end(4)
 
 

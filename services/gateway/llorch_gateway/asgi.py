@@ -15,9 +15,11 @@ import msgspec
 
 from llorch_gateway.admissions import Admissions
 from llorch_gateway.call import Call, call_of, correlation_of
+from llorch_gateway.cors import Cors
 from llorch_gateway.failures import as_orch_error, unavailable
-from llorch_gateway.http_errors import CORRELATION, JSON_TYPE, Headers, error_reply
+from llorch_gateway.http_errors import CORRELATION, JSON_TYPE, SAFE, Headers, error_reply
 from llorch_gateway.identity import Identities
+from llorch_gateway.limits import Limits
 from llorch_gateway.streams import Streams
 from llorch_gateway.tasks import task_id
 from llorch_shared.auth import LOCAL, Caller
@@ -45,11 +47,13 @@ DRAINED_BODY_MAX: Final = 32 * 1024 * 1024
 """An oversized body up to this size is read and thrown away, so that its sender gets to see the 413."""
 _WANTED: Final = frozenset(
     {
+        b"access-control-request-method",
         b"authorization",
         b"content-length",
         b"content-type",
         b"forwarded",
         b"last-event-id",
+        b"origin",
         b"x-correlation-id",
         b"x-forwarded-for",
         b"x-real-ip",
@@ -57,7 +61,7 @@ _WANTED: Final = frozenset(
 )
 STREAM_HEADERS: Final[Headers] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
+    *SAFE,
     (b"x-accel-buffering", b"no"),
 ]
 
@@ -73,8 +77,11 @@ class Front:
     admissions: Admissions
     streams: Streams
     control: App
+    limits: Limits
+    cors: Cors
     tenant: str
     body_bytes_max: int
+    body_read_s: float
     draining: bool = False
     stopping: bool = False
     _answering: set["asyncio.Task[Any]"] = field(default_factory=set)
@@ -111,12 +118,20 @@ class Front:
         correlation = correlation_of(_text(headers.get(b"x-correlation-id")))
         path = scope["path"]
         if self.draining and scope["http_version"].startswith("1"):
-            send = _last_of_its_connection(send)
+            send = _with_headers(send, [(b"connection", b"close")])
+        origin = headers.get(b"origin")
+        if origin is not None and self.cors.permits(origin):
+            if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+                await _empty(send, [*self.cors.preflight(origin), (CORRELATION, correlation.encode())])
+                return
+            send = _with_headers(send, self.cors.headers(origin))
         try:
             if self.stopping and path not in SERVED_WHILE_STOPPING:
                 raise unavailable(STOPPING)
             identity = LOCAL if path in OPEN_PATHS else await self.identities.identify(_caller(scope, headers))
-            call = call_of(identity, correlation, tenant=self.tenant)
+            self.limits.take(identity)
+            streams = self.limits.streams(identity)
+            call = call_of(identity, correlation, tenant=self.tenant, streams=streams)
             if path == TASKS_PATH:
                 await self._answered(self._submit(scope, receive, send, call, headers))
             elif path.endswith(STREAM_SUFFIX) and path.startswith(TASKS_PATH):
@@ -133,7 +148,7 @@ class Front:
         if scope["method"] != "POST":
             await _not_allowed(send, call, "POST")
             return
-        body = await read_body(receive, headers, self.body_bytes_max)
+        body = await read_body(receive, headers, self.body_bytes_max, within_s=self.body_read_s)
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json":
             raise invalid("send the task as content-type application/json", status=415)
@@ -146,6 +161,7 @@ class Front:
                     JSON_TYPE,
                     (b"content-length", str(len(accepted)).encode()),
                     (CORRELATION, call.correlation_id.encode()),
+                    *SAFE,
                 ],
             }
         )
@@ -164,8 +180,7 @@ class Front:
         opened = await self._answered(self.streams.open(task_id(task), cursor, call))
         correlation = (CORRELATION, call.correlation_id.encode())
         if opened is None:
-            await send({"type": "http.response.start", "status": 204, "headers": [correlation]})
-            await send({"type": "http.response.body", "body": b""})
+            await _empty(send, [correlation])
             return
 
         async def write(data: bytes) -> None:
@@ -191,8 +206,17 @@ class Front:
         await send({"type": "http.response.body", "body": b""})
 
 
-async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
-    """The whole body. Raises OrchError 413 when it is longer than `limit`, 400 when it is cut short."""
+async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, *, within_s: float) -> bytes:
+    """The whole body. Raises OrchError 413 when it is longer than `limit`, 408 when it takes longer than `within_s`,
+    400 when it is cut short."""
+    try:
+        async with asyncio.timeout(within_s):
+            return await _whole_body(receive, headers, limit)
+    except TimeoutError:
+        raise invalid(f"the body did not arrive within {within_s:g} s", status=408) from None
+
+
+async def _whole_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
     announced = headers.get(b"content-length", b"0")
     length = int(announced) if announced.isdigit() else 0
     parts: list[bytes] = []
@@ -228,19 +252,24 @@ def _correlated(send: Send, correlation_id: str) -> Send:
     async def with_header(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != CORRELATION]
-            message["headers"] = [*headers, (CORRELATION, correlation_id.encode())]
+            message["headers"] = [*headers, (CORRELATION, correlation_id.encode()), *SAFE]
         await send(message)
 
     return with_header
 
 
-def _last_of_its_connection(send: Send) -> Send:
-    async def with_header(message: MutableMapping[str, Any]) -> None:
+def _with_headers(send: Send, added: Headers) -> Send:
+    async def with_headers(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            message["headers"] = [*message.get("headers", ()), *added]
         await send(message)
 
-    return with_header
+    return with_headers
+
+
+async def _empty(send: Send, headers: Headers) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _caller(scope: Scope, headers: dict[bytes, bytes]) -> Caller:

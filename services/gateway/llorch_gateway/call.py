@@ -4,6 +4,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Literal
 
+from llorch_gateway.limits import StreamQuota
 from llorch_shared.auth import EVERY_PRIORITY, Identity
 from llorch_shared.identifiers import is_correlation_id
 from llorch_shared.wire.task import Priority
@@ -20,13 +21,15 @@ class Call:
     bound: bool = False
     """Whether the tasks of its tenant are all that this caller may know of."""
     priorities: frozenset[Priority] = EVERY_PRIORITY
+    streams: StreamQuota | None = None
+    """How many streams its token may have open; None is no limit."""
 
     def may_see(self, tenant: str) -> bool:
         """Whether a task of `tenant` exists for this caller."""
         return not self.bound or tenant == self.tenant
 
 
-def call_of(identity: Identity, correlation_id: str, *, tenant: str) -> Call:
+def call_of(identity: Identity, correlation_id: str, *, tenant: str, streams: StreamQuota | None = None) -> Call:
     """`tenant` is whose work it is when the token says nothing about that."""
     return Call(
         correlation_id,
@@ -35,6 +38,7 @@ def call_of(identity: Identity, correlation_id: str, *, tenant: str) -> Call:
         identity.tenant or tenant,
         bound=bool(identity.tenant),
         priorities=identity.priorities,
+        streams=streams,
     )
 
 

@@ -11,6 +11,8 @@ Headers = list[tuple[bytes, bytes]]
 
 JSON_TYPE: Final = (b"content-type", b"application/json")
 CORRELATION: Final = b"x-correlation-id"
+SAFE: Final[Headers] = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+"""On every answer that is not a stream: nobody guesses what it is, and nobody keeps what it says."""
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -21,6 +23,7 @@ def error_reply(error: OrchError, correlation_id: str, *, allow: str = "") -> tu
         JSON_TYPE,
         (b"content-length", str(len(body)).encode()),
         (CORRELATION, correlation_id.encode()),
+        *SAFE,
     ]
     if error.status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="llama-orch"'))

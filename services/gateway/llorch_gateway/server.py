@@ -28,6 +28,8 @@ LAST_REQUESTS_S: Final = 0.25
 """Whoever connected before the door was closed has so long to send a request."""
 HTTP2_STREAMS_MAX: Final = 1024
 """Streams of one HTTP/2 connection: a proxy carries many clients over one."""
+HEADERS_BYTES_MAX: Final = 64 * 1024
+"""All headers of one HTTP/2 request; those of HTTP/1 have to fit the buffer below."""
 UNSENT_BYTES_MAX: Final = 64 * 1024
 """What the server itself keeps of a response that its client does not take, beside the kernel's share."""
 
@@ -49,10 +51,17 @@ class _Server(Server):
 
 class HttpServer:
     """`address` is bound when this is made, so a port of 0 has a number and a taken one is told at once. A client that
-    takes nothing of what it is sent for `stall_s` is cut off."""
+    takes nothing of what it is sent for `stall_s` is cut off, and an HTTP/1 one whose next request has not come, to the
+    end of its headers, within `header_read_s`."""
 
     def __init__(
-        self, app: Callable[..., Awaitable[None]], address: str, *, requests_max: int, stall_s: float = 30.0
+        self,
+        app: Callable[..., Awaitable[None]],
+        address: str,
+        *,
+        requests_max: int,
+        stall_s: float = 30.0,
+        header_read_s: float = 10.0,
     ) -> None:
         self.host, port = split_address(address)
         self._listener: Final = listening.bind(self.host, port, stall_s=stall_s)
@@ -67,9 +76,13 @@ class HttpServer:
             task_impl=TaskImpl.asyncio,
             websockets=False,
             backpressure=requests_max,
-            http1_settings=HTTP1Settings(header_read_timeout=10_000, max_buffer_size=UNSENT_BYTES_MAX),
+            http1_settings=HTTP1Settings(
+                header_read_timeout=round(header_read_s * 1000), max_buffer_size=UNSENT_BYTES_MAX
+            ),
             http2_settings=HTTP2Settings(
-                max_concurrent_streams=HTTP2_STREAMS_MAX, max_send_buffer_size=UNSENT_BYTES_MAX
+                max_concurrent_streams=HTTP2_STREAMS_MAX,
+                max_headers_size=HEADERS_BYTES_MAX,
+                max_send_buffer_size=UNSENT_BYTES_MAX,
             ),
             log_enabled=False,
         )

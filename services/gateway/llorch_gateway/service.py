@@ -8,6 +8,7 @@ word about coming back, then the server stops, then the bus.
 
 import asyncio
 import logging
+import time
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -19,8 +20,10 @@ from llorch_gateway.asgi import Front
 from llorch_gateway.bus_api import BusApi
 from llorch_gateway.call import Call
 from llorch_gateway.control import application
+from llorch_gateway.cors import Cors
 from llorch_gateway.entrance import Entrance
 from llorch_gateway.identity import Identities, TokenTable
+from llorch_gateway.limits import Limits
 from llorch_gateway.relay.log_life import LogLife
 from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
@@ -122,8 +125,11 @@ class Gateway:
             admissions=admissions,
             streams=self._streams,
             control=application(tasks=self.tasks, snapshot=self.snapshot, metrics=metrics, readiness=self.readiness),
+            limits=Limits(metrics, time.monotonic),
+            cors=Cors(frozenset(wanted.cors_origins)),
             tenant=wanted.tenant,
             body_bytes_max=wanted.body_bytes_max,
+            body_read_s=wanted.body_read_ms / 1000,
         )
 
     def not_ready(self) -> tuple[str, ...]:
@@ -213,7 +219,13 @@ async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Se
     wanted = settings.gateway
     connections = open_files.connections(wanted.streams_max + REQUESTS_BESIDE_STREAMS)
     settings = _with_streams(settings, min(wanted.streams_max, connections.streams_max))
-    server = HttpServer(entrance, wanted.addr, requests_max=connections.total, stall_s=wanted.sse_stall_ms / 1000)
+    server = HttpServer(
+        entrance,
+        wanted.addr,
+        requests_max=connections.total,
+        stall_s=wanted.sse_stall_ms / 1000,
+        header_read_s=wanted.header_read_ms / 1000,
+    )
     closed = asyncio.Event()
     async with AsyncExitStack() as stack:
         await server.start()

@@ -73,7 +73,20 @@ class Streams:
         self._stopping = False
 
     async def open(self, task: str, cursor: Cursor | None, call: Call) -> Opened | None:
-        """A seat for a reader; None when its cursor is at the end already. Raises OrchError, BusError."""
+        """A seat for a reader, which `serve` gives back; None when its cursor is at the end already. Raises OrchError,
+        BusError."""
+        if call.streams is None:
+            return await self._open(task, cursor, call)
+        call.streams.take()
+        opened = None
+        try:
+            opened = await self._open(task, cursor, call)
+        finally:
+            if opened is None:
+                call.streams.give_back()
+        return opened
+
+    async def _open(self, task: str, cursor: Cursor | None, call: Call) -> Opened | None:
         if len(self._router.seats) >= self._streams_max:
             raise unavailable(f"this gateway serves {self._streams_max} streams already")
         if cursor is None and self._tasks.is_fresh(task, call):
@@ -126,6 +139,8 @@ class Streams:
         finally:
             departure.cancel()
             self._running.discard(current)
+            if call.streams is not None:
+                call.streams.give_back()
             self._open_gauge.dec()
             if seat.reader.metrics_dropped:
                 self._drops.inc(seat.reader.metrics_dropped)
