@@ -16,6 +16,8 @@ from bench.scenarios import SCENARIOS, Row, measure
 
 CORE: Final = "core"
 CANCEL: Final = "cancel"
+CANCEL_REAL: Final = "cancel_real"
+"""Only when it is asked for: it fetches an engine and a model."""
 OPEN_STREAMS: Final = "open_streams"
 TAKEOVER: Final = "takeover"
 WAITING: Final = "waiting"
@@ -71,7 +73,7 @@ async def main() -> None:
     names = [*(scenario.name for scenario in SCENARIOS), CORE, CANCEL, OPEN_STREAMS, TAKEOVER, WAITING]
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--only", nargs="+", choices=names)
+    parser.add_argument("--only", nargs="+", choices=[*names, CANCEL_REAL])
     parser.add_argument(
         "--lazy-sync", action="store_true", help="do not fsync every stored message (`orchctl up` does)"
     )
@@ -98,8 +100,12 @@ async def main() -> None:
         show_core(report["core"], report["core_bytes_per_task"], console)
     if CANCEL in chosen:
         console.print(f"· {cancel.SLOTS} long prompts are cancelled before their first token, at another gateway")
-        report["cancel"] = await cancel.measure(sync_always=not options.lazy_sync)
+        report["cancel"] = await cancel.measure(cancel.mock_case(), sync_always=not options.lazy_sync)
         show_figures("cancel", report["cancel"], console)
+    if CANCEL_REAL in chosen:
+        console.print(f"· the same with {cancel.REAL_SLOTS} long prompts in a real engine")
+        report["cancel_real"] = await cancel.measure(cancel.real_case(), sync_always=not options.lazy_sync)
+        show_figures("cancel, real engine", report["cancel_real"], console)
     if OPEN_STREAMS in chosen:
         console.print(f"· {open_streams.STREAMS:,} streams open at once on one gateway")
         report["open_streams"] = await open_streams.measure(sync_always=not options.lazy_sync)

@@ -8,9 +8,12 @@ batch in which that caller's prompt had a part.
 A first token takes a dozen milliseconds, and twice that when the machine is busy with something else: only a median of
 many rounds says whether the cancels cost the next task anything. Idle tasks are asked for in every round, so that both
 medians see the same machine; the quartiles tell how much is noise.
+
+The same with a real engine and model, four slots and their prompts, fetched from the package index at the first time.
 """
 
 import asyncio
+import random
 import tempfile
 import time
 import uuid
@@ -21,13 +24,17 @@ import aiohttp
 import msgspec
 
 from bench.scenarios import pair, percentile
+from llorch_shared.embedded_defaults import DEFAULT_ENGINE, DEFAULT_MODEL_REF
 from llorch_shared.wire.run import TaskView
-from llorch_shared.wire.task import TaskState
+from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import Engine, TaskState
+from support.processes import ports_of
 from support.system import System, mock_pool
 
 SLOTS: Final = 64
-ROUNDS: Final = 32
-PROMPT_TOKENS: Final = 4_000
+REAL_SLOTS: Final = 4
+REAL_CACHE: Final = Path("build/engines/bench")
+FETCH_S: Final = 240.0
 PREFILL_RATE: Final = 400
 """Prompt tokens per second of the engine: ten seconds for the first of them."""
 BATCH: Final = 16
@@ -35,7 +42,37 @@ BATCH: Final = 16
 IDLE_TASKS: Final = 3
 """Short tasks before each round."""
 IDLE_S: Final = 0.5
+INTO_BATCH_S: Final = 0.5
+"""Cancels come anywhere in the first so much of the reading, to meet batches at their begin and end."""
 DEADLINE_S: Final = 60.0
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    pool: PoolSpec
+    rounds: int
+    ctx: int
+    prompt: str
+
+
+def mock_case() -> Case:
+    env = {"LLORCH_MOCK_PREFILL_RATE": str(PREFILL_RATE), "LLORCH_MOCK_BATCH": str(BATCH)}
+    pool = mock_pool("bench", replicas=1, slots=SLOTS, rate=100, env=env)
+    return Case(pool=pool, rounds=48, ctx=8192, prompt="word " * 4_000)
+
+
+def real_case() -> Case:
+    """Prompts of about 1,100 tokens."""
+    pool = PoolSpec(
+        id="bench",
+        engine=Engine.LLAMACPP,
+        model=DEFAULT_MODEL_REF,
+        devices="cpu",
+        replicas=1,
+        slots=REAL_SLOTS,
+        ctx=2048,
+        provisioning=DEFAULT_ENGINE,
+    )
+    return Case(pool=pool, rounds=16, ctx=2048, prompt="The cat sat on the mat. " * 160)
 
 
 class CancelRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +85,7 @@ class CancelRow(msgspec.Struct, frozen=True, kw_only=True):
     slot_free_ms: tuple[float, float]
     """As the tasks tell it: from the stored wish until the slot is free."""
     all_free_ms: tuple[float, float]
-    """From the first of the 64 requests until no slot is busy: once per round."""
+    """From the first of the requests until no slot is busy: once per round."""
     first_token_idle_ms: tuple[float, float, float]
     """Of short tasks, one at a time, on an idle engine."""
     first_token_after_ms: tuple[float, float, float]
@@ -58,8 +95,9 @@ class CancelRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Client:
-    def __init__(self, http: aiohttp.ClientSession, mine: str, other: str, engine: str) -> None:
+    def __init__(self, http: aiohttp.ClientSession, case: Case, mine: str, other: str, engine: str) -> None:
         self._http: Final = http
+        self._case: Final = case
         self._mine: Final = mine
         self._other: Final = other
         self._engine: Final = engine
@@ -70,9 +108,9 @@ class Client:
             "task_id": task,
             "session_id": task,
             "workload": "completion",
-            "model_ref": "mock:words",
-            "engine": "mock",
-            "ctx": 8192,
+            "model_ref": self._case.pool.model,
+            "engine": self._case.pool.engine,
+            "ctx": self._case.ctx,
             "priority": "interactive",
             "max_tokens": max_tokens,
             "deadline_ms": 600_000,
@@ -111,43 +149,54 @@ class Client:
                     return took_ms
         raise RuntimeError("a short task ended without a token")
 
-    async def none_busy(self) -> float:
-        """When the engine said so."""
+    async def busy_is(self, busy: bool) -> float:
+        """When the engine said that it works for somebody, or for nobody."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 async with self._http.get(f"{self._engine}/slots") as answer:
                     slots = msgspec.json.decode(await answer.read())
-                if not any(slot["is_processing"] for slot in slots):
+                if any(slot["is_processing"] for slot in slots) == busy:
                     return time.monotonic()
                 await asyncio.sleep(0.005)
 
 
-async def measure(*, sync_always: bool) -> CancelRow:
-    env = {"LLORCH_MOCK_PREFILL_RATE": str(PREFILL_RATE), "LLORCH_MOCK_BATCH": str(BATCH)}
-    pool = mock_pool("bench", replicas=1, slots=SLOTS, rate=100, env=env)
+async def measure(case: Case, *, sync_always: bool) -> CancelRow:
     settings = {"log_level": "warning", "gateway": {"cancel_wait_ms": 30_000}}
     with tempfile.TemporaryDirectory(prefix="llorch-bench-") as folder:
+        system = System(
+            Path(folder),
+            pools=[case.pool],
+            gateways=2,
+            settings=settings,
+            environment={"LLORCH_CACHE_DIR": str(REAL_CACHE.absolute())},
+            sync_always=sync_always,
+        )
+        system.start_deadline_s = FETCH_S
         async with (
-            System(Path(folder), pools=[pool], gateways=2, settings=settings, sync_always=sync_always) as system,
+            system,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
         ):
-            (engine,) = await system.engine_urls("mock:words")
-            return await _measure(Client(http, system.url("gateway-1"), system.url("gateway-2"), engine))
+            (port,) = [port for pid in system.engines_of("poold-1") for port in ports_of(pid)]
+            engine = f"http://127.0.0.1:{port}"
+            return await _measure(case, Client(http, case, system.url("gateway-1"), system.url("gateway-2"), engine))
 
 
-async def _measure(client: Client) -> CancelRow:
+async def _measure(case: Case, client: Client) -> CancelRow:
     idle: list[float] = []
     receipts: list[float] = []
     freed: list[float] = []
     all_free: list[float] = []
     after: list[float] = []
-    for _ in range(ROUNDS):
+    chance = random.Random(1)
+    for _ in range(case.rounds):
         await asyncio.sleep(IDLE_S)
         idle += [await client.first_token_ms() for _ in range(IDLE_TASKS)]
-        tasks = await asyncio.gather(*(client.submit("word " * PROMPT_TOKENS, 100) for _ in range(SLOTS)))
+        tasks = await asyncio.gather(*(client.submit(case.prompt, 100) for _ in range(case.pool.slots)))
         await asyncio.gather(*(client.running(task) for task in tasks))
+        await client.busy_is(True)
+        await asyncio.sleep(chance.uniform(0, INTO_BATCH_S))
         began = time.monotonic()
-        free = asyncio.create_task(client.none_busy())
+        free = asyncio.create_task(client.busy_is(False))
         receipts += await asyncio.gather(*(client.cancel(task) for task in tasks))
         all_free.append((await free - began) * 1e3)
         after.append(await client.first_token_ms())
@@ -157,7 +206,7 @@ async def _measure(client: Client) -> CancelRow:
             freed.append(float(view.cancel_ms))
     idle_ms, after_ms = quartiles(idle), quartiles(after)
     return CancelRow(
-        rounds=ROUNDS,
+        rounds=case.rounds,
         cancelled=len(receipts),
         receipt_ms=pair(receipts),
         slot_free_ms=pair(freed),
