@@ -59,6 +59,10 @@ LOCAL: Final = Identity(name=LOCALHOST, crumb=LOCALHOST)
 class Verifier(Protocol):
     """One way to tell whose a token is."""
 
+    @property
+    def problem(self) -> str:
+        """What should be mended, and does not keep it from verifying; else empty."""
+
     async def verify(self, token: str) -> Identity | None:
         """None when it is not one of its tokens. Raises OrchError BAD_TOKEN for one that is no longer good."""
 

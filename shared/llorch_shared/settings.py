@@ -51,6 +51,27 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Memory for token streams that can still be resumed, bytes; the oldest go first."""
 
 
+class OidcSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """JSON web tokens of an OpenID issuer, accepted beside the other tokens."""
+
+    issuer: str = ""
+    """As tokens name it in `iss`, an https:// URL. Empty: no such token is accepted."""
+    audience: str = ""
+    """What tokens for this gateway name in `aud`; there is none to guess."""
+    jwks_url: str = ""
+    """Where the issuer's public keys are; empty asks `<issuer>/.well-known/openid-configuration`."""
+    tenant_claim: str = "tenant"
+    """Claim whose value is the caller's tenant; a token without it is refused."""
+    leeway_ms: Annotated[int, Meta(ge=0, le=300_000)] = 30_000
+    """How far the issuer's clock may be from ours."""
+    keys_max_age_ms: Annotated[int, Meta(ge=10_000)] = 3_600_000
+    """Keys read so long ago are read again, so that one that the issuer has taken back is not good for ever."""
+    requests_per_s: Annotated[float, Meta(gt=0)] | None = None
+    """Limits of each subject (`sub`), as in the token file."""
+    burst: Annotated[int, Meta(ge=1)] = 20
+    streams_max: Annotated[int, Meta(ge=1)] | None = None
+
+
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     addr: str = "127.0.0.1:8080"
     auth_optional: bool = False
@@ -86,6 +107,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     tokens_file: str = ""
     """TOML file with a `[[tokens]]` table for each bearer token (`orchctl token new`), mode 0600; read again within a
     second when it changes. Empty: AUTH_TOKEN is the only token."""
+
+    oidc: OidcSettings = OidcSettings()
 
     def tokens_path(self) -> Path | None:
         return Path(self.tokens_file).expanduser().absolute() if self.tokens_file else None

@@ -34,7 +34,7 @@ from llorch_gateway.streams import Streams
 from llorch_gateway.tasks import Tasks
 from llorch_shared import streams, token_file
 from llorch_shared.audit import Audit
-from llorch_shared.auth import AuthPolicy, check_bind
+from llorch_shared.auth import AuthPolicy, Verifier, check_bind
 from llorch_shared.bus import nats
 from llorch_shared.bus.patience import unless_stopped
 from llorch_shared.bus.port import DISCONNECTED, Bus, BusError
@@ -43,7 +43,7 @@ from llorch_shared.http_api import Readiness
 from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
-from llorch_shared.settings import GatewaySettings, Secret, Settings
+from llorch_shared.settings import GatewaySettings, OidcSettings, Secret, Settings
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ class Gateway:
             streams_max=wanted.streams_max,
         )
         self.tokens: Final = TokenTable(token, wanted.tokens_path(), metrics)
+        self._verifiers: Final = (self.tokens, *_oidc(wanted.oidc))
         self._bus_api: Final = BusApi(
             bus=bus, admissions=admissions, tasks=self.tasks, snapshot=self.snapshot, tenant=wanted.tenant
         )
@@ -120,7 +121,7 @@ class Gateway:
                     auth_optional=wanted.auth_optional,
                     trust_proxy_auth=wanted.trust_proxy_auth,
                 ),
-                (self.tokens,),
+                self._verifiers,
             ),
             admissions=admissions,
             streams=self._streams,
@@ -148,7 +149,7 @@ class Gateway:
 
     def readiness(self) -> Readiness:
         reasons = self.not_ready()
-        warnings = (self.tokens.problem,) if self.tokens.problem else ()
+        warnings = tuple(verifier.problem for verifier in self._verifiers if verifier.problem)
         return Readiness(ready=not reasons, reasons=reasons, warnings=warnings)
 
     async def start(self) -> None:
@@ -214,6 +215,7 @@ async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Se
     check_bind(host, guarded=is_guarded(settings.gateway, token))
     if (tokens := settings.gateway.tokens_path()) is not None:
         token_file.read(tokens)
+    _oidc(settings.gateway.oidc)
     metrics = Metrics()
     entrance = Entrance("the bus is not connected")
     wanted = settings.gateway
@@ -254,7 +256,17 @@ async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Se
 
 def is_guarded(wanted: GatewaySettings, token: Secret) -> bool:
     """Whether callers have to show who they are: any way to do so is configured."""
-    return bool(token) or bool(wanted.tokens_file)
+    return bool(token) or bool(wanted.tokens_file) or bool(wanted.oidc.issuer)
+
+
+def _oidc(wanted: OidcSettings) -> tuple[Verifier, ...]:
+    """None where no issuer is named. Only with one is the library for it loaded. Raises SettingsError."""
+    if not wanted.issuer:
+        return ()
+    from llorch_gateway.issuer_keys import IssuerKeys
+    from llorch_gateway.oidc import Oidc
+
+    return (Oidc(wanted, IssuerKeys(wanted, time.monotonic)),)
 
 
 def _with_streams(settings: Settings, streams_max: int) -> Settings:
