@@ -21,7 +21,7 @@ TOKENS_MAX: Final = 512
 """Every digest is compared at each request, a third of a microsecond each."""
 FILE_BYTES_MAX: Final = 1024 * 1024
 OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
-Signature = tuple[int, int, int]
+Signature = tuple[int, int, int, int]
 
 
 class TokenFileError(ValueError):
@@ -111,7 +111,7 @@ def signature(path: Path) -> Signature | None:
         found = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_ctime_ns, found.st_size
+    return found.st_ino, found.st_ctime_ns, found.st_size, found.st_mode
 
 
 def _check(path: Path, found: os.stat_result) -> None:

@@ -1,6 +1,7 @@
 """What one token may use, and how much of a client's slowness a gateway bears."""
 
 import asyncio
+import contextlib
 import math
 from pathlib import Path
 
@@ -129,8 +130,11 @@ async def test_headers_beyond_every_bound_are_refused(door: Door) -> None:
     await server.start()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-long: " + b"a" * 100_000 + b"\r\n\r\n")
+    answer = b""
     async with asyncio.timeout(15):
-        assert (await reader.readline()).startswith(b"HTTP/1.1 431")
+        with contextlib.suppress(ConnectionError):
+            answer = await reader.readline()
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 431"), "or reset, since it was not read to its end"
     writer.close()
     await server.stop()
 

@@ -4,6 +4,7 @@ The JetStream store is left out: requests are kept there until their tasks end, 
 """
 
 import asyncio
+import contextlib
 import uuid
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ async def poison(system: System) -> None:
 def command_lines(pids: set[int]) -> dict[str, str]:
     found = {}
     for pid in pids:
-        with psutil.Process(pid).oneshot():
+        with contextlib.suppress(psutil.NoSuchProcess):
             found[f"argv of {pid}"] = " ".join(psutil.Process(pid).cmdline())
     return found
 
