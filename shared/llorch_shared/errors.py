@@ -27,6 +27,7 @@ class ErrorCode(StrEnum):
     REPLICA_EXHAUSTED = "REPLICA_EXHAUSTED"
     DECODE_TIMEOUT = "DECODE_TIMEOUT"
     WORKER_RESET = "WORKER_RESET"
+    CANCELLED = "CANCELLED"
     INTERNAL = "INTERNAL"
     MISSING_TOKEN = "MISSING_TOKEN"  # noqa: S105  (the name of an error, not a secret)
     BAD_TOKEN = "BAD_TOKEN"  # noqa: S105
@@ -58,6 +59,9 @@ ERRORS: Final[dict[ErrorCode, ErrorFacts]] = {
     ErrorCode.DECODE_TIMEOUT: ErrorFacts(500, True, "The engine stopped producing tokens in time."),
     ErrorCode.WORKER_RESET: ErrorFacts(
         500, False, "The engine or its node was lost and the stream could not be continued."
+    ),
+    ErrorCode.CANCELLED: ErrorFacts(
+        410, False, "Somebody else cancelled the task of this answer (OpenAI routes; a task's own stream just ends)."
     ),
     ErrorCode.INTERNAL: ErrorFacts(
         500, False, "A fault of the system itself; the correlation id finds it in the logs."

@@ -6,6 +6,7 @@ streamed and cancelled. The gateway asks for a token: leaving it out or changing
 contract says so. The last test checks that the generated requests got that far.
 """
 
+import contextlib
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from llorch_shared.contracts import openapi
 from llorch_shared.http_api import Plane
 from llorch_shared.identifiers import is_name, is_uuid
 from llorch_shared.wire.frames import split_events
+from llorch_shared.wire.openai import ChatCompletionRequest, TextCompletionRequest
 from llorch_shared.wire.task import TaskRequest
 from support.client import Transcript, follow, task_request
 from support.system import System, mock_pool
@@ -56,6 +58,7 @@ WALKS = settings(
 
 FAST = mock_pool(replicas=1, slots=8, rate=0)
 SLOW = mock_pool("slow", replicas=1, slots=1, rate=0.2, model="mock:slow")
+SERVED = ("messages", "prompt", "stream", "stop", "seed", "temperature", "top_p", "user")
 ended: list[str] = []
 waiting: list[str] = []
 answers: Counter[tuple[str, int]] = Counter()
@@ -101,7 +104,12 @@ def session() -> Iterator[requests.Session]:
 
 @DATA.hook
 def map_body(context: Any, body: Any) -> Any:
-    """Point valid tasks with an even context at the pool that exists."""
+    """Point valid tasks with an even context, and half of the valid completions, at the pool that exists."""
+    for kind in (ChatCompletionRequest, TextCompletionRequest):
+        with contextlib.suppress(msgspec.ValidationError):
+            wish = msgspec.convert(body, kind)
+            asks = {name: value for name, value in body.items() if name in SERVED}
+            return {**asks, "model": FAST.model, "max_tokens": 5} if len(wish.model) % 2 else body
     try:
         request = msgspec.convert(body, TaskRequest)
     except msgspec.ValidationError:

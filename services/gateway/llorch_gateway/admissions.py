@@ -62,7 +62,7 @@ class _Taken(NamedTuple):
 
 
 class Admissions:
-    """POST /v1/tasks and its twin on the bus."""
+    """POST /v1/tasks, its twin on the bus, and the completions of OpenAI's clients."""
 
     def __init__(
         self,
@@ -107,15 +107,21 @@ class Admissions:
         return None if located is None else located.tenant
 
     async def submit(self, body: bytes, call: Call) -> TaskAccepted:
-        """Raises OrchError, BusError."""
-        began = time.perf_counter()
-        engine = ""
+        """A task as JSON. Raises OrchError, BusError."""
         try:
             request = _decode(body)
-            engine = request.engine
+        except OrchError as error:
+            self._count_refusal(error, error.body.engine or "")
+            raise
+        return await self.submit_request(request, call)
+
+    async def submit_request(self, request: TaskRequest, call: Call) -> TaskAccepted:
+        """Raises OrchError, BusError."""
+        began = time.perf_counter()
+        try:
             accepted = await self._admit(request, call)
         except OrchError as error:
-            self._count_refusal(error, engine or error.body.engine or "")
+            self._count_refusal(error, request.engine)
             raise
         self._latency.observe((time.perf_counter() - began) * 1000)
         return accepted

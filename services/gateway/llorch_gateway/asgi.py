@@ -1,4 +1,5 @@
-"""The outermost ASGI callable: correlation id, auth, and the two hot routes; everything else goes to Litestar.
+"""The outermost ASGI callable: correlation id, auth, the two hot routes and those of OpenAI's clients; everything else
+goes to Litestar.
 
 Submission and streaming are raw ASGI because a framework costs more per request, and much more per event, than the
 work itself. Whatever is answered here or there carries X-Correlation-Id, and every error the envelope.
@@ -8,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
@@ -20,6 +21,7 @@ from llorch_gateway.failures import as_orch_error, unavailable
 from llorch_gateway.http_errors import CORRELATION, JSON_TYPE, SAFE, Headers, error_reply
 from llorch_gateway.identity import Identities
 from llorch_gateway.limits import Limits
+from llorch_gateway.openai.replies import is_openai, openai_error_reply
 from llorch_gateway.streams import Streams
 from llorch_gateway.tasks import task_id
 from llorch_shared.auth import LOCAL, Caller
@@ -68,6 +70,15 @@ STREAM_HEADERS: Final[Headers] = [
 _encode: Final = msgspec.json.Encoder().encode
 
 
+class Counted(Protocol):
+    """Counts a request among those that are under way."""
+
+    def __call__(self, work: Awaitable[T]) -> Awaitable[T]: ...
+
+
+OpenAi = Callable[[Scope, Receive, Send, Call, Counted], Awaitable[None]]
+
+
 @dataclass(slots=True)
 class Front:
     """`control` is the Litestar application. `draining` serves everything, and asks clients to make their next
@@ -76,6 +87,7 @@ class Front:
     identities: Identities
     admissions: Admissions
     streams: Streams
+    openai: OpenAi
     control: App
     limits: Limits
     cors: Cors
@@ -136,11 +148,13 @@ class Front:
                 await self._answered(self._submit(scope, receive, send, call, headers))
             elif path.endswith(STREAM_SUFFIX) and path.startswith(TASKS_PATH):
                 await self._stream(scope, receive, send, call, headers)
+            elif is_openai(path):
+                await self.openai(scope, receive, send, call, self._answered)
             else:
                 scope[CALL] = call
                 await self._answered(self.control(scope, receive, _correlated(send, correlation)))
         except Exception as error:  # noqa: BLE001  (this is the edge: every failure becomes an answer)
-            await reply_error(send, as_orch_error(error, correlation), correlation)
+            await reply_error(send, as_orch_error(error, correlation), correlation, openai=is_openai(path))
 
     async def _submit(
         self, scope: Scope, receive: Receive, send: Send, call: Call, headers: dict[bytes, bytes]
@@ -236,9 +250,11 @@ async def _whole_body(receive: Receive, headers: dict[bytes, bytes], limit: int)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def reply_error(send: Send, error: OrchError, correlation_id: str, *, allow: str = "") -> None:
-    """Answer with the envelope. Only before a reply has begun."""
-    status, headers, body = error_reply(error, correlation_id, allow=allow)
+async def reply_error(
+    send: Send, error: OrchError, correlation_id: str, *, allow: str = "", openai: bool = False
+) -> None:
+    """Answer with the envelope, or in OpenAI's shape. Only before a reply has begun."""
+    status, headers, body = (openai_error_reply if openai else error_reply)(error, correlation_id, allow=allow)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

@@ -24,6 +24,7 @@ from llorch_gateway.cors import Cors
 from llorch_gateway.entrance import Entrance
 from llorch_gateway.identity import Identities, TokenTable
 from llorch_gateway.limits import Limits
+from llorch_gateway.openai.routes import OpenAiRoutes
 from llorch_gateway.relay.log_life import LogLife
 from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
@@ -125,6 +126,13 @@ class Gateway:
             ),
             admissions=admissions,
             streams=self._streams,
+            openai=OpenAiRoutes(
+                admissions=admissions,
+                streams=self._streams,
+                snapshot=self.snapshot,
+                body_bytes_max=wanted.body_bytes_max,
+                body_read_s=wanted.body_read_ms / 1000,
+            ),
             control=application(tasks=self.tasks, snapshot=self.snapshot, metrics=metrics, readiness=self.readiness),
             limits=Limits(metrics, time.monotonic),
             cors=Cors(frozenset(wanted.cors_origins)),

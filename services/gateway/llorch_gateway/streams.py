@@ -72,6 +72,22 @@ class Streams:
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
 
+    def check_room(self, call: Call) -> None:
+        """Before a task is admitted to be read at once. Raises OrchError when no stream more is served here, or none
+        for this caller."""
+        self._check_seats()
+        if call.streams is not None:
+            call.streams.take()
+            call.streams.give_back()
+
+    def _check_seats(self) -> None:
+        if len(self._router.seats) >= self._streams_max:
+            raise unavailable(f"this gateway serves {self._streams_max} streams already")
+
+    def abandon(self, task: str, call: Call) -> None:
+        """Who admitted this task to read it at once does not."""
+        self._presence.left(task, call)
+
     async def open(self, task: str, cursor: Cursor | None, call: Call) -> Opened | None:
         """A seat for a reader, which `serve` gives back; None when its cursor is at the end already. Raises OrchError,
         BusError."""
@@ -87,8 +103,7 @@ class Streams:
         return opened
 
     async def _open(self, task: str, cursor: Cursor | None, call: Call) -> Opened | None:
-        if len(self._router.seats) >= self._streams_max:
-            raise unavailable(f"this gateway serves {self._streams_max} streams already")
+        self._check_seats()
         if cursor is None and self._tasks.is_fresh(task, call):
             return Opened(await self._router.join(task, None, local=True), task)
         found = await self._tasks.find(task, call)

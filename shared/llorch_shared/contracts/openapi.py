@@ -24,6 +24,7 @@ from llorch_shared.http_api import (
     Plane,
     Reply,
 )
+from llorch_shared.wire.openai import OpenAiErrorBody
 
 Schema = dict[str, Any]
 
@@ -42,7 +43,7 @@ _TOO_MANY_FIELDS: Final = ["code", "message", "retriable", "retry_after_ms", "po
 def document(plane: Plane) -> Schema:
     """The OpenAPI document of one plane, ready for JSON or YAML."""
     operations = [operation for operation in OPERATIONS if operation.plane is plane]
-    types: list[Any] = [ErrorBody]
+    types: list[Any] = [ErrorBody, *(operation.error_body for operation in operations)]
     for operation in operations:
         types += [reply.body for reply in operation.replies if reply.body is not None]
         types += [operation.request] if operation.request is not None else []
@@ -90,9 +91,11 @@ def _operation(operation: Operation) -> Schema:
     if operation.request is not None:
         made["requestBody"] = {"required": True, "content": {JSON: {"schema": _schema_of(operation.request)}}}
     errors = operation.error_codes()
-    replies = {reply.status: reply for reply in operation.replies}
+    replies: dict[int, list[Reply]] = {}
+    for reply in operation.replies:
+        replies.setdefault(reply.status, []).append(reply)
     made["responses"] = {
-        str(status): _reply(replies.get(status), status, errors.get(status, ()))
+        str(status): _reply(replies.get(status, []), status, errors.get(status, ()), operation.error_body)
         for status in sorted(replies.keys() | errors.keys())
     }
     for (source, status), targets in _LINKED.items():
@@ -115,14 +118,15 @@ def _parameter(parameter: Parameter) -> Schema:
     }
 
 
-def _reply(reply: Reply | None, status: int, codes: tuple[ErrorCode, ...]) -> Schema:
+def _reply(replies: list[Reply], status: int, codes: tuple[ErrorCode, ...], error_body: Any) -> Schema:
     names = (CORRELATION_HEADER, *(STATUS_HEADERS.get(status, ()) if codes else ()))
     content: dict[str, list[Schema]] = {}
-    if reply is not None and reply.body is not None:
-        content.setdefault(reply.media_type, []).append(_schema_of(reply.body))
+    for reply in replies:
+        if reply.body is not None:
+            content.setdefault(reply.media_type, []).append(_schema_of(reply.body))
     if codes:
-        content.setdefault(JSON, []).append(_error_schema(status, codes))
-    description = reply.description if reply is not None else HTTPStatus(status).phrase
+        content.setdefault(JSON, []).append(_error_schema(status, codes, error_body))
+    description = replies[0].description if replies else HTTPStatus(status).phrase
     if codes:
         description += f": {', '.join(codes)}"
     made: Schema = {
@@ -137,12 +141,14 @@ def _reply(reply: Reply | None, status: int, codes: tuple[ErrorCode, ...]) -> Sc
     return made
 
 
-def _error_schema(status: int, codes: tuple[ErrorCode, ...]) -> Schema:
+def _error_schema(status: int, codes: tuple[ErrorCode, ...], error_body: Any) -> Schema:
     enumeration = {"type": "string", "enum": [code.value for code in codes]}
     narrowed: Schema = {"type": "object", "properties": {"code": enumeration}}
-    if status == _TOO_MANY:
+    if error_body is OpenAiErrorBody:
+        narrowed = {"type": "object", "properties": {"error": narrowed}}
+    elif status == _TOO_MANY:
         narrowed["required"] = _TOO_MANY_FIELDS
-    return {"allOf": [{"$ref": _REF.format(name="ErrorBody")}, narrowed]}
+    return {"allOf": [{"$ref": _REF.format(name=error_body.__name__)}, narrowed]}
 
 
 def _header_schema(name: str) -> Schema:

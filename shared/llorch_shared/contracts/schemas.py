@@ -18,11 +18,11 @@ import msgspec
 
 from llorch_shared import errors, http_api
 from llorch_shared.settings import Settings
-from llorch_shared.wire import audit, frames, provision, registry, run, spec, task
+from llorch_shared.wire import audit, frames, openai, provision, registry, run, spec, task
 
 Schema = dict[str, Any]
 
-WIRE_MODULES: Final[tuple[ModuleType, ...]] = (task, run, frames, registry, spec, provision, audit, http_api)
+WIRE_MODULES: Final[tuple[ModuleType, ...]] = (task, run, frames, registry, spec, provision, audit, openai, http_api)
 _NOT_ON_THE_WIRE: Final = frozenset({http_api.Parameter, http_api.Reply, http_api.Operation})
 
 

@@ -1,0 +1,237 @@
+"""A request of an OpenAI client as a task, or the refusal that names what cannot be served.
+
+Nothing that changes the answer is passed over in silence: it is obeyed, or refused by its name. What absent parameters
+mean is the sampler profile's, not OpenAI's. A task is strict when it has a seed and temperature 0, for only then does
+its client expect the same text again; any other is best effort and may start from a warm prefix.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from llorch_gateway.openai.core.errors import ParamError, unreadable
+from llorch_gateway.openai.core.models import Pools, chosen
+from llorch_shared.guards import prompt_tokens_min
+from llorch_shared.routing import Replicas
+from llorch_shared.wire.openai import (
+    ChatCompletionRequest,
+    ChatTurn,
+    Extensions,
+    ResponseFormat,
+    ResponseFormatKind,
+    TextCompletionRequest,
+    Wish,
+)
+from llorch_shared.wire.task import (
+    CTX_MAX,
+    MAX_TOKENS_MAX,
+    STOP_CHARS_MAX,
+    STOPS_MAX,
+    ChatMessage,
+    ChatRole,
+    Determinism,
+    Failover,
+    OutputMode,
+    Priority,
+    Sampling,
+    TaskRequest,
+    Workload,
+)
+
+DEADLINE_MS: Final = 600_000
+TEXT_TOKENS: Final = 16
+"""Of a text completion that does not say how many it wants, as OpenAI does."""
+EXPECTED_TOKENS: Final = 512
+"""Of a chat that does not say: it may fill the context, and is not expected to."""
+SEEDS: Final = 2**32 - 1
+HEADERS: Final[Mapping[bytes, str]] = {
+    b"x-llorch-priority": "priority",
+    b"x-llorch-deadline-ms": "deadline_ms",
+    b"x-llorch-session": "session",
+    b"x-llorch-failover": "failover",
+    b"x-llorch-task-id": "task_id",
+}
+_ROLES: Final = {"developer": ChatRole.SYSTEM, **{role.value: role for role in ChatRole}}
+_ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "audio": (),
+    "function_call": ("none",),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": (),
+    "web_search_options": (),
+}
+"""The values that parameters may have which are not served: those that ask for nothing. Null is one of every list."""
+_ANY_OBJECT: Final[dict[str, Any]] = {"type": "object"}
+_CHAT: Final = msgspec.json.Decoder(ChatCompletionRequest)
+_TEXT: Final = msgspec.json.Decoder(TextCompletionRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """`usage`: whether the stream's last chunk is to say what was used."""
+
+    task: TaskRequest
+    chat: bool
+    model: str
+    stream: bool
+    usage: bool
+
+
+def read(
+    body: bytes, headers: Mapping[bytes, bytes], *, chat: bool, new_id: str, pools: Pools, replicas: Replicas
+) -> Asked:
+    """`new_id` is the task's where the client names none. Raises ParamError."""
+    try:
+        wish: Wish = (_CHAT if chat else _TEXT).decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise unreadable(error) from error
+    _refuse_unserved(wish)
+    extensions = _extensions(wish.llorch or Extensions(), headers)
+    pool, placement = chosen(wish.model, pools, replicas)
+    task_id = (extensions.task_id or new_id).lower()
+    task = TaskRequest(
+        task_id=task_id,
+        session_id=(extensions.session or task_id).lower(),
+        workload=Workload.COMPLETION,
+        model_ref=pool.model,
+        engine=pool.engine,
+        ctx=min(pool.ctx, CTX_MAX),
+        priority=extensions.priority or Priority.INTERACTIVE,
+        max_tokens=1,
+        deadline_ms=extensions.deadline_ms or DEADLINE_MS,
+        seed=None if wish.seed is None else wish.seed % SEEDS,
+        determinism=Determinism.STRICT if wish.seed is not None and wish.temperature == 0 else Determinism.BEST_EFFORT,
+        sampler_profile_version=pool.sampler_profile_version,
+        prompt=_prompt(wish),
+        messages=_messages(wish),
+        sampling=_sampling(wish),
+        placement=placement,
+        failover=Failover(extensions.failover or Failover.RESUME),
+        **_output(wish),
+    )
+    options = wish.stream_options
+    return Asked(
+        task=_sized(task, wish),
+        chat=chat,
+        model=wish.model,
+        stream=bool(wish.stream),
+        usage=bool(options is not None and options.include_usage),
+    )
+
+
+def _refuse_unserved(wish: Wish) -> None:
+    for name, harmless in _ONLY.items():
+        value = getattr(wish, name, None)
+        if value is not None and not any(value == each and type(value) is type(each) for each in harmless):
+            raise ParamError(name, f"{name} is not served here")
+    if wish.stream_options is not None and not wish.stream:
+        raise ParamError("stream_options", "stream_options goes with stream")
+
+
+def _extensions(said: Extensions, headers: Mapping[bytes, bytes]) -> Extensions:
+    changes: dict[str, Any] = {}
+    types = msgspec.structs.fields(Extensions)
+    for header, name in HEADERS.items():
+        if header in headers:
+            kind = next(field.type for field in types if field.name == name)
+            try:
+                changes[name] = msgspec.convert(headers[header].decode("latin-1"), kind, strict=False)
+            except msgspec.ValidationError as error:
+                raise ParamError(header.decode("ascii"), f"{header.decode('ascii')}: {error}") from error
+            if changes[name] is None:
+                raise ParamError(header.decode("ascii"), f"{header.decode('ascii')} is empty")
+    return msgspec.structs.replace(said, **changes) if changes else said
+
+
+def _prompt(wish: Wish) -> str | None:
+    if not isinstance(wish, TextCompletionRequest):
+        return None
+    if isinstance(wish.prompt, str):
+        return wish.prompt
+    if len(wish.prompt) != 1:
+        raise ParamError("prompt", f"{len(wish.prompt)} prompts; one is served at a time")
+    return wish.prompt[0]
+
+
+def _messages(wish: Wish) -> tuple[ChatMessage, ...] | None:
+    if not isinstance(wish, ChatCompletionRequest):
+        return None
+    return tuple(_message(number, turn) for number, turn in enumerate(wish.messages))
+
+
+def _message(number: int, turn: ChatTurn) -> ChatMessage:
+    where = f"messages[{number}]"
+    role = _ROLES.get(turn.role)
+    if role is None:
+        raise ParamError(f"{where}.role", f"the role {turn.role[:40]!r} is not served here")
+    for name in ("audio", "function_call", "tool_calls", "tool_call_id"):
+        if getattr(turn, name) not in (None, []):
+            raise ParamError(f"{where}.{name}", f"{name} is not served here")
+    content = turn.content
+    if content is None:
+        raise ParamError(f"{where}.content", "a message needs content")
+    if isinstance(content, str):
+        return ChatMessage(role=role, content=content)
+    for at, part in enumerate(content):
+        if part.type != "text":
+            raise ParamError(f"{where}.content[{at}].type", f"{part.type[:40]!r} is not served here, only text is")
+    return ChatMessage(role=role, content="".join(part.text for part in content))
+
+
+def _sampling(wish: Wish) -> Sampling | None:
+    stops = (wish.stop,) if isinstance(wish.stop, str) else wish.stop or ()
+    if len(stops) > STOPS_MAX or any(not 1 <= len(stop) <= STOP_CHARS_MAX for stop in stops):
+        raise ParamError("stop", f"at most {STOPS_MAX} texts of 1 to {STOP_CHARS_MAX} characters")
+    sampling = Sampling(
+        temperature=wish.temperature,
+        top_p=wish.top_p,
+        top_k=wish.top_k,
+        min_p=wish.min_p,
+        frequency_penalty=wish.frequency_penalty,
+        presence_penalty=wish.presence_penalty,
+        stop=stops,
+    )
+    return None if sampling == Sampling() else sampling
+
+
+def _output(wish: Wish) -> dict[str, Any]:
+    bound = wish.response_format if isinstance(wish, ChatCompletionRequest) else None
+    schema = None if bound is None else _schema(bound)
+    return {} if schema is None else {"output_mode": OutputMode.JSON, "response_schema": schema}
+
+
+def _schema(bound: ResponseFormat) -> dict[str, Any] | None:
+    if bound.type is not ResponseFormatKind.JSON_SCHEMA:
+        return _ANY_OBJECT if bound.type is ResponseFormatKind.JSON_OBJECT else None
+    if bound.json_schema is None:
+        raise ParamError("response_format.json_schema", "a response format of type json_schema needs one")
+    return bound.json_schema.schema or _ANY_OBJECT
+
+
+def _sized(task: TaskRequest, wish: Wish) -> TaskRequest:
+    """With its number of tokens: what the client says, else OpenAI's default."""
+    name, said = "max_tokens", wish.max_tokens
+    if isinstance(wish, ChatCompletionRequest) and wish.max_completion_tokens is not None:
+        name, said = "max_completion_tokens", wish.max_completion_tokens
+    elif isinstance(wish, TextCompletionRequest) and said is None:
+        said = TEXT_TOKENS
+    if said is None:
+        room = max(1, min(MAX_TOKENS_MAX, task.ctx - prompt_tokens_min(task)))
+        return msgspec.structs.replace(task, max_tokens=room, expected_tokens=min(room, EXPECTED_TOKENS))
+    if said > MAX_TOKENS_MAX:
+        raise ParamError(name, f"{name} is {said}; at most {MAX_TOKENS_MAX} are served")
+    return msgspec.structs.replace(task, max_tokens=said)

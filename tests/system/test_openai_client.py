@@ -1,0 +1,189 @@
+"""The official `openai` client, unmodified, against the whole system with mock engines."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessageParam
+
+from llorch_poold.mock_generation import text_of
+from llorch_poold.mock_text import Turn, chatml
+from llorch_shared.wire.task import TaskState
+from support.client import Refusal
+from support.system import System, mock_pool
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
+
+TOKEN: Final = "sk-of-the-openai-test"
+FAST: Final = mock_pool(replicas=1, slots=8, rate=0)
+SLOW: Final = mock_pool("slow", replicas=1, slots=1, rate=20, model="mock:slow", capacity=1)
+CHAT: Final[list[ChatCompletionMessageParam]] = [
+    {"role": "developer", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "Say something."}]},
+]
+PROMPT: Final = chatml([Turn("system", "Be brief."), Turn("user", "Say something.")])
+LONG: Final[Any] = {
+    "model": SLOW.model,
+    "messages": CHAT,
+    "max_tokens": 2000,
+    "extra_body": {"llorch": {"deadline_ms": 24 * 3_600_000}},
+}
+"""However slow the machine: deadlines are not the matter here."""
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return ("asyncio", {"use_uvloop": True})
+
+
+@pytest.fixture(scope="module")
+async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+    settings = {"gateway": {"auth_optional": False, "cancel_grace_ms": 50}}
+    folder = tmp_path_factory.mktemp("openai")
+    async with System(folder, pools=[FAST, SLOW], token=TOKEN, settings=settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+async def client(system: System) -> AsyncIterator[openai.AsyncOpenAI]:
+    base_url = f"{system.url()}/v1"
+    async with openai.AsyncOpenAI(base_url=base_url, api_key=TOKEN, max_retries=0, timeout=60) as opened:
+        yield opened
+
+
+def task_of(answer_id: str) -> str:
+    return answer_id.partition("-")[2]
+
+
+async def known(system: System, task_id: str) -> bool:
+    try:
+        return bool(await system.client().get(task_id))
+    except Refusal:
+        return False
+
+
+async def ended(system: System, task_id: str) -> TaskState:
+    async def final() -> bool:
+        return (await system.client().get(task_id)).state not in (TaskState.QUEUED, TaskState.PLACED, TaskState.RUNNING)
+
+    await system.until(final, f"the end of {task_id}", 30)
+    return (await system.client().get(task_id)).state
+
+
+async def test_a_chat_is_answered_whole_and_as_a_stream(client: openai.AsyncOpenAI) -> None:
+    wish: Any = {"model": FAST.model, "messages": CHAT, "max_completion_tokens": 40, "seed": 3}
+    whole = await client.chat.completions.create(**wish)
+    (choice,) = whole.choices
+    assert choice.message.content == text_of(PROMPT, 3, 40)
+    assert (choice.finish_reason, choice.message.role) == ("length", "assistant")
+    assert whole.usage is not None
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (len(PROMPT.split()), 40)
+    streamed = await client.chat.completions.create(**wish, stream=True, stream_options={"include_usage": True})
+    chunks = [chunk async for chunk in streamed]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == choice.message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert chunks[-1].usage == whole.usage
+    text = await client.completions.create(model=FAST.id, prompt="Say something.", max_tokens=9, seed=3, stop=" w5")
+    assert (text.choices[0].text, text.choices[0].finish_reason) == (text_of("Say something.", 3, 5), "stop")
+
+
+async def test_the_synchronous_client_reads_the_same(system: System) -> None:
+    def ask() -> tuple[str, str]:
+        with openai.OpenAI(base_url=f"{system.url()}/v1", api_key=TOKEN, max_retries=0, timeout=60) as sync:
+            wish: Any = {"model": FAST.model, "messages": CHAT, "max_tokens": 12, "seed": 4, "stop": " w5"}
+            with sync.chat.completions.stream(**wish) as stream:
+                final = stream.get_final_completion()
+            return final.choices[0].message.content or "", sync.models.list().data[0].id
+
+    assert await asyncio.to_thread(ask) == (text_of(PROMPT, 4, 5), "mock:slow")
+
+
+async def test_models_are_listed_and_found_by_both_names(client: openai.AsyncOpenAI) -> None:
+    assert [model.id async for model in client.models.list()] == ["mock:slow", "mock:words"]
+    for name in (FAST.model, FAST.id):
+        assert (await client.models.retrieve(name)).id == FAST.model
+
+
+async def test_errors_are_the_clients_own_kinds(system: System, client: openai.AsyncOpenAI) -> None:
+    wish: Any = {"model": FAST.model, "messages": CHAT}
+    with pytest.raises(openai.NotFoundError) as unknown:
+        await client.chat.completions.create(**{**wish, "model": "gpt-4"})
+    assert (unknown.value.param, unknown.value.code) == ("model", "INVALID_PARAMS")
+    with pytest.raises(openai.BadRequestError, match="tools is not served") as tools:
+        await client.chat.completions.create(**wish, tools=[{"type": "function", "function": {"name": "f"}}])
+    assert tools.value.param == "tools"
+    with pytest.raises(openai.BadRequestError, match="do not fit"):
+        await client.chat.completions.create(**wish, max_tokens=40_000)
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="the prompt has 9000 tokens"):
+            await client.completions.create(model=FAST.model, prompt="a " * 9000, stream=stream)
+    with pytest.raises(openai.AuthenticationError) as stranger:
+        await client.with_options(api_key="sk-of-nobody").models.list()
+    assert stranger.value.code == "BAD_TOKEN"
+    assert stranger.value.request_id
+
+
+async def test_a_full_queue_is_a_rate_limit_and_who_hangs_up_cancels(
+    system: System, client: openai.AsyncOpenAI
+) -> None:
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    running = await client.chat.completions.create(**LONG, stream=True, extra_headers={"X-Llorch-Task-Id": first})
+    assert task_of((await anext(running)).id) == first
+    waits = client.chat.completions.create(**LONG, extra_headers={"X-Llorch-Task-Id": second})
+    waiting = asyncio.ensure_future(waits)
+    await system.until(lambda: known(system, second), "the second task to be in the queue", 30)
+    with pytest.raises(openai.RateLimitError) as full:
+        await client.chat.completions.create(**LONG)
+    assert full.value.code == "ADMISSION_REJECT"
+    assert int(full.value.response.headers["retry-after"]) >= 1
+    assert int(full.value.response.headers["retry-after-ms"]) >= 1
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    await running.close()
+    assert [await ended(system, each) for each in (first, second)] == [TaskState.CANCELLED] * 2
+    assert await system.busy_slots(SLOW.model) == 0
+
+
+async def test_one_task_id_is_one_answer(client: openai.AsyncOpenAI) -> None:
+    wish: Any = {"model": FAST.model, "messages": CHAT, "max_tokens": 12, "extra_body": {"llorch": {}}}
+    wish["extra_body"]["llorch"] = {"task_id": str(uuid.uuid4()), "priority": "batch"}
+    answers = [await client.chat.completions.create(**wish) for _ in range(2)]
+    assert answers[0].choices == answers[1].choices
+    assert answers[0].id == answers[1].id
+
+
+async def test_an_answer_that_breaks_off_is_an_error_in_the_stream(system: System, client: openai.AsyncOpenAI) -> None:
+    await system.fault(SLOW.model, {"kind": "reset", "after": 3, "times": 1})
+    running = await client.chat.completions.create(**LONG, stream=True, extra_headers={"X-Llorch-Failover": "fail"})
+    texts: list[str] = []
+
+    async def read() -> None:
+        async for chunk in running:
+            texts.extend(choice.delta.content for choice in chunk.choices if choice.delta.content)
+
+    with pytest.raises(openai.APIError) as broken:
+        await read()
+    assert broken.value.code == "WORKER_RESET"
+    assert "".join(texts).split()[1:] == ["w1", "w2"]
+
+
+async def test_an_answer_goes_on_when_its_engine_is_lost(system: System, client: openai.AsyncOpenAI) -> None:
+    await system.fault(SLOW.model, {"kind": "reset", "after": 3, "times": 1})
+    whole = await client.chat.completions.create(**{**LONG, "max_tokens": 6}, seed=5)
+    begun = text_of(PROMPT, 5, 3)
+    assert whole.choices[0].message.content == begun + text_of(PROMPT + begun, 5, 3)
+    assert whole.usage is not None
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (len(PROMPT.split()), 6)
+
+
+async def test_two_clients_at_once_read_each_its_own(client: openai.AsyncOpenAI) -> None:
+    async def one(seed: int) -> str:
+        wish: Any = {"model": FAST.model, "messages": CHAT, "max_tokens": 50, "seed": seed, "stream": True}
+        chunks = [chunk async for chunk in await client.chat.completions.create(**wish)]
+        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+    assert await asyncio.gather(one(1), one(2)) == [text_of(PROMPT, 1, 50), text_of(PROMPT, 2, 50)]
