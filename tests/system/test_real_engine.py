@@ -4,11 +4,13 @@ The engine and the model are brought by the provisioner from the package index a
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import msgspec
+import openai
 import psutil
 import pytest
 
@@ -221,3 +223,37 @@ async def test_a_killed_engine_of_a_sampled_stream_goes_on_from_the_text_so_far(
     assert transcript.end.tokens_in == whole["tokens_evaluated"], "of its own prompt, not of what was said since"
     view = await real.client().get(accepted.task_id)
     assert (view.state, view.attempt, view.tokens_in) == (TaskState.DONE, 2, whole["tokens_evaluated"])
+
+
+async def test_the_openai_client_gets_what_the_engine_says_to_a_chat(real: System) -> None:
+    """Whole and streamed, the counts and the text of the engine's own chat route, and JSON that keeps to its schema."""
+    wish: Any = {"messages": [{"role": "user", "content": "Name three colours."}], "seed": 11, "temperature": 0}
+    async with openai.AsyncOpenAI(base_url=f"{real.url()}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        whole = await client.chat.completions.create(model=DEFAULT_MODEL_REF, **wish, max_tokens=24)
+        stream = await client.chat.completions.create(
+            model="small", **wish, max_tokens=24, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+        said = whole.choices[0].message.content or ""
+        cut = await client.chat.completions.create(model="small", **wish, max_tokens=24, stop=said[10:16])
+        schema = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+        bound = await client.chat.completions.create(
+            model="small",
+            **wish,
+            max_tokens=40,
+            response_format={"type": "json_schema", "json_schema": {"name": "c", "schema": schema}},
+        )
+    async with httpx.AsyncClient(timeout=120) as http:
+        url = f"http://127.0.0.1:{engine_ports(real)[0]}/v1/chat/completions"
+        body = {**wish, "max_tokens": 24, "top_k": 40, "top_p": 0.9, "min_p": 0.05, "repeat_penalty": 1.0}
+        own = (await http.post(url, json={**body, "cache_prompt": False})).raise_for_status().json()
+    assert said == own["choices"][0]["message"]["content"]
+    assert whole.choices[0].finish_reason == own["choices"][0]["finish_reason"]
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens == own["usage"]["prompt_tokens"]
+    assert whole.usage.completion_tokens == own["usage"]["completion_tokens"]
+    text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    assert (text, chunks[-1].usage) == (said, whole.usage)
+    assert cut.choices[0].message.content == said[: said.index(said[10:16])]
+    assert cut.choices[0].finish_reason == "stop"
+    assert json.loads(bound.choices[0].message.content or "")["colour"] in ("red", "blue")
