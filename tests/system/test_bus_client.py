@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
 
 import msgspec
 import nats
@@ -16,6 +17,18 @@ from support.client import task_request
 from support.system import System
 
 pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return ("asyncio", {"use_uvloop": True})
+
+
+@pytest.fixture(scope="module")
+async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+    """One for all of them."""
+    async with System(tmp_path_factory.mktemp("system")) as running:
+        yield running
 
 
 async def test_a_plain_publish_is_an_accepted_task(system: System) -> None:

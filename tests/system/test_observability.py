@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,11 +17,16 @@ pytestmark = [pytest.mark.nats, pytest.mark.system]
 TOKEN = "pl4nted-secret-of-this-test"
 
 
-@pytest.fixture
-async def guarded(tmp_path: Path) -> AsyncIterator[System]:
-    """A system that asks for a token."""
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return ("asyncio", {"use_uvloop": True})
+
+
+@pytest.fixture(scope="module")
+async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+    """A system that asks for a token. The last test stops it."""
     async with System(
-        tmp_path,
+        tmp_path_factory.mktemp("guarded"),
         pools=[mock_pool(replicas=1, slots=2, rate=200)],
         token=TOKEN,
         settings={"gateway": {"auth_optional": False}},
@@ -30,12 +34,12 @@ async def guarded(tmp_path: Path) -> AsyncIterator[System]:
         yield running
 
 
-async def run_tasks(client: TaskClient, count: int) -> list[Transcript]:
-    """Admit and read `count` tasks, each under a correlation id `observed-<n>`."""
+async def run_tasks(client: TaskClient, count: int, *, mark: str = "observed") -> list[Transcript]:
+    """Admit and read `count` tasks, each under a correlation id `<mark>-<n>`."""
     transcripts = []
     for number in range(count):
         request = task_request(max_tokens=5 + number, prompt=f"prompt-text-{number}")
-        client.http.headers["x-correlation-id"] = f"observed-{number}"
+        client.http.headers["x-correlation-id"] = f"{mark}-{number}"
         await client.submit(request)
         transcript = await client.read(request.task_id)
         transcript.check()
@@ -66,12 +70,15 @@ async def test_every_sample_of_every_service_is_in_the_contract(guarded: System)
 
 
 async def test_tokens_are_counted_as_they_were_streamed(guarded: System) -> None:
+    streamed_before = await guarded.metric("poold-1", "tokens_out_total", pool_id="mock")
+    started_before = await guarded.metric("poold-1", "tasks_started_total", pool_id="mock")
+    enqueued_before = await guarded.metric("gateway-1", "tasks_enqueued_total", pool_id="mock")
     transcripts = await run_tasks(guarded.client(), 3)
     streamed = sum(len(transcript.tokens) for transcript in transcripts)
     assert streamed == 5 + 6 + 7
-    assert await guarded.metric("poold-1", "tokens_out_total", pool_id="mock") == streamed
-    assert await guarded.metric("poold-1", "tasks_started_total", pool_id="mock") == 3
-    assert await guarded.metric("gateway-1", "tasks_enqueued_total", pool_id="mock") == 3
+    assert await guarded.metric("poold-1", "tokens_out_total", pool_id="mock") == streamed_before + streamed
+    assert await guarded.metric("poold-1", "tasks_started_total", pool_id="mock") == started_before + 3
+    assert await guarded.metric("gateway-1", "tasks_enqueued_total", pool_id="mock") == enqueued_before + 3
     assert await guarded.metric("gateway-1", "bus_connected") == 1
     assert await guarded.metric("scheduler-1", "scheduler_active") == 1
 
@@ -90,9 +97,9 @@ async def test_every_log_line_is_json_with_a_sentence_and_its_taxonomy(guarded: 
 
 
 async def test_a_correlation_id_is_found_from_the_gateway_to_the_node(guarded: System) -> None:
-    [transcript] = await run_tasks(guarded.client(), 1)
+    [transcript] = await run_tasks(guarded.client(), 1, mark="followed")
     for name in ("gateway-1", "scheduler-1", "poold-1"):
-        found = [line for line in lines_of(guarded, name) if line.get("correlation_id") == "observed-0"]
+        found = [line for line in lines_of(guarded, name) if line.get("correlation_id") == "followed-0"]
         assert found, f"{name} does not mention the correlation id"
         assert any(line.get("task_id") == transcript.task_id for line in found)
         assert len(found) <= 8, f"{name} writes {len(found)} lines for one task of 5 tokens"
