@@ -51,6 +51,16 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Memory for token streams that can still be resumed, bytes; the oldest go first."""
 
 
+class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """TLS of the gateway's port; PEM files, read at the start."""
+
+    cert_file: str = ""
+    """Certificate with its chain. Empty: no TLS, which is right on loopback and behind a proxy that speaks it."""
+    key_file: str = ""
+    client_ca_file: str = ""
+    """Callers must show a certificate that this authority has signed, beside their token."""
+
+
 class OidcSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """JSON web tokens of an OpenID issuer, accepted beside the other tokens."""
 
@@ -109,6 +119,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     second when it changes. Empty: AUTH_TOKEN is the only token."""
 
     oidc: OidcSettings = OidcSettings()
+    tls: TlsSettings = TlsSettings()
 
     def tokens_path(self) -> Path | None:
         return Path(self.tokens_file).expanduser().absolute() if self.tokens_file else None

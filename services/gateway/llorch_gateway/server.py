@@ -7,7 +7,7 @@ the service tells it to stop, after it has ended the streams.
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from granian._granian import SocketHolder
@@ -62,7 +62,10 @@ class HttpServer:
         requests_max: int,
         stall_s: float = 30.0,
         header_read_s: float = 10.0,
+        tls: Mapping[str, Any] | None = None,
     ) -> None:
+        """`tls` is what `llorch_gateway.tls.options` says."""
+        self._scheme: Final = "https" if tls else "http"
         self.host, port = split_address(address)
         self._listener: Final = listening.bind(self.host, port, stall_s=stall_s)
         self.port: Final = int(self._listener.getsockname()[1])
@@ -85,13 +88,14 @@ class HttpServer:
                 max_send_buffer_size=UNSENT_BYTES_MAX,
             ),
             log_enabled=False,
+            **(tls or {}),
         )
         self._task: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{self._scheme}://{host}:{self.port}"
 
     async def start(self) -> None:
         """Returns when connections are taken."""

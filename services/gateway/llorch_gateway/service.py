@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from llorch_gateway import open_files
+from llorch_gateway import open_files, tls
 from llorch_gateway.admissions import Admissions
 from llorch_gateway.asgi import Front
 from llorch_gateway.bus_api import BusApi
@@ -235,6 +235,7 @@ async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Se
         requests_max=connections.total,
         stall_s=wanted.sse_stall_ms / 1000,
         header_read_s=wanted.header_read_ms / 1000,
+        tls=tls.options(wanted.tls),
     )
     closed = asyncio.Event()
     async with AsyncExitStack() as stack:

@@ -6,6 +6,7 @@ becomes a `Problem` with its exit code: 429 and 503 are refusals for now, 400 is
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from typing import Final, Self, TypeVar
 
@@ -43,7 +44,25 @@ def gateway_url(settings: Settings) -> str:
     """Where this machine reaches its own gateway; a wildcard address is reached on loopback."""
     host, port = ports.split(settings.gateway.addr)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  (read, not bound)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if settings.gateway.tls.cert_file else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def trust(settings: Settings) -> ssl.SSLContext | bool:
+    """For this machine's own gateway: the very certificate that its settings name is believed, whatever name stands in
+    it, since it is reached by its address. It is shown, too, where callers must show one. Raises Problem."""
+    wanted = settings.gateway.tls
+    if not wanted.cert_file:
+        return True
+    try:
+        context = ssl.create_default_context(cafile=wanted.cert_file)
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+        context.check_hostname = False
+        if wanted.client_ca_file:
+            context.load_cert_chain(wanted.cert_file, wanted.key_file)
+    except OSError as error:
+        raise Problem(f"the gateway's certificate {wanted.cert_file} cannot be read: {error}") from error
+    return context
 
 
 class ApiProblem(Problem):
@@ -61,10 +80,12 @@ class ApiProblem(Problem):
 class GatewayClient:
     """Use as an async context manager."""
 
-    def __init__(self, url: str, token: Secret) -> None:
+    def __init__(self, url: str, token: Secret, *, tls: ssl.SSLContext | bool = True) -> None:
         self.url: Final = url.rstrip("/")
         limits = aiohttp.ClientTimeout(total=None, sock_connect=5)
-        self._http: Final = aiohttp.ClientSession(headers=bearer(token), timeout=limits)
+        self._http: Final = aiohttp.ClientSession(
+            headers=bearer(token), timeout=limits, connector=aiohttp.TCPConnector(ssl=tls)
+        )
 
     async def __aenter__(self) -> Self:
         return self

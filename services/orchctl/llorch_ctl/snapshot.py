@@ -5,6 +5,7 @@ Everything but the gateway's readiness comes from streams and buckets, so it is 
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Mapping
 from typing import Final
 
@@ -71,7 +72,7 @@ class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):
     replicas: tuple[ReplicaRecord, ...]
 
 
-async def take(bus: Bus, *, nats_url: str, gateway_url: str) -> SystemStatus:
+async def take(bus: Bus, *, nats_url: str, gateway_url: str, tls: ssl.SSLContext | bool = True) -> SystemStatus:
     """Raises BusError when the streams do not exist, which means that nothing was ever started on this bus."""
     messages = [m for m in await bus.snapshot(streams.REG, subjects.registry(">")) if not m.deleted]
     values = {subjects.registry_key(m.subject): m.data for m in messages}
@@ -83,7 +84,7 @@ async def take(bus: Bus, *, nats_url: str, gateway_url: str) -> SystemStatus:
     pool_rows = [await _pool(bus, pool, replicas, loads.get(pool.id)) for pool in wanted.values()]
     services = [
         ServiceStatus(name="nats-server", ok=True, where=redact(nats_url)),
-        await _gateway(gateway_url),
+        await _gateway(gateway_url, tls),
         *_schedulers(values),
         *_nodes(nodes),
         *(await asyncio.gather(*(_provisioner(bus, node.node_id) for node in nodes))),
@@ -148,11 +149,14 @@ async def _depth(bus: Bus, pool_id: str, priority: Priority) -> int:
         return 0
 
 
-async def _gateway(url: str) -> ServiceStatus:
+async def _gateway(url: str, tls: ssl.SSLContext | bool) -> ServiceStatus:
     headers = bearer(secret("LLORCH_API_TOKEN"))
     limit = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
     try:
-        async with aiohttp.ClientSession(timeout=limit, headers=headers) as http, http.get(url + "/readyz") as answer:
+        async with (
+            aiohttp.ClientSession(timeout=limit, headers=headers) as http,
+            http.get(url + "/readyz", ssl=tls) as answer,
+        ):
             text = (await answer.text())[:200]
             return ServiceStatus(
                 name="gateway", ok=answer.status == 200, where=url, detail="" if answer.status == 200 else text

@@ -18,7 +18,7 @@ import msgspec
 from llorch_ctl import bus_client, config_file, gpu, pools, ports
 from llorch_ctl.embedded import NatsConfig, ServerMissing, server_binary
 from llorch_ctl.exits import Problem
-from llorch_ctl.gateway_client import bearer, gateway_url
+from llorch_ctl.gateway_client import bearer, gateway_url, trust
 from llorch_ctl.logfiles import LogView
 from llorch_ctl.state_dir import StateDir
 from llorch_ctl.supervisor import Probe, ProcessSpec, Supervisor
@@ -98,7 +98,9 @@ class System:
 
     async def _start(self) -> None:
         config_file.write(self.settings, self.folder.config)
-        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2))
+        self._http = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=2), connector=aiohttp.TCPConnector(ssl=trust(self.settings))
+        )
         if nats_is_embedded(self.settings):
             self.supervisor.start(self._nats_server())
             await self.supervisor.ready([NATS])

@@ -12,7 +12,7 @@ from rich.text import Text
 from llorch_ctl import bus_client, snapshot
 from llorch_ctl.core.queues import ClassStatus
 from llorch_ctl.exits import Exit
-from llorch_ctl.gateway_client import gateway_url
+from llorch_ctl.gateway_client import gateway_url, trust
 from llorch_ctl.snapshot import PoolStatus, SystemStatus
 from llorch_ctl.terminal import OUT, ConfigOption, JsonOption, run, settings_from, write_json
 from llorch_shared.bus.port import Bus
@@ -66,7 +66,7 @@ async def _watch(bus: Bus, settings: Settings) -> int:
 
 
 async def _take(bus: Bus, settings: Settings) -> SystemStatus:
-    return await snapshot.take(bus, nats_url=settings.nats.url, gateway_url=gateway_url(settings))
+    return await snapshot.take(bus, nats_url=settings.nats.url, gateway_url=gateway_url(settings), tls=trust(settings))
 
 
 def screen(status: SystemStatus) -> Group:

@@ -14,7 +14,7 @@ import typer
 
 from llorch_ctl.core.task_request import NoChoice, Template, Wish, build, choose
 from llorch_ctl.exits import Exit, Problem
-from llorch_ctl.gateway_client import GatewayClient, gateway_url
+from llorch_ctl.gateway_client import GatewayClient, gateway_url, trust
 from llorch_ctl.terminal import ERR, OUT, ConfigOption, JsonOption, run, settings_from, write_json
 from llorch_shared.identifiers import is_uuid
 from llorch_shared.settings import Settings, secret
@@ -166,7 +166,7 @@ def _readable(name: str, value: Any) -> str:
 
 
 def _client(settings: Settings) -> GatewayClient:
-    return GatewayClient(gateway_url(settings), secret("LLORCH_API_TOKEN"))
+    return GatewayClient(gateway_url(settings), secret("LLORCH_API_TOKEN"), tls=trust(settings))
 
 
 async def _submit(settings: Settings, wish: Wish, *, stream: bool, as_json: bool) -> int:
