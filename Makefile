@@ -10,6 +10,7 @@ SEED    ?= 1
 SECONDS ?= 60
 FAULTS  ?= all
 NAME    ?= gateways
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 2 ? 2 : cores > 8 ? 8 : cores)))
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -34,7 +35,7 @@ up: $(READY) ## start everything in the foreground; Ctrl-C stops it (needs a GPU
 	@$(BIN)/orchctl up $(ARGS)
 
 test: $(READY) ## all tests that need no Docker, no GPU and no network beyond the package index
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(READY) ## ruff, mypy --strict, import rules, contracts equal to the code
 	$(call step,ruff check,$(BIN)/ruff check --quiet --output-format concise .)

@@ -7,6 +7,22 @@ from pathlib import Path
 import pytest
 
 from support.nats_server import NatsServer
+from support.workers import ByFile, name_apart, slow_first, speak_up
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        speak_up(config)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    name_apart(items)
+    if hasattr(config, "workerinput"):
+        items[:] = slow_first(items)
 
 
 @pytest.fixture

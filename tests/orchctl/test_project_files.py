@@ -14,6 +14,7 @@ import yaml
 from llorch_ctl.config_file import embedded_pool
 from llorch_ctl.embedded import PAYLOAD_BYTES_MAX
 from llorch_shared.settings import ENVIRONMENT, SECRET_NAMES, Settings
+from support.workers import HEAVY
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("help", "demo", "up", "test", "check", "contracts", "bench", "chaos", "chaos-long", "lock", "clean")
@@ -95,3 +96,7 @@ def test_the_pool_in_containers_is_the_built_in_one(compose: dict[str, Any]) -> 
 def test_nats_in_containers_takes_the_same_payloads(compose: dict[str, Any]) -> None:
     assert f"max_payload: {PAYLOAD_BYTES_MAX}" in compose["configs"]["nats"]["content"]
     assert "sync_interval: always" in compose["configs"]["nats"]["content"]
+
+
+def test_the_test_files_that_never_run_side_by_side_exist() -> None:
+    assert [file for file in HEAVY if not (ROOT / file).is_file()] == []

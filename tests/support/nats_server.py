@@ -1,12 +1,14 @@
 """A real nats-server on a random loopback port, which a test may kill and bring back; and a cluster of three."""
 
 import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,11 +16,28 @@ import msgspec
 from llorch_ctl.embedded import NatsConfig, server_binary
 from llorch_shared.lifecycle import with_parent
 
+FIRST_PORT, PORTS_OF_A_WORKER = 16_000, 1_000
+"""Below the ports that the kernel gives to clients, so that nobody takes one while its server is away."""
+
+
+def _ports_of_this_worker() -> Iterator[int]:
+    """Test processes that run side by side are given none of each other's."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
+    start = random.randrange(PORTS_OF_A_WORKER)
+    for number in itertools.count(start):
+        yield FIRST_PORT + worker * PORTS_OF_A_WORKER + number % PORTS_OF_A_WORKER
+
+
+_ports = _ports_of_this_worker()
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 on which nobody listens; each is given once, as long as there are any."""
+    for port in itertools.islice(_ports, PORTS_OF_A_WORKER):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("every port of this worker is taken")
 
 
 class NatsServer:
