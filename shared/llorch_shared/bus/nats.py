@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
-from llorch_shared.bus.nats_clock import ClockWatch
 from llorch_shared.bus.nats_consumer import NatsConsumer
 from llorch_shared.bus.nats_inbox import header_block
 from llorch_shared.bus.nats_link import Link, LinkSubscription
@@ -24,6 +23,7 @@ from llorch_shared.bus.nats_reads import Reads, is_marker
 from llorch_shared.bus.nats_streams import API_TIMEOUT_S, Streams
 from llorch_shared.bus.nats_topology import TopologyKeeper
 from llorch_shared.bus.nats_walk import Walk
+from llorch_shared.bus.nats_watch import ServerWatch
 from llorch_shared.bus.port import (
     DISCONNECTED,
     BusError,
@@ -65,7 +65,7 @@ async def connect(
     """
     prefix = inbox_prefix or f"_INBOX_{name.partition('/')[0].replace('.', '_')}"
     link = Link(name, inbox_prefix=prefix, metrics=metrics, send_limit=send_limit)
-    bus = NatsBus(link, copies=settings.replicas)
+    bus = NatsBus(link, copies=settings.replicas, servers=settings.url.count(",") + 1)
     if on_closed is not None:
         link.closed = on_closed
     try:
@@ -79,13 +79,13 @@ async def connect(
 class NatsBus:
     """`Bus` on nats-server. Made by `connect`."""
 
-    def __init__(self, link: Link, *, copies: int = 1) -> None:
+    def __init__(self, link: Link, *, copies: int = 1, servers: int = 1) -> None:
         self.name: Final = link.name
         self._link: Final = link
         self._streams: Final = Streams(link)
         self._reads: Final = Reads(link, self._streams, copies=copies)
         self._topology: Final = TopologyKeeper(link.name, self._streams)
-        self._clock: Final = ClockWatch(link.name, self._streams)
+        self._watch: Final = ServerWatch(link.name, self._streams, leave=link.hang_up if servers > 1 else None)
         self._on_disconnect: list[Callable[[], None]] = []
         self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -126,7 +126,7 @@ class NatsBus:
     async def ensure(self, topology: Topology) -> None:
         await self._topology.ensure(topology)
         if topology.streams:
-            self._clock.start(topology.streams[0].name)
+            self._watch.start(topology.streams[0].name)
 
     async def forget(self, topology: Topology) -> None:
         self._topology.forget(topology)
@@ -246,7 +246,7 @@ class NatsBus:
 
     async def close(self) -> None:
         self._topology.stop()
-        await self._clock.stop()
+        await self._watch.stop()
         for task in tuple(self._tasks):
             task.cancel()
         for consumer in tuple(self._consumers):

@@ -5,6 +5,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
+from random import SystemRandom
 from typing import Any, Final
 
 import nats.errors
@@ -69,9 +70,12 @@ class BusClient(Client):
 
 
 def client_options(settings: NatsSettings, password: Secret | None, name: str) -> dict[str, Any]:
-    """Never give up: without end, a fifth of a second apart."""
+    """Never give up: without end, a fifth of a second apart. Processes begin at different servers of a cluster, and one
+    that lost its server tries the others first."""
+    urls = [url.strip() for url in settings.url.split(",") if url.strip()]
     options: dict[str, Any] = {
-        "servers": [url.strip() for url in settings.url.split(",") if url.strip()],
+        "servers": SystemRandom().sample(urls, len(urls)),
+        "dont_randomize": True,
         "name": name,
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": RECONNECT_WAIT_S,

@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import msgspec
 
-from llorch_shared.bus.nats_clock import unix_ms
 from llorch_shared.bus.nats_inbox import Answer
 from llorch_shared.bus.nats_link import Link
 from llorch_shared.bus.nats_parser import parse_header
 from llorch_shared.bus.nats_streams import ApiError, Streams
+from llorch_shared.bus.nats_watch import unix_ms
 from llorch_shared.bus.port import BusError, Message, NoStream, Page, Unanswered
 from llorch_shared.wall_clock import now_ms
 

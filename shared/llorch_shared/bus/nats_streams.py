@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import msgspec
 
-from llorch_shared.bus.nats_clock import hear
 from llorch_shared.bus.nats_inbox import header_block
 from llorch_shared.bus.nats_link import Link
+from llorch_shared.bus.nats_watch import hear
 from llorch_shared.bus.port import (
     BusError,
     Duplicate,
