@@ -20,7 +20,7 @@ from llorch_shared.wire.task import Priority
 from scheduler.core.test_random_walk import Walk
 from scheduler.core_world import World, task_id
 
-STEPS = 700
+STEPS = 1_000
 
 
 class Recorder(World):
