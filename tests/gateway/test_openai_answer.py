@@ -166,3 +166,13 @@ def test_a_whole_answer(chat: bool) -> None:
     assert (text, choice["finish_reason"]) == ("".join(TEXTS), "length")
     assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
     assert body["object"] == ("chat.completion" if chat else "text_completion")
+
+
+@pytest.mark.parametrize(
+    "text", ['","i":7}', '\\","i":7}\n\n', 'id: 1-2\nevent: token\ndata: {"t":"x","i":1}\n\n', '"', "\\"]
+)
+def test_a_text_that_looks_like_a_frame_is_a_text(text: str) -> None:
+    frames = [encode_token(1, index, said) for index, said in enumerate(["a", text, "", text])]
+    for pieces in (frames, [b"".join(frames)], [STARTED + frames[0], b"".join(frames[1:])]):
+        got = one_by_one(*pieces, end())
+        assert said(got) == f"a{text}{text}"

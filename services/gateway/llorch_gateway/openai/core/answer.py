@@ -4,6 +4,7 @@ The text of a token is in its frame as JSON already. A chunk is made of it by sl
 and what leaves at once is one chunk. Only the end, once per stream, is decoded.
 """
 
+import re
 from typing import Final
 
 import msgspec
@@ -18,6 +19,8 @@ DONE: Final = b"data: [DONE]\n\n"
 HEARTBEAT: Final = b":\n\n"
 CANCELLED: Final = "cancelled"
 
+_ID: Final = b"id: "
+_TEXTS: Final = re.compile(rb'\nevent: token\ndata: \{"t":"(.*)","i":[0-9]+\}\n\n')
 _TOKEN: Final = b'\nevent: token\ndata: {"t":'
 _INDEX: Final = b',"i":'
 _END: Final = b"event: end\ndata: "
@@ -48,12 +51,22 @@ class Answer:
 
     def take(self, data: bytes) -> tuple[bytes, bool]:
         """Whole frames in. The JSON text of what they say, empty for nothing, and whether there was a heartbeat."""
+        if not self.over and data.startswith(_ID):
+            tokens = _TEXTS.findall(data)
+            if len(tokens) == data.count(b"\n\n"):
+                self._generates = True
+                text = tokens[0] if len(tokens) == 1 else b"".join(tokens)
+                return b'"%b"' % text if text else b"", False
+        return self._take_mixed(data)
+
+    def _take_mixed(self, data: bytes) -> tuple[bytes, bool]:
+        """Frames that are not all tokens: the first ones, the last ones, and what is said in between."""
         texts: list[bytes] = []
         alive = False
         for event in data.split(b"\n\n"):
             if self.over:
                 break
-            if event.startswith(b"id: "):
+            if event.startswith(_ID):
                 line = event.find(b"\n")
                 if event.startswith(_TOKEN, line):
                     text = event[line + len(_TOKEN) : event.rfind(_INDEX)]
