@@ -12,11 +12,16 @@ DEFAULT_WEIGHT: Final = {Priority.INTERACTIVE: 8, Priority.BATCH: 1}
 HEADROOM: Final = 256
 """Messages a queue may hold beyond its capacity while the scheduler ends the victims of drop-lru: what arrives in the
 moment that takes."""
+_REJECT: Final = FullPolicy.REJECT
+_DEFAULTS: Final = {priority: PrioritySpec(name=priority) for priority in CLASSES}
 
 
 def class_policy(pool: PoolSpec, priority: Priority) -> PrioritySpec:
     """As configured, or all defaults."""
-    return next((each for each in pool.admission.priorities if each.name is priority), PrioritySpec(name=priority))
+    for each in pool.admission.priorities:
+        if each.name is priority:
+            return each
+    return _DEFAULTS[priority]
 
 
 def class_weight(pool: PoolSpec, priority: Priority) -> int:
@@ -38,9 +43,10 @@ def server_capacity(pool: PoolSpec, priority: Priority) -> int:
     reject: the capacity. drop-lru: both classes share their places, and the scheduler ends what is over. shed: a class
     may use the places of all lower ones, whose tasks make way, so whatever the server takes has a place.
     """
-    match pool.queue.full_policy:
-        case FullPolicy.REJECT:
-            return class_capacity(pool, priority)
+    policy = pool.queue.full_policy
+    if policy is _REJECT:
+        return class_capacity(pool, priority)
+    match policy:
         case FullPolicy.DROP_LRU:
             return total_capacity(pool) + HEADROOM
         case FullPolicy.SHED_LOW_PRIORITY:

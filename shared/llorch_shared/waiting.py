@@ -100,14 +100,16 @@ def foresee(ahead: Ahead, pace: Pace) -> Waiting:
         if pace.slots_free > 0 and pace.slots_total > 0:
             return NO_WAIT
     else:
-        tasks = ahead.flow_tasks / (1 - min(OVERTAKEN_MAX, pace.overtaken))
+        overtaken = pace.overtaken if pace.overtaken < OVERTAKEN_MAX else OVERTAKEN_MAX
+        tasks = ahead.flow_tasks / (1 - overtaken)
         position = _position(ahead, tasks)
     loading_ms, free = 0.0, pace.slots_free
     if pace.slots_total <= 0:
         loading_ms, free = float(pace.loading_ms), pace.loading_slots
     if position < free:
         return Waiting(int(position), loading_ms, measured=False)
-    gap_ms = pace.gap_ms
+    slots = pace.slots_total or pace.loading_slots
+    gap_ms = pace.turn_ms / slots if slots else 0.0
     if gap_ms <= 0:
         return Waiting(int(position), loading_ms + (position - free + 1) * BOOTSTRAP_MS, measured=False)
     if pace.flow_pace_ms > 0:

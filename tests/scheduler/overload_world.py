@@ -234,7 +234,7 @@ class OverloadWorld:
 
     def _measure_slots(self) -> None:
         ready = self.now >= self.ready_ms
-        self.forecast.slots_total = self.slots if ready else 0
+        self.forecast.has_slots(self.slots if ready else 0)
         self.forecast.slots_free = self.slots - self.busy if ready else 0
         self.forecast.loading_ms = 0 if ready else self.ready_ms - self.now
         self.forecast.loading_slots = 0 if ready else self.slots

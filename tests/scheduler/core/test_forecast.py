@@ -114,7 +114,7 @@ def starts(forecast: Forecast, tenants: str, *, every_ms: int, from_ms: int = 0)
 
 def test_with_no_history_the_bootstrap_rule_holds() -> None:
     forecast = Forecast()
-    forecast.slots_total = 4
+    forecast.has_slots(4)
     assert forecast.waiting(ahead(6), INTERACTIVE, "a") == Waiting(6, 700, measured=False)
     learned(forecast)
     assert forecast.waiting(ahead(6), INTERACTIVE, "a") == Waiting(6, 7 * 250, measured=True)
@@ -122,7 +122,7 @@ def test_with_no_history_the_bootstrap_rule_holds() -> None:
 
 def test_what_overtakes_is_measured_and_counts_for_later_tasks() -> None:
     forecast = Forecast()
-    forecast.slots_total = 4
+    forecast.has_slots(4)
     learned(forecast)
     for round_ in range(50):
         first = waiting_job(100 * round_, "a")
@@ -137,7 +137,7 @@ def test_what_overtakes_is_measured_and_counts_for_later_tasks() -> None:
 
 def test_measured_starts_outweigh_what_tasks_took() -> None:
     forecast = Forecast()
-    forecast.slots_total = 4
+    forecast.has_slots(4)
     learned(forecast)
     starts(forecast, "a" * 400, every_ms=500)
     assert forecast.turn_ms == pytest.approx(2_000, rel=0.05)
@@ -145,29 +145,29 @@ def test_measured_starts_outweigh_what_tasks_took() -> None:
 
 def test_twice_the_slots_halve_the_wait_at_once() -> None:
     forecast = Forecast()
-    forecast.slots_total = 4
+    forecast.has_slots(4)
     learned(forecast)
     starts(forecast, "a" * 200, every_ms=250)
     before = forecast.waiting(ahead(100), INTERACTIVE, "a").start_ms
-    forecast.slots_total = 8
+    forecast.has_slots(8)
     assert forecast.waiting(ahead(100), INTERACTIVE, "a").start_ms == pytest.approx(before / 2)
 
 
 def test_time_without_slots_counts_in_no_pace() -> None:
     forecast = Forecast()
-    forecast.slots_total = 4
+    forecast.has_slots(4)
     learned(forecast)
     at_ms = starts(forecast, "a" * 200, every_ms=250)
     before = forecast.turn_ms, forecast.drain(INTERACTIVE).per_ms
-    forecast.slots_total = 0
-    forecast.slots_total = 4
+    forecast.has_slots(0)
+    forecast.has_slots(4)
     starts(forecast, "a", every_ms=600_000, from_ms=at_ms)
     assert (forecast.turn_ms, forecast.drain(INTERACTIVE).per_ms) == pytest.approx(before, rel=0.01)
 
 
 def test_time_in_which_nobody_waits_counts_in_no_pace() -> None:
     forecast = Forecast()
-    forecast.slots_total = 4
+    forecast.has_slots(4)
     learned(forecast)
     for number in range(50):
         forecast.started(waiting_job(number, "a"), 60_000 * number, Behind(0, 0, 0))
@@ -176,7 +176,7 @@ def test_time_in_which_nobody_waits_counts_in_no_pace() -> None:
 
 def test_a_flow_that_gets_every_fourth_start_waits_four_times_as_long() -> None:
     forecast = Forecast()
-    forecast.slots_total = 4
+    forecast.has_slots(4)
     learned(forecast)
     starts(forecast, "abbb" * 30, every_ms=250)
     alone = forecast.pace(INTERACTIVE, "a").flow_pace_ms
@@ -187,7 +187,7 @@ def test_a_flow_that_gets_every_fourth_start_waits_four_times_as_long() -> None:
 
 def test_reports_carry_what_was_learned() -> None:
     forecast = Forecast()
-    forecast.slots_total = 4
+    forecast.has_slots(4)
     learned(forecast)
     starts(forecast, "abbb" * 30, every_ms=250)
     line = ClassLoad(queued=3, work_ms=3000, weight=8, flows_weight=1, flows={"a": FlowLoad(queued=3, work_ms=3000)})
@@ -214,7 +214,7 @@ def test_reports_carry_what_was_learned() -> None:
 
 def test_a_task_that_comes_back_from_a_replica_tells_nothing_about_forecasts() -> None:
     forecast = Forecast()
-    forecast.slots_total = 1
+    forecast.has_slots(1)
     learned(forecast)
     early = waiting_job(0, "a")
     forecast.joined(early, ahead(3))
@@ -233,7 +233,7 @@ def test_a_task_that_comes_back_from_a_replica_tells_nothing_about_forecasts() -
 
 def test_tenants_that_started_nothing_for_long_are_forgotten() -> None:
     forecast = Forecast()
-    forecast.slots_total = 4
+    forecast.has_slots(4)
     for number in range(FLOWS_MAX + 10):
         forecast.started(waiting_job(number, f"t{number}"), number, Behind(1, 1, 0))
     assert len(forecast._flows) == FLOWS_MAX
@@ -241,7 +241,7 @@ def test_tenants_that_started_nothing_for_long_are_forgotten() -> None:
 
 def test_places_are_counted_per_class_and_less_is_said_while_little_was_seen() -> None:
     forecast = Forecast()
-    forecast.slots_total = 4
+    forecast.has_slots(4)
     assert forecast.drain(BATCH).per_ms == 0
     learned(forecast)
     few = forecast.drain(INTERACTIVE).per_ms

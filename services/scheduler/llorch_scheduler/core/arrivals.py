@@ -21,6 +21,8 @@ from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskState
 from llorch_shared.wishes import no_device
 
+_REJECT: Final = FullPolicy.REJECT
+
 
 class Arrivals:
     __slots__ = ("_endings", "_placing", "_state", "_wishes")
@@ -32,27 +34,27 @@ class Arrivals:
         self._wishes: Final[OrderedDict[str, str]] = OrderedDict()
 
     def arrived(self, event: TaskArrived) -> None:
-        state, at_ms = self._state, event.at_ms
-        known = state.jobs.get(event.task_id)
+        state, at_ms, task_id, seq = self._state, event.at_ms, event.task_id, event.ref.seq
+        known = state.jobs.get(task_id)
         pool = state.pool(event.pool_id, at_ms)
         queue = pool.queue.classes[event.priority]
-        queue.seq = event.ref.seq if event.ref.seq > queue.seq else queue.seq
+        queue.seq = seq if seq > queue.seq else queue.seq
         pool.dirty = True
         if known is not None:
             if known.ref != event.ref:
-                state.effect(Ack(task_id=event.task_id, ref=event.ref))
+                state.effect(Ack(task_id=task_id, ref=event.ref))
             return
-        job = state.jobs[event.task_id] = jobs.arrived(event)
+        job = state.jobs[task_id] = jobs.arrived(event)
         if pool.backlog_read:
             pool.foretell(job, at_ms)
         else:
             # Read after a takeover: what its client was told is not known, and those before it are not all read.
             pool.assess(job)
-        pool.appointments[event.priority].arrived(event.task_id)
-        pool.tenant_books.arrived((event.tenant, event.priority), event.task_id)
+        pool.appointments[event.priority].arrived(task_id)
+        pool.tenant_books.arrived((event.tenant, event.priority), task_id)
         if event.channel == "nats":
             state.effect(Audit(record=jobs.admission_audit(event, job.record, state.actor)))
-        job.cancel_reason = self.wish_for(event.task_id)
+        job.cancel_reason = self.wish_for(task_id)
         if event.problem is not None or event.request is None:
             self._endings.end(job, TaskState.FAILED, at_ms, error=event.problem, reason="invalid")
         elif (
@@ -136,7 +138,7 @@ class Arrivals:
             message = "the task's KV cache alone is over what its tenant may have"
             self._endings.refuse(job, message, PolicyLabel.KV_QUOTA, at_ms, retry_after_ms=pool.retry_after_ms())
             return False
-        if policy is FullPolicy.REJECT and spec.queue.tenant_capacity is None:
+        if policy is _REJECT and spec.queue.tenant_capacity is None:
             return True
         loser = pool.queue.victim(job, spec)
         if loser is REFUSE:

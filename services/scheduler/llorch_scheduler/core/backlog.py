@@ -98,7 +98,7 @@ def _flow_load(flow: Flow, *, edf: bool, at_ms: int) -> FlowLoad:
 def _dues(flow: Flow, at_ms: int) -> tuple[int, ...]:
     """As of now. Of several lines each counts as long as its samples stand for: as a rule there is one."""
     if flow.only is not None:
-        return tuple(sorted(job.due_ms - at_ms for job in flow.only.spaced(DUES_TOLD)))
+        return tuple(sorted([job.due_ms - at_ms for job in flow.only.spaced(DUES_TOLD)]))
     samples = [(line.spaced(DUES_TOLD), line.size) for line in flow.lines.values()]
     dues = sorted((job.due_ms - at_ms, size / len(jobs)) for jobs, size in samples for job in jobs)
     sums = list(accumulate(weight for _, weight in dues))

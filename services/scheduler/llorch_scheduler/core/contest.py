@@ -83,8 +83,9 @@ class Contest:
 
     def open_job(self, line: Line, is_open: IsOpen) -> Job | None:
         """The first job of this line that could be placed; of mixed shapes the first LOOKED_AT_MAX are looked at."""
-        if self.shape is not None:
-            return line.head if is_open(self.shape) else None
+        shape = self.shape
+        if shape is not None:
+            return line.head if is_open(shape) else None
         return next((job for job in line.first(LOOKED_AT_MAX) if is_open(job.shape)), None)
 
     def watch(self, line: Line) -> None:

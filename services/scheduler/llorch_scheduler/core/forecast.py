@@ -91,12 +91,12 @@ class Forecast:
         "_n",
         "_overtaking",
         "_slot_time_ms",
-        "_slots_total",
         "_started",
         "loading_ms",
         "loading_slots",
         "service",
         "slots_free",
+        "slots_total",
         "waits",
     )
 
@@ -104,9 +104,8 @@ class Forecast:
         self.service: Final = ServiceModel()
         self.waits: Final = Spread()
         """Real over told waits."""
-        self._slots_total = 0
-        self.slots_free = 0
-        """Of the ready replicas, as `slots_total`: set by whoever calls, before anything is asked."""
+        self.slots_total = self.slots_free = 0
+        """Of the ready replicas: set by whoever calls, before anything is asked, the total by `has_slots`."""
         self.loading_ms = self.loading_slots = 0
         """With no ready replica: until one is, and what it brings; else 0."""
         self._drains: Final = {priority: DrainMeter() for priority in Priority}
@@ -121,24 +120,19 @@ class Forecast:
 
     # what happens
 
-    @property
-    def slots_total(self) -> int:
-        return self._slots_total
-
-    @slots_total.setter
-    def slots_total(self, slots: int) -> None:
+    def has_slots(self, slots: int) -> None:
         """The time since the last start was not passed with as many: it does not count."""
-        if slots != self._slots_total:
-            self._slots_total, self._last_ms = slots, -1
+        if slots != self.slots_total:
+            self.slots_total, self._last_ms = slots, -1
             for drain in (*self._drains.values(), *self._flow_drains.values()):
                 drain.interrupted()
 
     def started(self, job: Job, at_ms: int, behind: Behind) -> None:
         """A task of the queue took a slot."""
         self._started += 1
-        if self._last_ms >= 0 and self._slots_total > 0:
+        if self._last_ms >= 0 and self.slots_total > 0:
             self._n = KEEP * self._n + 1
-            self._slot_time_ms = KEEP * self._slot_time_ms + (at_ms - self._last_ms) * self._slots_total
+            self._slot_time_ms = KEEP * self._slot_time_ms + (at_ms - self._last_ms) * self.slots_total
         self._last_ms = at_ms if behind.in_pool else -1
         self.left(job, at_ms, behind)
         self._turn(job, behind)
@@ -147,8 +141,9 @@ class Forecast:
 
     def left(self, job: Job, at_ms: int, behind: Behind) -> None:
         """A task left the queue, also by ending there: its place is given back."""
-        slots, record = self._slots_total, job.record
-        drain, of_flow = self._drains[record.priority], self._flow_drains.get((record.tenant, record.priority))
+        slots, record = self.slots_total, job.record
+        drain = self._drains[record.priority]
+        of_flow = self._flow_drains.get((record.tenant, record.priority)) if self._flow_drains else None
         cost_ms = self._cost_ms(job) if drain.measures or (of_flow is not None and of_flow.measures) else 0.0
         drain.gave_back(at_ms, cost_ms, slots=slots, others_wait=behind.in_class > 0)
         if of_flow is not None:
@@ -191,7 +186,7 @@ class Forecast:
     @property
     def gap_ms(self) -> float:
         """Between two starts of the pool; 0 while unknown."""
-        slots = self._slots_total or self.loading_slots
+        slots = self.slots_total or self.loading_slots
         return self.turn_ms / slots if slots else 0.0
 
     def pace(self, priority: Priority | None = None, tenant: str = "") -> Pace:
@@ -200,7 +195,7 @@ class Forecast:
         if priority is not None:
             flow_pace_ms, overtaken = self._flow_pace_ms(priority, tenant), self._overtaking[priority].part
         return Pace(
-            self._slots_total,
+            self.slots_total,
             self.slots_free,
             self.turn_ms,
             flow_pace_ms,
@@ -218,14 +213,14 @@ class Forecast:
         turns = self._flows.get(flow)
         job.ahead_in_flow, job.flow_started = ahead.flow_tasks, turns.started if turns is not None else 0
         self._drains[record.priority].joined(job.cost_ms)
-        of_flow = self._flow_drains.get(flow)
+        of_flow = self._flow_drains.get(flow) if self._flow_drains else None
         if of_flow is not None:
             of_flow.joined(job.cost_ms)
         return waiting
 
     def waiting(self, ahead: Ahead, priority: Priority, tenant: str) -> Waiting:
         """Of a task that stands behind `ahead`."""
-        if ahead is NOBODY and self.slots_free > 0 and self._slots_total > 0:
+        if ahead is NOBODY and self.slots_free > 0 and self.slots_total > 0:
             return NO_WAIT
         return foresee(ahead, self.pace(priority, tenant))
 
@@ -288,10 +283,10 @@ class Forecast:
 
     def _flow_pace_ms(self, priority: Priority, tenant: str) -> float:
         turns = self._flows.get((tenant, priority))
-        if turns is None or turns.count < _FLOW_KNOWN or self._slots_total <= 0:
+        if turns is None or turns.count < _FLOW_KNOWN or self.slots_total <= 0:
             return 0.0
         between = turns.between / turns.count
-        gap_ms = self.turn_ms / self._slots_total
+        gap_ms = self.turn_ms / self.slots_total
         return gap_ms * between if between > 1.0 else gap_ms
 
     def _cost_ms(self, job: Job) -> float:

@@ -31,7 +31,7 @@ class Holders:
         for job in list(replica.held.values()):
             if job.phase is RUNNING:
                 self._check_listed(job, record, at_ms)
-            self.check(job, at_ms)
+            self._check_on(replica, job, at_ms)
         pool = self._state.pool(record.pool_id, at_ms)
         pool.dirty = True
         pool.loading.reported(record, at_ms)
@@ -54,8 +54,11 @@ class Holders:
 
     def check(self, job: Job, at_ms: int) -> None:
         """Take the task back when its replica can no longer have it."""
+        record = job.record
+        self._check_on(self._state.fleet.get(record.pool_id, record.replica_id), job, at_ms)
+
+    def _check_on(self, replica: Replica | None, job: Job, at_ms: int) -> None:
         record, phase = job.record, job.phase
-        replica = self._state.fleet.get(record.pool_id, record.replica_id)
         told = replica.record if replica is not None else None
         if replica is None or told is None:
             if phase in (PLACED, RUNNING):
@@ -109,11 +112,9 @@ class Holders:
                 if at_ms - replica.absent_ms >= limits.absent_ms:
                     self.lose(replica, at_ms)
                 continue
-            lying = [
-                job for job in replica.held.values() if at_ms - job.since_ms >= limits.claim_ms and job.phase is PLACED
-            ]
-            for job in lying:
-                self.take_back(job, at_ms, reason="not_claimed")
+            for job in list(replica.held.values()):
+                if job.phase is PLACED and at_ms - job.since_ms >= limits.claim_ms:
+                    self.take_back(job, at_ms, reason="not_claimed")
 
     @staticmethod
     def _check_listed(job: Job, record: ReplicaRecord, at_ms: int) -> None:

@@ -19,6 +19,7 @@ from llorch_scheduler.core.replica_sets import SetKey
 from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
 
 _COMPACT_MIN: Final = 32
+_DRAINING: Final = ReplicaState.DRAINING
 RETURNS: Final = frozenset({ReplicaState.STARTING, ReplicaState.TESTING, ReplicaState.BACKOFF})
 """States from which a replica comes back with the engine it had."""
 
@@ -65,7 +66,7 @@ class PoolIndex:
             self._part(standing)
             self._accompany(standing, kind, speed)
         self._await(standing, record)
-        draining = record is not None and record.state is ReplicaState.DRAINING
+        draining = record is not None and record.state is _DRAINING
         self.draining += draining - standing.draining
         standing.draining = draining
         self.moved(replica)
@@ -104,10 +105,12 @@ class PoolIndex:
         found: list[Entry] = []
         for peers in several:
             heap = peers.heap
-            while heap and heap[0][4].entry is not heap[0]:
+            while heap:
+                first = heap[0]
+                if first[4].entry is first:
+                    found.append(first)
+                    break
                 heappop(heap)
-            if heap:
-                found.append(heap[0])
         return found
 
     def room_mb(self, peers: Peers) -> int:
@@ -153,13 +156,16 @@ class PoolIndex:
     def _count(self, standing: Standing, total: int, free: int) -> None:
         kind = standing.kind
         if kind is not None:
-            more, more_free = total - standing.slots_total, free - standing.slots_free
-            kind.slots_total += more
+            more, more_free, slots = total - standing.slots_total, free - standing.slots_free, kind.slots
             kind.slots_free += more_free
-            standing.slots_total, standing.slots_free = total, free
-            if kind.slots is not None:
-                kind.slots.total += more
-                kind.slots.free += more_free
+            standing.slots_free = free
+            if slots is not None:
+                slots.free += more_free
+            if more:
+                kind.slots_total += more
+                standing.slots_total = total
+                if slots is not None:
+                    slots.total += more
 
     def _accompany(self, standing: Standing, kind: Kind, speed: Speed) -> None:
         peers = kind.peers.get(speed)

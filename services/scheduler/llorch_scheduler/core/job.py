@@ -43,6 +43,7 @@ ENDING: Final = Phase.ENDING
 GONE: Final = Phase.GONE
 """Named here because every event asks for them, and looking a member up in its class takes ten times as long."""
 HOLDS_SLOT: Final = (RUNNING, PLACED, PLACING)
+_WAITS: Final = TaskState.QUEUED
 
 
 class Job(msgspec.Struct, eq=False, gc=False):
@@ -121,7 +122,7 @@ def arrived(event: TaskArrived) -> Job:
     return Job(
         record=RunRecord(
             task_id=event.task_id,
-            state=TaskState.QUEUED,
+            state=_WAITS,
             pool_id=event.pool_id,
             lane=event.lane,
             correlation_id=event.correlation_id,
@@ -131,7 +132,7 @@ def arrived(event: TaskArrived) -> Job:
             admitted_ms=event.admitted_ms,
             request=event.request,
         ),
-        state=TaskState.QUEUED,
+        state=_WAITS,
         phase=QUEUED,
         order=(1, event.ref.seq),
         due_ms=event.admitted_ms + deadline_ms,

@@ -17,6 +17,10 @@ from llorch_shared.states import FINAL
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
 
+_PLACED: Final = TaskState.PLACED
+_RUNNING: Final = TaskState.RUNNING
+_DONE: Final = TaskState.DONE
+
 
 class Outcomes:
     __slots__ = ("_arrivals", "_endings", "_holders", "_placing", "_preempting", "_state")
@@ -48,7 +52,7 @@ class Outcomes:
         ledger.stands(job, event.run_seq)
         job.ref = None
         if job.phase is PLACING:
-            job.state = TaskState.PLACED
+            job.state = _PLACED
             job.enter(PLACED, event.at_ms)
             self._holders.check(job, event.at_ms)
         elif job.phase is REQUEUEING:
@@ -117,16 +121,17 @@ class Outcomes:
                 ledger.jobs[record.task_id] = job
                 self._adopt(job, record, seq, at_ms)
             return
-        if seq <= job.run_seq or job.phase is ENDING:
+        phase, final = job.phase, record.state in FINAL
+        if seq <= job.run_seq or phase is ENDING:
             return
-        if job.phase is REQUEUEING and record.state not in FINAL:
+        if phase is REQUEUEING and not final:
             return
-        if job.phase is PLACING and (record is job.record or record == job.record):
+        if phase is PLACING and (record is job.record or record == job.record):
             ledger.stands(job, seq)
-            job.state = TaskState.PLACED
-        elif job.phase is PLACED and record.state is TaskState.RUNNING and _same_place(record, job.record):
+            job.state = _PLACED
+        elif phase is PLACED and record.state is _RUNNING and _same_place(record, job.record):
             self._claimed(job, record, seq, at_ms)
-        elif record.state in FINAL:
+        elif final:
             self._ended(job, record, seq, at_ms)
         else:
             self._adopt(job, record, seq, at_ms)
@@ -218,7 +223,7 @@ class Outcomes:
                 tokens_out=record.tokens_out,
                 slot_ms=slot_ms,
                 expected_ms=job.cost_ms,
-                complete=record.state is TaskState.DONE,
+                complete=record.state is _DONE,
             )
 
     def _hold(self, pool: Pool, job: Job, at_ms: int, *, again: bool) -> None:

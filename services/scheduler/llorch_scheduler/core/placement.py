@@ -9,7 +9,7 @@ A replica that was not measured yet counts as one of the soonest: its first task
 """
 
 from collections.abc import Collection, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -78,7 +78,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Whether it goes where its session was last; None for a session that was not seen within its time to live."""
 
 
-class Offers(NamedTuple):
+class Offers(msgspec.Struct, frozen=True, gc=False):
     """Peers with a free replica that has room, and when a task ends there: 0 when their speed was not measured."""
 
     peers: list[Peers]
@@ -126,6 +126,8 @@ def serves(abilities: Abilities, spec: PoolSpec, sets: ReplicaSets) -> bool:
 
 def soonest(offers: Offers) -> list[Peers]:
     """Those that end about as soon as the soonest, and those of which nobody knows."""
+    if len(offers.peers) == 1:
+        return offers.peers
     most = min(filter(None, offers.ends_ms), default=0.0) * ABOUT
     return [peers for peers, end_ms in zip(offers.peers, offers.ends_ms, strict=True) if end_ms <= most]
 

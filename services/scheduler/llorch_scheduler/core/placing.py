@@ -19,6 +19,8 @@ from llorch_scheduler.core.state import State
 from llorch_shared.states import check_move
 from llorch_shared.wire.task import Priority, TaskState
 
+_PLACED: Final = TaskState.PLACED
+
 
 class Placing:
     __slots__ = ("_preempting", "_state")
@@ -35,7 +37,7 @@ class Placing:
         if pool.shapes_version != fleet.shapes_version:
             pool.reassess(at_ms)
         slots = fleet.slots()
-        if slots.free and len(pool.queue):
+        if slots.free and pool.queue.size:
             self._fill(pool, slots, at_ms)
         pool.note_overload(at_ms, slots)
         if spec.preemption.mode == "hard" and pool.overloaded_ms:
@@ -91,10 +93,10 @@ class Placing:
         if chance < 1.0:
             chance = round(chance, 4)
         self._learn(pool, job, at_ms)
-        check_move(job.state, TaskState.PLACED)
+        check_move(job.state, _PLACED)
         record = replace(
             before,
-            state=TaskState.PLACED,
+            state=_PLACED,
             replica_id=replica.replica_id,
             placed_ms=at_ms,
             on_time_probability=chance,

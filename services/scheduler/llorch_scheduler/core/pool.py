@@ -87,8 +87,8 @@ class Pool:
         job.tokens = tokens + _prompt_tokens(request)
         if self.spec is not None:
             shape = self.fleet.shape_of(request)
-            if job.record.attempt > 1 and request.determinism is Determinism.STRICT:
-                shape = replace(shape, determinism_class=job.record.determinism_class)
+            if record.attempt > 1 and request.determinism is Determinism.STRICT:
+                shape = replace(shape, determinism_class=record.determinism_class)
             job.shape = self._one(shape)
             job.est_kv_mb = self.fleet.kv_mb(request)
 
@@ -113,7 +113,7 @@ class Pool:
         """The forecast, told how many slots there are now."""
         slots, forecast = self.fleet.slots(), self.forecast
         if slots.total != forecast.slots_total:
-            forecast.slots_total = slots.total
+            forecast.has_slots(slots.total)
         forecast.slots_free = slots.free
         if slots.replicas or self.spec is None:
             forecast.loading_ms = forecast.loading_slots = 0
@@ -136,7 +136,7 @@ class Pool:
         record = job.record
         queue = self.queue.classes[record.priority]
         flow = queue.flows.get(record.tenant)
-        return Behind(len(self.queue), queue.size, flow.queued if flow is not None else 0)
+        return Behind(self.queue.size, queue.size, flow.queued if flow is not None else 0)
 
     def waiting(self, ahead: Ahead, priority: Priority, tenant: str, at_ms: int) -> Waiting:
         return self.look(at_ms).waiting(ahead, priority, tenant)
@@ -170,7 +170,7 @@ class Pool:
     # overload
 
     def note_overload(self, at_ms: int, slots: Slots) -> None:
-        if slots.free or not slots.total or not len(self.queue):
+        if slots.free or not slots.total or not self.queue.size:
             self.overloaded_ms = 0
         elif not self.overloaded_ms:
             self.overloaded_ms = at_ms

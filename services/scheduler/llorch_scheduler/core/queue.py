@@ -90,6 +90,11 @@ class PoolQueue:
         self._now_ms = 0
 
     def __len__(self) -> int:
+        return self.size
+
+    @property
+    def size(self) -> int:
+        """Tasks that wait."""
         higher, lower = self._order
         return higher.size + lower.size
 
@@ -169,7 +174,7 @@ class PoolQueue:
     def goes_at_once(self, job: Job) -> bool:
         """Nobody waits and no rate or quota could hold the task back: a newcomer is whose turn it is."""
         queue = self.classes[job.record.priority]
-        if len(self) or queue.meter is not None:
+        if self.size or queue.meter is not None:
             return False
         flow = queue.flows.get(job.record.tenant)
         return flow is not None and not flow.use.metered

@@ -16,6 +16,7 @@ from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
 RUNS: Final = frozenset({ReplicaState.READY, ReplicaState.DRAINING})
 """States in which an engine may be busy with a task."""
 MIB: Final = 1 << 20
+_READY: Final = ReplicaState.READY
 
 
 class Watcher(Protocol):
@@ -101,7 +102,7 @@ class Replica:
         if self.record is not None and self.record.incarnation != record.incarnation:
             self.released.clear()
         self.record = record
-        self.ready = record.state is ReplicaState.READY
+        self.ready = record.state is _READY
         self.runs = record.state in RUNS
         self.slots_total = record.slots_total if self.ready else 0
         self.absent_ms = 0

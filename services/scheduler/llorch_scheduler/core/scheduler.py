@@ -93,7 +93,8 @@ class SchedulerCore:
 
     def handle(self, event: Event) -> list[Effect]:
         effects: list[Effect] = []
-        self._state.effect, self._state.now_ms = effects.append, event.at_ms
+        state = self._state
+        state.effect, state.now_ms = effects.append, event.at_ms
         self._handlers[type(event)](event)
         return effects
 

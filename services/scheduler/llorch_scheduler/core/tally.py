@@ -12,6 +12,8 @@ WINDOW: Final = 500
 """Ended tasks that count: one late task is a fifth of a percent."""
 STARTS: Final = 200
 """Starts that count."""
+_DONE: Final = TaskState.DONE
+_NOBODYS: Final = frozenset({TaskState.CANCELLED, TaskState.DROPPED})
 
 
 class DeadlineTally:
@@ -24,15 +26,15 @@ class DeadlineTally:
         self._late: Final[dict[Priority, int]] = dict.fromkeys(CLASSES, 0)
 
     def ended(self, record: RunRecord, due_ms: int) -> None:
-        done = record.state is TaskState.DONE
-        if not done and record.state in (TaskState.CANCELLED, TaskState.DROPPED):
+        done = record.state is _DONE
+        if not done and record.state in _NOBODYS:
             return
-        late = not done or record.ended_ms > due_ms
-        window = self._window[record.priority]
-        if len(window) == WINDOW:
-            self._late[record.priority] -= window[0]
+        late, priority = not done or record.ended_ms > due_ms, record.priority
+        window = self._window[priority]
+        more = late - window[0] if len(window) == WINDOW else int(late)
         window.append(late)
-        self._late[record.priority] += late
+        if more:
+            self._late[priority] += more
 
     def counts(self) -> dict[Priority, tuple[int, int]]:
         """How many were in time, of how many; for the classes in which a task has ended."""

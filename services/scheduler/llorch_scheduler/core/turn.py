@@ -6,13 +6,12 @@ looks are paid by starts and ends.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 from llorch_scheduler.core.class_queue import ClassQueue
 from llorch_scheduler.core.contest import IsOpen
 from llorch_scheduler.core.flow import Flow
 from llorch_scheduler.core.job import Job
-from llorch_scheduler.core.line import Line, place_of
+from llorch_scheduler.core.line import Line, entry_of
 
 Throttle = Callable[[Flow, int], None]
 """Takes a flow out of the contests until that time."""
@@ -58,8 +57,9 @@ def _first_line(queue: ClassQueue, is_open: IsOpen) -> Line | None:
 
 
 def _open_job(queue: ClassQueue, flow: Flow, is_open: IsOpen) -> Job:
+    """The first in line of those that could be placed; there is one."""
     heads = [job for line in flow.lines.values() if (job := line.contest.open_job(line, is_open)) is not None]
-    return min(heads, key=partial(place_of, edf=queue.edf)) if len(heads) > 1 else heads[0]
+    return min([entry_of(job, edf=queue.edf) for job in heads])[4] if len(heads) > 1 else heads[0]
 
 
 def _most_urgent(queue: ClassQueue, is_open: IsOpen, at_ms: int, within_ms: float) -> Job | None:

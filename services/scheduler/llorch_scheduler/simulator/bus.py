@@ -13,8 +13,9 @@ from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Priority, TaskState
 
-FORGET_MS: Final = 60_000
+FORGET_MS: Final = 5_000
 """How long a final record is kept. No write that expects an earlier one is under way for longer."""
+_QUEUED: Final = TaskState.QUEUED
 
 
 class AdmissionQueue:
@@ -44,12 +45,13 @@ class AdmissionQueue:
 
     def publish(self, tenant: str) -> int:
         """The sequence of the stored message, or 0: the queue is full, for all or for this tenant."""
-        if len(self._stored) >= self._capacity or self.tenant_full(tenant):
+        stored = self._stored
+        if len(stored) >= self._capacity or self.tenant_full(tenant):
             return 0
-        self.last_seq += 1
-        self._stored[self.last_seq] = tenant
+        self.last_seq = seq = self.last_seq + 1
+        stored[seq] = tenant
         self._of_tenant[tenant] += 1
-        return self.last_seq
+        return seq
 
     def ack(self, ref: AdmissionRef) -> bool:
         """Give the place back; false when that was done before."""
@@ -75,18 +77,21 @@ class RunStore:
 
     def store(self, record: RunRecord, expect_seq: int, at_ms: float) -> int:
         """The new sequence, or 0 when somebody wrote first. Raises IllegalMove for a move that no state table has."""
-        stored = self._records.get(record.task_id)
-        before, seq = stored if stored is not None else (None, 0)
-        if seq != expect_seq:
-            return 0
-        check_move(before.state if before is not None else TaskState.QUEUED, record.state)
-        self.seq += 1
-        self._records[record.task_id] = (record, self.seq)
-        if record.state in FINAL:
-            self._final.append((at_ms, record.task_id))
-            self._forget(at_ms)
-        return self.seq
-
-    def _forget(self, at_ms: float) -> None:
-        while self._final[0][0] < at_ms - FORGET_MS:
-            del self._records[self._final.popleft()[1]]
+        task_id, state, records = record.task_id, record.state, self._records
+        stored = records.get(task_id)
+        if stored is None:
+            if expect_seq:
+                return 0
+            check_move(_QUEUED, state)
+        else:
+            if stored[1] != expect_seq:
+                return 0
+            check_move(stored[0].state, state)
+        self.seq = seq = self.seq + 1
+        records[task_id] = (record, seq)
+        if state in FINAL:
+            final = self._final
+            final.append((at_ms, task_id))
+            while final[0][0] < at_ms - FORGET_MS:
+                del records[final.popleft()[1]]
+        return seq

@@ -137,26 +137,35 @@ class Measurement:
         task.use.used.add(-1, at_ms)
 
     def ended(self, task: SimTask, outcome: str, at_ms: float) -> None:
-        tenant, priority = key = task.tenant, task.priority
-        done = outcome == "done"
-        self.outcomes[tenant, priority, outcome] += 1
+        done, priority, use = outcome == "done", task.priority, task.use
         if done:
-            self.tokens_out[tenant, priority, task.flow.pool_id] += task.output
-        if task.admitted_ms < 0:
-            return
-        task.use.wanted.add(-1, at_ms)
+            use.done += 1
+            use.tokens_out += task.output
+        else:
+            self.outcomes[task.tenant, priority, outcome] += 1
+            if task.admitted_ms < 0:
+                return
+        use.wanted.add(-1, at_ms)
         if outcome == "cancelled":
             return
         met = done and at_ms <= task.admitted_ms + task.deadline_ms
-        self.due[key] += 1
-        self.met[key] += met
-        ends = self.ends[task.priority]
+        use.due += 1
+        use.met += met
+        ends = self.ends[priority]
         ends.at_ms.append(at_ms)
         ends.met.append(met)
         if task.on_time_told is not None:
             self.told_at_admission.add(task.on_time_told, met=met)
         if task.on_time_placed is not None:
             self.told_at_placement.add(task.on_time_placed, met=met)
+
+    def close(self) -> None:
+        """The run is over. What was counted per flow is counted per tenant from here on."""
+        for (pool_id, tenant, priority), use in self.shares.flows.items():
+            self.outcomes[tenant, priority, "done"] += use.done
+            self.tokens_out[tenant, priority, pool_id] += use.tokens_out
+            self.due[tenant, priority] += use.due
+            self.met[tenant, priority] += use.met
 
     def sample(self, at_ms: float) -> None:
         """Remember where everything stands. Beyond `SAMPLES_MAX` every second sample goes, and the pace halves."""

@@ -4,7 +4,8 @@ from itertools import count
 from typing import Final
 
 from llorch_scheduler.simulator.clock import Clock
-from llorch_scheduler.simulator.replica import BEAT_MS, Outside, Replica
+from llorch_scheduler.simulator.heartbeat import BEAT_MS
+from llorch_scheduler.simulator.replica import Outside, Replica
 from llorch_scheduler.simulator.scenario import Failure, Scenario
 
 

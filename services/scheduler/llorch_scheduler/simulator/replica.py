@@ -7,13 +7,14 @@ long. A placement waits until the replica is ready and is dropped when the run r
 stopped for more urgent work goes back to placed on no replica once its slot is free, and runs again from its start.
 """
 
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from msgspec.structs import replace
 
 from llorch_scheduler.core.job import off_replica
 from llorch_scheduler.simulator.clock import Clock
 from llorch_scheduler.simulator.engine import Engine
+from llorch_scheduler.simulator.heartbeat import BEAT_MS, Heartbeat
 from llorch_scheduler.simulator.scenario import PoolPlan, ReplicaPlan
 from llorch_scheduler.simulator.tasks import SimTask
 from llorch_shared.streams import REGISTRY_TTL_S
@@ -21,14 +22,13 @@ from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
 
-BEAT_MS: Final = 1_000.0
-SILENT_BEATS: Final = 5
-"""Renewals after which a report says at least which tasks are held."""
 PACE_STEP: Final = 0.1
 """A pace that moved by this part is news."""
 DECAY: Final = 0.9
 """What a past task weighs in a replica's pace when another one ends, as poold measures it."""
 CAN_STOP: Final = "interruptible_decode"
+_RUNNING: Final = TaskState.RUNNING
+_DONE: Final = TaskState.DONE
 
 
 class Outside(Protocol):
@@ -67,8 +67,7 @@ class Replica:
         self._placements: Final[list[tuple[RunRecord, int]]] = []
         self._life = 0
         self._incarnation = ""
-        self._renewed_ms = 0.0
-        self._beats = 0
+        self._heartbeat: Final = Heartbeat(clock, has_news=self._has_news, report=self._report)
         self._pace = self._told_pace = 0.0
         """Tokens per second of one task, now and in the last report."""
         self._first_token_ms = 0.0
@@ -107,10 +106,11 @@ class Replica:
         else:
             self._enter(ReplicaState.PROVISIONING)
             self._clock.after(self.plan.provision_ms, self._load, self._life)
-        self._clock.after(beat_ms, self._beat, self._life)
+        self._heartbeat.begin(beat_ms)
 
     def fail(self) -> None:
         """The node is gone with everything on it; its registry key stays until it expires."""
+        renewed_ms = self._heartbeat.end()
         self.alive = False
         for task_id in self._claimed:
             self._outside.left(self._outside.task(task_id))
@@ -120,7 +120,7 @@ class Replica:
             self._engine.stop()
         self._engine = None
         self._claimed.clear()
-        self._clock.at(self._renewed_ms + 1000 * REGISTRY_TTL_S, self._expire, self._life)
+        self._clock.at(renewed_ms + 1000 * REGISTRY_TTL_S, self._expire, self._life)
 
     def _load(self, life: int) -> None:
         if self._lives(life):
@@ -146,9 +146,8 @@ class Replica:
     # registry
 
     def _report(self) -> None:
-        self._renewed_ms = self._clock.now_ms
+        self._heartbeat.reported()
         self._registered = True
-        self._beats = 0
         self._told_pace = self._pace
         self._record = replace(
             self._record,
@@ -160,15 +159,8 @@ class Replica:
         )
         self._outside.reported(self._record)
 
-    def _beat(self, life: int) -> None:
-        if not self._lives(life):
-            return
-        self._renewed_ms = self._clock.now_ms
-        self._beats += 1
-        moved = abs(self._pace - self._told_pace)
-        if self._beats >= SILENT_BEATS or moved > PACE_STEP * self._told_pace:
-            self._report()
-        self._clock.after(BEAT_MS, self._beat, life)
+    def _has_news(self) -> bool:
+        return abs(self._pace - self._told_pace) > PACE_STEP * self._told_pace
 
     def _expire(self, life: int) -> None:
         if not self._lives(life) and self._life == life and self._registered:
@@ -187,19 +179,21 @@ class Replica:
         if self._engine is None or not self._placements:
             return
         record, run_seq = self._placements.pop(0)
+        outside, plan = self._outside, self.plan
         running = replace(
             record,
-            state=TaskState.RUNNING,
-            node_id=self.plan.node,
+            state=_RUNNING,
+            node_id=plan.node,
             incarnation=self._incarnation,
-            started_ms=self._outside.wall_ms(),
+            started_ms=outside.wall_ms(),
         )
-        seq = self._outside.write_run(running, run_seq)
+        seq = outside.write_run(running, run_seq)
         if seq:
-            task = self._outside.task(record.task_id)
-            self._claimed[record.task_id] = (running, seq)
+            task_id = record.task_id
+            task = outside.task(task_id)
+            self._claimed[task_id] = (running, seq)
             self._engine.start(task)
-            self._outside.started(task, running, self.plan.engine_version)
+            outside.started(task, running, plan.engine_version)
 
     def preempt(self, task_id: str) -> None:
         """Stop it for more urgent work, if it is here and the engine can."""
@@ -214,7 +208,11 @@ class Replica:
     def cancel(self, task_id: str) -> None:
         if task_id in self._claimed:
             record, seq = self._stop(task_id)
-            self._write_end(record, seq, TaskState.CANCELLED, finish_reason="cancelled")
+            ended_ms = self._outside.wall_ms()
+            ended = replace(
+                record, state=TaskState.CANCELLED, ended_ms=ended_ms, request=None, finish_reason="cancelled"
+            )
+            self._outside.write_run(ended, seq)
 
     def _stop(self, task_id: str) -> tuple[RunRecord, int]:
         """The slot is free before any record says so."""
@@ -227,23 +225,30 @@ class Replica:
     def _finish(self, task: SimTask) -> None:
         """The slot is free, then the record is final. A node that was fenced meanwhile says nothing."""
         record, seq = self._claimed.pop(task.task_id)
-        self._outside.left(task)
+        outside = self._outside
+        outside.left(task)
         self._measure(task)
-        self._write_end(
-            record, seq, TaskState.DONE, finish_reason="stop", tokens_in=task.prompt, tokens_out=task.output
+        ended = replace(
+            record,
+            state=_DONE,
+            ended_ms=outside.wall_ms(),
+            request=None,
+            finish_reason="stop",
+            tokens_in=task.prompt,
+            tokens_out=task.output,
         )
-
-    def _write_end(self, record: RunRecord, seq: int, state: TaskState, **fields: Any) -> None:
-        ended = replace(record, state=state, ended_ms=self._outside.wall_ms(), request=None, **fields)
-        self._outside.write_run(ended, seq)
+        outside.write_run(ended, seq)
 
     def _measure(self, task: SimTask) -> None:
         """How fast this replica was for a task, for its next report. A recorded task tells nothing about hardware."""
-        decode_ms = self._clock.now_ms - task.first_token_ms
+        first_token_ms = task.first_token_ms
+        decode_ms = self._clock.now_ms - first_token_ms
         if task.served_ms > 0 or decode_ms <= 0:
             return
-        first_ms, known_ms = task.first_token_ms - task.took_slot_ms, self._first_token_ms
-        self._tokens = DECAY * self._tokens + task.output
-        self._decode_ms = DECAY * self._decode_ms + decode_ms
-        self._pace = round(1000 * self._tokens / self._decode_ms, 2)
+        first_ms, known_ms = first_token_ms - task.took_slot_ms, self._first_token_ms
+        self._tokens = tokens = DECAY * self._tokens + task.output
+        self._decode_ms = decode_ms = DECAY * self._decode_ms + decode_ms
+        self._pace = round(1000 * tokens / decode_ms, 2)
         self._first_token_ms = round(DECAY * known_ms + (1 - DECAY) * first_ms if known_ms else first_ms, 2)
+        if self._has_news():
+            self._heartbeat.news()

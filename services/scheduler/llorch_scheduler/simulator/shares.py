@@ -40,7 +40,7 @@ class Window(NamedTuple):
 class Shares:
     def __init__(self) -> None:
         self.windows: list[Window] = []
-        self._flows: Final[dict[tuple[str, str, Priority], FlowUse]] = {}
+        self.flows: Final[dict[tuple[str, str, Priority], FlowUse]] = {}
         """By `Key`."""
         self._begin_ms = 0.0
         self._width_ms = WINDOW_MS
@@ -48,9 +48,9 @@ class Shares:
     def came(self, task: SimTask, at_ms: float) -> None:
         """Admitted: from here on the task knows where its use of slots is counted."""
         pool_id = task.flow.pool_id
-        flow = self._flows.get((pool_id, task.tenant, task.priority))
+        flow = self.flows.get((pool_id, task.tenant, task.priority))
         if flow is None:
-            flow = self._flows[Key(pool_id, task.tenant, task.priority)] = FlowUse()
+            flow = self.flows[Key(pool_id, task.tenant, task.priority)] = FlowUse()
         task.use = flow
         flow.wanted.add(1, at_ms)
 
@@ -59,7 +59,7 @@ class Shares:
         if at_ms - self._begin_ms < self._width_ms:
             return
         uses: dict[Key, Use] = {}
-        for key, flow in self._flows.items():
+        for key, flow in self.flows.items():
             used, wanted = flow.used.integral(at_ms), flow.wanted.integral(at_ms)
             if wanted > flow.told_wanted:
                 uses[Key(*key)] = Use(used - flow.told_used, wanted - flow.told_wanted)

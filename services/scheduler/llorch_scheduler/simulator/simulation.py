@@ -71,6 +71,7 @@ class Simulation:
         """When the last task ended."""
         self.specs: Final = {pool.spec.id: pool.spec for pool in scenario.pools}
         self._store_ms: Final = scenario.store_ms
+        self._claim_ms: Final = scenario.claim_ms
         self._queues: Final = {
             (pool.spec.id, priority): AdmissionQueue(pool.spec, priority)
             for pool in scenario.pools
@@ -110,6 +111,7 @@ class Simulation:
                 self.ended_ms = self.clock.now_ms
                 break
         self.measured.sample(self.clock.now_ms)
+        self.measured.close()
         return self
 
     def _steps(self, count: int) -> bool:
@@ -182,7 +184,7 @@ class Simulation:
         )
 
     def _place(self, record: RunRecord, run_seq: int) -> None:
-        self._nodes.replicas[record.replica_id].place(record, run_seq, self.scenario.claim_ms)
+        self._nodes.replicas[record.replica_id].place(record, run_seq, self._claim_ms)
 
     def _ack(self, ref: AdmissionRef | None) -> None:
         if ref is not None:
@@ -218,10 +220,10 @@ class Simulation:
         return self.tasks[task_id]
 
     def started(self, task: SimTask, record: RunRecord, version: str) -> None:
-        task.took_slot_ms = self.clock.now_ms
-        self.measured.started(task, record, version, self.clock.now_ms)
+        now_ms = task.took_slot_ms = self.clock.now_ms
+        self.measured.started(task, record, version, now_ms)
         if task.started_ms < 0:
-            task.started_ms = self.clock.now_ms
+            task.started_ms = now_ms
 
     def left(self, task: SimTask) -> None:
         self.measured.left(task, self.clock.now_ms)
@@ -264,12 +266,12 @@ class Simulation:
         self._end(task, "infeasible")
 
     def admitted(self, task: SimTask, request: TaskRequest, queue: AdmissionQueue, seq: int) -> None:
-        self.measured.admitted(task, self.clock.now_ms)
+        now_ms = self.clock.now_ms
+        self.measured.admitted(task, now_ms)
         self.tasks[task.task_id] = task
         if task.cancel_ms >= 0:
             self.clock.after(task.cancel_ms, self._cancel, task.task_id)
-        ref = AdmissionRef(queue.stream, seq)
-        self._tell(arrival(task, request, ref, self.wall_ms()))
+        self._tell(arrival(task, request, AdmissionRef(queue.stream, seq), BEGAN_MS + int(now_ms)))
 
     def _cancel(self, task_id: str) -> None:
         """The client's wish reaches the scheduler and the node that may have the task."""
@@ -279,6 +281,6 @@ class Simulation:
 
     def _end(self, task: SimTask, outcome: str) -> None:
         self.ended_count += 1
-        self.ended_ms = self.clock.now_ms
-        self.measured.ended(task, outcome, self.clock.now_ms)
+        now_ms = self.ended_ms = self.clock.now_ms
+        self.measured.ended(task, outcome, now_ms)
         self._clients.ended(task)
