@@ -8,14 +8,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from llorch_ctl.embedded import NatsConfig, server_binary
 from llorch_shared.lifecycle import with_parent
-from support.link import Link
 
 FIRST_PORT, PORTS_OF_A_WORKER = 16_000, 1_000
 """Below the ports that the kernel gives to clients, so that nobody takes one while its server is away."""
@@ -105,36 +104,15 @@ class NatsServer:
 
 
 class NatsCluster:
-    """Three servers that keep every stream together. Each may be killed and brought back by itself.
-
-    The network between each two of them is a `Link`: `async with cluster.network():` around all use of the cluster.
-    Each server connects to the next. What they tell each other of further addresses leads nowhere.
-    """
+    """Three servers that keep every stream together. Each may be killed and brought back by itself."""
 
     def __init__(self, folder: Path, *, extra: str = "") -> None:
         self.folder = folder
-        names = [f"nats-{number}" for number in range(1, 4)]
-        ports = [free_port() for _ in names]
-        ways = [Link(free_port(), port) for port in (*ports[1:], ports[0])]
+        routes = [free_port() for _ in range(3)]
         self.servers = [
-            NatsServer(folder / name, extra=f"{extra}{_member(name, port, way)}")
-            for name, port, way in zip(names, ports, ways, strict=True)
+            NatsServer(folder / f"nats-{number}", extra=f"{extra}{_member(number, port, routes)}")
+            for number, port in enumerate(routes, start=1)
         ]
-        self.links = {frozenset((names[at], names[(at + 1) % len(names)])): way for at, way in enumerate(ways)}
-
-    @contextlib.asynccontextmanager
-    async def network(self) -> AsyncIterator[None]:
-        for link in self.links.values():
-            await link.start()
-        try:
-            yield
-        finally:
-            for link in self.links.values():
-                await link.close()
-
-    def around(self, name: str) -> list[Link]:
-        """What connects this server to the others."""
-        return [link for pair, link in self.links.items() if name in pair]
 
     @property
     def url(self) -> str:
@@ -157,9 +135,6 @@ class NatsCluster:
             server.stop()
 
 
-def _member(name: str, port: int, way: Link) -> str:
-    cluster = (
-        f"name: llorch, listen: 127.0.0.1:{port}, advertise: 127.0.0.1:{free_port()}, "
-        f'routes: ["nats://127.0.0.1:{way.port}"]'
-    )
-    return f"server_name: {name}\ncluster {{ {cluster} }}\n"
+def _member(number: int, port: int, routes: Sequence[int]) -> str:
+    others = ", ".join(f'"nats://127.0.0.1:{route}"' for route in routes if route != port)
+    return f"server_name: nats-{number}\ncluster {{ name: llorch, listen: 127.0.0.1:{port}, routes: [{others}] }}\n"

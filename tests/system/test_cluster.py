@@ -1,4 +1,4 @@
-"""Three servers that keep every stream together: under load the one that leads is killed, and one is cut off."""
+"""Three servers that keep every stream together: the one that leads is killed under load, and comes back."""
 
 import asyncio
 from collections import Counter
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import httpx
 import msgspec
-import psutil
 import pytest
 
 from llorch_shared import streams, subjects
@@ -22,16 +21,15 @@ from support.system import System, mock_pool
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 TOKENS = 30
-BEFORE, MEANWHILE, CUT_OFF = 8, 24, 16
+BEFORE, MEANWHILE = 8, 24
 ENDS = {"done", "failed", "cancelled", "expired", "dropped"}
 
 
-async def test_a_server_is_killed_and_another_cut_off_and_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+async def test_the_leader_of_the_streams_is_killed_and_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
     cluster = NatsCluster(tmp_path / "cluster")
     pool = mock_pool(replicas=1, slots=8, rate=40)
-    async with cluster.network(), System(tmp_path, pools=[pool], gateways=2, nodes=2, cluster=cluster) as system:
-        count = BEFORE + MEANWHILE + CUT_OFF
-        requests = [task_request(max_tokens=TOKENS, prompt=f"task {number}") for number in range(count)]
+    async with System(tmp_path, pools=[pool], gateways=2, nodes=2, cluster=cluster) as system:
+        requests = [task_request(max_tokens=TOKENS, prompt=f"task {number}") for number in range(BEFORE + MEANWHILE)]
         for number, request in enumerate(requests[:BEFORE]):
             await admitted(system, number, request)
         reading = [asyncio.create_task(read(system, each)) for each in requests[:BEFORE]]
@@ -40,27 +38,15 @@ async def test_a_server_is_killed_and_another_cut_off_and_nothing_is_lost_or_dou
         queue = streams.admission_stream(pool.id, Priority.INTERACTIVE)
         leader = await leader_of(system, queue)
         system.kill9(leader)
-        killed = requests[BEFORE : BEFORE + MEANWHILE]
-        await asyncio.gather(*(admitted(system, number, each) for number, each in enumerate(killed)))
-        reading += [asyncio.create_task(read(system, each)) for each in killed]
+        await asyncio.gather(*(admitted(system, number, each) for number, each in enumerate(requests[BEFORE:])))
+        reading += [asyncio.create_task(read(system, each)) for each in requests[BEFORE:]]
         await system.restart(leader)
-        await until(system, "the server that was away to have everything again", lambda: caught_up(system, queue))
-
-        (alone,) = servers_of(system, "gateway-1")
-        for link in cluster.around(alone):
-            link.cut()
-        cut_off = requests[BEFORE + MEANWHILE :]
-        await asyncio.gather(*(admitted(system, number, each) for number, each in enumerate(cut_off)))
-        reading += [asyncio.create_task(read(system, each)) for each in cut_off]
-        await until(system, "gateway-1 to leave the server that is alone", lambda: has_left(system, alone))
-        for link in cluster.around(alone):
-            link.mend()
 
         for transcript in await asyncio.gather(*reading):
             transcript.check()
             assert transcript.error is None
             assert len(transcript.tokens) == TOKENS
-        await until(system, "the server that was alone to have everything again", lambda: caught_up(system, queue))
+        await until(system, "the server that was away to have everything again", lambda: caught_up(system, queue))
         await until(system, "every task to be done", lambda: all_done(system, len(requests)))
         await until(system, "an audited end of every task", lambda: audited(system, len(requests)))
         assert set((await ends(system)).values()) == {1}
@@ -79,25 +65,12 @@ async def admitted(system: System, number: int, request: TaskRequest) -> None:
         except (BusError, httpx.TransportError):
             await asyncio.sleep(0.2)
         except Refusal as refusal:
-            if refusal.status != 503 or not refusal.body.retriable:
+            if refusal.status != 503:
                 raise
             await asyncio.sleep(0.2)
         else:
             return
     raise AssertionError(f"task {number} was never accepted")
-
-
-def servers_of(system: System, name: str) -> list[str]:
-    """The bus servers that this process is connected to."""
-    assert system.cluster is not None
-    open_ = psutil.Process(system.pid_of(name)).net_connections("tcp")
-    ports = {each.raddr.port for each in open_ if each.raddr and each.status == psutil.CONN_ESTABLISHED}
-    return [server.folder.name for server in system.cluster.servers if server.port in ports]
-
-
-async def has_left(system: System, server: str) -> bool:
-    found = servers_of(system, "gateway-1")
-    return bool(found) and server not in found
 
 
 async def read(system: System, request: TaskRequest) -> Transcript:
