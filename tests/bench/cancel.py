@@ -7,7 +7,8 @@ batch in which that caller's prompt had a part.
 
 A first token takes a dozen milliseconds, and twice that when the machine is busy with something else: only a median of
 many rounds says whether the cancels cost the next task anything. Idle tasks are asked for in every round, so that both
-medians see the same machine; the quartiles tell how much is noise.
+medians see the same machine; the quartiles tell how much is noise. Both sides ask for the same series, one task after
+another, and are compared place by place: the first of a series is slower than those behind it, whatever was before.
 
 The same with a real engine and model, four slots and their prompts, fetched from the package index at the first time.
 """
@@ -39,8 +40,8 @@ PREFILL_RATE: Final = 400
 """Prompt tokens per second of the engine: ten seconds for the first of them."""
 BATCH: Final = 16
 """40 ms of work: what a cancel waits for, at most."""
-IDLE_TASKS: Final = 3
-"""Short tasks before each round."""
+SERIES: Final = 3
+"""Short tasks before each round, and as many after it."""
 IDLE_S: Final = 0.5
 INTO_BATCH_S: Final = 0.5
 """Cancels come anywhere in the first so much of the reading, to meet batches at their begin and end."""
@@ -87,11 +88,15 @@ class CancelRow(msgspec.Struct, frozen=True, kw_only=True):
     all_free_ms: tuple[float, float]
     """From the first of the requests until no slot is busy: once per round."""
     first_token_idle_ms: tuple[float, float, float]
-    """Of short tasks, one at a time, on an idle engine."""
+    """Of the first short task after a rest."""
     first_token_after_ms: tuple[float, float, float]
-    """Of the short task right after each round, asked for when the last receipt is there."""
+    """Of the next short task, asked for when the last receipt is there."""
     first_token_after_to_idle: float
     """Ratio of the medians."""
+    following_idle_ms: tuple[float, float, float]
+    """Of the tasks behind the first one, idle."""
+    following_after_ms: tuple[float, float, float]
+    following_after_to_idle: float
 
 
 class Client:
@@ -138,6 +143,10 @@ class Client:
             while (await self.view(task)).state is not TaskState.RUNNING:
                 await asyncio.sleep(0.01)
 
+    async def series(self) -> list[float]:
+        """First tokens of short tasks, one after another."""
+        return [await self.first_token_ms() for _ in range(SERIES)]
+
     async def first_token_ms(self) -> float:
         began = time.monotonic()
         task = await self.submit("short", 1)
@@ -182,15 +191,15 @@ async def measure(case: Case, *, sync_always: bool) -> CancelRow:
 
 
 async def _measure(case: Case, client: Client) -> CancelRow:
-    idle: list[float] = []
+    idle: list[list[float]] = []
     receipts: list[float] = []
     freed: list[float] = []
     all_free: list[float] = []
-    after: list[float] = []
+    after: list[list[float]] = []
     chance = random.Random(1)
     for _ in range(case.rounds):
         await asyncio.sleep(IDLE_S)
-        idle += [await client.first_token_ms() for _ in range(IDLE_TASKS)]
+        idle.append(await client.series())
         tasks = await asyncio.gather(*(client.submit(case.prompt, 100) for _ in range(case.pool.slots)))
         await asyncio.gather(*(client.running(task) for task in tasks))
         await client.busy_is(True)
@@ -199,12 +208,13 @@ async def _measure(case: Case, client: Client) -> CancelRow:
         free = asyncio.create_task(client.busy_is(False))
         receipts += await asyncio.gather(*(client.cancel(task) for task in tasks))
         all_free.append((await free - began) * 1e3)
-        after.append(await client.first_token_ms())
+        after.append(await client.series())
         for view in await asyncio.gather(*(client.view(task) for task in tasks)):
             if view.state is not TaskState.CANCELLED or view.tokens_out or view.cancel_ms is None:
                 raise RuntimeError(f"not cancelled before its first token: {view}")
             freed.append(float(view.cancel_ms))
-    idle_ms, after_ms = quartiles(idle), quartiles(after)
+    idle_ms, after_ms = (quartiles([series[0] for series in side]) for side in (idle, after))
+    idle_behind, after_behind = (quartiles([each for series in side for each in series[1:]]) for side in (idle, after))
     return CancelRow(
         rounds=case.rounds,
         cancelled=len(receipts),
@@ -214,6 +224,9 @@ async def _measure(case: Case, client: Client) -> CancelRow:
         first_token_idle_ms=idle_ms,
         first_token_after_ms=after_ms,
         first_token_after_to_idle=round(after_ms[1] / idle_ms[1], 3),
+        following_idle_ms=idle_behind,
+        following_after_ms=after_behind,
+        following_after_to_idle=round(after_behind[1] / idle_behind[1], 3),
     )
 
 
