@@ -43,6 +43,16 @@ def show(rows: list[Row], console: Console) -> None:
     console.print(sum(row.refused + row.failed for row in rows))
 
 
+def openai_ratio(rows: list[Row], console: Console) -> dict[str, float]:
+    """Gateway CPU per token of the OpenAI route against the task route, where both were measured."""
+    used = {row.scenario: row.cpu_per_million_tokens["gateway"] for row in rows if row.cpu_per_million_tokens}
+    if not {"paced", "paced_openai"} <= used.keys():
+        return {}
+    ratio = round(used["paced_openai"] / used["paced"], 2)
+    console.print(f"A token over the OpenAI route costs the gateway {ratio:g} times what it costs over the task route.")
+    return {"openai_gateway_cpu_ratio": ratio}
+
+
 def show_core(rows: list[core.CoreRow], bytes_per_task: int, console: Console) -> None:
     table = Table(title="the scheduler's core, one process, no bus", title_justify="left")
     for name in ("queued", "tenants", "replicas", "placements/s", "whole tasks/s", "p99 of an event"):
@@ -94,6 +104,7 @@ async def main() -> None:
     if rows:
         show(rows, console)
     report["rows"] = rows
+    report |= openai_ratio(rows, console)
     if CORE in chosen:
         console.print("· decisions of the scheduler's core")
         report |= {"core": core.rows(), "core_bytes_per_task": core.bytes_per_task()}

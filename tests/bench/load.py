@@ -17,6 +17,8 @@ import uvloop
 
 _STAMP: Final = re.compile(rb'"t":" (\d+)"')
 _END: Final = re.compile(rb"event: (end|error)\ndata: (.*)\n\n")
+_CHUNK: Final = re.compile(rb'"delta":\{"content":" ([0-9 ]+)"')
+_LAST: Final = re.compile(rb'data: (\[DONE\]|\{"error")')
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +36,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float = 120.0
     pool_engine: str = "mock"
     prompt: str = "bench"
+    openai: bool = False
+    """Ask as OpenAI's clients do: one streamed chat, not a task and then its stream."""
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -53,8 +57,11 @@ class Result(msgspec.Struct, kw_only=True):
 class Connection(asyncio.Protocol):
     """One keep-alive connection. `done` resolves at the end of the exchange in progress."""
 
-    def __init__(self, result: Result, arrivals: list[tuple[float, int]], ends: list[float]) -> None:
+    def __init__(
+        self, result: Result, arrivals: list[tuple[float, int]], ends: list[float], *, openai: bool = False
+    ) -> None:
         self.result = result
+        self.openai = openai
         self.arrivals = arrivals
         self.ends = ends
         self.transport: asyncio.Transport | None = None
@@ -89,7 +96,7 @@ class Connection(asyncio.Protocol):
             return
         cut = data.rfind(b"\n\n") + 2
         whole, self.buffer = data[:cut], data[cut:]
-        stamps = _STAMP.findall(whole)
+        stamps = b" ".join(_CHUNK.findall(whole)).split() if self.openai else _STAMP.findall(whole)
         if stamps:
             if self.first:
                 self.first = False
@@ -99,11 +106,11 @@ class Connection(asyncio.Protocol):
             for stamp in stamps:
                 late.append(now * 1e3 - int(stamp) / 1e3)
             self.arrivals.append((now, len(stamps)))
-        end = _END.search(whole)
+        end = (_LAST if self.openai else _END).search(whole)
         if end:
             self.result.ended += 1
             self.ends.append(now)
-            if end[1] == b"error":
+            if b"error" in end[1]:
                 self.result.failed += 1
             self._finish(200)
 
@@ -187,6 +194,35 @@ async def submitter(plan: Plan, index: int, result: Result) -> None:
             result.refused += 1
 
 
+async def chatter(
+    plan: Plan,
+    index: int,
+    result: Result,
+    arrivals: list[tuple[float, int]],
+    starts: list[float],
+    ends: list[float],
+) -> None:
+    """One client of OpenAI's interface: a streamed chat, again."""
+    await asyncio.sleep(plan.spread_s * index / plan.clients)
+    loop = asyncio.get_running_loop()
+    wish = {"model": plan.model_ref, "max_tokens": plan.max_tokens, "stream": True}
+    body = msgspec.json.encode({**wish, "messages": [{"role": "user", "content": plan.prompt}]})
+    post = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    for _ in range(plan.tasks_per_client):
+        _, connection = await loop.create_connection(
+            lambda: Connection(result, arrivals, ends, openai=True), plan.host, plan.port
+        )
+        connection.started = time.monotonic()
+        starts.append(connection.started)
+        result.accepted += 1
+        await connection.exchange(post, streaming=True, deadline_s=plan.deadline_s)
+        assert connection.transport is not None
+        connection.transport.abort()
+
+
 def steady_rate(arrivals: list[tuple[float, int]], starts: list[float], ends: list[float]) -> float:
     """Tokens per second from the last start to the first end; over everything where no such window exists."""
     if not arrivals or not ends:
@@ -205,7 +241,9 @@ async def run(plan: Plan) -> Result:
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:
         for index in range(plan.clients):
-            if plan.stream:
+            if plan.openai:
+                group.create_task(chatter(plan, index, result, arrivals, starts, ends))
+            elif plan.stream:
                 group.create_task(client(plan, index, result, arrivals, starts, ends))
             else:
                 group.create_task(submitter(plan, index, result))

@@ -26,6 +26,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     tasks_per_client: int
     max_tokens: int
     stream: bool = True
+    openai: bool = False
     spread_s: float = 0.0
     capacity: int = 20_000
     deadline_s: float = 120.0
@@ -53,6 +54,18 @@ SCENARIOS: Final = (
         tasks_per_client=1,
         max_tokens=750,
         spread_s=2.0,
+    ),
+    Scenario(
+        name="paced_openai",
+        title="the same 200 streams as chats of OpenAI clients",
+        rate=50,
+        slots=100,
+        replicas=2,
+        clients=200,
+        tasks_per_client=1,
+        max_tokens=750,
+        spread_s=2.0,
+        openai=True,
     ),
     Scenario(
         name="unthrottled",
@@ -142,6 +155,7 @@ async def measure(scenario: Scenario, *, sync_always: bool) -> Row:
                 tasks_per_client=scenario.tasks_per_client,
                 max_tokens=scenario.max_tokens,
                 stream=scenario.stream,
+                openai=scenario.openai,
                 spread_s=scenario.spread_s,
                 deadline_s=scenario.deadline_s,
             )
