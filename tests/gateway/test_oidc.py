@@ -192,6 +192,32 @@ async def test_a_key_that_was_taken_back_is_not_good_for_ever(issuer: Issuer, cl
     assert await keys.find("k1") is None
 
 
+async def test_a_token_is_verified_once_until_it_expires_or_keys_are_read_anew(
+    issuer: Issuer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oidc = verifier(issuer, clock, leeway_ms=0)
+    decoded: list[str] = []
+    decode = jwt.decode
+    monkeypatch.setattr(
+        jwt, "decode", lambda token, *rest, **more: decoded.append(token) or decode(token, *rest, **more)
+    )
+    now = time.time()
+    token = issuer.token(exp=int(now) + 600)
+    for _ in range(3):
+        identity = await oidc.verify(token)
+        assert identity is not None
+        assert identity.tenant == "blue"
+    assert len(decoded) == 1
+    clock.now += FETCHES_APART_S
+    issuer.keys["k2"] = Ed25519PrivateKey.generate()
+    assert await oidc.verify(issuer.token("k2")) is not None
+    assert await oidc.verify(token) is not None
+    assert decoded.count(token) == 2, "the keys were read anew"
+    monkeypatch.setattr("llorch_gateway.oidc.time.time", lambda: now + 601)
+    await oidc.verify(token)
+    assert decoded.count(token) == 3, "it has expired by this gateway's clock, and is looked at again"
+
+
 async def test_a_silent_issuer_is_no_verdict_on_a_token_and_keys_that_were_read_stay(
     issuer: Issuer, clock: Clock
 ) -> None:

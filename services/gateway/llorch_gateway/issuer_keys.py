@@ -43,6 +43,13 @@ class IssuerKeys:
         self._fetching = asyncio.Lock()
         self.renewal: asyncio.Task[None] | None = None
         self.problem = ""
+        self.generation = 0
+        """Another whenever the keys were read: what was verified with the ones before is to be verified again."""
+
+    def keep_fresh(self) -> None:
+        """Begin to read the keys again when they are old; nobody waits for that."""
+        if self._is_old() and self._may_try() and (self.renewal is None or self.renewal.done()):
+            self.renewal = asyncio.create_task(self._fetch(None, renew=True), name="issuer keys")
 
     async def find(self, kid: object) -> jwt.PyJWK | None:
         """None when the issuer has no such key. A token that names none has the only one. Raises OrchError 503 while no
@@ -51,8 +58,8 @@ class IssuerKeys:
         if key is None:
             await self._fetch(kid)
             key = self._known(kid)
-        elif self._is_old() and self._may_try() and (self.renewal is None or self.renewal.done()):
-            self.renewal = asyncio.create_task(self._fetch(None, renew=True), name="issuer keys")
+        else:
+            self.keep_fresh()
         if key is None and self._read_at is None:
             raise unavailable("the keys of the token issuer cannot be read now")
         return key
@@ -89,6 +96,7 @@ class IssuerKeys:
                 target=self._wanted.issuer,
             )
         self._keys, self._read_at, self.problem = keys, self._clock(), ""
+        self.generation += 1
 
 
 def check(wanted: OidcSettings) -> None:
