@@ -35,6 +35,8 @@ class Caller:
     peer: str
     authorization: str | None
     proxied: bool = False
+    api_key: str | None = None
+    """X-API-Key, in which some client libraries send their token; Authorization wins over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class AuthPolicy:
                 "without AUTH_TOKEN only callers on this host are served",
                 hint="set AUTH_TOKEN or gateway.tokens_file on the gateway, and send a bearer token",
             )
-        presented = bearer(caller.authorization)
+        presented = bearer(caller.authorization) or (caller.api_key or "").strip() or None
         if presented is None and not (local and self.auth_optional):
             raise OrchError(
                 ErrorCode.MISSING_TOKEN, "a bearer token is required", hint="send Authorization: Bearer <token>"

@@ -27,6 +27,14 @@ async def test_with_a_token_everybody_needs_it_everywhere_but_at_healthz(cluster
     assert (await door.get("/v1/capabilities", authorization=f"bearer {TOKEN}")).status == 200
 
 
+async def test_a_token_may_come_as_an_api_key_and_a_bearer_token_wins_over_it(cluster: Cluster) -> None:
+    door = await cluster.gateway(token=TOKEN)
+    assert (await door.get("/v1/capabilities", x_api_key=TOKEN)).status == 200
+    assert (await door.get("/v1/capabilities", x_api_key=" ")).error.code is ErrorCode.MISSING_TOKEN
+    for sent in ({"x_api_key": "wrong"}, {"x_api_key": TOKEN, "authorization": "Bearer wrong"}):
+        assert (await door.get("/v1/capabilities", **sent)).error.code is ErrorCode.BAD_TOKEN
+
+
 @pytest.mark.parametrize("sent", ["Bearer wrong", f"Bearer {TOKEN}x", "Bearer \xe9"])
 async def test_a_wrong_token_is_refused_from_anywhere(cluster: Cluster, sent: str) -> None:
     door = await cluster.gateway(token=TOKEN, auth_optional=True)

@@ -56,6 +56,7 @@ _WANTED: Final = frozenset(
         b"forwarded",
         b"last-event-id",
         b"origin",
+        b"x-api-key",
         b"x-correlation-id",
         b"x-forwarded-for",
         b"x-real-ip",
@@ -293,6 +294,7 @@ def _caller(scope: Scope, headers: dict[bytes, bytes]) -> Caller:
     return Caller(
         peer=client[0] if client else "",
         authorization=_text(headers.get(b"authorization")),
+        api_key=_text(headers.get(b"x-api-key")),
         proxied=b"x-forwarded-for" in headers or b"forwarded" in headers or b"x-real-ip" in headers,
     )
 
