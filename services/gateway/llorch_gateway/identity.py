@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -13,6 +12,7 @@ from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import Secret
 from llorch_shared.token_file import TokenFileError
+from llorch_shared.wall_clock import now_ms
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class TokenTable:
         self._take(token_file.read(path) if path is not None else ())
 
     async def verify(self, token: str) -> Identity | None:
-        return self._known.identify(token, time.time())
+        return self._known.identify(token, now_ms() / 1000)
 
     def look(self) -> None:
         """Read the file again if it has changed."""
