@@ -72,8 +72,8 @@ def document(plane: Plane) -> Schema:
                 "bearer": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "AUTH_TOKEN, a token of the token file or of the OpenID issuer; X-API-Key carries it, "
-                    "too. Loopback callers may omit it where AUTH_OPTIONAL is true (AUTH-1004).",
+                    "description": "AUTH_TOKEN, a token of the token file or of the OpenID issuer; X-API-Key carries "
+                    "it, too. Loopback callers may omit it where AUTH_OPTIONAL is true (AUTH-1004).",
                 }
             },
         },
