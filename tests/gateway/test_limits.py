@@ -154,12 +154,16 @@ async def test_every_answer_may_be_kept_by_nobody_and_guessed_at_by_nobody(clust
 
 async def test_no_web_page_may_call_until_its_origin_is_listed(cluster: Cluster) -> None:
     closed, opened = await cluster.gateway(token="static"), await cluster.gateway(token="static", cors_origins=(PAGE,))
-    asks = {"origin": PAGE, "access-control-request-method": "POST"}
+    asks = {
+        "origin": PAGE,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,x-llorch-priority",
+    }
     refused = await closed.request("OPTIONS", "/v1/tasks", headers=asks)
     assert (refused.status, "access-control-allow-origin" in refused.headers) == (401, False)
     preflight = await opened.request("OPTIONS", "/v1/tasks", headers=asks)
     assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (204, PAGE)
-    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    assert preflight.headers["access-control-allow-headers"] == "authorization,x-llorch-priority"
     for path in ("/v1/capabilities", "/v1/tasks/nothing/stream"):
         answer = await opened.get(path, origin=PAGE, **bearer("static"))
         assert (answer.headers["access-control-allow-origin"], answer.headers["vary"]) == (PAGE, "origin")

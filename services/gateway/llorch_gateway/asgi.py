@@ -49,6 +49,7 @@ DRAINED_BODY_MAX: Final = 32 * 1024 * 1024
 """An oversized body up to this size is read and thrown away, so that its sender gets to see the 413."""
 _WANTED: Final = frozenset(
     {
+        b"access-control-request-headers",
         b"access-control-request-method",
         b"authorization",
         b"content-length",
@@ -135,7 +136,13 @@ class Front:
         origin = headers.get(b"origin")
         if origin is not None and self.cors.permits(origin):
             if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
-                await _empty(send, [*self.cors.preflight(origin), (CORRELATION, correlation.encode())])
+                await _empty(
+                    send,
+                    [
+                        *self.cors.preflight(origin, headers.get(b"access-control-request-headers", b"")),
+                        (CORRELATION, correlation.encode()),
+                    ],
+                )
                 return
             send = _with_headers(send, self.cors.headers(origin))
         try:
