@@ -69,8 +69,8 @@ class ContentPart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ChatTurn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    role: str
-    """system, developer (as system), user or assistant."""
+    role: Literal["system", "developer", "user", "assistant"]
+    """A developer is to templates a system."""
     content: str | tuple[ContentPart, ...] | None = None
     name: Any = None
     refusal: Any = None

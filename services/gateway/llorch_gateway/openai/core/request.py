@@ -175,9 +175,7 @@ def _messages(wish: Wish) -> tuple[ChatMessage, ...] | None:
 
 def _message(number: int, turn: ChatTurn) -> ChatMessage:
     where = f"messages[{number}]"
-    role = _ROLES.get(turn.role)
-    if role is None:
-        raise ParamError(f"{where}.role", f"the role {turn.role[:40]!r} is not served here")
+    role = _ROLES[turn.role]
     for name in ("audio", "function_call", "tool_calls", "tool_call_id"):
         if getattr(turn, name) not in (None, []):
             raise ParamError(f"{where}.{name}", f"{name} is not served here")
