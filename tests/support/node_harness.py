@@ -16,7 +16,6 @@ from typing import Any, Self
 import httpx
 import msgspec
 
-from llorch_poold.backlogs import Backlogs
 from llorch_poold.core.fence import Fence
 from llorch_poold.core.retention import FrameRetention
 from llorch_poold.gpu.probe import GpuReport
@@ -33,6 +32,7 @@ from llorch_shared.bus import nats
 from llorch_shared.bus.nats import NatsBus
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import NatsSettings, PooldSettings, Settings
+from llorch_shared.shared_walks import SharedWalks
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditRecord
 from llorch_shared.wire.frames import Event, split_events
 from llorch_shared.wire.registry import NODE_DECODER, REPLICA_DECODER, NodeRecord, ReplicaRecord, ReplicaState
@@ -176,7 +176,7 @@ class NodeHarness:
             audit=self.audit,
             loads=PoolLoads(self.node_bus),
             token_log=TokenLog(self.node_bus),
-            backlogs=Backlogs(self.node_bus),
+            backlogs=SharedWalks(self.node_bus, streams.TOK),
             metrics=self.metrics,
             settings=self.settings.poold,
         )

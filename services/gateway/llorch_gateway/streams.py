@@ -28,8 +28,6 @@ NEAR_S: Final = (2.0, 10.0)
 """A reader whose connection broke is back within a second or within seconds: what it misses is looked for in the last
 frame, then among the newest. The server looks at each message in between, whoever's it is, so the whole stream is read
 slowly when hundreds come at once."""
-REPLAYS_NEAR_MAX: Final = 32
-"""Of those that look among the newest frames: the server needs about a millisecond for one."""
 REPLAYS_WHOLE_MAX: Final = 1
 """Of those that read from the beginning: the server needs 30 ms where the stream holds 200,000 frames, and answers one
 after the other. Many at once would let the others wait."""
@@ -68,7 +66,7 @@ class Streams:
         self._streams_max: Final = streams_max
         self._open_gauge: Final = metrics.gauge("sse_streams_open")
         self._drops: Final = metrics.counter("sse_backpressure_drops_total")
-        self._replays: Final = Replays(near=REPLAYS_NEAR_MAX, whole=REPLAYS_WHOLE_MAX)
+        self._replays: Final = Replays(bus, whole=REPLAYS_WHOLE_MAX)
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
 

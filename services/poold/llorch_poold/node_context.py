@@ -4,7 +4,6 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Final
 
-from llorch_poold.backlogs import Backlogs
 from llorch_poold.core.fence import Fence
 from llorch_poold.core.pace import Pace
 from llorch_poold.core.retention import FrameRetention
@@ -17,6 +16,7 @@ from llorch_shared.audit import Audit
 from llorch_shared.bus.port import Bus
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import PooldSettings
+from llorch_shared.shared_walks import SharedWalks
 from llorch_shared.wire.task import Engine
 
 INTERRUPTIBLE_DECODE: Final = "interruptible_decode"
@@ -39,7 +39,8 @@ class NodeContext:
     audit: Audit
     loads: PoolLoads
     token_log: TokenLog
-    backlogs: Backlogs
+    backlogs: SharedWalks
+    """Of streams that earlier attempts began elsewhere."""
     metrics: Metrics
     settings: PooldSettings
     settling: set[asyncio.Task[None]] = field(default_factory=set)

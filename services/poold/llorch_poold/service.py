@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from llorch_poold.audit_repair import repair_audit
-from llorch_poold.backlogs import Backlogs
 from llorch_poold.core.fence import Fence
 from llorch_poold.core.retention import FrameRetention
 from llorch_poold.gpu.nvml import Nvml
@@ -27,6 +26,7 @@ from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
 from llorch_shared.settings import Secret, Settings
+from llorch_shared.shared_walks import SharedWalks
 from llorch_shared.wall_clock import now_ms
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _context(bus: Bus, settings: Settings, metrics: Metrics, fence: Fence) -> No
         audit=Audit(bus, actor=f"poold/{settings.poold.node_id}"),
         loads=PoolLoads(bus),
         token_log=TokenLog(bus),
-        backlogs=Backlogs(bus),
+        backlogs=SharedWalks(bus, streams.TOK),
         metrics=metrics,
         settings=settings.poold,
     )

@@ -159,7 +159,7 @@ class TokenStream:
             await self._node.outlet.wait_open()
             self._node.outlet.publish(self._subject, self._announcement)
             try:
-                stored = await self._node.backlogs.read(self._subject)
+                stored = [message.data for message in await self._node.backlogs.read(self._subject)]
                 log_state = await self._node.token_log.state()
             except BusError as error:
                 log.info("reading the earlier tokens of %s: %s", self._run.task_id, error)

@@ -219,24 +219,25 @@ class MemoryBus(MemoryConnection):
         found = await self._readable(stream)
         return list(islice(found.select(subject_filter, from_seq), limit))
 
-    async def page(
-        self, stream: str, subject_filter: str, *, from_seq: int = 1, within_s: float = 0, bytes_max: int
-    ) -> Page:
+    async def page(self, stream: str, subject_filter: str, *, from_seq: int = 1, bytes_max: int) -> Page:
         found = await self._readable(stream)
         messages: list[Message] = []
-        size, since = 0, self.server.now() - within_s
-        for message in found.select(subject_filter, 1 if within_s else from_seq):
-            if within_s and found.kept[message.seq].stored_at < since:
-                continue
+        size = 0
+        for message in found.select(subject_filter, from_seq):
             if size >= bytes_max:
                 return Page(messages, more=True)
             messages.append(message)
             size += len(message.data)
         return Page(messages, more=False)
 
-    async def gather(self, stream: str, subjects: Collection[str], *, from_seq: int = 1) -> Sequence[Message]:
+    async def gather(self, stream: str, subjects: Collection[str], *, within_s: float = 0) -> Sequence[Message]:
         found = await self._readable(stream)
-        return [message for message in found.select(">", from_seq) if message.subject in subjects]
+        since = self.server.now() - within_s if within_s else 0.0
+        return [
+            message
+            for message in found.select(">")
+            if message.subject in subjects and found.kept[message.seq].stored_at >= since
+        ]
 
     async def remove(self, stream: str, seq: int) -> bool:
         await self.wait_connected(5)

@@ -224,13 +224,11 @@ class NatsBus:
     ) -> Sequence[Message]:
         return await self._reads.replay(stream, subject_filter, from_seq, limit)
 
-    async def page(
-        self, stream: str, subject_filter: str, *, from_seq: int = 1, within_s: float = 0, bytes_max: int
-    ) -> Page:
-        return await self._reads.page(stream, subject_filter, from_seq, within_s, bytes_max)
+    async def page(self, stream: str, subject_filter: str, *, from_seq: int = 1, bytes_max: int) -> Page:
+        return await self._reads.page(stream, subject_filter, from_seq, bytes_max)
 
-    async def gather(self, stream: str, subjects: Collection[str], *, from_seq: int = 1) -> Sequence[Message]:
-        return await Walk(self._link, self._streams, stream, subjects, from_seq).run()
+    async def gather(self, stream: str, subjects: Collection[str], *, within_s: float = 0) -> Sequence[Message]:
+        return await Walk(self._link, self._streams, stream, subjects, within_s).run()
 
     async def remove(self, stream: str, seq: int) -> bool:
         return await self._streams.remove(stream, seq)

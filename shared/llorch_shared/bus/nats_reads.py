@@ -53,7 +53,7 @@ def read_message(answer: Answer) -> Message:
     )
 
 
-def _moment(seconds_ago: float) -> str:
+def moment(seconds_ago: float) -> str:
     """As the server reads it, by its own clock."""
     return datetime.fromtimestamp(now_ms() / 1000 - seconds_ago, UTC).isoformat()
 
@@ -110,22 +110,20 @@ class Reads:
         messages: list[Message] = []
         while len(messages) < limit:
             batch = min(PAGE_MESSAGES, limit - len(messages))
-            page = await self._next(stream, subject_filter, {"seq": max(1, from_seq)}, batch, PAGE_BYTES)
+            page = await self._next(stream, subject_filter, from_seq, batch, PAGE_BYTES)
             messages += page.messages
             if not page.more:
                 break
             from_seq = page.messages[-1].seq + 1
         return messages
 
-    async def page(self, stream: str, subject_filter: str, from_seq: int, within_s: float, bytes_max: int) -> Page:
-        start: dict[str, Any] = {"start_time": _moment(within_s)} if within_s else {"seq": max(1, from_seq)}
-        return await self._next(stream, subject_filter, start, PAGE_MESSAGES, bytes_max)
+    async def page(self, stream: str, subject_filter: str, from_seq: int, bytes_max: int) -> Page:
+        return await self._next(stream, subject_filter, from_seq, PAGE_MESSAGES, bytes_max)
 
-    async def _next(
-        self, stream: str, subject_filter: str, start: Mapping[str, Any], batch: int, bytes_max: int
-    ) -> Page:
+    async def _next(self, stream: str, subject_filter: str, from_seq: int, batch: int, bytes_max: int) -> Page:
         found = await self._page(
-            stream, {**start, "next_by_subj": subject_filter, "batch": batch, "max_bytes": bytes_max}
+            stream,
+            {"seq": max(1, from_seq), "next_by_subj": subject_filter, "batch": batch, "max_bytes": bytes_max},
         )
         if found is None:
             raise BusError(f"{stream}: the server cannot read {subject_filter}")

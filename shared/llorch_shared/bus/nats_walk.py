@@ -15,6 +15,7 @@ import msgspec
 
 from llorch_shared.bus.nats_link import Link
 from llorch_shared.bus.nats_parser import parse_header
+from llorch_shared.bus.nats_reads import moment
 from llorch_shared.bus.nats_streams import ApiError, Streams
 from llorch_shared.bus.port import BusError, Message, Unanswered
 
@@ -31,12 +32,12 @@ FORGOTTEN_AFTER_S: Final = 10
 class Walk:
     """One of them. `run` it once."""
 
-    def __init__(self, link: Link, streams: Streams, stream: str, subjects: Collection[str], from_seq: int) -> None:
+    def __init__(self, link: Link, streams: Streams, stream: str, subjects: Collection[str], within_s: float) -> None:
         self._link: Final = link
         self._streams: Final = streams
         self._stream: Final = stream
         self._subjects: Final = subjects
-        self._from_seq: Final = from_seq
+        self._within_s: Final = within_s
         self._name: Final = f"walk-{secrets.token_hex(6)}"
         self._found: list[Message] = []
         self._arrived: Final = asyncio.Event()
@@ -55,13 +56,13 @@ class Walk:
         return self._found
 
     def _config(self) -> dict[str, object]:
+        since = {"deliver_policy": "by_start_time", "opt_start_time": moment(self._within_s)} if self._within_s else {}
         return {
             "stream_name": self._stream,
             "config": {
                 "name": self._name,
                 "ack_policy": "none",
-                "deliver_policy": "by_start_sequence",
-                "opt_start_seq": max(1, self._from_seq),
+                **since,
                 "filter_subjects": sorted(self._subjects),
                 "inactive_threshold": FORGOTTEN_AFTER_S * 1_000_000_000,
                 "mem_storage": True,

@@ -225,16 +225,14 @@ class Bus(Protocol):
     ) -> Sequence[Message]:
         """Stored messages of a subject or wildcard from a sequence on, in sequence order."""
 
-    async def page(
-        self, stream: str, subject_filter: str, *, from_seq: int = 1, within_s: float = 0, bytes_max: int
-    ) -> Page:
-        """The first of what `replay` gives, up to `bytes_max` and one message. With `within_s`, of what was stored in
-        the last so many seconds, whatever `from_seq` says. For each page the server looks twice at every message of the
-        stream from there on, whatever its subject: few pages, and late in the stream, are what makes it quick."""
+    async def page(self, stream: str, subject_filter: str, *, from_seq: int = 1, bytes_max: int) -> Page:
+        """The first of what `replay` gives, up to `bytes_max` and one message. For each page the server looks twice at
+        every message of the stream from there on, whatever its subject: few pages, and late in the stream, are what
+        makes it quick."""
 
-    async def gather(self, stream: str, subjects: Collection[str], *, from_seq: int = 1) -> Sequence[Message]:
-        """What is stored on any of these subjects from a sequence on, in sequence order: the server walks through the
-        stream once, not once per subject. Raises NoStream, Unanswered."""
+    async def gather(self, stream: str, subjects: Collection[str], *, within_s: float = 0) -> Sequence[Message]:
+        """What is stored on any of these subjects, in sequence order; with `within_s`, what was stored in the last so
+        many seconds. The server walks through the stream once, not once per subject. Raises NoStream, Unanswered."""
 
     async def remove(self, stream: str, seq: int) -> bool:
         """Delete one stored message; false when it is not there. Raises NoStream, Unanswered, BusError."""

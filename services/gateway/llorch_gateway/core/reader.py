@@ -180,6 +180,7 @@ class Reader:
         header = peek(data)
         if header.kind is Kind.TOKENS and (header.attempt, header.last + 1) == (self._said_by, self.next_index):
             self._anchored = True
+            self._log_attempt = self._said_by
         else:
             self.replayed(data)
 

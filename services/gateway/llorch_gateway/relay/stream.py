@@ -5,13 +5,14 @@ Here is the waiting and the reading of the stored stream; what is sent, and in w
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from llorch_gateway.core import record as records
 from llorch_gateway.relay.channel import Seat
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.bus.port import Bus, BusError, Message
+from llorch_shared.shared_walks import SharedWalks
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.frames import BadFrame
 from llorch_shared.wire.run import RunRecord, decode_run
@@ -37,11 +38,11 @@ Send = Callable[[bytes], Awaitable[None]]
 
 
 class Replays:
-    """How many streams of a process read from the bus at once: the server does nothing else for a connection while it
-    looks for messages. Who looks among the newest only does not wait for those who read from the beginning."""
+    """Of a process. The server does nothing else for a connection while it looks for messages: who looks among the
+    newest shares a walk with the others who do; of those who read from the beginning, `whole` do so at once."""
 
-    def __init__(self, *, near: int, whole: int) -> None:
-        self.near: Final = asyncio.Semaphore(near)
+    def __init__(self, bus: Bus, *, whole: int) -> None:
+        self.near: Final = SharedWalks(bus, streams.TOK)
         self.whole: Final = asyncio.Semaphore(whole)
 
 
@@ -97,25 +98,49 @@ class Stream:
         return self._bus.connected and self._loop.time() >= self._replay_at
 
     async def _replay(self) -> None:
-        """Read the stored stream from where this reader knows it, sending as it comes."""
+        """Take in what is stored: the last frame, where that may do, else the newest, else all from where this reader
+        knows the stream."""
+        seat = self._seat
+        if seat.look_at_tip:
+            seat.look_at_tip = False
+            await self._take_newest(self._tip(), self._reader.tip)
+        elif seat.replay_near:
+            since, seat.replay_near = seat.arrived - seat.replay_near[0], seat.replay_near[1:]
+            await self._take_newest(self._replays.near.read(seat.subject, since=since), self._reader.replayed)
+        else:
+            await self._read_on()
+
+    async def _tip(self) -> Sequence[Message]:
+        """The last stored frame: the server knows that one by heart."""
+        message = await self._bus.last(streams.TOK, self._seat.subject)
+        return () if message is None else (message,)
+
+    async def _take_newest(self, reading: Awaitable[Sequence[Message]], take: Callable[[bytes], object]) -> None:
+        """The newest frames, if they prove that nothing lies between them and this reader's last token."""
         reader, seat = self._reader, self._seat
-        if seat.look_at_tip and await self._is_in_step():
+        reader.begin_replay(near=seat.named_attempt)
+        try:
+            found = await reading
+            for message in found:
+                take(message.data)
+        except (BusError, BadFrame) as error:
+            log.info("the newest frames of %s cannot be read now: %s", self._task, error)
+            reader.abort_replay()
             return
+        if reader.end_replay() and found:
+            seat.replay_near, seat.replay_from = (), found[-1].seq + 1
+
+    async def _read_on(self) -> None:
+        """From where this reader knows the stored stream, page by page, sending as it comes."""
+        reader, seat = self._reader, self._seat
         before = reader.next_index
         position, refused_at = seat.replay_from, 0
-        near = bool(seat.replay_near)
-        since = seat.arrived - seat.replay_near[0] if near else None
-        seat.replay_near = seat.replay_near[1:]
-        reader.begin_replay(anew=position == seat.first_seq, near=seat.named_attempt if near else 0)
+        reader.begin_replay(anew=position == seat.first_seq)
         more = True
         try:
             while more and not (reader.done or seat.closed):
-                async with self._replays.near if near else self._replays.whole:
-                    within_s = 0.0 if since is None else self._loop.time() - since
-                    page = await self._bus.page(
-                        streams.TOK, seat.subject, from_seq=position, within_s=within_s, bytes_max=REPLAY_BYTES
-                    )
-                since = None
+                async with self._replays.whole:
+                    page = await self._bus.page(streams.TOK, seat.subject, from_seq=position, bytes_max=REPLAY_BYTES)
                 more, messages = page.more, page.messages
                 for message in messages:
                     position = message.seq + 1
@@ -131,27 +156,9 @@ class Stream:
             return
         seat.replay_from = refused_at or position
         if reader.end_replay():
-            seat.replay_near = ()
             self._pace_s, self._missing_since = 0.0, None
-        elif near:
-            seat.replay_from = seat.first_seq
         else:
             self._again_later(progress=reader.next_index > before)
-
-    async def _is_in_step(self) -> bool:
-        """Whether the last frame of the stored stream proves it, looked up once: the server knows that one by heart."""
-        self._seat.look_at_tip = False
-        reader = self._reader
-        reader.begin_replay(near=self._seat.named_attempt)
-        try:
-            message = await self._bus.last(streams.TOK, self._seat.subject)
-            if message is not None:
-                reader.tip(message.data)
-        except (BusError, BadFrame) as error:
-            log.info("the last frame of %s cannot be read now: %s", self._task, error)
-            reader.abort_replay()
-            return False
-        return reader.end_replay()
 
     def _taken(self, data: bytes) -> bool:
         """What is no frame is passed over, as it is when it comes live."""

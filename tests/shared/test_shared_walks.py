@@ -5,10 +5,10 @@ from collections.abc import Collection, Sequence
 
 import pytest
 
-from llorch_poold.backlogs import Backlogs
 from llorch_shared import streams, subjects
 from llorch_shared.bus.memory import MemoryBus, MemoryServer
 from llorch_shared.bus.port import Message, Unanswered
+from llorch_shared.shared_walks import SharedWalks
 
 TASKS = [subjects.tokens("gw-1", f"t{number}") for number in range(40)]
 
@@ -19,15 +19,21 @@ class Counting(MemoryBus):
     def __init__(self, server: MemoryServer) -> None:
         super().__init__(server)
         self.walks: list[set[str]] = []
+        self.far_s: list[float] = []
         self.go = asyncio.Event()
         self.broken = False
 
-    async def gather(self, stream: str, subjects: Collection[str], *, from_seq: int = 1) -> Sequence[Message]:
+    async def gather(self, stream: str, subjects: Collection[str], *, within_s: float = 0) -> Sequence[Message]:
         self.walks.append(set(subjects))
+        self.far_s.append(within_s)
         await self.go.wait()
         if self.broken:
             raise Unanswered("gone")
-        return await super().gather(stream, subjects, from_seq=from_seq)
+        return await super().gather(stream, subjects, within_s=within_s)
+
+
+def texts(found: Sequence[Message]) -> list[bytes]:
+    return [message.data for message in found]
 
 
 async def opened() -> Counting:
@@ -42,39 +48,39 @@ async def opened() -> Counting:
 
 async def test_who_asks_during_a_walk_shares_the_next_one() -> None:
     bus = await opened()
-    backlogs = Backlogs(bus)
-    reads = [asyncio.create_task(backlogs.read(subject)) for subject in TASKS[:1]]
+    walks = SharedWalks(bus, streams.TOK)
+    reads = [asyncio.create_task(walks.read(subject)) for subject in TASKS[:1]]
     while not bus.walks:
         await asyncio.sleep(0)
-    reads += [asyncio.create_task(backlogs.read(subject)) for subject in TASKS[1:]]
+    reads += [asyncio.create_task(walks.read(subject)) for subject in TASKS[1:]]
     await asyncio.sleep(0)
     bus.go.set()
     for subject, read in zip(TASKS, reads, strict=True):
-        assert await read == [f"{subject} {number}".encode() for number in range(3)]
+        assert texts(await read) == [f"{subject} {number}".encode() for number in range(3)]
     assert bus.walks == [set(TASKS[:1]), set(TASKS[1:])]
 
 
 async def test_a_stream_of_which_nothing_is_stored_is_empty() -> None:
     bus = await opened()
     bus.go.set()
-    assert await Backlogs(bus).read(subjects.tokens("gw-1", "none")) == []
+    assert await SharedWalks(bus, streams.TOK).read(subjects.tokens("gw-1", "none")) == ()
 
 
 async def test_a_walk_that_fails_fails_for_those_who_shared_it_and_the_next_is_made() -> None:
     bus = await opened()
-    backlogs = Backlogs(bus)
+    walks = SharedWalks(bus, streams.TOK)
     bus.broken = True
     bus.go.set()
-    failed = await asyncio.gather(*map(backlogs.read, TASKS), return_exceptions=True)
+    failed = await asyncio.gather(*map(walks.read, TASKS), return_exceptions=True)
     assert {type(error) for error in failed} == {Unanswered}
     bus.broken = False
-    assert len(await backlogs.read(TASKS[0])) == 3
+    assert len(await walks.read(TASKS[0])) == 3
 
 
 async def test_one_who_gives_up_does_not_keep_the_others_from_their_answer() -> None:
     bus = await opened()
-    backlogs = Backlogs(bus)
-    reads = [asyncio.create_task(backlogs.read(subject)) for subject in TASKS]
+    walks = SharedWalks(bus, streams.TOK)
+    reads = [asyncio.create_task(walks.read(subject)) for subject in TASKS]
     while not bus.walks:
         await asyncio.sleep(0)
     reads[3].cancel()
@@ -82,3 +88,26 @@ async def test_one_who_gives_up_does_not_keep_the_others_from_their_answer() -> 
     with pytest.raises(asyncio.CancelledError):
         await reads[3]
     assert len(await reads[4]) == 3
+
+
+async def test_several_who_ask_for_one_subject_have_one_answer() -> None:
+    bus = await opened()
+    walks = SharedWalks(bus, streams.TOK)
+    reads = [asyncio.create_task(walks.read(TASKS[0])) for _ in range(3)]
+    while not bus.walks:
+        await asyncio.sleep(0)
+    reads[0].cancel()
+    bus.go.set()
+    assert len(await reads[1]) == len(await reads[2]) == 3
+    assert bus.walks == [{TASKS[0]}]
+
+
+async def test_a_walk_begins_as_early_as_the_earliest_of_those_who_share_it_asks() -> None:
+    bus = await opened()
+    walks = SharedWalks(bus, streams.TOK)
+    now = asyncio.get_running_loop().time()
+    bus.go.set()
+    await asyncio.gather(walks.read(TASKS[0], since=now - 20), walks.read(TASKS[1], since=now - 100))
+    await asyncio.gather(walks.read(TASKS[0], since=now - 20), walks.read(TASKS[1]))
+    assert 100 <= bus.far_s[0] < 200
+    assert bus.far_s[1] == 0
