@@ -23,6 +23,8 @@ from support.system import System
 
 POLL_S: Final = 0.1
 LOAD_OLD_S: Final = 3.0
+RECORDED_S: Final = 1.0
+"""Without another record, all that will be recorded is."""
 SHOWN: Final = 5
 PLACEMENTS: Final = subjects.ALL_PLACEMENTS.removesuffix("*.*")
 Question = Callable[[], Awaitable[Any]]
@@ -34,6 +36,8 @@ class Settling:
     def __init__(self, system: System) -> None:
         self._system: Final = system
         self._loads: Final[dict[str, tuple[float, PoolLoad]]] = {}
+        self._recorded = (-1, 0.0)
+        """The last audit record, and since when it is that."""
 
     async def start(self) -> None:
         def told(message: Any) -> None:
@@ -50,6 +54,7 @@ class Settling:
             ("replicas not ready and idle", 30, self._busy),
             ("load reports of a pool at rest", 20, self._loaded),
             ("shards without a scheduler", 15, self._unled),
+            ("audit records that still come", 15, self._recording),
         ]
         left = []
         for what, limit_s, question in questions:
@@ -115,6 +120,14 @@ class Settling:
             if message is None or message.deleted or not LEASE_DECODER.decode(message.data).holder:
                 left.append(pool.id)
         return left
+
+    async def _recording(self) -> str:
+        """Whoever records gathers for a moment, and looks first whether another gateway has said the same."""
+        last = (await self._system.bus.stream_state(streams.AUD)).last_seq
+        now = time.monotonic()
+        if last != self._recorded[0]:
+            self._recorded = (last, now)
+        return "" if now - self._recorded[1] >= RECORDED_S else f"the last one is {last}"
 
     @property
     def _nodes(self) -> list[str]:

@@ -159,7 +159,7 @@ class System:
     async def stop(self) -> None:
         """End every process. Safe to call twice."""
         for client in self.clients:
-            await client.http.aclose()
+            await client.aclose()
         self.clients = []
         engines = [pid for name, process in self.processes.items() if process.running for pid in self.engines_of(name)]
         for process in self.processes.values():
