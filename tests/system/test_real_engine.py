@@ -168,8 +168,6 @@ async def test_long_prompts_are_cancelled_before_their_first_token(real: System)
     assert [slot["is_processing"] for port in engine_ports(real) for slot in await slots_at(port)] == [False] * 2
     assert {(end.finish_reason, end.tokens_out) for end in ends if end is not None} == {("cancelled", 0)}
     assert all(end is not None and end.cancel_ms is not None for end in ends)
-    views = [await real.client().get(each) for each in tasks]
-    assert sum(bool(view.started_ms) for view in views) == 2, "the others never had an engine"
     assert real.engines_of("poold-1") == pids, "no engine had to be killed"
     await generate(real, max_tokens=3)
 

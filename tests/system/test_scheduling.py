@@ -22,6 +22,8 @@ pytestmark = pytest.mark.system
 
 BATCH = Priority.BATCH
 INTERACTIVE = Priority.INTERACTIVE
+CLOCKS_MS = 100
+"""Two processes follow the clock of the bus, each as well as it can."""
 
 
 @contextlib.asynccontextmanager
@@ -121,7 +123,7 @@ async def test_a_tenant_over_its_quota_waits_and_holds_up_nobody(tmp_path: Path)
             (record.placed_ms, record.ended_ms)
             for record in [await record_of(system, request.task_id) for request in capped]
         )
-        assert all(later[0] >= earlier[1] for earlier, later in itertools.pairwise(spans)), spans
+        assert all(later[0] >= earlier[1] - CLOCKS_MS for earlier, later in itertools.pairwise(spans)), spans
         last_capped = max(end for _, end in spans)
         free_ends = [(await record_of(system, request.task_id)).ended_ms for request in free]
         assert max(free_ends) < last_capped, "the others went past"

@@ -6,7 +6,6 @@ After that an answer that does not come to its end says so in its last event.
 """
 
 import logging
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -25,6 +24,7 @@ from llorch_gateway.openai.replies import CHAT_PATH, MODELS_PATH, TEXT_PATH
 from llorch_gateway.snapshot import Snapshot
 from llorch_gateway.streams import Opened, Streams
 from llorch_shared.errors import OrchError, invalid
+from llorch_shared.wall_clock import now_ms
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class OpenAiRoutes:
         return asked, opened
 
     async def _stream(self, asked: Asked, opened: Opened, receive: Receive, send: Send, call: Call) -> None:
-        chunks = Chunks(asked, created=int(time.time()))
+        chunks = Chunks(asked, created=now_ms() // 1000)
         started = False
 
         async def write(data: bytes) -> None:
@@ -128,7 +128,7 @@ class OpenAiRoutes:
 
     async def _whole(self, asked: Asked, opened: Opened, receive: Receive, call: Call) -> bytes:
         """Raises OrchError."""
-        whole = Whole(asked, created=int(time.time()))
+        whole = Whole(asked, created=now_ms() // 1000)
 
         async def write(data: bytes) -> None:
             whole.feed(data)
