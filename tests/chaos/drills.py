@@ -136,11 +136,14 @@ def _schedulers(seed: int, scale: float) -> Planned:
 
 
 def _real(seed: int, scale: float) -> Planned:
-    """Each request is asked twice: before anything is broken, and while it is."""
+    """Each request is asked twice: before anything is broken, and while it is; each time of three gateways at once."""
     streams = max(2, round(16 * scale))
     rnd = random.Random(f"real {seed}")
     stage = Stage(shape=Shape(pools=("chaos-real",)), capacity=64, real=True, patience_s=300)
-    mocks = [_ask(rnd, stage.shape, at_s=number / 2, tokens=96, readers=1, way=Way.STREAM) for number in range(streams)]
+    mocks = [
+        _ask(rnd, stage.shape, at_s=number / 2, tokens=96, readers=1, way=Way.TWICE, doors=3)
+        for number in range(streams)
+    ]
     asks = tuple(
         msgspec.structs.replace(
             ask,
@@ -187,7 +190,7 @@ DRILLS: Final[dict[str, Drill]] = {
     ),
     "ids": Drill(what="10,000 task ids, each to 3 gateways at once, under faults", plan=_ids, goals=ids_goals),
     "real": Drill(
-        what="16 streams of a real engine and model; gateways, an engine, a node and a scheduler are killed",
+        what="16 streams of a real engine and model, each asked for at 3 gateways; all kinds of processes are killed",
         plan=_real,
         goals=real_goals,
     ),

@@ -62,6 +62,12 @@ def real_goals(
     moved = [story for story in stories if story.run is not None and story.run.attempt > 1]
     return [
         _exactly("streams read to their end", len(planned.asks), sum(map(_done, stories))),
+        _exactly(
+            "tasks with one admission on the record",
+            len(planned.asks),
+            [_count(story, AuditEvent.ADMITTED) for story in stories].count(1),
+        ),
+        _exactly("tasks with one charge", len(planned.asks), sum(len(_charges(story)) == 1 for story in stories)),
         _exactly("faults made", len(planned.faults), sum(not each.skipped for each in injected)),
         _told("streams that went on by another attempt", str(len(moved))),
         _told("tokens compared", str(sum(len(story.words or ()) for story in stories))),
