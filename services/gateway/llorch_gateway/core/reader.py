@@ -10,10 +10,10 @@ Never: an index twice or out of order, a second `started`, anything after the te
 half of one text behind half of another. That the output began anew is said between the tokens where it did.
 """
 
-from collections.abc import Iterable
 from enum import IntEnum
 from typing import Final
 
+from llorch_gateway.core.outgoing import Outgoing
 from llorch_gateway.core.record import parted
 from llorch_shared.wire.frames import (
     Cursor,
@@ -27,13 +27,9 @@ from llorch_shared.wire.frames import (
     tokens_after,
 )
 
-_TOKEN_PREFIX: Final = b"id: "
-_METRICS_PREFIX: Final = b"event: metrics\n"
 _CANCELLED: Final = b'"finish_reason":"cancelled"'
 _TERMINAL: Final = (Kind.END, Kind.ERROR)
 _METRICS_REMEMBERED: Final = 32
-PIECE_BYTES: Final = 32 * 1024
-"""Sent at once, more or less: several pieces wait in the server for a client that does not read."""
 
 
 class Mode(IntEnum):
@@ -65,7 +61,6 @@ class Reader:
         "_metrics_seen",
         "_named",
         "_out",
-        "_out_bytes",
         "_refused",
         "_restarted_at",
         "_said_by",
@@ -92,8 +87,7 @@ class Reader:
         self._restarted_at = -1
         self._started = cursor is not None
         self._buffer_bytes: Final = buffer_bytes
-        self._out: list[bytes] = []
-        self._out_bytes = 0
+        self._out: Final = Outgoing()
         self._held: list[tuple[Header, bytes]] = []
         self._held_bytes = 0
         self._held_overflowed = False
@@ -115,7 +109,7 @@ class Reader:
         if self.mode is Mode.LIVE:
             if not self._accept(header, data):
                 self.mode = Mode.BEHIND
-            elif self._out_bytes > self._buffer_bytes:
+            elif self._out.size > self._buffer_bytes:
                 self._relieve()
             return
         if header.kind is Kind.END and was_cancelled(data):
@@ -246,32 +240,14 @@ class Reader:
     def silence(self) -> None:
         """The task is cancelled: no token may leave any more, only the terminal event."""
         self._silenced = True
-        self._drop_tokens()
+        self._out.drop_tokens()
 
     # What goes out
 
     def take(self) -> bytes:
         """What is to be sent next: whole frames, up to `PIECE_BYTES` or one frame that is larger. Empty when there is
         nothing that may be sent now."""
-        out = self._out
-        if not out or self._holding:
-            return b""
-        if self._out_bytes > PIECE_BYTES and len(out) > 1:
-            return self._piece()
-        data = out[0] if len(out) == 1 else b"".join(out)
-        self._out = []
-        self._out_bytes = 0
-        return data
-
-    def _piece(self) -> bytes:
-        frames, size = 1, len(self._out[0])
-        while size + len(self._out[frames]) <= PIECE_BYTES:
-            size += len(self._out[frames])
-            frames += 1
-        data = b"".join(self._out[:frames])
-        del self._out[:frames]
-        self._out_bytes -= size
-        return data
+        return b"" if self._holding else self._out.take()
 
     # The rules
 
@@ -292,14 +268,14 @@ class Reader:
             self._attempt = self._said_by = header.attempt
             self.next_index = header.last + 1
             if not self._silenced:
-                self._emit(data)
+                self._out.add(data)
             return True
         if kind is Kind.METRICS:
             return self._metrics(data)
         if kind is Kind.STARTED:
             if not self._started:
                 self._started = True
-                self._emit(data)
+                self._out.add(data)
             return True
         return self._terminal(header, data, proven)
 
@@ -317,7 +293,7 @@ class Reader:
         return True
 
     def _end(self, data: bytes) -> None:
-        self._emit(data)
+        self._out.add(data)
         self.done = True
         self.mode = Mode.LIVE
         self._held.clear()
@@ -344,29 +320,11 @@ class Reader:
         if len(self._metrics_seen) >= _METRICS_REMEMBERED:
             del self._metrics_seen[next(iter(self._metrics_seen))]
         self._metrics_seen[mark] = None
-        self._emit(data)
+        self._out.add(data)
         return True
-
-    def _emit(self, data: bytes) -> None:
-        self._out.append(data)
-        self._out_bytes += len(data)
 
     def _relieve(self) -> None:
         """Over the bound: metrics go first; if that is not enough, follow the stored stream from here on."""
-        kept = [frame for frame in self._out if not _may_go(frame)]
-        self.metrics_dropped += len(self._out) - len(kept)
-        self._keep(kept)
-        if self._out_bytes > self._buffer_bytes and not self.done:
+        self.metrics_dropped += self._out.drop_metrics()
+        if self._out.size > self._buffer_bytes and not self.done:
             self.mode = Mode.BEHIND
-
-    def _drop_tokens(self) -> None:
-        self._keep([frame for frame in self._out if not frame.startswith(_TOKEN_PREFIX)])
-
-    def _keep(self, frames: Iterable[bytes]) -> None:
-        self._out = list(frames)
-        self._out_bytes = sum(map(len, self._out))
-
-
-def _may_go(frame: bytes) -> bool:
-    """Whether a reader that does not keep up can do without it."""
-    return frame.startswith(_METRICS_PREFIX) and restarted_at(frame) is None
