@@ -34,6 +34,11 @@ def may_be_missing_from_the_log(story: Story, after: After) -> bool:
     return after.tokens_since > admitted
 
 
+def may_have_been_told_to_nobody(story: Story, after: After) -> bool:
+    """Where the output began anew follows from what was told. Nobody read it, and the log has lost it since."""
+    return not any(story.readers.values()) and not story.stream.texts and may_be_missing_from_the_log(story, after)
+
+
 def may_end_without_its_tokens(story: Story, ended: Ended, after: After) -> bool:
     """The same loss as a reader meets it: a typed error that says so, and the task's result is untouched."""
     return FRAMES_GONE in ended.message and may_be_missing_from_the_log(story, after)

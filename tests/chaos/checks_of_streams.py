@@ -54,7 +54,9 @@ def restarts_are_told(story: Story, after: After) -> Iterator[Violation]:
                     yield Violation(kind=Kind.RESTART_UNTOLD, task=story.task, explanation=text)
                     break
     run = story.run
-    if run is not None and run.state is TaskState.DONE and run.restarted_at != max(anew, default=None):
+    if run is None or run.state is not TaskState.DONE or allowed.may_have_been_told_to_nobody(story, after):
+        return
+    if run.restarted_at != max(anew, default=None):
         text = f"the record says {run.restarted_at}; the output began anew at {anew}"
         yield Violation(kind=Kind.RESTART_UNTOLD, task=story.task, explanation=text)
 
