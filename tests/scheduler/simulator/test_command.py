@@ -205,10 +205,11 @@ def test_orchctl_passes_ctrl_c_on_and_keeps_the_partial_result(tmp_path: Path) -
             os.kill(os.getpid(), signal.SIGINT)
         asked.append(line)
 
+    before = signal.getsignal(signal.SIGINT)
     code, document = simulation.simulate(["fleet"], tmp_path / "result.json", told)
     assert code == Exit.INTERRUPTED
     assert simulation.read(document).partial
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_at_orchctl_is_130_with_the_partial_result() -> None:
