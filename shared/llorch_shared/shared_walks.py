@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
-from llorch_shared.bus.port import Bus, BusError, Message
+from llorch_shared.bus.port import Bus, Message
 
 SUBJECTS_MAX: Final = 256
 """Of one walk: bounds what is in memory at once."""
@@ -54,7 +54,7 @@ class SharedWalks:
                 del self._waiting[subject]
             try:
                 found = await self._found(asked)
-            except BusError as error:
+            except Exception as error:  # noqa: BLE001  (whoever asked gets it, and the next walk is made)
                 for question in asked.values():
                     question.answer.set_exception(error)
                     question.answer.exception()  # whoever asked may have gone

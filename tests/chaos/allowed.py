@@ -21,8 +21,10 @@ DELIVERY_S: Final = 0.25
 """What a gateway had written before its receipt may still lie in another socket of the same client this long."""
 CLOCK_S: Final = 0.002
 """Records hold whole milliseconds."""
+DOUBT_S: Final = 0.5
+"""Each process takes the time from the bus, with this much doubt at most."""
 TIMES_S: Final = 2.0
-"""Each process takes the time from the bus, with half a second of doubt at most, and there are several of them."""
+"""There are several of them."""
 
 FRAMES_GONE: Final = "no longer kept"
 

@@ -133,9 +133,11 @@ def run_to_one_result(story: Story, after: After) -> Iterator[Violation]:
     if run.state is TaskState.DONE and not (generated or allowed.may_be_done_without_a_whole_generation(story)):
         text = f"done with {result} tokens; engines finished {[generation.tokens for generation in whole]}"
         yield Violation(kind=Kind.NOT_RUN, task=story.task, explanation=text)
-    final_at = min((seen.at for seen in story.runs_seen if seen.state in FINAL), default=run.ended_ms / 1000)
+    final_at = run.ended_ms / 1000
+    seen_at = min((seen.at for seen in story.runs_seen if seen.state in FINAL), default=final_at)
+    final_at = max(final_at, min(seen_at, final_at + allowed.DOUBT_S))
     for generation in whole:
-        if generation.began > max(final_at, run.ended_ms / 1000) + allowed.CLOCK_S:
+        if generation.began > final_at + allowed.CLOCK_S:
             text = f"final at {run.ended_ms}; engine {generation.engine} began at {generation.began:.3f} and finished"
             yield Violation(kind=Kind.RAN_AFTER_END, task=story.task, explanation=text)
 

@@ -21,14 +21,14 @@ class Counting(MemoryBus):
         self.walks: list[set[str]] = []
         self.far_s: list[float] = []
         self.go = asyncio.Event()
-        self.broken = False
+        self.broken: Exception | None = None
 
     async def gather(self, stream: str, subjects: Collection[str], *, within_s: float = 0) -> Sequence[Message]:
         self.walks.append(set(subjects))
         self.far_s.append(within_s)
         await self.go.wait()
-        if self.broken:
-            raise Unanswered("gone")
+        if self.broken is not None:
+            raise self.broken
         return await super().gather(stream, subjects, within_s=within_s)
 
 
@@ -69,11 +69,12 @@ async def test_a_stream_of_which_nothing_is_stored_is_empty() -> None:
 async def test_a_walk_that_fails_fails_for_those_who_shared_it_and_the_next_is_made() -> None:
     bus = await opened()
     walks = SharedWalks(bus, streams.TOK)
-    bus.broken = True
     bus.go.set()
-    failed = await asyncio.gather(*map(walks.read, TASKS), return_exceptions=True)
-    assert {type(error) for error in failed} == {Unanswered}
-    bus.broken = False
+    for broken in (Unanswered("gone"), KeyError("num_pending")):
+        bus.broken = broken
+        failed = await asyncio.gather(*map(walks.read, TASKS), return_exceptions=True)
+        assert {type(error) for error in failed} == {type(broken)}
+    bus.broken = None
     assert len(await walks.read(TASKS[0])) == 3
 
 

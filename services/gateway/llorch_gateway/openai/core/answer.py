@@ -5,6 +5,7 @@ and what leaves at once is one chunk. Only the end, once per stream, is decoded.
 """
 
 import re
+from abc import ABC, abstractmethod
 from typing import Final
 
 import msgspec
@@ -36,7 +37,7 @@ _RESTARTED: Final = ErrorBody(
 )
 
 
-class Answer:
+class Answer(ABC):
     """What both kinds of answer read from the frames. `over`: nothing more is to come."""
 
     def __init__(self, asked: Asked, *, created: int) -> None:
@@ -98,8 +99,9 @@ class Answer:
         else:
             self.error = ErrorBody(code=ErrorCode.INTERNAL, message="the stream holds an event of an unknown kind")
 
+    @abstractmethod
     def _restarted(self, texts: list[bytes]) -> None:
-        raise NotImplementedError
+        """The output began anew: `texts`, and what was said before them, are void."""
 
     def _finish_reason(self) -> str:
         assert self._end is not None
