@@ -16,14 +16,14 @@ from typing import Any, Final
 
 import msgspec
 
-from llorch_shared import errors, http_api
+from llorch_shared import errors
+from llorch_shared.http_api import process
 from llorch_shared.settings import Settings
 from llorch_shared.wire import audit, frames, openai, provision, registry, run, spec, task
 
 Schema = dict[str, Any]
 
-WIRE_MODULES: Final[tuple[ModuleType, ...]] = (task, run, frames, registry, spec, provision, audit, openai, http_api)
-_NOT_ON_THE_WIRE: Final = frozenset({http_api.Parameter, http_api.Reply, http_api.Operation})
+WIRE_MODULES: Final[tuple[ModuleType, ...]] = (task, run, frames, registry, spec, provision, audit, openai, process)
 
 
 def wire_types() -> dict[str, type[msgspec.Struct]]:
@@ -31,7 +31,7 @@ def wire_types() -> dict[str, type[msgspec.Struct]]:
     found: dict[str, type[msgspec.Struct]] = {"ErrorBody": errors.ErrorBody}
     for module in WIRE_MODULES:
         for name, value in vars(module).items():
-            if _is_struct(value) and value.__module__ == module.__name__ and value not in _NOT_ON_THE_WIRE:
+            if _is_struct(value) and value.__module__ == module.__name__:
                 found[name] = value
     return dict(sorted(found.items()))
 

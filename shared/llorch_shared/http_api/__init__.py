@@ -1,0 +1,53 @@
+"""Every operation of the system as data: the gateway's routes, their twins on the bus and contracts/openapi are made
+from these rows, one module for each topic.
+
+A route that is not here does not exist, and a test compares the two. Field names and headers are those of REQUIREMENTS
+section 2.
+"""
+
+from typing import Final
+
+from llorch_shared.http_api.openai import OPENAI
+from llorch_shared.http_api.operation import (
+    API_VERSION,
+    BACKOFF_HEADER,
+    CORRELATION,
+    CORRELATION_HEADER,
+    EVENT_STREAM,
+    HEADER_NOTES,
+    JSON,
+    LAST_EVENT_ID_HEADER,
+    METRICS_TEXT,
+    RETRY_AFTER_HEADER,
+    STATUS_HEADERS,
+    Operation,
+    Parameter,
+    Plane,
+    Reply,
+)
+from llorch_shared.http_api.pools import POOLS
+from llorch_shared.http_api.process import PROCESS, Liveness, Readiness
+from llorch_shared.http_api.tasks import TASKS
+
+__all__ = [
+    "API_VERSION",
+    "BACKOFF_HEADER",
+    "CORRELATION",
+    "CORRELATION_HEADER",
+    "EVENT_STREAM",
+    "HEADER_NOTES",
+    "JSON",
+    "LAST_EVENT_ID_HEADER",
+    "METRICS_TEXT",
+    "OPERATIONS",
+    "RETRY_AFTER_HEADER",
+    "STATUS_HEADERS",
+    "Liveness",
+    "Operation",
+    "Parameter",
+    "Plane",
+    "Readiness",
+    "Reply",
+]
+
+OPERATIONS: Final[tuple[Operation, ...]] = (*TASKS, *OPENAI, *POOLS, *PROCESS)
