@@ -24,6 +24,7 @@ AUD: Final = "AUD"
 DEAD: Final = "DEAD"
 REG: Final = "KV_REG"
 SPEC: Final = "KV_SPEC"
+OBJECTS: Final = "OBJ_ART"
 
 PLACEMENTS_PER_REPLICA_MAX: Final = 4096
 PLACEMENT_TTL_S: Final = 3600
@@ -31,6 +32,8 @@ PLACEMENT_TTL_S: Final = 3600
 REGISTRY_TTL_S: Final = 3
 REGISTRY_RENEW_S: Final = 1.0
 DEDUPE_WINDOW_S: Final = 600
+OBJECT_TTL_S: Final = 7 * 24 * 3600
+"""Prompts must outlast their tasks, which may wait for days; artifacts are to be fetched within the week."""
 DEAD_DEDUPE_WINDOW_S: Final = 24 * 3600
 """Letters are few, and whoever repeats one may be a scheduler that was away for a night."""
 
@@ -134,6 +137,18 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
             max_age=14 * 24 * 3600 * _SECOND,
             max_bytes=256 * _MIB,
             duplicate_window=DEAD_DEDUPE_WINDOW_S * _SECOND,
+            allow_direct=True,
+        ),
+        _stream(
+            OBJECTS,
+            [subjects.ALL_OBJECT_CHUNKS, subjects.ALL_OBJECT_ENTRIES],
+            retention="limits",
+            storage="file",
+            discard="new",
+            max_age=OBJECT_TTL_S * _SECOND,
+            max_bytes=1024 * _MIB,
+            duplicate_window=DEDUPE_WINDOW_S * _SECOND,
+            allow_rollup_hdrs=True,
             allow_direct=True,
         ),
         _bucket("REG", history=1, max_bytes=64 * _MIB, live=subjects.ALL_REGISTRY_LIVE),

@@ -4,6 +4,7 @@ Who publishes, who consumes and what is promised stands beside each entry in `SU
 written from that table. A subject spelled anywhere else in the code is a mistake.
 """
 
+from base64 import urlsafe_b64encode
 from enum import StrEnum
 from typing import Final
 from zlib import crc32
@@ -27,6 +28,8 @@ REGISTRY: Final = "$KV.REG.{key}"
 REGISTRY_LIVE: Final = "llorch.reg.live.{key}"
 SPEC: Final = "$KV.SPEC.{key}"
 SPEC_LIVE: Final = "llorch.spec.live.{key}"
+OBJECT_ENTRY: Final = "$O.ART.M.{object}"
+OBJECT_CHUNKS: Final = "$O.ART.C.{chunks}"
 LOAD: Final = "llorch.load.{pool}"
 LOCATE: Final = "llorch.sch.{shard}.locate"
 APPOINT: Final = "llorch.sch.{shard}.appoint"
@@ -58,6 +61,10 @@ ALL_READERS: Final = "llorch.rdr.ask.*"
 ALL_REGISTRY_LIVE: Final = "llorch.reg.live.>"
 ALL_SPEC_LIVE: Final = "llorch.spec.live.>"
 ALL_LOADS: Final = "llorch.load.*"
+ALL_OBJECT_ENTRIES: Final = "$O.ART.M.>"
+ALL_OBJECT_CHUNKS: Final = "$O.ART.C.>"
+
+OBJECT_BUCKET: Final = "ART"
 
 LANE_HEADER: Final = "Llorch-Lane"
 CORRELATION_HEADER: Final = "X-Correlation-Id"
@@ -161,6 +168,20 @@ def spec(key: str) -> str:
 
 def spec_key(subject: str) -> str:
     return subject.removeprefix("llorch.spec.live.").removeprefix("$KV.SPEC.")
+
+
+def object_name(digest: str) -> str:
+    """The name of an object in its bucket: `sha256:<hex>` with a dash, since NATS clients take no colon."""
+    return digest.replace(":", "-", 1)
+
+
+def object_entry(digest: str) -> str:
+    """As NATS clients spell the entry of an object: its name in URL-safe base64."""
+    return f"$O.ART.M.{urlsafe_b64encode(object_name(digest).encode()).decode()}"
+
+
+def object_chunks(nuid: str) -> str:
+    return f"$O.ART.C.{nuid}"
 
 
 def load(pool: str) -> str:
@@ -367,6 +388,22 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         consumers=("gateway", "scheduler", "poold"),
         delivery=Delivery.SIGNAL,
         payload="PoolSpec",
+    ),
+    Subject(
+        pattern=OBJECT_CHUNKS,
+        title="A part of an object's bytes",
+        publishers=("gateway", "poold", "bus client"),
+        consumers=("gateway", "poold"),
+        delivery=Delivery.STORED,
+        payload="application/octet-stream",
+    ),
+    Subject(
+        pattern=OBJECT_ENTRY,
+        title="An object of the object store ART, as the NATS clients name it; its name is the digest of its bytes",
+        publishers=("gateway", "poold", "bus client"),
+        consumers=("gateway", "poold"),
+        delivery=Delivery.LATEST,
+        payload="ObjectEntry",
     ),
     Subject(
         pattern=LOAD,

@@ -145,6 +145,9 @@ class MemoryStream:
         self.newest.setdefault(subject, deque()).append(self.last_seq)
         self.held_bytes += _size(subject, data)
         self._trim_subject(subject)
+        if headers.get("Nats-Rollup") == "sub" and self.config.get("allow_rollup_hdrs"):
+            for seq in tuple(self.newest[subject])[:-1]:
+                self.remove(seq)
         if self.config.get("discard") == "new":
             return message
         limit_msgs, limit_bytes = self.config.get("max_msgs", 0), self.config.get("max_bytes", 0)

@@ -30,6 +30,8 @@ _PARAMETERS: Final = {
     "job": "job id of the plan",
     "instance": "one life of one scheduler process",
     "what": "which queue it was taken from: `admission` or `placement`",
+    "object": "name of the object, `sha256-<hex>`, in URL-safe base64",
+    "chunks": "`nuid` of the entry that names these chunks",
     "shard": "part of the pools one scheduler holds: CRC-32 of pool_id, modulo 8",
 }
 _CHOICES: Final = {"priority": ["interactive", "batch"]}
@@ -59,6 +61,7 @@ _HEADERS: Final = {
         dead.CUT: "size of the original in bytes, where only its beginning is kept",
         f"{dead.ORIGINAL}*": "the headers of the original, under this prefix",
     },
+    subjects.OBJECT_ENTRY: {"Nats-Rollup": "`sub`: a new entry takes the place of the one before"},
     subjects.RUN_LIVE: {
         "Nats-Sequence": "sequence of the run record, expected by the next compare-and-set",
         **_VERSION,

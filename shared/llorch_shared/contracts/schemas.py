@@ -19,11 +19,22 @@ import msgspec
 from llorch_shared import errors
 from llorch_shared.http_api import process
 from llorch_shared.settings import Settings
-from llorch_shared.wire import audit, frames, openai, provision, registry, run, spec, task
+from llorch_shared.wire import audit, frames, objects, openai, provision, registry, run, spec, task
 
 Schema = dict[str, Any]
 
-WIRE_MODULES: Final[tuple[ModuleType, ...]] = (task, run, frames, registry, spec, provision, audit, openai, process)
+WIRE_MODULES: Final[tuple[ModuleType, ...]] = (
+    task,
+    run,
+    frames,
+    registry,
+    spec,
+    provision,
+    audit,
+    openai,
+    objects,
+    process,
+)
 
 
 def wire_types() -> dict[str, type[msgspec.Struct]]:
