@@ -4,6 +4,7 @@ The file is TOML with the keys below (`[gateway] addr = …`, `[[pools]] …`); 
 the environment or from files, never from argv. Nothing else in the code reads the environment.
 """
 
+import logging
 import os
 import tomllib
 from collections.abc import Mapping
@@ -13,8 +14,12 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from llorch_shared.pool_spellings import BadSpelling, in_one_spelling
+from llorch_shared.settings_keys import unknown_keys, without
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Name
+
+log = logging.getLogger(__name__)
 
 
 class SettingsError(ValueError):
@@ -97,6 +102,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     sse_stall_ms: Annotated[int, Meta(ge=1000)] = 30_000
     """A reader that takes nothing of what is sent to it for so long is disconnected, and may resume: a seat and its
     buffers are not kept for who has gone to sleep."""
+    prefer_h2: bool = True
+    """HTTP/2 beside HTTP/1 on the one port: by ALPN with TLS, else for clients that begin with it. False serves HTTP/1
+    alone, for what stands before the gateway and speaks HTTP/2 badly."""
     body_bytes_max: Annotated[int, Meta(ge=1024)] = 900 * 1024
     streams_max: Annotated[int, Meta(ge=1)] = 4096
     """Open streams per gateway process; one more is refused with 503."""
@@ -175,6 +183,9 @@ class ProvisionerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything an operator may set."""
 
+    unknown_keys: Literal["refuse", "log"] = "refuse"
+    """What becomes of keys in the config file that this release does not know: they are refused, or passed over with a
+    warning, where one file serves releases of different age (OC-CONFIG-6001)."""
     profile: Literal["gpu", "ci"] = "gpu"
     """`ci` allows engines on the CPU, marked `device: "cpu"` everywhere. Never a fallback (ORCH-1102)."""
     state_dir: str = ""
@@ -199,6 +210,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
+    "LLORCH_UNKNOWN_KEYS": ("unknown_keys",),
     "LLORCH_PROFILE": ("profile",),
     "LLORCH_STATE_DIR": ("state_dir",),
     "LLORCH_LOG_FORMAT": ("log_format",),
@@ -208,13 +220,14 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "NATS_CREDS_FILE": ("nats", "creds_file"),
     "NATS_USER": ("nats", "user"),
     "NATS_REPLICAS": ("nats", "replicas"),
-    "ORCHD_ADDR": ("gateway", "addr"),
     "BIND_ADDR": ("gateway", "addr"),
+    "ORCHD_ADDR": ("gateway", "addr"),
     "LLORCH_TOKENS_FILE": ("gateway", "tokens_file"),
     "AUTH_OPTIONAL": ("gateway", "auth_optional"),
     "TRUST_PROXY_AUTH": ("gateway", "trust_proxy_auth"),
     "CANCEL_ON_DISCONNECT": ("gateway", "cancel_on_disconnect"),
     "ORCHD_SSE_HEARTBEAT_MS": ("gateway", "sse_heartbeat_ms"),
+    "ORCHD_PREFER_H2": ("gateway", "prefer_h2"),
     "LLORCH_GATEWAY_DRAIN_MS": ("gateway", "drain_ms"),
     "LLORCH_NODE_ID": ("poold", "node_id"),
     "LLORCH_CACHE_DIR": ("provisioner", "cache_dir"),
@@ -223,7 +236,14 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "LLORCH_POOLD_METRICS_ADDR": ("poold", "metrics_addr"),
     "LLORCH_PROVISIONER_METRICS_ADDR": ("provisioner", "metrics_addr"),
 }
-"""Environment names (REQUIREMENTS section 3) and the key each one sets. `LLORCH_CONFIG` names the file."""
+"""Environment names (REQUIREMENTS section 3) and the key each one sets; of two names for one key the later one counts.
+`LLORCH_CONFIG` names the file."""
+
+CHANNEL_CAP: Final = "ORCHD_SSE_CHANNEL_CAP"
+CHANNEL_EVENT_BYTES: Final = 8 * 1024
+"""Buffers are bounded in bytes here. The name counts events: its 32 are the default of `sse_buffer_bytes`."""
+SAME_ENGINE: Final = "ORCH_REQUIRE_SAME_ENGINE"
+"""Sets `require_same_engine_version` of the pools that do not say it."""
 
 SECRET_NAMES: Final = ("AUTH_TOKEN", "NATS_PASSWORD", "LLORCH_API_TOKEN")
 
@@ -245,14 +265,23 @@ def load(
             raise SettingsError(f"cannot read the config file {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingsError(f"{path} is not valid TOML: {error}") from error
+    where = f" in {path}, the environment or the flags" if path else " in the environment or the flags"
     for name, keys in ENVIRONMENT.items():
         if value := environment.get(name):
             _set(merged, keys, value)
+    if cap := environment.get(CHANNEL_CAP):
+        _set(merged, ("gateway", "sse_buffer_bytes"), _cap_bytes(cap))
     _merge(merged, flags or {})
+    _pools(merged, environment.get(SAME_ENGINE, ""), where)
+    if unknown := unknown_keys(merged, Settings):
+        named = ", ".join(map(str, unknown))
+        if merged.get("unknown_keys") != "log":
+            raise SettingsError(f"bad setting{where}: unknown {'keys' if len(unknown) > 1 else 'key'} {named}")
+        log.warning("unknown keys%s are passed over: %s", where, named)
+        without(merged, unknown)
     try:
         settings = msgspec.convert(merged, Settings, strict=False)
     except msgspec.ValidationError as error:
-        where = f" in {path}, the environment or the flags" if path else " in the environment or the flags"
         raise SettingsError(f"bad setting{where}: {error}") from error
     seen: set[str] = set()
     for pool in settings.pools:
@@ -260,6 +289,28 @@ def load(
             raise SettingsError(f"pool {pool.id!r} is defined twice")
         seen.add(pool.id)
     return settings
+
+
+def _pools(merged: dict[str, Any], same_engine: str, where: str) -> None:
+    """Pools in the one spelling, with what the environment says of all of them."""
+    pools = merged.get("pools")
+    if not isinstance(pools, list):
+        return
+    for number, pool in enumerate(pools):
+        if not isinstance(pool, Mapping):
+            continue
+        try:
+            pools[number] = plain = in_one_spelling(pool)
+        except BadSpelling as error:
+            raise SettingsError(f"bad setting{where}: {error} - at `$.pools[{number}]`") from error
+        if same_engine:
+            plain.setdefault("require_same_engine_version", _word(same_engine))
+
+
+def _cap_bytes(cap: str) -> str:
+    if not cap.isdigit():
+        raise SettingsError(f"bad setting in the environment: {CHANNEL_CAP} is a number of events, not {cap!r}")
+    return str(int(cap) * CHANNEL_EVENT_BYTES)
 
 
 def secret(name: str, environment: Mapping[str, str] | None = None) -> Secret:
@@ -278,7 +329,11 @@ def secret(name: str, environment: Mapping[str, str] | None = None) -> Secret:
 def _set(target: dict[str, Any], keys: tuple[str, ...], value: str) -> None:
     for key in keys[:-1]:
         target = _section(target, key)
-    target[keys[-1]] = {"true": True, "false": False}.get(value.lower(), value)
+    target[keys[-1]] = _word(value)
+
+
+def _word(value: str) -> bool | str:
+    return {"true": True, "false": False}.get(value.lower(), value)
 
 
 def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:

@@ -197,6 +197,22 @@ def test_no_help_text_loses_a_word_to_markup() -> None:
         assert render(text).plain == text.replace("\\[", "["), "write a bracket as \\["
 
 
+def test_a_setting_of_the_command_line_beats_the_environment_and_is_checked(orchctl: Orchctl) -> None:
+    code, out, _ = orchctl("config", "show", "--json", "--set", "gateway.addr=127.0.0.1:9", "--set", "log_level=debug")
+    shown = json.loads(out)
+    assert (code, shown["gateway"]["addr"], shown["log_level"]) == (0, "127.0.0.1:9", "debug")
+    code, out, _ = orchctl("config", "show", "--json", "--set", 'gateway.cors_origins=["https://chat.example"]')
+    assert (code, json.loads(out)["gateway"]["cors_origins"]) == (0, ["https://chat.example"])
+    for wrong, named in (
+        (("gateway.adr=1",), "did you mean 'addr'?"),
+        (("gateway.addr",), "not KEY=VALUE"),
+        (("gateway=1", "gateway.addr=x"), "a value of its own"),
+        (("gateway.streams_max=0",), "$.gateway.streams_max"),
+    ):
+        code, _, err = orchctl("config", "show", *(word for one in wrong for word in ("--set", one)))
+        assert (code, named in err) == (2, True), err
+
+
 def test_config_show_hides_the_environment_of_engines(orchctl: Orchctl, tmp_path: Path) -> None:
     file = tmp_path / "llorch.toml"
     file.write_text('[[pools]]\nid = "a"\nengine = "mock"\nmodel = "m"\nprovisioning.env = {TOKEN = "hunter2"}\n')

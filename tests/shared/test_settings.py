@@ -48,7 +48,8 @@ def test_every_environment_name_sets_an_existing_key(name: str, keys: tuple[str,
     value: Any = Settings()
     for key in keys:
         value = getattr(value, key)
-    kinds = {bool: "true", int: "3", str: "debug" if "LEVEL" in name else "pretty" if "FORMAT" in name else "ci"}
+    words = {"LLORCH_LOG_LEVEL": "debug", "LLORCH_LOG_FORMAT": "pretty", "LLORCH_UNKNOWN_KEYS": "log"}
+    kinds = {bool: "true", int: "3", str: words.get(name, "ci")}
     loaded: Any = settings.load({name: kinds[type(value)]})
     for key in keys:
         loaded = getattr(loaded, key)
@@ -80,6 +81,98 @@ def test_a_wrong_key_or_value_is_refused_by_its_name(tmp_path: Path, text: str, 
         settings.load({}, file=config(tmp_path, text))
     assert named in str(caught.value)
     assert "llorch.toml" in str(caught.value)
+
+
+def test_unknown_keys_are_all_named_with_what_was_probably_meant(tmp_path: Path) -> None:
+    text = "[gateway]\nadr = 'x'\nqueue = 1\n[[pools]]\nid = 'p'\nengine = 'mock'\nmodel = 'm'\nslot = 2\n"
+    with pytest.raises(SettingsError) as caught:
+        settings.load({}, file=config(tmp_path, text))
+    said = str(caught.value)
+    assert "`$.gateway.adr` (did you mean 'addr'?)" in said
+    assert "`$.pools[0].slot` (did you mean 'slots'?)" in said
+    assert "`$.gateway.queue`" in said
+
+
+def test_where_files_serve_several_releases_unknown_keys_are_passed_over_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = "[[pools]]\nid = 'p'\nengine = 'mock'\nmodel = 'm'\ncolour = 'red'\n"
+    path = config(tmp_path, "later = 1\n[gateway]\naddr = '127.0.0.1:9'\nadr = 'x'\n" + pool)
+    loaded = settings.load({"LLORCH_UNKNOWN_KEYS": "log"}, file=path)
+    assert (loaded.gateway.addr, loaded.pools[0].id) == ("127.0.0.1:9", "p")
+    assert all(name in caplog.text for name in ("$.later", "$.gateway.adr", "$.pools[0].colour"))
+
+
+def test_a_buffer_may_be_given_in_events(tmp_path: Path) -> None:
+    assert settings.load({"ORCHD_SSE_CHANNEL_CAP": "32"}) == Settings()
+    assert settings.load({"ORCHD_SSE_CHANNEL_CAP": "64"}).gateway.sse_buffer_bytes == 512 * 1024
+    with pytest.raises(SettingsError, match="ORCHD_SSE_CHANNEL_CAP"):
+        settings.load({"ORCHD_SSE_CHANNEL_CAP": "few"})
+    with pytest.raises(SettingsError, match="sse_buffer_bytes"):
+        settings.load({"ORCHD_SSE_CHANNEL_CAP": "1"})
+
+
+def test_the_version_pin_of_the_environment_holds_for_pools_that_do_not_say(tmp_path: Path) -> None:
+    pool = "[[pools]]\nid = '{id}'\nengine = 'mock'\nmodel = 'm'\n{more}\n"
+    path = config(
+        tmp_path, pool.format(id="a", more="") + pool.format(id="b", more="require_same_engine_version = true")
+    )
+    [a, b] = settings.load({"ORCH_REQUIRE_SAME_ENGINE": "0"}, file=path).pools
+    assert (a.require_same_engine_version, b.require_same_engine_version) == (False, True)
+
+
+def test_of_the_two_names_of_the_address_the_first_named_in_the_requirements_counts() -> None:
+    environment = {"ORCHD_ADDR": "127.0.0.1:1", "BIND_ADDR": "127.0.0.1:2"}
+    assert settings.load(environment).gateway.addr == "127.0.0.1:1"
+    assert settings.load({"BIND_ADDR": "127.0.0.1:2"}).gateway.addr == "127.0.0.1:2"
+
+
+SPELLED = """
+[[pools]]
+id = "small"
+devices = [0]
+env = { CUDA_LAUNCH_BLOCKING = "1" }
+flags = ["--no-webui"]
+engine.id = "llamacpp"
+engine.version = "2026.10"
+engine.package.name = "xllamacpp"
+model.ref = "file:/models/a.gguf"
+model.cache_dir = "/models"
+"""
+
+
+def test_a_pool_may_name_engine_and_model_as_tables(tmp_path: Path) -> None:
+    plain = """
+    [[pools]]
+    id = "small"
+    engine = "llamacpp"
+    model = "file:/models/a.gguf"
+    devices = [0]
+    [pools.provisioning]
+    mode = "package"
+    package = { name = "xllamacpp", version = "2026.10" }
+    model = { cache_dir = "/models" }
+    env = { CUDA_LAUNCH_BLOCKING = "1" }
+    flags = ["--no-webui"]
+    """
+    spelled = settings.load({}, file=config(tmp_path, SPELLED)).pools
+    assert spelled == settings.load({}, file=config(tmp_path, plain)).pools
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ("engine.pakage.name = 'x'\n", "did you mean `engine.package.name`?"),
+        ("provisioning.flags = ['--other']\n", "`flags` says otherwise than `provisioning.flags`"),
+        ("provisioning.package = 'x'\n", "`engine.version` and `package` say the same thing"),
+        ("provisioning.model.ref = 'file:/models/b.gguf'\n", "says otherwise than `model`"),
+    ],
+)
+def test_a_pool_that_says_a_thing_twice_or_unknown_is_refused(tmp_path: Path, more: str, named: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.load({}, file=config(tmp_path, SPELLED + more))
+    assert named in str(caught.value)
+    assert "$.pools[0]" in str(caught.value)
 
 
 def test_a_wrong_value_of_the_environment_is_refused_by_its_key() -> None:

@@ -1,4 +1,4 @@
-"""granian inside our own loop: one process, HTTP/1.1 and HTTP/2 (prior knowledge) on one port.
+"""granian inside our own loop: one process, HTTP/1.1 and HTTP/2 (ALPN, or prior knowledge without TLS) on one port.
 
 The listening socket is ours (`listening.py`), so that its end can be told to the kernel. Signals are not the server's:
 the service tells it to stop, after it has ended the streams.
@@ -62,6 +62,7 @@ class HttpServer:
         requests_max: int,
         stall_s: float = 30.0,
         header_read_s: float = 10.0,
+        http2: bool = True,
         tls: Mapping[str, Any] | None = None,
     ) -> None:
         """`tls` is what `llorch_gateway.tls.options` says."""
@@ -75,7 +76,7 @@ class HttpServer:
             address=self.host,
             port=self.port,
             interface=Interfaces.ASGINL,
-            http=HTTPModes.auto,
+            http=HTTPModes.auto if http2 else HTTPModes.http1,
             task_impl=TaskImpl.asyncio,
             websockets=False,
             backpressure=requests_max,

@@ -238,6 +238,7 @@ async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Se
         tls=tls.options(wanted.tls),
     )
     closed = asyncio.Event()
+        http2=wanted.prefer_h2,
     async with AsyncExitStack() as stack:
         await server.start()
         stack.push_async_callback(server.stop)

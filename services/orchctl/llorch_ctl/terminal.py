@@ -6,7 +6,7 @@ Results go to standard output, everything said about them to standard error, so 
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from llorch_ctl.core.assignments import assigned
 from llorch_ctl.exits import Exit, Problem
 from llorch_shared.settings import Settings, SettingsError, load
 
@@ -24,15 +25,18 @@ ERR: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", envvar="LLORCH_CONFIG", help="Config file (TOML).", show_envvar=True)
 ]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="KEY=VALUE of a setting, as gateway.addr=127.0.0.1:9000; repeatable.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 
 T = TypeVar("T")
 
 
-def settings_from(config: Path | None, **flags: Any) -> Settings:
-    """File, environment and flags, merged. A mistake in them is wrong usage."""
+def settings_from(config: Path | None, assignments: Sequence[str] | None = None, **flags: Any) -> Settings:
+    """File, environment and flags, merged; `assignments` are those of `--set`. A mistake in them is wrong usage."""
     try:
-        return load(file=config, flags=flags)
+        return load(file=config, flags={**assigned(assignments or ()), **flags})
     except SettingsError as error:
         raise Problem(
             str(error), fix="see: orchctl config example, orchctl config show", exit_code=Exit.USAGE

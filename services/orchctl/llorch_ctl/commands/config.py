@@ -8,7 +8,7 @@ import typer
 from llorch_ctl import bus_client, config_file, pools
 from llorch_ctl.core.pool_keys import without_secrets
 from llorch_ctl.exits import Exit
-from llorch_ctl.terminal import OUT, ConfigOption, JsonOption, run, settings_from, write_json
+from llorch_ctl.terminal import OUT, ConfigOption, JsonOption, SetOption, run, settings_from, write_json
 from llorch_shared import streams
 from llorch_shared.settings import Settings
 
@@ -20,9 +20,10 @@ def show(
     config: ConfigOption = None,
     as_json: JsonOption = False,
     profile: Annotated[str | None, typer.Option(help="As for `up`.")] = None,
+    assignments: SetOption = None,
 ) -> None:
     """Settings in effect: file, environment and defaults merged. The environment of engines is hidden."""
-    settings = settings_from(config, profile=profile)
+    settings = settings_from(config, assignments, profile=profile)
     settings = msgspec.structs.replace(settings, pools=tuple(without_secrets(pool) for pool in settings.pools))
     if as_json:
         write_json(msgspec.to_builtins(settings))

@@ -12,7 +12,7 @@ from llorch_ctl.gpu_engine import gpu_engine_command
 from llorch_ctl.logfiles import LogView
 from llorch_ctl.running import run_system
 from llorch_ctl.system import System, require_gpu, require_ports
-from llorch_ctl.terminal import OUT, ConfigOption, JsonOption, settings_from
+from llorch_ctl.terminal import OUT, ConfigOption, JsonOption, SetOption, settings_from
 from llorch_shared.logs import redact
 from llorch_shared.settings import Settings
 from llorch_shared.wire.spec import PoolSpec
@@ -26,6 +26,8 @@ def up(
     state_dir: Annotated[
         Path | None, typer.Option(help="Queue store, caches, logs. Default: ~/.local/state/llama-orch")
     ] = None,
+    *,
+    assignments: SetOption = None,
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log lines as JSON, unchanged.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -34,7 +36,7 @@ def up(
     Starts nats-server (when nats.url is a loopback address), provisioner, scheduler, gateway and poold, each its own
     process, and starts again what ends. Logs: STATE_DIR/logs.
     """
-    settings = settings_from(config, profile=profile, state_dir=str(state_dir) if state_dir else None)
+    settings = settings_from(config, assignments, profile=profile, state_dir=str(state_dir) if state_dir else None)
     require_gpu(settings)
     settings = msgspec.structs.replace(settings, pools=settings.pools or (_default_pool(settings),))
     require_ports(settings)
