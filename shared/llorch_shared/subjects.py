@@ -40,11 +40,6 @@ PROVISION_ENGINE: Final = "llorch.prov.{node}.engine.ensure"
 PROVISION_MODEL: Final = "llorch.prov.{node}.model.ensure"
 PROVISION_STATUS: Final = "llorch.prov.{node}.status"
 PROVISION_PROGRESS: Final = "llorch.prov.{node}.progress.{job}"
-API_SUBMIT: Final = "llorch.api.tasks.submit"
-API_CANCEL: Final = "llorch.api.tasks.cancel"
-API_GET: Final = "llorch.api.tasks.get"
-API_CAPABILITIES: Final = "llorch.api.capabilities"
-API_HEALTH: Final = "llorch.api.pools.health"
 
 ALL_RUNS: Final = "llorch.run.*"
 ALL_RUNS_LIVE: Final = "llorch.live.run.*"
@@ -238,6 +233,11 @@ def provision_progress(node: str, job: str) -> str:
 
 def provision_progress_of_node(node: str) -> str:
     return f"llorch.prov.{token(node)}.progress.*"
+
+
+def api(twin: str) -> str:
+    """Where an operation is asked for; `twin` as its row names it."""
+    return ALL_API.removesuffix(">") + twin
 
 
 def last_token(subject: str) -> str:
@@ -492,49 +492,5 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         delivery=Delivery.SIGNAL,
         payload="ProvisionEvent",
     ),
-    Subject(
-        pattern=API_SUBMIT,
-        title="Submit a task; the twin of POST /v1/tasks",
-        publishers=("bus client",),
-        consumers=("gateway",),
-        delivery=Delivery.REQUEST,
-        payload="TaskRequest",
-        reply="TaskAccepted | ErrorBody",
-    ),
-    Subject(
-        pattern=API_CANCEL,
-        title="Cancel a task; the twin of POST /v1/tasks/{id}/cancel",
-        publishers=("bus client",),
-        consumers=("gateway",),
-        delivery=Delivery.REQUEST,
-        payload="TaskRef",
-        reply="TaskView | ErrorBody",
-    ),
-    Subject(
-        pattern=API_GET,
-        title="Look a task up; the twin of GET /v1/tasks/{id}",
-        publishers=("bus client",),
-        consumers=("gateway",),
-        delivery=Delivery.REQUEST,
-        payload="TaskRef",
-        reply="TaskView | ErrorBody",
-    ),
-    Subject(
-        pattern=API_CAPABILITIES,
-        title="What this system can serve; the twin of GET /v1/capabilities",
-        publishers=("bus client",),
-        consumers=("gateway",),
-        delivery=Delivery.REQUEST,
-        payload="Empty",
-        reply="Capabilities",
-    ),
-    Subject(
-        pattern=API_HEALTH,
-        title="Health of one pool; the twin of GET /v1/pools/{id}/health",
-        publishers=("bus client",),
-        consumers=("gateway",),
-        delivery=Delivery.REQUEST,
-        payload="PoolRef",
-        reply="PoolHealth | ErrorBody",
-    ),
 )
+"""Without the operations, whose rows are `http_api`: each that names a twin is served at `api(twin)`."""

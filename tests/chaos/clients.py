@@ -170,7 +170,7 @@ class Clients:
 
     async def _cancelled_on_the_bus(self, ask: Ask) -> tuple[Outcome, int, str]:
         ref = msgspec.json.encode(TaskRef(task_id=ask.request.task_id))
-        reply = await self._system.bus.request(subjects.API_CANCEL, ref, timeout_s=CANCEL_TIMEOUT_S)
+        reply = await self._system.bus.request(subjects.api("tasks.cancel"), ref, timeout_s=CANCEL_TIMEOUT_S)
         if status := int(reply.headers.get("Nats-Service-Error-Code", "0")):
             return (Outcome.REFUSED if status < 500 else Outcome.UNSURE), status, reply.data.decode()[:200]
         view = msgspec.json.decode(reply.data, type=TaskView)

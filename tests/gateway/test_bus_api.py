@@ -32,7 +32,7 @@ async def refused(cluster: Cluster, subject: str, body: Any) -> tuple[str, Error
 
 async def test_a_task_submitted_on_the_bus_is_read_over_http(cluster: Cluster, door: Door) -> None:
     request = task_request()
-    data, headers = await ask(cluster, subjects.API_SUBMIT, request, correlation="from-the-bus")
+    data, headers = await ask(cluster, subjects.api("tasks.submit"), request, correlation="from-the-bus")
     accepted = msgspec.json.decode(data, type=TaskAccepted)
     assert (accepted.task_id, accepted.correlation_id) == (request.task_id, "from-the-bus")
     assert headers["X-Correlation-Id"] == "from-the-bus"
@@ -45,30 +45,30 @@ async def test_a_task_submitted_on_the_bus_is_read_over_http(cluster: Cluster, d
 async def test_a_task_is_looked_up_and_cancelled_on_the_bus(cluster: Cluster, door: Door) -> None:
     task = task_request().task_id
     await cluster.record(run_record(task, TaskState.CANCELLED, tokens_out=2))
-    for subject in (subjects.API_GET, subjects.API_CANCEL):
+    for subject in (subjects.api("tasks.get"), subjects.api("tasks.cancel")):
         data, _ = await ask(cluster, subject, {"task_id": task.upper()})
         assert msgspec.json.decode(data, type=TaskView).state is TaskState.CANCELLED
 
 
 async def test_capabilities_and_health_are_told_on_the_bus(cluster: Cluster, door: Door) -> None:
-    data, _ = await ask(cluster, subjects.API_CAPABILITIES)
+    data, _ = await ask(cluster, subjects.api("capabilities"))
     assert msgspec.json.decode(data, type=Capabilities).engines[0].engine == "mock"
-    data, _ = await ask(cluster, subjects.API_HEALTH, {"pool_id": "p1"})
+    data, _ = await ask(cluster, subjects.api("pools.health"), {"pool_id": "p1"})
     assert msgspec.json.decode(data, type=PoolHealth).ready
 
 
 @pytest.mark.parametrize(
     ("subject", "body", "status", "code"),
     [
-        (subjects.API_SUBMIT, b"{", "400", ErrorCode.INVALID_PARAMS),
-        (subjects.API_SUBMIT, b"\xff\xff", "400", ErrorCode.INVALID_PARAMS),
-        (subjects.API_SUBMIT, {"task_id": "1"}, "400", ErrorCode.INVALID_PARAMS),
-        (subjects.API_GET, {"task_id": "1"}, "400", ErrorCode.INVALID_PARAMS),
-        (subjects.API_GET, {"task_id": task_request().task_id, "x": 1}, "400", ErrorCode.INVALID_PARAMS),
-        (subjects.API_GET, {"task_id": task_request().task_id}, "404", ErrorCode.INVALID_PARAMS),
-        (subjects.API_CANCEL, {"task_id": task_request().task_id}, "404", ErrorCode.INVALID_PARAMS),
-        (subjects.API_HEALTH, {"pool_id": "nope"}, "404", ErrorCode.INVALID_PARAMS),
-        (subjects.API_HEALTH, b"", "400", ErrorCode.INVALID_PARAMS),
+        (subjects.api("tasks.submit"), b"{", "400", ErrorCode.INVALID_PARAMS),
+        (subjects.api("tasks.submit"), b"\xff\xff", "400", ErrorCode.INVALID_PARAMS),
+        (subjects.api("tasks.submit"), {"task_id": "1"}, "400", ErrorCode.INVALID_PARAMS),
+        (subjects.api("tasks.get"), {"task_id": "1"}, "400", ErrorCode.INVALID_PARAMS),
+        (subjects.api("tasks.get"), {"task_id": task_request().task_id, "x": 1}, "400", ErrorCode.INVALID_PARAMS),
+        (subjects.api("tasks.get"), {"task_id": task_request().task_id}, "404", ErrorCode.INVALID_PARAMS),
+        (subjects.api("tasks.cancel"), {"task_id": task_request().task_id}, "404", ErrorCode.INVALID_PARAMS),
+        (subjects.api("pools.health"), {"pool_id": "nope"}, "404", ErrorCode.INVALID_PARAMS),
+        (subjects.api("pools.health"), b"", "400", ErrorCode.INVALID_PARAMS),
     ],
 )
 async def test_a_bad_request_gets_the_envelope_of_its_twin(
@@ -84,11 +84,11 @@ async def test_a_full_queue_refuses_on_the_bus_as_over_http() -> None:
     async with cluster_of(pool_spec(capacity=1), replica()) as cluster:
         door = await cluster.gateway()
         await door.submit()
-        status, told = await refused(cluster, subjects.API_SUBMIT, task_request())
+        status, told = await refused(cluster, subjects.api("tasks.submit"), task_request())
         assert (status, told.code, told.policy_label) == ("429", ErrorCode.ADMISSION_REJECT, "reject")
 
 
 async def test_gateways_share_the_requests(cluster: Cluster, door: Door) -> None:
     await cluster.gateway()
-    await ask(cluster, subjects.API_SUBMIT, task_request())
+    await ask(cluster, subjects.api("tasks.submit"), task_request())
     assert (await cluster.bus.stream_state(streams.admission_stream("p1", task_request().priority))).messages == 1

@@ -161,7 +161,7 @@ def test_what_is_only_a_signal_is_stored_nowhere() -> None:
         subjects.provision_progress("n", "j"),
         subjects.locate(0),
         subjects.appoint(0),
-        subjects.API_SUBMIT,
+        subjects.api("tasks.submit"),
     ):
         assert not any(matches(pattern, subject) for pattern in listed), subject
 

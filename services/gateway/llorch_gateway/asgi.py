@@ -7,7 +7,7 @@ work itself. Whatever is answered here or there carries X-Correlation-Id, and ev
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import parse_qs
@@ -152,7 +152,7 @@ class Front:
             self.limits.take(identity)
             streams = self.limits.streams(identity)
             call = call_of(identity, correlation, tenant=self.tenant, streams=streams)
-            if path == TASKS_PATH:
+            if path == TASKS_PATH and scope["method"] == "POST":
                 await self._answered(self._submit(scope, receive, send, call, headers))
             elif path.endswith(STREAM_SUFFIX) and path.startswith(TASKS_PATH):
                 await self._stream(scope, receive, send, call, headers)
@@ -167,13 +167,8 @@ class Front:
     async def _submit(
         self, scope: Scope, receive: Receive, send: Send, call: Call, headers: dict[bytes, bytes]
     ) -> None:
-        if scope["method"] != "POST":
-            await _not_allowed(send, call, "POST")
-            return
         body = await read_body(receive, headers, self.body_bytes_max, within_s=self.body_read_s)
-        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        if kind != b"application/json":
-            raise invalid("send the task as content-type application/json", status=415)
+        check_json(headers, "task")
         accepted = _encode(await self.admissions.submit(body, call))
         await send(
             {
@@ -228,7 +223,15 @@ class Front:
         await send({"type": "http.response.body", "body": b""})
 
 
-async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, *, within_s: float) -> bytes:
+def check_json(headers: Mapping[bytes, bytes], what: str) -> None:
+    """Raises OrchError 415."""
+    if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+        raise invalid(f"send the {what} as content-type application/json", status=415)
+
+
+async def read_body(
+    receive: Callable[[], Awaitable[Any]], headers: Mapping[bytes, bytes], limit: int, *, within_s: float
+) -> bytes:
     """The whole body. Raises OrchError 413 when it is longer than `limit`, 408 when it takes longer than `within_s`,
     400 when it is cut short."""
     try:
@@ -238,7 +241,7 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, *
         raise invalid(f"the body did not arrive within {within_s:g} s", status=408) from None
 
 
-async def _whole_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
+async def _whole_body(receive: Callable[[], Awaitable[Any]], headers: Mapping[bytes, bytes], limit: int) -> bytes:
     announced = headers.get(b"content-length", b"0")
     length = int(announced) if announced.isdigit() else 0
     parts: list[bytes] = []

@@ -9,17 +9,12 @@ from typing import Final
 
 import msgspec
 
-from llorch_gateway.admissions import Admissions
 from llorch_gateway.call import Call, correlation_of
-from llorch_gateway.control import told_capabilities, told_health
 from llorch_gateway.failures import as_orch_error
-from llorch_gateway.snapshot import Snapshot
-from llorch_gateway.tasks import Tasks, task_id
+from llorch_gateway.operations import OPERATION, Handler, Handlers, asked_on_the_bus
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, Message, Subscription
-from llorch_shared.errors import invalid
-from llorch_shared.wire.registry import PoolRef
-from llorch_shared.wire.task import REF_DECODER
+from llorch_shared.http_api import Operation
 
 QUEUE: Final = "gateways"
 CONCURRENCY: Final = 256
@@ -28,44 +23,41 @@ ERROR_CODE_HEADER: Final = "Nats-Service-Error-Code"
 ERROR_HEADER: Final = "Nats-Service-Error"
 
 _encode: Final = msgspec.json.Encoder().encode
-_POOL_REF: Final = msgspec.json.Decoder(PoolRef)
 
-Answer = Callable[[bytes, Call], Awaitable[bytes]]
+Respond = Callable[[Message], Awaitable[tuple[bytes, Mapping[str, str]]]]
 
 
 class BusApi:
-    def __init__(self, *, bus: Bus, admissions: Admissions, tasks: Tasks, snapshot: Snapshot, tenant: str) -> None:
+    """Serves every handler whose operation has a twin."""
+
+    def __init__(self, *, bus: Bus, handlers: Handlers, tenant: str) -> None:
         self._bus: Final = bus
-        self._admissions: Final = admissions
-        self._tasks: Final = tasks
-        self._snapshot: Final = snapshot
+        self._handlers: Final = handlers
         self._tenant: Final = tenant
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
-        served: Mapping[str, Answer] = {
-            subjects.API_SUBMIT: self._submit,
-            subjects.API_CANCEL: self._cancel,
-            subjects.API_GET: self._get,
-            subjects.API_CAPABILITIES: self._capabilities,
-            subjects.API_HEALTH: self._health,
-        }
-        for subject, answer in served.items():
-            responder = self._responder(answer)
-            self._subscriptions.append(await self._bus.serve(subject, responder, queue=QUEUE, concurrency=CONCURRENCY))
+        for name, handler in self._handlers.items():
+            operation = OPERATION[name]
+            if operation.twin:
+                respond = self._responder(operation, handler)
+                self._subscriptions.append(
+                    await self._bus.serve(subjects.api(operation.twin), respond, queue=QUEUE, concurrency=CONCURRENCY)
+                )
 
     async def stop(self) -> None:
         for subscription in self._subscriptions:
             await subscription.close()
         self._subscriptions.clear()
 
-    def _responder(self, answer: Answer) -> Callable[[Message], Awaitable[tuple[bytes, Mapping[str, str]]]]:
+    def _responder(self, operation: Operation, handler: Handler) -> Respond:
         async def respond(message: Message) -> tuple[bytes, Mapping[str, str]]:
             correlation = correlation_of(message.headers.get(subjects.CORRELATION_HEADER))
             headers = {subjects.CORRELATION_HEADER: correlation}
             call = Call(correlation, BUS_IDENTITY, "nats", self._tenant)
             try:
-                return await answer(message.data, call), headers
+                answer = await handler(asked_on_the_bus(operation, call, message.data))
+                return answer.encoded(), {**headers, **dict(answer.headers)}
             except Exception as error:  # noqa: BLE001  (this is the edge: every failure becomes an answer)
                 told = as_orch_error(error, correlation)
                 headers[ERROR_CODE_HEADER] = str(told.status)
@@ -73,30 +65,3 @@ class BusApi:
                 return _encode(told.body), headers
 
         return respond
-
-    async def _submit(self, data: bytes, call: Call) -> bytes:
-        return _encode(await self._admissions.submit(data, call))
-
-    async def _cancel(self, data: bytes, call: Call) -> bytes:
-        _, view = await self._tasks.cancel(_task(data), call)
-        return _encode(view)
-
-    async def _get(self, data: bytes, call: Call) -> bytes:
-        return _encode(await self._tasks.get(_task(data), call))
-
-    async def _capabilities(self, _data: bytes, _call: Call) -> bytes:
-        return _encode(told_capabilities(self._snapshot))
-
-    async def _health(self, data: bytes, call: Call) -> bytes:
-        try:
-            ref = _POOL_REF.decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise invalid(str(error)) from error
-        return _encode(told_health(self._snapshot, ref.pool_id, call))
-
-
-def _task(data: bytes) -> str:
-    try:
-        return task_id(REF_DECODER.decode(data).task_id)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise invalid(str(error)) from error

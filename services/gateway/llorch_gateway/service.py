@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from llorch_gateway import open_files, tls
+from llorch_gateway import open_files, pools_api, process_api, tasks_api, tls
 from llorch_gateway.admissions import Admissions
 from llorch_gateway.asgi import Front
 from llorch_gateway.bus_api import BusApi
@@ -112,9 +112,12 @@ class Gateway:
         )
         self.tokens: Final = TokenTable(token, wanted.tokens_path(), metrics)
         self._verifiers: Final = (self.tokens, *_oidc(wanted.oidc))
-        self._bus_api: Final = BusApi(
-            bus=bus, admissions=admissions, tasks=self.tasks, snapshot=self.snapshot, tenant=wanted.tenant
-        )
+        handlers = {
+            **tasks_api.handlers(self.tasks, admissions),
+            **pools_api.handlers(self.snapshot),
+            **process_api.handlers(metrics, self.readiness),
+        }
+        self._bus_api: Final = BusApi(bus=bus, handlers=handlers, tenant=wanted.tenant)
         self.front: Final = Front(
             identities=Identities(
                 AuthPolicy(
@@ -133,7 +136,7 @@ class Gateway:
                 body_bytes_max=wanted.body_bytes_max,
                 body_read_s=wanted.body_read_ms / 1000,
             ),
-            control=application(tasks=self.tasks, snapshot=self.snapshot, metrics=metrics, readiness=self.readiness),
+            control=application(handlers, body_bytes_max=wanted.body_bytes_max, body_read_s=wanted.body_read_ms / 1000),
             limits=Limits(metrics, time.monotonic),
             cors=Cors(frozenset(wanted.cors_origins)),
             tenant=wanted.tenant,

@@ -4,10 +4,10 @@ import re
 from typing import Any, Final
 
 from llorch_shared import subjects
-from llorch_shared.contracts import examples, schemas
+from llorch_shared.contracts import examples, schemas, twins
 from llorch_shared.http_api import API_VERSION
 from llorch_shared.identifiers import CORRELATION_PATTERN, NAME_PATTERN
-from llorch_shared.subjects import ALL_API, SUBJECTS, Subject
+from llorch_shared.subjects import SUBJECTS, Subject
 from llorch_shared.wire import dead
 from llorch_shared.wire.version import VERSION_HEADER
 
@@ -71,7 +71,6 @@ _HEADERS: Final = {
         "Nats-Marker-Reason": "`MaxAge` or `Remove` when the key expired or was deleted",
     },
 }
-_API_HEADERS: Final = {subjects.CORRELATION_HEADER: "correlation id; made by the gateway when absent"}
 
 
 def document() -> Document:
@@ -96,6 +95,7 @@ def document() -> Document:
             operations[f"{_camel(service)}Receives{_capital(name)}"] = _operation(
                 "receive", service, name, keys, reply_keys
             )
+    twins.add(channels, operations, messages)
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -133,8 +133,6 @@ def _is_media_type(name: str) -> bool:
 
 
 def _headers(subject: Subject) -> dict[str, str]:
-    if subject.pattern.startswith(ALL_API.removesuffix(">")):
-        return _API_HEADERS
     return _HEADERS.get(subject.pattern, {})
 
 

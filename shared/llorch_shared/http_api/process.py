@@ -66,7 +66,7 @@ PROCESS: Final[tuple[Operation, ...]] = (
             Parameter(
                 name="plane",
                 where="path",
-                type=Literal["data.json", "control.json"],
+                type=str,
                 description="Which of the two documents",
                 required=True,
             ),

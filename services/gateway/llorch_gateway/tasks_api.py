@@ -1,0 +1,19 @@
+"""Operations on tasks, as callers ask them. Submission over HTTP and streams are served by `asgi`, which is faster."""
+
+from llorch_gateway.admissions import Admissions
+from llorch_gateway.operations import Answer, Ask, Handlers
+from llorch_gateway.tasks import Tasks
+
+
+def handlers(tasks: Tasks, admissions: Admissions) -> Handlers:
+    async def submit(ask: Ask) -> Answer:
+        return Answer(await admissions.submit(ask.raw, ask.call), 202)
+
+    async def get(ask: Ask) -> Answer:
+        return Answer(await tasks.get(ask.given["id"].lower(), ask.call))
+
+    async def cancel(ask: Ask) -> Answer:
+        ended, view = await tasks.cancel(ask.given["id"].lower(), ask.call)
+        return Answer(view, 204 if ended else 202)
+
+    return {"submitTask": submit, "getTask": get, "cancelTask": cancel, "deleteTask": cancel}
