@@ -117,7 +117,7 @@ class Gateway:
             **pools_api.handlers(self.snapshot),
             **process_api.handlers(metrics, self.readiness),
         }
-        self._bus_api: Final = BusApi(bus=bus, handlers=handlers, tenant=wanted.tenant)
+        self._bus_api: Final = BusApi(bus=bus, handlers=handlers, tenant=wanted.tenant, instance=self.router.lane)
         self.front: Final = Front(
             identities=Identities(
                 AuthPolicy(
@@ -238,10 +238,10 @@ async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Se
         requests_max=connections.total,
         stall_s=wanted.sse_stall_ms / 1000,
         header_read_s=wanted.header_read_ms / 1000,
+        http2=wanted.prefer_h2,
         tls=tls.options(wanted.tls),
     )
     closed = asyncio.Event()
-        http2=wanted.prefer_h2,
     async with AsyncExitStack() as stack:
         await server.start()
         stack.push_async_callback(server.stop)
