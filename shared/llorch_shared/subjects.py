@@ -240,6 +240,11 @@ def api(twin: str) -> str:
     return ALL_API.removesuffix(">") + twin
 
 
+def micro(verb: str, name: str, instance: str) -> tuple[str, str, str]:
+    """Where NATS's own tools ask for services: all, of one name, one instance. `verb`: PING, INFO or STATS."""
+    return f"$SRV.{verb}", f"$SRV.{verb}.{name}", f"$SRV.{verb}.{name}.{instance}"
+
+
 def last_token(subject: str) -> str:
     """The task of a per-task subject."""
     return subject.rpartition(".")[2]

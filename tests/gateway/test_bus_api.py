@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import jsonschema
 import msgspec
 import pytest
 
 from llorch_shared import streams, subjects
 from llorch_shared.errors import ErrorBody, ErrorCode
+from llorch_shared.http_api import OPERATIONS
 from llorch_shared.wire.registry import Capabilities, PoolHealth
 from llorch_shared.wire.run import TaskView
 from llorch_shared.wire.task import TaskAccepted, TaskState
@@ -92,3 +94,23 @@ async def test_gateways_share_the_requests(cluster: Cluster, door: Door) -> None
     await cluster.gateway()
     await ask(cluster, subjects.api("tasks.submit"), task_request())
     assert (await cluster.bus.stream_state(streams.admission_stream("p1", task_request().priority))).messages == 1
+
+
+async def test_the_tools_of_nats_find_the_operations_with_their_schemas(cluster: Cluster, door: Door) -> None:
+    ping = msgspec.json.decode((await ask(cluster, "$SRV.PING.llama-orch"))[0])
+    assert (ping["type"], ping["id"]) == ("io.nats.micro.v1.ping_response", door.lane)
+    info = msgspec.json.decode((await ask(cluster, f"$SRV.INFO.llama-orch.{door.lane}"))[0])
+    told = {endpoint["name"]: endpoint for endpoint in info["endpoints"]}
+    assert told.keys() == {operation.operation_id for operation in OPERATIONS if operation.twin}
+    submit = told["submitTask"]
+    assert submit["subject"] == "llorch.api.tasks.submit"
+    jsonschema.validate(msgspec.to_builtins(task_request()), msgspec.json.decode(submit["metadata"]["request_schema"]))
+
+
+async def test_a_request_and_a_refusal_are_counted(cluster: Cluster, door: Door) -> None:
+    await ask(cluster, subjects.api("capabilities"))
+    await ask(cluster, subjects.api("pools.health"), {"pool_id": "nope"})
+    stats = msgspec.json.decode((await ask(cluster, "$SRV.STATS"))[0])
+    told = {endpoint["name"]: endpoint for endpoint in stats["endpoints"]}
+    assert (told["getCapabilities"]["num_requests"], told["getCapabilities"]["num_errors"]) == (1, 0)
+    assert (told["getPoolHealth"]["num_errors"], told["getPoolHealth"]["last_error"][:4]) == (1, "404:")

@@ -5,6 +5,8 @@ What is asked is one flat object: the parameters by their keys beside the fields
 
 from typing import Any, Final
 
+import msgspec
+
 from llorch_shared import subjects
 from llorch_shared.contracts import schemas
 from llorch_shared.http_api import OPERATIONS, Operation
@@ -16,6 +18,7 @@ Document = dict[str, Any]
 ASKS: Final = "bus client"
 ANSWERS: Final = "gateway"
 _FILE: Final = "./schemas/{name}.json"
+_INSIDE: Final = "#/$defs/{name}"
 
 
 def add(channels: Document, operations: Document, messages: Document) -> None:
@@ -77,12 +80,12 @@ def _add(operation: Operation, channels: Document, operations: Document, message
         }
 
 
-def request_schema(operation: Operation) -> Document:
-    """JSON Schema of what the twin takes, types by file."""
+def request_schema(operation: Operation, refs: str = _FILE) -> Document:
+    """JSON Schema of what the twin takes; types by file, or as `refs` says."""
     given: Document = {
         "type": "object",
         "properties": {
-            parameter.key: {**schemas.described([parameter.type], _FILE)[0][0], "description": parameter.description}
+            parameter.key: {**schemas.described([parameter.type], refs)[0][0], "description": parameter.description}
             for parameter in operation.parameters
         },
     }
@@ -90,15 +93,34 @@ def request_schema(operation: Operation) -> Document:
         given["required"] = required
     if operation.request is None:
         return given
-    body = _by_file(operation.request)
+    body = _schema(operation.request, refs)
     return {"allOf": [given, body]} if operation.parameters else body
 
 
-def answer_schema(operation: Operation) -> Document:
+def answer_schema(operation: Operation, refs: str = _FILE) -> Document:
     """JSON Schema of what it answers: a body of one of its replies, or the envelope of an error."""
-    bodies = [_by_file(reply.body) for reply in operation.replies if reply.body is not None]
-    return {"anyOf": [*bodies, _by_file(operation.error_body)]}
+    return {"anyOf": [_schema(kind, refs) for kind in _answers(operation)]}
 
 
-def _by_file(kind: Any) -> Document:
-    return schemas.described([kind], _FILE)[0][0]
+def request_schema_text(operation: Operation) -> str:
+    """The same in one piece, for who has no files at hand."""
+    types = [parameter.type for parameter in operation.parameters]
+    types += [operation.request] if operation.request is not None else []
+    return _in_one_piece(request_schema(operation, _INSIDE), types)
+
+
+def answer_schema_text(operation: Operation) -> str:
+    return _in_one_piece(answer_schema(operation, _INSIDE), _answers(operation))
+
+
+def _answers(operation: Operation) -> list[Any]:
+    return [*(reply.body for reply in operation.replies if reply.body is not None), operation.error_body]
+
+
+def _in_one_piece(schema: Document, types: list[Any]) -> str:
+    _, components = schemas.described(types, _INSIDE)
+    return msgspec.json.encode({**schema, "$defs": components} if components else schema).decode()
+
+
+def _schema(kind: Any, refs: str) -> Document:
+    return schemas.described([kind], refs)[0][0]
