@@ -120,6 +120,23 @@ RESET_DETAILS: Final[dict[ResetDetail, str]] = {
 }
 
 
+class PayloadDetail(StrEnum):
+    """What is wrong with what a task refers to (`payload_ref`)."""
+
+    PAYLOAD_MISSING = "payload_missing"
+    PAYLOAD_DAMAGED = "payload_damaged"
+    PAYLOAD_UNREADABLE = "payload_unreadable"
+    PAYLOAD_REFUSED = "payload_refused"
+
+
+PAYLOAD_DETAILS: Final[dict[PayloadDetail, str]] = {
+    PayloadDetail.PAYLOAD_MISSING: "The object was never stored, or its time was over before the task ran.",
+    PayloadDetail.PAYLOAD_DAMAGED: "What is stored under the digest is something else.",
+    PayloadDetail.PAYLOAD_UNREADABLE: "It is no Payload as JSON.",
+    PayloadDetail.PAYLOAD_REFUSED: "A guard refuses what it holds, or it is larger than the reference says.",
+}
+
+
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The error envelope (ORCH-2006): the body of every HTTP error and the data of an SSE `error` event."""
 
@@ -133,7 +150,7 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pool_id: str | None = None
     hint: str | None = None
     detail: str | None = None
-    """Which case of the code it is, where one has several: `ResetDetail`."""
+    """Which case of the code it is, where one has several: `ResetDetail`, `PayloadDetail`."""
 
 
 class OrchError(Exception):

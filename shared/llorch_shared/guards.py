@@ -10,12 +10,21 @@ import msgspec
 
 from llorch_shared.errors import ErrorCode, OrchError, invalid
 from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import PROMPT_BYTES_MAX, SCHEMA_BYTES_MAX, OutputMode, TaskRequest, Workload
+from llorch_shared.wire.task import (
+    INLINE_BYTES_MAX,
+    PROMPT_BYTES_MAX,
+    SCHEMA_BYTES_MAX,
+    OutputMode,
+    TaskRequest,
+    Workload,
+)
 from llorch_shared.wishes import labelled, permitted
 
 BYTES_PER_TOKEN_MAX: Final = 128
 """The longest tokens of known vocabularies are runs of 128 blanks. A prompt therefore has at least its bytes divided
 by this many tokens: what is refused for its length could not have fit with any of them."""
+ESCAPED_BYTES_MAX: Final = 6
+"""Of JSON for one byte of text."""
 
 
 def check_request(request: TaskRequest) -> None:
@@ -35,18 +44,25 @@ def check_pool(request: TaskRequest, pool: PoolSpec) -> None:
         )
     if request.ctx > pool.ctx:
         raise invalid(f"ctx {request.ctx} is over the {pool.ctx} of pool {pool.id}", engine=request.engine)
+    if request.payload_ref is None and content_bytes(request) > INLINE_BYTES_MAX:
+        raise invalid(
+            f"{content_bytes(request)} bytes of prompt; more than {INLINE_BYTES_MAX} go by payload_ref",
+            status=413,
+            engine=request.engine,
+        )
     with labelled(request):
         permitted(request, [pool])
 
 
 def check_content(request: TaskRequest) -> None:
-    """Exactly one of prompt, messages and inputs, one that its workload takes; how its output is bound."""
-    given = (request.prompt is not None) + (request.messages is not None) + (request.inputs is not None)
-    if given != 1:
+    """Exactly one of prompt, messages, inputs and a reference to one of these, one that its workload takes; how its
+    output is bound. What lies behind a reference is looked at by who has read it."""
+    given = (request.prompt, request.messages, request.inputs, request.payload_ref)
+    if sum(content is not None for content in given) != 1:
         raise invalid("give exactly one of prompt, messages and inputs", engine=request.engine)
     if request.workload is Workload.COMPLETION and request.inputs is not None:
         raise invalid("a completion needs a prompt or messages", engine=request.engine)
-    if request.workload is not Workload.COMPLETION and not request.inputs:
+    if request.workload is not Workload.COMPLETION and not (request.inputs or request.payload_ref):
         raise invalid(f"the workload {request.workload} needs inputs", engine=request.engine)
     size = content_bytes(request)
     if size > PROMPT_BYTES_MAX:
@@ -90,6 +106,9 @@ def check_deadline(request: TaskRequest) -> None:
 
 
 def content_bytes(request: TaskRequest) -> int:
+    """Of what the engine is given; of a reference, as JSON."""
+    if request.payload_ref is not None:
+        return request.payload_ref.bytes
     if request.prompt is not None:
         return _bytes(request.prompt)
     if request.messages is not None:
@@ -103,4 +122,5 @@ def _bytes(text: str) -> int:
 
 def prompt_tokens_min(request: TaskRequest) -> int:
     """A lower bound of the prompt's tokens: never more than any known tokenizer makes of it."""
-    return -(-content_bytes(request) // BYTES_PER_TOKEN_MAX)
+    per_token = BYTES_PER_TOKEN_MAX * (1 if request.payload_ref is None else ESCAPED_BYTES_MAX)
+    return -(-content_bytes(request) // per_token)

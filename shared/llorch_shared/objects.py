@@ -74,6 +74,12 @@ class Objects:
             await self._write(ref, data, 0 if found is None else found.seq)
         return ref
 
+    async def find(self, digest: str) -> ObjectRef | None:
+        """None for what is not stored, or not any more. Raises ObjectDamaged, BusError."""
+        found = await self._bus.last(streams.OBJECTS, subjects.object_entry(digest))
+        entry = None if found is None else _entry_in(found)
+        return None if entry is None else ObjectRef(digest=digest, bytes=entry.size)
+
     async def get(self, digest: str, *, bytes_max: int = OBJECT_BYTES_MAX) -> bytes:
         """Raises ObjectError, BusError."""
         for number in range(READ_TRIES):

@@ -105,7 +105,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     prefer_h2: bool = True
     """HTTP/2 beside HTTP/1 on the one port: by ALPN with TLS, else for clients that begin with it. False serves HTTP/1
     alone, for what stands before the gateway and speaks HTTP/2 badly."""
-    body_bytes_max: Annotated[int, Meta(ge=1024)] = 900 * 1024
+    body_bytes_max: Annotated[int, Meta(ge=1024, le=16 * 1024 * 1024)] = 16 * 1024 * 1024
+    """Largest request body, bytes. What no bus message could hold travels by reference (object store)."""
     streams_max: Annotated[int, Meta(ge=1)] = 4096
     """Open streams per gateway process; one more is refused with 503."""
     cancel_wait_ms: Annotated[int, Meta(ge=1)] = 5_000

@@ -50,7 +50,7 @@ async def test_a_task_is_submitted_and_streamed(cluster: Cluster, door: Door, ht
 @BOTH
 async def test_refusals_reach_a_client_that_is_still_sending(door: Door, http2: bool) -> None:
     async with served(door) as server, client(server, http2=http2) as http:
-        refused = await http.post("/v1/tasks", content=b"x" * 10_000_000, headers=JSON)
+        refused = await http.post("/v1/tasks", content=b"x" * 20_000_000, headers=JSON)
         assert refused.status_code == 413
         assert refused.json()["code"] == "INVALID_PARAMS"
         assert (await http.get("/healthz")).status_code == 200

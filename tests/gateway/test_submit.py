@@ -219,8 +219,8 @@ BAD: dict[str, tuple[bytes, int, ErrorCode]] = {
     "deadline zero": (body(deadline_ms=0), 400, ErrorCode.DEADLINE_UNMET),
     "deadline past": (body(deadline_ms=-5), 400, ErrorCode.DEADLINE_UNMET),
     "lone surrogate": (body(prompt="@").replace(b'"@"', b'"\\ud800"'), 400, ErrorCode.INVALID_PARAMS),
-    "too long": (body(prompt="x" * 1_000_000), 413, ErrorCode.INVALID_PARAMS),
-    "ten megabytes": (b"x" * 10_000_000, 413, ErrorCode.INVALID_PARAMS),
+    "too long": (body(prompt="x" * 1_000_000), 400, ErrorCode.INVALID_PARAMS),
+    "twenty megabytes": (b"x" * 20_000_000, 413, ErrorCode.INVALID_PARAMS),
 }
 
 

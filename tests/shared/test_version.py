@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from llorch_shared.guards import check_request
+from llorch_shared.wire.objects import ObjectRef
 from llorch_shared.wire.task import (
     REQUEST_DECODER,
     ChatMessage,
@@ -68,13 +69,22 @@ def test_chats_sampling_and_schemas_are_of_version_three(changes: dict[str, Any]
     for kind in (Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN):
         headers = version_headers(kind, request)
         assert headers == {VERSION_HEADER: "3"}
-        assert VERSIONS[kind] == int(headers[VERSION_HEADER])
+        assert decode(kind, REQUEST_DECODER, msgspec.json.encode(request), headers) == request
+
+
+def test_a_prompt_by_reference_is_of_version_four() -> None:
+    ref = ObjectRef(digest=f"sha256:{'0' * 64}", bytes=1_000_000)
+    request = msgspec.structs.replace(task_request(), prompt=None, payload_ref=ref)
+    check_request(request)
+    for kind in (Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN):
+        headers = version_headers(kind, request)
+        assert headers == {VERSION_HEADER: "4"}
         assert decode(kind, REQUEST_DECODER, msgspec.json.encode(request), headers) == request
 
 
 def test_a_newer_version_is_not_looked_at() -> None:
     headers = {VERSION_HEADER: str(VERSIONS[Kind.RUN] + 1)}
-    with pytest.raises(NewerVersion, match="run of version 4"):
+    with pytest.raises(NewerVersion, match="run of version 5"):
         decode(Kind.RUN, REQUEST_DECODER, b"not even json", headers)
     assert is_newer(Kind.RUN, headers)
 

@@ -29,6 +29,8 @@ WRITTEN_BY_THE_OUTSIDE = {
     "StreamOptions",
     "TextCompletionRequest",
     "Wish",
+    "ObjectRef",
+    "Payload",
     "PlacementOverrides",
     "Sampling",
     "PoolRef",
@@ -207,6 +209,6 @@ def test_started_keeps_a_seed_of_zero() -> None:
 
 
 def test_the_largest_request_fits_one_bus_message() -> None:
-    request = task_request(prompt="p" * task.PROMPT_BYTES_MAX, model_ref="m" * 512)
+    request = task_request(prompt="p" * task.INLINE_BYTES_MAX, model_ref="m" * 512)
     assert len(msgspec.json.encode(request)) < 1024 * 1024 - 4096
     assert isinstance(request, TaskRequest)

@@ -41,7 +41,8 @@ CASES = {
     "malformed JSON": (b'{"task_id": ', 400),
     "not an object": (b"[]", 400),
     "nothing": (b"", 400),
-    "ten megabytes": (request(prompt="x" * 10_000_000), 413),
+    "ten megabytes": (request(prompt="x" * 10_000_000), 400),
+    "twenty megabytes": (request(prompt="x" * 20_000_000), 413),
 }
 
 

@@ -14,6 +14,7 @@ import msgspec
 from llorch_gateway.call import Call
 from llorch_gateway.core.refusals import queue_full, tenant_full
 from llorch_gateway.failures import unavailable
+from llorch_gateway.payloads import Payloads
 from llorch_gateway.snapshot import Snapshot
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, BusError, Full, NoStream, Stored, SubjectFull, Unanswered
@@ -48,10 +49,12 @@ class Enqueue:
         self._bus: Final = bus
         self._snapshot: Final = snapshot
         self._lane: Final = lane
+        self._payloads: Final = Payloads(bus)
 
     async def store(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
         """Store the task. Returns what was stored and the number of tries: a duplicate after several may be ours, or
         another gateway's. Raises Refused when there is no place, OrchError when the queue cannot be reached."""
+        await self._payloads.check(request, call)
         if self._promised(request, pool, call):
             appointment = await self._ask(request, pool, call)
             if appointment is not None and not appointment.admit:
@@ -79,13 +82,13 @@ class Enqueue:
 
     async def _publish(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
         """Publish, however often it takes within the bound: the msg_id makes repeats one task."""
+        request, payload = await self._payloads.fitted(request)
         subject = subjects.admission(pool.id, request.priority, call.tenant)
         headers = {
             subjects.CORRELATION_HEADER: call.correlation_id,
             subjects.LANE_HEADER: self._lane,
             **version_headers(Kind.ADMISSION, request),
         }
-        payload = _encode(request)
         deadline = asyncio.get_running_loop().time() + PUBLISH_WITHIN_S
         pause, tries = PAUSE_FIRST_S, 0
         while True:

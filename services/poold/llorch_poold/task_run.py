@@ -41,6 +41,7 @@ from llorch_poold.core.task import (
 )
 from llorch_poold.node_context import CHAT_TEMPLATE, INTERRUPTIBLE_DECODE, NodeContext, ReplicaFacts
 from llorch_poold.outlet import fence_clock
+from llorch_poold.payload import PayloadUnusable, whole
 from llorch_poold.prefill_line import Turn
 from llorch_poold.run_store import NotStorable, is_overtaken
 from llorch_poold.task_voice import TaskVoice
@@ -266,6 +267,14 @@ class TaskRun:
                 f"sampler profile {request.sampler_profile_version} is not the pool's, which is "
                 f"{self._facts.sampler_profile_version}",
             )
+            return
+        try:
+            request = await whole(self._node.bus, request)
+        except PayloadUnusable as error:
+            self._fail(error.code, str(error), error.detail)
+            return
+        except BusError as error:
+            self.lose(f"its prompt cannot be read: {error}")
             return
         if request.messages is not None and CHAT_TEMPLATE not in self._facts.features:
             self._fail(

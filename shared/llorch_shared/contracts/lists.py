@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from llorch_shared.errors import ERRORS, POLICY_LABELS, RESET_DETAILS
+from llorch_shared.errors import ERRORS, PAYLOAD_DETAILS, POLICY_LABELS, RESET_DETAILS
 from llorch_shared.http_api import STATUS_HEADERS
 from llorch_shared.metrics import METRICS
 
@@ -61,6 +61,13 @@ _DETAILS_HEAD: Final = """
 |---|---|
 """
 
+_PAYLOADS_HEAD: Final = """
+and of a task that ends with INVALID_PARAMS or INTERNAL what is wrong with its `payload_ref`:
+
+| Detail | What |
+|---|---|
+"""
+
 
 def errors_table() -> str:
     rows = [
@@ -70,7 +77,14 @@ def errors_table() -> str:
     headers = [f"| {status} | {', '.join(f'`{name}`' for name in names)} |" for status, names in STATUS_HEADERS.items()]
     labels = [f"| `{label}` | {meaning} |" for label, meaning in POLICY_LABELS.items()]
     details = [f"| `{detail}` | {meaning} |" for detail, meaning in RESET_DETAILS.items()]
-    tables = ((_ERRORS_HEAD, rows), (_ERRORS_TAIL, headers), (_LABELS_HEAD, labels), (_DETAILS_HEAD, details))
+    payloads = [f"| `{detail}` | {meaning} |" for detail, meaning in PAYLOAD_DETAILS.items()]
+    tables = (
+        (_ERRORS_HEAD, rows),
+        (_ERRORS_TAIL, headers),
+        (_LABELS_HEAD, labels),
+        (_DETAILS_HEAD, details),
+        (_PAYLOADS_HEAD, payloads),
+    )
     return "".join(head + "\n".join(lines) + "\n" for head, lines in tables)
 
 

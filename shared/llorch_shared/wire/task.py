@@ -7,14 +7,17 @@ import msgspec
 from msgspec import Meta
 
 from llorch_shared.identifiers import NAME_PATTERN, UUID_PATTERN
+from llorch_shared.wire.objects import OBJECT_BYTES_MAX, ObjectRef
 
 TaskId = Annotated[str, Meta(pattern=UUID_PATTERN, description="UUID; compared in lower case")]
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 
 CTX_MAX: Final = 32_768
 MAX_TOKENS_MAX: Final = 50_000
-PROMPT_BYTES_MAX: Final = 768 * 1024
-"""A request travels in one bus message of at most 1 MiB; escaping and headers need the rest."""
+INLINE_BYTES_MAX: Final = 768 * 1024
+"""Of a request as JSON: larger ones travel by reference. It is in one bus message of at most 1 MiB, with the run record
+and headers around it."""
+PROMPT_BYTES_MAX: Final = OBJECT_BYTES_MAX
 MESSAGES_MAX: Final = 1_024
 STOPS_MAX: Final = 16
 STOP_CHARS_MAX: Final = 256
@@ -121,6 +124,14 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The text ends before the first of these; none of it is sent."""
 
 
+class Payload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """What a request with `payload_ref` refers to, as JSON in the object store: the one of these that it would hold."""
+
+    prompt: str | None = None
+    messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=MESSAGES_MAX)] | None = None
+    inputs: tuple[str, ...] | None = None
+
+
 class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """One unit of inference (FR-DP-001). The body of POST /v1/tasks and the payload of an admission message."""
 
@@ -151,6 +162,9 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     sampling: Sampling | None = None
     response_schema: dict[str, Any] | None = None
     """JSON Schema of the output, which the engine cannot leave; with `output_mode` json."""
+    payload_ref: ObjectRef | None = None
+    """Where a Payload lies, instead of prompt, messages or inputs: for what is too large for one bus message. The
+    gateway refers by itself; bus clients put the object first. Since version 4."""
 
 
 class TaskState(StrEnum):
@@ -187,4 +201,5 @@ class Empty(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 REQUEST_DECODER: Final = msgspec.json.Decoder(TaskRequest)
+PAYLOAD_DECODER: Final = msgspec.json.Decoder(Payload)
 REF_DECODER: Final = msgspec.json.Decoder(TaskRef)

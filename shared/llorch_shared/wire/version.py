@@ -11,6 +11,7 @@ Readers read every version up to theirs.
 
     admission, placement, run   2: TaskRequest.failover
                                 3: TaskRequest.messages, sampling, response_schema
+                                4: TaskRequest.payload_ref
 
 A newer version is never half understood: `decode` does not look at the payload. What a reader does then is its own
 decision, and stands beside it: work in a queue becomes a dead letter, state is passed over. A cancel wish has no
@@ -41,7 +42,7 @@ class Kind(StrEnum):
 
 VERSIONS: Final[dict[Kind, int]] = {
     **dict.fromkeys(Kind, 1),
-    **dict.fromkeys((Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN), 3),
+    **dict.fromkeys((Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN), 4),
 }
 """Newest version of each kind that this release writes and reads."""
 
@@ -60,6 +61,8 @@ def version_headers(kind: Kind, request: TaskRequest | None = None) -> dict[str,
 
 
 def _version_of(request: TaskRequest) -> str:
+    if request.payload_ref is not None:
+        return "4"
     if request.messages is not None or request.sampling is not None or request.response_schema is not None:
         return "3"
     return "1" if request.failover is Failover.RESUME else "2"

@@ -188,4 +188,6 @@ def _prompt_tokens(request: TaskRequest) -> float:
         chars += sum(map(len, request.inputs))
     if request.messages:
         chars += sum(len(message.content) for message in request.messages)
+    if request.payload_ref:
+        chars += request.payload_ref.bytes
     return chars / PROMPT_CHARS_PER_TOKEN
