@@ -12,6 +12,7 @@ from llorch_shared.errors import ErrorCode, OrchError, invalid
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import (
     INLINE_BYTES_MAX,
+    INPUTS_MAX,
     PROMPT_BYTES_MAX,
     SCHEMA_BYTES_MAX,
     OutputMode,
@@ -42,6 +43,8 @@ def check_pool(request: TaskRequest, pool: PoolSpec) -> None:
             f"pool {pool.id} does not serve model {request.model_ref!r} with engine {request.engine}",
             engine=request.engine,
         )
+    if request.workload not in pool.serves:
+        raise invalid(f"pool {pool.id} does not serve the workload {request.workload}", engine=request.engine)
     if request.ctx > pool.ctx:
         raise invalid(f"ctx {request.ctx} is over the {pool.ctx} of pool {pool.id}", engine=request.engine)
     if request.payload_ref is None and content_bytes(request) > INLINE_BYTES_MAX:
@@ -55,15 +58,12 @@ def check_pool(request: TaskRequest, pool: PoolSpec) -> None:
 
 
 def check_content(request: TaskRequest) -> None:
-    """Exactly one of prompt, messages, inputs and a reference to one of these, one that its workload takes; how its
-    output is bound. What lies behind a reference is looked at by who has read it."""
-    given = (request.prompt, request.messages, request.inputs, request.payload_ref)
-    if sum(content is not None for content in given) != 1:
-        raise invalid("give exactly one of prompt, messages and inputs", engine=request.engine)
-    if request.workload is Workload.COMPLETION and request.inputs is not None:
-        raise invalid("a completion needs a prompt or messages", engine=request.engine)
-    if request.workload is not Workload.COMPLETION and not (request.inputs or request.payload_ref):
-        raise invalid(f"the workload {request.workload} needs inputs", engine=request.engine)
+    """What its workload takes, and nothing else, or a reference to it; how its output is bound. What lies behind a
+    reference is looked at by who has read it."""
+    if request.workload is Workload.COMPLETION or request.payload_ref is not None:
+        _check_one(request)
+    else:
+        _check_inputs(request)
     size = content_bytes(request)
     if size > PROMPT_BYTES_MAX:
         raise invalid(
@@ -72,9 +72,45 @@ def check_content(request: TaskRequest) -> None:
     _check_output(request)
 
 
+def _check_one(request: TaskRequest) -> None:
+    """Exactly one of prompt, messages, inputs and a reference to them."""
+    given = (request.prompt, request.messages, request.inputs, request.payload_ref)
+    if sum(content is not None for content in given) != 1:
+        raise invalid("give exactly one of prompt, messages and inputs", engine=request.engine)
+    if request.inputs is not None:
+        raise invalid("a completion needs a prompt or messages", engine=request.engine)
+
+
+def _check_inputs(request: TaskRequest) -> None:
+    """Texts of which each has a result: inputs alone to embed, documents with their query to rank. Engines count the
+    tokens of an empty text in ways of their own, and one breaks on it."""
+    workload, inputs = request.workload, request.inputs
+    if not inputs:
+        raise invalid(f"the workload {workload} needs inputs", engine=request.engine)
+    if request.messages is not None or (request.prompt is None) is (workload is Workload.RERANK):
+        asked = "a prompt, which is the query, and inputs" if workload is Workload.RERANK else "inputs and no prompt"
+        raise invalid(f"the workload {workload} takes {asked}", engine=request.engine)
+    if len(inputs) > INPUTS_MAX:
+        raise invalid(f"{len(inputs)} inputs; at most {INPUTS_MAX} are taken", engine=request.engine)
+    if request.prompt == "" or "" in inputs:
+        raise invalid(f"the workload {workload} takes no empty text", engine=request.engine)
+    if request.max_tokens < len(inputs):
+        raise invalid(
+            f"max_tokens is {request.max_tokens} and there are {len(inputs)} inputs; each result counts as one token",
+            engine=request.engine,
+        )
+
+
 def _check_output(request: TaskRequest) -> None:
-    if request.sampling is not None and request.workload is not Workload.COMPLETION:
-        raise invalid(f"the workload {request.workload} takes no sampling", engine=request.engine)
+    if request.workload is not Workload.COMPLETION:
+        unfit = {
+            "sampling": request.sampling is not None,
+            "response_schema": request.response_schema is not None,
+            "output_mode": request.output_mode is not OutputMode.TEXT,
+        }
+        for name, said in unfit.items():
+            if said:
+                raise invalid(f"the workload {request.workload} takes no {name}", engine=request.engine)
     if request.response_schema is None:
         return
     if request.output_mode is not OutputMode.JSON:
@@ -93,7 +129,7 @@ def check_budget(request: TaskRequest) -> None:
             engine=request.engine,
         )
     if least > request.ctx:
-        raise invalid(f"inputs of at least {least} tokens do not fit ctx {request.ctx}", engine=request.engine)
+        raise invalid(f"an input of at least {least} tokens does not fit ctx {request.ctx}", engine=request.engine)
 
 
 def check_deadline(request: TaskRequest) -> None:
@@ -109,11 +145,9 @@ def content_bytes(request: TaskRequest) -> int:
     """Of what the engine is given; of a reference, as JSON."""
     if request.payload_ref is not None:
         return request.payload_ref.bytes
-    if request.prompt is not None:
-        return _bytes(request.prompt)
     if request.messages is not None:
         return sum(_bytes(message.content) for message in request.messages)
-    return sum(map(_bytes, request.inputs or ()))
+    return _bytes(request.prompt or "") + sum(map(_bytes, request.inputs or ()))
 
 
 def _bytes(text: str) -> int:
@@ -121,6 +155,12 @@ def _bytes(text: str) -> int:
 
 
 def prompt_tokens_min(request: TaskRequest) -> int:
-    """A lower bound of the prompt's tokens: never more than any known tokenizer makes of it."""
+    """A lower bound of the tokens that the engine reads at once, of a workload with inputs those of the longest: never
+    more than any known tokenizer makes of it."""
+    if request.workload is not Workload.COMPLETION:
+        if request.payload_ref is not None:
+            return 1
+        longest = max(map(_bytes, request.inputs or ("",)))
+        return -(-(longest + _bytes(request.prompt or "")) // BYTES_PER_TOKEN_MAX)
     per_token = BYTES_PER_TOKEN_MAX * (1 if request.payload_ref is None else ESCAPED_BYTES_MAX)
     return -(-content_bytes(request) // per_token)

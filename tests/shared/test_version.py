@@ -7,14 +7,17 @@ import pytest
 
 from llorch_shared.guards import check_request
 from llorch_shared.wire.objects import ObjectRef
+from llorch_shared.wire.spec import POOL_DECODER, Pooling, PoolSpec
 from llorch_shared.wire.task import (
     REQUEST_DECODER,
     ChatMessage,
     ChatRole,
+    Engine,
     Failover,
     OutputMode,
     Sampling,
     TaskRequest,
+    Workload,
 )
 from llorch_shared.wire.version import (
     VERSION_HEADER,
@@ -25,6 +28,7 @@ from llorch_shared.wire.version import (
     check_version,
     decode,
     is_newer,
+    pool_headers,
     version_headers,
 )
 from support.node_harness import task_request
@@ -48,6 +52,18 @@ def test_only_what_uses_a_new_field_is_of_the_new_version() -> None:
             headers = version_headers(kind, new)
             assert headers == {VERSION_HEADER: "2"}
             assert decode(kind, REQUEST_DECODER, msgspec.json.encode(new), headers) == new
+
+
+def test_a_pool_of_completions_is_written_as_the_release_before_reads_it() -> None:
+    pool = PoolSpec(id="p", engine=Engine.MOCK, model="m")
+    assert pool_headers(pool) == {VERSION_HEADER: "1"}
+    assert b"workloads" not in msgspec.json.encode(pool)
+    assert b"pooling" not in msgspec.json.encode(pool)
+    for new in ({"workloads": (Workload.EMBEDDING,)}, {"workloads": (Workload.EMBEDDING,), "pooling": Pooling.LAST}):
+        changed = msgspec.structs.replace(pool, **new)
+        headers = pool_headers(changed)
+        assert headers == {VERSION_HEADER: "2"}
+        assert decode(Kind.SPEC, POOL_DECODER, msgspec.json.encode(changed), headers) == changed
 
 
 CHAT = (ChatMessage(role=ChatRole.SYSTEM, content="Be brief."), ChatMessage(role=ChatRole.USER, content="Hi"))

@@ -19,7 +19,7 @@ from llorch_shared.bus.port import Bus, BusError, Message, WrongSequence
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
-from llorch_shared.wire.version import Kind, version_headers
+from llorch_shared.wire.version import pool_headers
 
 TRIES_MAX: Final = 5
 ACTOR: Final = "orchctl"
@@ -122,7 +122,7 @@ async def remove(bus: Bus, pool_id: str) -> None:
 
 async def _write(bus: Bus, before: Revision, pool: PoolSpec, command: str) -> Changed:
     written = await bus.store(
-        _subject(pool.id), msgspec.json.encode(pool), expect_seq=before.seq, headers=version_headers(Kind.SPEC)
+        _subject(pool.id), msgspec.json.encode(pool), expect_seq=before.seq, headers=pool_headers(pool)
     )
     made = changes(before.pool, pool)
     await _audit(bus, pool.id, command, before.seq, [str(each) for each in made])

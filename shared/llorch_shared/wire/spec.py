@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from llorch_shared.wire.policy import (
     AdmissionSpec,
@@ -17,7 +17,7 @@ from llorch_shared.wire.policy import (
     QueueSpec,
     WaitingSpec,
 )
-from llorch_shared.wire.task import CTX_MAX, Engine, Name
+from llorch_shared.wire.task import CTX_MAX, Engine, Name, Workload
 
 
 class ProvisioningMode(StrEnum):
@@ -26,6 +26,16 @@ class ProvisioningMode(StrEnum):
     CONTAINER = "container"
     PACKAGE = "package"
     BINARY = "binary"
+
+
+class Pooling(StrEnum):
+    """How the vectors of a text's tokens become the one of the text."""
+
+    MEAN = "mean"
+    CLS = "cls"
+    LAST = "last"
+    """Of the last token: what models that generate are trained for. Only here may an input be read in parts, so that
+    engines on a CPU keep their small batches."""
 
 
 class TimeoutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,6 +92,11 @@ class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     preload: Literal[True] = True
     """Engines load at start, before the first task (ORCH-3002)."""
     sampler_profile_version: Name = "v1"
+    workloads: Annotated[tuple[Workload, ...], Meta(min_length=1)] | UnsetType = UNSET
+    """What its engines are started for; absent: `completion` alone. `rerank` needs a model that was made for it, and a
+    pool of its own. Since version 2 of specifications, as `pooling`; written only where they say something."""
+    pooling: Pooling | UnsetType = UNSET
+    """Of embeddings; absent: as the model file says."""
     require_same_engine_version: bool = True
     """Tasks go to replicas of one engine version, model digest and sampler profile, but for a canary (ORCH-3046)."""
     queue: QueueSpec = QueueSpec()
@@ -95,6 +110,17 @@ class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     waiting: WaitingSpec = WaitingSpec()
     timeouts: TimeoutSpec = TimeoutSpec()
     provisioning: ProvisioningSpec = ProvisioningSpec()
+
+    def __post_init__(self) -> None:
+        if Workload.RERANK in self.serves and set(self.serves) != {Workload.RERANK}:
+            raise ValueError("a pool that serves the workload rerank serves no other")
+        if self.pooling is not UNSET and Workload.EMBEDDING not in self.serves:
+            raise ValueError("pooling is of embeddings, which are not among the workloads of this pool")
+
+    @property
+    def serves(self) -> tuple[Workload, ...]:
+        """Its workloads."""
+        return (Workload.COMPLETION,) if self.workloads is UNSET else self.workloads
 
 
 POOL_DECODER: Final = msgspec.json.Decoder(PoolSpec)

@@ -19,6 +19,8 @@ INLINE_BYTES_MAX: Final = 768 * 1024
 and headers around it."""
 PROMPT_BYTES_MAX: Final = OBJECT_BYTES_MAX
 MESSAGES_MAX: Final = 1_024
+INPUTS_MAX: Final = 2_048
+"""Of one embedding or rerank task: as many as OpenAI takes."""
 STOPS_MAX: Final = 16
 STOP_CHARS_MAX: Final = 256
 SCHEMA_BYTES_MAX: Final = 64 * 1024
@@ -125,7 +127,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Payload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    """What a request with `payload_ref` refers to, as JSON in the object store: the one of these that it would hold."""
+    """What a request with `payload_ref` refers to, as JSON in the object store: what it would hold of these."""
 
     prompt: str | None = None
     messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=MESSAGES_MAX)] | None = None
@@ -143,6 +145,7 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ctx: Annotated[int, Meta(ge=1, le=CTX_MAX, description="context length in tokens")]
     priority: Priority
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS_MAX)]
+    """Of an embedding or rerank task at least its inputs: each result counts as one token."""
     deadline_ms: Annotated[
         int, Meta(ge=-(2**53), le=2**53, description="budget from admission to the last token, milliseconds")
     ]
@@ -150,7 +153,10 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     determinism: Determinism = Determinism.STRICT
     sampler_profile_version: Name = "v1"
     prompt: str | None = None
+    """Of a rerank task the query."""
     inputs: tuple[str, ...] | None = None
+    """Texts to embed, or documents to be ranked for the prompt. Their results are token events in their order: `i` is
+    the input's index, `t` the JSON text of its result."""
     expected_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS_MAX)] | None = None
     kv_hint: KvHint | None = None
     placement: PlacementOverrides | None = None

@@ -12,6 +12,7 @@ Readers read every version up to theirs.
     admission, placement, run   2: TaskRequest.failover
                                 3: TaskRequest.messages, sampling, response_schema
                                 4: TaskRequest.payload_ref
+    spec                        2: PoolSpec.workloads, pooling
 
 A newer version is never half understood: `decode` does not look at the payload. What a reader does then is its own
 decision, and stands beside it: work in a queue becomes a dead letter, state is passed over. A cancel wish has no
@@ -24,7 +25,9 @@ from enum import StrEnum
 from typing import Final, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Failover, TaskRequest
 
 VERSION_HEADER: Final = "Llorch-Version"
@@ -43,6 +46,7 @@ class Kind(StrEnum):
 VERSIONS: Final[dict[Kind, int]] = {
     **dict.fromkeys(Kind, 1),
     **dict.fromkeys((Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN), 4),
+    Kind.SPEC: 2,
 }
 """Newest version of each kind that this release writes and reads."""
 
@@ -58,6 +62,11 @@ class NewerVersion(Unreadable):
 def version_headers(kind: Kind, request: TaskRequest | None = None) -> dict[str, str]:
     """What a publisher says about a message of this kind. `request`: the one that the message carries, if it does."""
     return {VERSION_HEADER: "1" if request is None else _version_of(request)}
+
+
+def pool_headers(pool: PoolSpec) -> dict[str, str]:
+    """Of the specification of a pool."""
+    return {VERSION_HEADER: "1" if pool.workloads is UNSET and pool.pooling is UNSET else "2"}
 
 
 def _version_of(request: TaskRequest) -> str:
