@@ -144,6 +144,18 @@ def pool_key(pool: str) -> str:
     return f"pool.{token(pool)}"
 
 
+def drain_key(pool: str) -> str:
+    return f"drain.{token(pool)}"
+
+
+def reload_key(pool: str) -> str:
+    return f"reload.{token(pool)}"
+
+
+def tenant_key(tenant: str) -> str:
+    return f"tenant.{token(tenant)}"
+
+
 def registry(key: str) -> str:
     return f"$KV.REG.{key}"
 
@@ -380,11 +392,11 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
     ),
     Subject(
         pattern=SPEC,
-        title="Desired state: the pools",
-        publishers=("orchctl",),
+        title="Desired state: the pools, which of them rest or get another model, and the tenants",
+        publishers=("orchctl", "gateway", "poold"),
         consumers=("gateway", "scheduler", "poold"),
         delivery=Delivery.LATEST,
-        payload="PoolSpec",
+        payload="PoolSpec | PoolDrain | PoolReload | Tenant",
     ),
     Subject(
         pattern=SPEC_LIVE,
@@ -392,7 +404,7 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         publishers=("nats-server",),
         consumers=("gateway", "scheduler", "poold"),
         delivery=Delivery.SIGNAL,
-        payload="PoolSpec",
+        payload="PoolSpec | PoolDrain | PoolReload | Tenant",
     ),
     Subject(
         pattern=OBJECT_CHUNKS,

@@ -8,10 +8,10 @@ async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(slots=2)]) as nod
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 import msgspec
@@ -43,6 +43,7 @@ from support.nats_server import NatsServer
 
 DEADLINE_S = 15.0
 LANE = "gw-test"
+T = TypeVar("T")
 
 
 def mock_pool(
@@ -314,6 +315,15 @@ class NodeHarness:
     async def audits(self, task_id: str) -> list[AuditRecord]:
         messages = await self.bus.replay(streams.AUD, f"llorch.aud.*.{task_id}")
         return [AUDIT_DECODER.decode(message.data) for message in messages]
+
+    async def kept(self, key: str, decoder: "msgspec.json.Decoder[T]") -> AsyncIterator[T]:
+        """What the desired state holds under `key`, asked for again and again until the deadline."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                message = await self.bus.last(streams.SPEC, subjects.spec(key))
+                if message is not None and not message.deleted:
+                    yield decoder.decode(message.data)
+                await asyncio.sleep(0.02)
 
     async def until_audited(self, task_id: str, *events: str) -> None:
         async with asyncio.timeout(DEADLINE_S):

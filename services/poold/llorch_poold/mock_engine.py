@@ -24,6 +24,8 @@ from llorch_poold.mock_text import Chat, chatml
 from llorch_shared.lifecycle import Stop, die_with_parent, run
 
 VERSION: Final = "mock-stub-v0"
+MISSING_MODEL: Final = "mock:missing"
+"""The model that is not there."""
 BODY_BYTES_MAX: Final = 16 * 1024 * 1024
 _COMPLETION: Final = msgspec.json.Decoder(Completion)
 _CHAT: Final = msgspec.json.Decoder(Chat)
@@ -328,6 +330,9 @@ async def serve(options: Options, stop: Stop) -> int:
 def main() -> int:
     die_with_parent()
     options = parse_options(sys.argv[1:], os.environ)
+    if options.model == MISSING_MODEL:
+        sys.stderr.write(f"error: the model {options.model} cannot be loaded: no such file\n")
+        return 1
     return run(lambda stop: serve(options, stop))
 
 

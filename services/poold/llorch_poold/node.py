@@ -1,6 +1,7 @@
 """The node: desired pools in, replicas out. Reconciles whenever the pools, the devices or a replica's end change it.
 
-A replica that must change is drained first and started again when it is gone, so one id never has two processes.
+A replica that must change is drained first and started again when it is gone, so one id never has two processes. In a
+reload another one comes up under the other id of its place (`core/reconcile.py`).
 """
 
 import asyncio
@@ -12,13 +13,14 @@ from typing import Final
 
 import msgspec
 
-from llorch_poold.core.reconcile import changes, desired_replicas
+from llorch_poold.core.reconcile import Present, Start, Why, changes, desired_places
 from llorch_poold.gpu.probe import GpuProbe, GpuReport
 from llorch_poold.node_context import NodeContext
 from llorch_poold.ownership import Ownership
 from llorch_poold.process import EngineProcesses
 from llorch_poold.provisioning import Provisioning
 from llorch_poold.registrar import Registrar
+from llorch_poold.reloads import Reloads, wishes
 from llorch_poold.replica import Replica
 from llorch_poold.task_run import TaskRun
 from llorch_poold.token_log import LOOK_AGAIN_S, LOOK_EVERY_S
@@ -29,7 +31,8 @@ from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
 from llorch_shared.settings import Settings
 from llorch_shared.wall_clock import now_ms
-from llorch_shared.wire.registry import NodeRecord
+from llorch_shared.wire.desired import DRAIN_DECODER, RELOAD_DECODER, PoolDrain
+from llorch_shared.wire.registry import NodeRecord, ReplicaState
 from llorch_shared.wire.run import PREEMPT_DECODER
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 
@@ -38,6 +41,7 @@ log = logging.getLogger(__name__)
 GPU_PROBE_S: Final = 5.0
 VERSION: Final = version("llama-orch")
 HOUSEKEEPING_S: Final = 1.0
+_COMING_UP: Final = frozenset({ReplicaState.PROVISIONING, ReplicaState.STARTING, ReplicaState.TESTING})
 SETTLE_S: Final = 5.0
 """A node that stops waits so long for the bus to take the last ends. The next start audits what it did not take."""
 
@@ -65,6 +69,9 @@ class Node:
         self._ownership: Final = Ownership(context, self._runs)
         self._registrar: Final = Registrar(context.bus, confirmed=self._ownership.confirmed, left=self._ownership.left)
         self._specs: Final = LiveTable(context.bus, bucket="SPEC", changed=self._spec_changed, metrics=context.metrics)
+        self._reloads: Final = Reloads(context, self._specs)
+        self._tight: dict[str, str] = {}
+        """Places without room for two replicas, and the reload in which that was found."""
         self._incarnation: Final = secrets.token_hex(8)
         self._started_ms: Final = now_ms()
         self._report: GpuReport = GpuReport(problem="GPUs have not been looked for yet")
@@ -95,6 +102,7 @@ class Node:
             tasks.create_task(self._probe_always(), name="gpu probe")
             tasks.create_task(self._housekeep(), name="housekeeping")
             tasks.create_task(self._look_at_the_token_log(), name="token log")
+            tasks.create_task(self._reloads.decide_always(), name="reloads")
 
     async def drain(self, reason: str) -> None:
         """Finish what runs, within the drain timeout; then no engine is left."""
@@ -123,34 +131,54 @@ class Node:
     def _reconcile(self) -> None:
         if self._stopping:
             return
-        wanted = desired_replicas(
-            self._pools(),
+        pools = self._pools()
+        drains = wishes(self._specs, "drain", DRAIN_DECODER)
+        places = desired_places(
+            pools,
             node_id=self._context.node_id,
             gpus=self._report.gpus,
             gpu_problem=self._report.problem,
             profile=self._settings.profile,
+            reloads=wishes(self._specs, "reload", RELOAD_DECODER),
+            drained=drains,
+            tight=self._tight,
         )
-        todo = changes({replica_id: replica.desired for replica_id, replica in self._replicas.items()}, wanted)
+        todo = changes([_present(replica) for replica in self._replicas.values()], places)
         for desired in todo.adopt:
             self._replicas[desired.replica_id].adopt(desired)
-        for replica_id in todo.stop:
-            self._replicas[replica_id].drain("the pool no longer wants it")
-        for desired in todo.restart:
-            self._replicas[desired.replica_id].drain("its specification changed")
-        for desired in todo.start:
-            replica = Replica(
-                self._context,
-                desired,
-                processes=self._processes,
-                provisioning=self._provisioning,
-                environment=self._environment,
-                gpus=self._gpus,
-                changed=self._tell,
-            )
-            self._replicas[desired.replica_id] = replica
-            self._lives[desired.replica_id] = asyncio.create_task(
-                self._live(replica), name=f"replica {desired.replica_id}"
-            )
+        for replica_id in todo.release:
+            self._replicas[replica_id].release()
+        for replica_id, why in todo.stop:
+            self._stop(self._replicas[replica_id], why, drains)
+        for start in todo.start:
+            self._start(start)
+        for name in todo.tight:
+            self._tight[name] = places[name].reload_id
+            self._dirty.set()
+
+    def _stop(self, replica: Replica, why: Why, drains: Mapping[str, PoolDrain]) -> None:
+        """A stream does not go on with another model in the middle: what runs on a replaced one may end."""
+        if (drain := drains.get(replica.spec.id)) is not None:
+            replica.drain("its pool is drained", max(0, drain.until_ms - now_ms()) / 1000)
+        elif why in (Why.REPLACED, Why.NO_ROOM):
+            replica.drain(why, replica.spec.timeouts.wall_ms / 1000)
+        else:
+            replica.drain(why)
+
+    def _start(self, start: Start) -> None:
+        replica = Replica(
+            self._context,
+            start.desired,
+            processes=self._processes,
+            provisioning=self._provisioning,
+            environment=self._environment,
+            gpus=self._gpus,
+            changed=self._tell,
+            place=start.place,
+            reload_id=start.reload_id,
+        )
+        self._replicas[replica.replica_id] = replica
+        self._lives[replica.replica_id] = asyncio.create_task(self._live(replica), name=f"replica {replica.replica_id}")
 
     async def _live(self, replica: Replica) -> None:
         key = subjects.replica_key(self._context.node_id, replica.replica_id)
@@ -184,9 +212,23 @@ class Node:
 
     def _spec_changed(self, key: str, value: bytes | None) -> None:
         self._dirty.set()
+        self._reloads.look()
+        if key.startswith("drain.") and value is not None:
+            self._drain_again(key.partition(".")[2])
+
+    def _drain_again(self, pool_id: str) -> None:
+        """The end of a drain may have changed: the last word counts for the replicas that drain already."""
+        drain = wishes(self._specs, "drain", DRAIN_DECODER).get(pool_id)
+        for replica in self._replicas.values():
+            if drain is not None and replica.leaving and replica.spec.id == pool_id and not self._stopping:
+                replica.drain("its pool is drained", max(0, drain.until_ms - now_ms()) / 1000)
 
     def _tell(self, replica: Replica) -> None:
+        """A reload goes by what replicas have become."""
         self._registrar.tell(subjects.replica_key(self._context.node_id, replica.replica_id))
+        if self._reloads.underway:
+            self._dirty.set()
+            self._reloads.look()
 
     def _gpus(self) -> GpuReport:
         return self._report
@@ -261,6 +303,17 @@ class Node:
         self._dirty.set()
         await self._context.token_log.look()
         self._ownership.returned()
+
+
+def _present(replica: Replica) -> Present:
+    return Present(
+        place=replica.place,
+        desired=replica.desired,
+        leaving=replica.leaving,
+        settled=replica.state not in _COMING_UP,
+        reload_id=replica.reload_id,
+        no_room=replica.no_room,
+    )
 
 
 def _usable(report: GpuReport) -> tuple[object, ...]:

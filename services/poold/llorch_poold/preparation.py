@@ -27,6 +27,14 @@ from llorch_shared.wire.task import Engine
 log = logging.getLogger(__name__)
 
 
+class NoRoom(EngineBroke):
+    """The model does not fit on the device mask as it is now. `fits_alone`: it would if nothing else were there."""
+
+    def __init__(self, reason: str, *, fits_alone: bool) -> None:
+        super().__init__(reason)
+        self.fits_alone = fits_alone
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Both None for the mock engine, which needs nothing."""
@@ -40,7 +48,7 @@ class Prepared:
 
 
 async def prepare(provisioning: Provisioning, desired: Desired, report: GpuReport, progress: Progress) -> Prepared:
-    """Raises NotProvisioned, EngineBroke (the model cannot be read or does not fit), BusError."""
+    """Raises NotProvisioned, NoRoom, EngineBroke (the model cannot be read), BusError."""
     if desired.spec.engine is Engine.MOCK:
         return Prepared()
     engine_task = asyncio.create_task(provisioning.engine(desired.spec, progress))
@@ -64,7 +72,9 @@ async def _check_vram(spec: PoolSpec, device: DeviceMask, model: ResolvedModel, 
         raise EngineBroke(f"the model file cannot be read: {error}") from error
     plan = vram.plan(facts, ctx_total=spec.ctx * spec.slots, slots=spec.slots, free_mb=free)
     if not plan.fits:
-        raise EngineBroke(plan.reason)
+        whole = [gpu.vram_total_mb for gpu in report.gpus if gpu.uuid in device.uuids]
+        alone = vram.plan(facts, ctx_total=spec.ctx * spec.slots, slots=spec.slots, free_mb=whole)
+        raise NoRoom(plan.reason, fits_alone=alone.fits)
 
 
 def facts_of(

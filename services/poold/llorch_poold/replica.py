@@ -24,7 +24,7 @@ from llorch_poold.engine_life import EngineLife
 from llorch_poold.gpu.probe import GpuReport
 from llorch_poold.intake import Intake
 from llorch_poold.node_context import NodeContext, ReplicaFacts
-from llorch_poold.preparation import Prepared, facts_of, prepare
+from llorch_poold.preparation import NoRoom, Prepared, facts_of, prepare
 from llorch_poold.process import EngineProcesses, NoPort
 from llorch_poold.provisioning import NotProvisioned, Provisioning
 from llorch_poold.slots import Slots
@@ -34,12 +34,14 @@ from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
 from llorch_shared.settings import PooldSettings
 from llorch_shared.wall_clock import now_ms
-from llorch_shared.wire.registry import Gpu, ReplicaRecord, ReplicaState
+from llorch_shared.wire.registry import Gpu, ReplicaRecord, ReplicaState, Standby, StandbyState
 from llorch_shared.wire.spec import PoolSpec
 
 log = logging.getLogger(__name__)
 
 SCRAPE_EVERY_S: Final = 5.0
+DRAIN_LOOK_S: Final = 0.5
+"""How soon another end of a drain that is under way counts."""
 
 
 class Replica:
@@ -55,9 +57,18 @@ class Replica:
         environment: Mapping[str, str],
         gpus: Callable[[], GpuReport],
         changed: Callable[["Replica"], None],
+        place: str = "",
+        reload_id: str = "",
     ) -> None:
+        """`reload_id`: it holds the new model of this reload, and does not serve before it is released."""
         self._node: Final = node
         self.desired = desired
+        self.place: Final = place or desired.replica_id
+        self.reload_id = reload_id
+        self.no_room = False
+        """It has no room beside the replica that serves, and would fit alone."""
+        self._holds = False
+        self._released: Final = asyncio.Event()
         self._processes: Final = processes
         self._provisioning: Final = provisioning
         self._environment: Final = environment
@@ -65,6 +76,7 @@ class Replica:
         self._changed: Final = changed
         self._core: Final = ReplicaCore(_policy(node.settings), refusal=desired.refusal)
         self._drain: Final = Stop()
+        self._drain_until = 0.0
         self._prepared = Prepared()
         self._life: EngineLife | None = None
         self._facts: ReplicaFacts | None = None
@@ -94,10 +106,22 @@ class Replica:
         """Another policy or other limits; tasks that run keep theirs."""
         self.desired = desired
 
-    def drain(self, reason: str) -> None:
-        """Finish what runs, take no more, then stop the engine. Safe to call twice."""
+    def drain(self, reason: str, timeout_s: float | None = None) -> None:
+        """Finish what runs within `timeout_s` (None: the node's drain timeout), take no more, then stop the engine. Of
+        several calls the last one's time counts."""
+        timeout_s = self._node.settings.drain_timeout_ms / 1000 if timeout_s is None else timeout_s
+        self._drain_until = asyncio.get_running_loop().time() + timeout_s
         self._drain.wish(reason)
         self._slots.close()
+
+    @property
+    def leaving(self) -> bool:
+        return bool(self._drain)
+
+    def release(self) -> None:
+        """The reload is decided for its model: it serves as soon as it is ready."""
+        self.reload_id = ""
+        self._released.set()
 
     async def run(self) -> None:
         step = self._core.step
@@ -152,7 +176,16 @@ class Replica:
             backoff_ms=core.backoff_ms,
             last_error=core.last_error,
             progress="" if ready else self._progress,
+            standby=self._standby(),
         )
+
+    def _standby(self) -> Standby | None:
+        if not self.reload_id:
+            return None
+        broken = self._core.state in (ReplicaState.BACKOFF, ReplicaState.FAILED)
+        waits = self._core.state is ReplicaState.BACKOFF and self.no_room
+        state = StandbyState.FAILED if broken and not waits else StandbyState.COMING
+        return Standby(reload_id=self.reload_id, state=StandbyState.READY if self._holds else state)
 
     def _own_gpus(self) -> list[Gpu]:
         return [gpu for gpu in self._gpus().gpus if gpu.uuid in self.desired.device.uuids]
@@ -188,6 +221,9 @@ class Replica:
                 case _:
                     await asyncio.Event().wait()
                     raise AssertionError("a halted replica leaves only by a drain")
+        except NoRoom as failure:
+            self.no_room = failure.fits_alone
+            return Happened.BROKE, str(failure)
         except EngineFailure as failure:
             return Happened.BROKE, str(failure)
         except NotProvisioned as error:
@@ -201,6 +237,7 @@ class Replica:
             return Happened.BROKE, f"a fault of the node at step {step}: {error!r}"
 
     async def _provision(self) -> tuple[Happened, str]:
+        self.no_room = False
         self._prepared = await prepare(self._provisioning, self.desired, self._gpus(), self._say)
         return Happened.PROVISIONED, ""
 
@@ -247,7 +284,24 @@ class Replica:
             features=features,
             gpus=self._own_gpus(),
         )
-        return Happened.PASSED, ""
+        return await self._hold(self._life)
+
+    async def _hold(self, life: EngineLife) -> tuple[Happened, str]:
+        """Ready in all but name while its reload is open; an engine that breaks meanwhile is found."""
+        if not self.reload_id:
+            return Happened.PASSED, ""
+        reason: list[str] = []
+
+        async def watch() -> None:
+            reason.append(await life.until_broken())
+
+        self._holds = True
+        self._tell()
+        try:
+            await first_of(watch(), self._released.wait())
+        finally:
+            self._holds = False
+        return (Happened.BROKE, reason[0]) if reason else (Happened.PASSED, "")
 
     async def _serve(self) -> tuple[Happened, str]:
         life = self._life
@@ -285,8 +339,11 @@ class Replica:
     async def _drain_now(self) -> None:
         """Wait for the tasks that run; at the deadline they make way, and another replica goes on. What cannot is lost
         with the engine, which counts as an attempt."""
-        if not await self._slots.finished(self._node.settings.drain_timeout_ms / 1000):
-            await self._slots.hand_over()
+        clock = asyncio.get_running_loop().time
+        while not await self._slots.finished(max(0.0, min(DRAIN_LOOK_S, self._drain_until - clock()))):
+            if clock() >= self._drain_until:
+                await self._slots.hand_over()
+                break
         self.incarnation = secrets.token_hex(8)
 
     async def _bury(self, reason: str) -> None:

@@ -45,6 +45,20 @@ class ReplicaState(StrEnum):
     FAILED = "failed"
 
 
+class StandbyState(StrEnum):
+    COMING = "coming"
+    READY = "ready"
+    """It has passed everything that makes a replica ready, and takes no tasks yet."""
+    FAILED = "failed"
+
+
+class Standby(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica that is to take over in a reload has to say."""
+
+    reload_id: str
+    state: StandbyState
+
+
 class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`replica.<node>.<replica>`: one engine process, one model, one device mask (ORCH-3001, 3501)."""
 
@@ -85,6 +99,8 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     last_error: str = ""
     progress: str = ""
     """What it is busy with before it is ready, for people."""
+    standby: Standby | None = None
+    """It holds the new model of a reload; its state is never `ready` before the reload is decided."""
 
 
 class SchedulerRecord(msgspec.Struct, frozen=True, kw_only=True):

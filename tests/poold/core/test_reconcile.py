@@ -5,7 +5,7 @@ from typing import Any, get_args
 import msgspec
 
 from llorch_poold.core.devices import DeviceMask, DeviceRefusal, mask_of
-from llorch_poold.core.reconcile import Changes, Desired, changes, desired_replicas
+from llorch_poold.core.reconcile import Changes, Desired, Place, Present, Start, Why, changes, desired_places
 from llorch_shared.wire import policy
 from llorch_shared.wire.registry import Gpu
 from llorch_shared.wire.spec import PoolSpec
@@ -24,7 +24,13 @@ def pool(**fields: Any) -> PoolSpec:
 def wanted(
     *specs: PoolSpec, gpus: tuple[Gpu, ...] = GPUS, problem: str = "", profile: str = "gpu"
 ) -> dict[str, Desired]:
-    return desired_replicas(specs, node_id="n1", gpus=gpus, gpu_problem=problem, profile=profile)
+    places = desired_places(specs, node_id="n1", gpus=gpus, gpu_problem=problem, profile=profile)
+    return {name: place.now for name, place in places.items()}
+
+
+def moved(actual: dict[str, Desired], to: dict[str, Desired]) -> Changes:
+    """From replicas that serve, one at each place, to other wishes."""
+    return changes([Present(name, desired) for name, desired in actual.items()], {n: Place(d) for n, d in to.items()})
 
 
 def test_a_pool_gets_its_replicas_on_every_node_it_does_not_exclude() -> None:
@@ -78,25 +84,41 @@ def test_no_key_of_the_scheduling_policy_restarts_an_engine() -> None:
     actual = wanted(pool())
     for key, value in (*POLICIES.items(), ("require_same_engine_version", False)):
         other = wanted(pool(**{key: value}))
-        assert changes(actual, other) == Changes(adopt=tuple(other.values())), key
+        assert moved(actual, other) == Changes(adopt=tuple(other.values())), key
 
 
 def test_a_new_model_restarts_and_a_new_queue_does_not() -> None:
     actual = wanted(pool(replicas=2))
     other_model = wanted(pool(replicas=2, model="file:/other.gguf"))
     other_queue = wanted(pool(replicas=2, queue={"capacity": 7}, timeouts={"idle_ms": 5}))
-    assert changes(actual, other_model).restart == tuple(other_model.values())
-    assert changes(actual, other_queue) == Changes(adopt=tuple(other_queue.values()))
-    assert changes(actual, actual) == Changes()
+    assert moved(actual, other_model) == Changes(stop=(("p-n1-1", Why.CHANGED), ("p-n1-2", Why.CHANGED)))
+    assert moved(actual, other_queue) == Changes(adopt=tuple(other_queue.values()))
+    assert moved(actual, actual) == Changes()
+
+
+def test_a_replica_is_started_only_when_the_one_before_it_is_gone() -> None:
+    old, new = wanted(pool())["p-n1-1"], wanted(pool(slots=2))["p-n1-1"]
+    places = {"p-n1-1": Place(new)}
+    assert changes([Present("p-n1-1", old, leaving=True)], places) == Changes()
+    assert changes([], places) == Changes(start=(Start(new, "p-n1-1"),))
 
 
 def test_fewer_replicas_stop_the_last_one_and_touch_no_other() -> None:
-    assert changes(wanted(pool(replicas=3)), wanted(pool(replicas=2))) == Changes(
-        stop=("p-n1-3",), adopt=tuple(wanted(pool(replicas=2)).values())
+    assert moved(wanted(pool(replicas=3)), wanted(pool(replicas=2))) == Changes(
+        stop=(("p-n1-3", Why.UNWANTED),), adopt=tuple(wanted(pool(replicas=2)).values())
     )
+
+
+def test_a_drained_pool_has_no_replicas_until_it_is_undrained() -> None:
+    actual = wanted(pool())
+    drained = desired_places([pool()], node_id="n1", gpus=GPUS, gpu_problem="", profile="gpu", drained={"p"})
+    present = [Present(name, desired) for name, desired in actual.items()]
+    assert changes(present, drained) == Changes(stop=(("p-n1-1", Why.UNWANTED),))
+    assert moved({}, actual) == Changes(start=(Start(actual["p-n1-1"], "p-n1-1"),))
 
 
 def test_a_gpu_that_comes_back_starts_what_was_refused() -> None:
     before = wanted(pool(), gpus=(), problem="driver not loaded")
     after = wanted(pool())
-    assert changes(before, after).restart == (after["p-n1-1"],)
+    assert moved(before, after) == Changes(stop=(("p-n1-1", Why.CHANGED),))
+    assert moved({}, after) == Changes(start=(Start(after["p-n1-1"], "p-n1-1"),))

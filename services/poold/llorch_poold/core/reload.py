@@ -1,0 +1,80 @@
+"""When a reload is decided: all or nothing over every node that serves the pool. Pure, with the time as an argument.
+
+Each node brings up a replica with the new model at each of the pool's places and holds it back. When all of them are
+ready the specification gets the new model, in one write: that is the moment at which the pool changes over. When one
+fails, or time is up, the specification stays as it is, and the held ones go. Any node may decide, and compare-and-set
+lets one of them; a node that dies meanwhile is not waited for, and one that joins is.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from llorch_poold.core.reconcile import place_names
+from llorch_shared.wire.desired import PoolReload, ReloadState
+from llorch_shared.wire.registry import ReplicaRecord, StandbyState
+from llorch_shared.wire.spec import PoolSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Every place holds the new model: it belongs into the specification."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The specification has the new model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    reason: str
+
+
+Verdict = Switch | Done | Failed
+SWITCH: Final = Switch()
+DONE: Final = Done()
+
+
+def verdict(
+    reload: PoolReload,
+    spec: PoolSpec | None,
+    *,
+    nodes: Iterable[str],
+    replicas: Iterable[ReplicaRecord],
+    now_ms: int,
+) -> Verdict | None:
+    """None while it is open. `nodes` that live, and the `replicas` of the pool."""
+    if spec is None:
+        return Failed("the pool was removed meanwhile")
+    if spec.model == reload.new_model_ref:
+        return DONE
+    if spec.model != reload.old_model_ref:
+        return Failed(f"somebody else gave the pool the model {spec.model} meanwhile")
+    held: Counter[str] = Counter()
+    for replica in replicas:
+        standby = replica.standby
+        if standby is None or standby.reload_id != reload.id:
+            continue
+        if standby.state is StandbyState.FAILED:
+            return Failed(f"replica {replica.replica_id}: {replica.last_error or 'no cause is known'}")
+        held[replica.node_id] += standby.state is StandbyState.READY
+    serving = [node for node in nodes if not spec.nodes or node in spec.nodes]
+    missing = sorted(node for node in serving if held[node] < len(place_names(spec, node)))
+    if serving and not missing:
+        return SWITCH
+    if now_ms - reload.requested_ms < reload.deadline_ms:
+        return None
+    who = f"node {', '.join(missing)}" if missing else "any node: none that serves the pool is alive"
+    return Failed(f"not ready within {reload.deadline_ms} ms on {who}")
+
+
+def ended(reload: PoolReload, outcome: Done | Failed, now_ms: int) -> PoolReload:
+    if isinstance(outcome, Failed):
+        return msgspec.structs.replace(
+            reload, state=ReloadState.FAILED, ended_ms=now_ms, last_error=outcome.reason[:1_000]
+        )
+    return msgspec.structs.replace(reload, state=ReloadState.DONE, ended_ms=now_ms, last_error="")

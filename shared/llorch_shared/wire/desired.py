@@ -1,0 +1,67 @@
+"""What is wanted beside the pools' specifications: that a pool rests, that it gets another model, and the tenants.
+
+These are values of the spec bucket under keys of their own, so that writing a pool's specification again (`orchctl up`,
+`config apply`) neither ends a drain nor breaks off a reload, and a release that does not know them still reads every
+pool.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from llorch_shared.wire.policy import TenantSpec
+from llorch_shared.wire.task import Name
+
+ModelRef = Annotated[str, Meta(min_length=1, max_length=512)]
+DeadlineMs = Annotated[int, Meta(ge=0, le=86_400_000)]
+RELOAD_DEADLINE_MS: Final = 1_800_000
+"""Half an hour: a model of some tens of gigabytes may have to be fetched first."""
+
+
+class PoolDrain(msgspec.Struct, frozen=True, kw_only=True):
+    """`drain.<pool>`: while it stands the pool has no replicas and takes no tasks (ORCH-2101, OC-CTRL-2002)."""
+
+    pool_id: Name
+    requested_ms: int
+    deadline_ms: DeadlineMs
+    """Milliseconds from `requested_ms` on in which running tasks may end. What runs then makes way and waits."""
+    identity: str = ""
+
+    @property
+    def until_ms(self) -> int:
+        return self.requested_ms + self.deadline_ms
+
+
+class ReloadState(StrEnum):
+    UNDERWAY = "underway"
+    DONE = "done"
+    FAILED = "failed"
+    """The pool serves what it served before."""
+
+
+class PoolReload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`reload.<pool>`: the latest change of the pool's model that was asked for (ORCH-2102, OC-CTRL-2003)."""
+
+    id: str
+    pool_id: Name
+    new_model_ref: ModelRef
+    old_model_ref: ModelRef
+    state: ReloadState
+    requested_ms: int
+    deadline_ms: DeadlineMs = RELOAD_DEADLINE_MS
+    """Milliseconds from `requested_ms` on: what is not ready then has failed."""
+    ended_ms: int = 0
+    last_error: str = ""
+    identity: str = ""
+    channel: str = ""
+
+
+class Tenant(TenantSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`tenant.<tenant>`: what the tenant may use of each pool that has no entry of its own for it."""
+
+
+DRAIN_DECODER: Final = msgspec.json.Decoder(PoolDrain)
+RELOAD_DECODER: Final = msgspec.json.Decoder(PoolReload)
+TENANT_DECODER: Final = msgspec.json.Decoder(Tenant)
