@@ -31,7 +31,7 @@ def route(
     tenant: str,
 ) -> PoolSpec:
     """The pool that will queue this task of `tenant`. Raises OrchError: INVALID_PARAMS when no pool could ever serve,
-    POOL_UNREADY or POOL_UNAVAILABLE when one could and none does now. Where the client's own wish left no choice, the
+    POOL_UNREADY or REPLICA_EXHAUSTED when one could and none does now. Where the client's own wish left no choice, the
     error's policy_label says so."""
     with wishes.labelled(request):
         return _route(request, pools, replicas, loads, tenant)
@@ -91,7 +91,7 @@ def _nobody(request: TaskRequest, pools: list[PoolSpec], replicas: Replicas) -> 
     if failed:
         cause = next((r.last_error for r in replicas[failed[0].id] if r.last_error), "no cause was recorded")
         return OrchError(
-            ErrorCode.POOL_UNAVAILABLE,
+            ErrorCode.REPLICA_EXHAUSTED,
             f"every replica of pool {failed[0].id} has failed: {cause}",
             engine=request.engine,
             pool_id=failed[0].id,

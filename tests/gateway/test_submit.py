@@ -259,11 +259,11 @@ async def test_a_pool_whose_replicas_are_gone_is_not_ready(cluster: Cluster, doo
     assert reply.headers["retry-after"] == "1"
 
 
-async def test_a_pool_whose_replicas_have_failed_is_unavailable_and_says_why(cluster: Cluster, door: Door) -> None:
+async def test_a_pool_whose_replicas_have_failed_is_exhausted_and_says_why(cluster: Cluster, door: Door) -> None:
     broken = replica("p2", state=ReplicaState.FAILED, last_error="no CUDA device")
     await cluster.add_pool(pool_spec("p2", model="mock:other"), broken)
     reply = await _until_routed(door, body(model_ref="mock:other"))
-    assert (reply.status, reply.error.code) == (503, ErrorCode.POOL_UNAVAILABLE)
+    assert (reply.status, reply.error.code) == (503, ErrorCode.REPLICA_EXHAUSTED)
     assert "no CUDA device" in reply.error.message
 
 

@@ -70,7 +70,7 @@ def test_a_replica_in_any_state_but_failed_lets_tasks_wait(state: ReplicaState) 
 def test_a_pool_whose_replicas_have_all_failed_is_unavailable() -> None:
     records = (replica("a", state=ReplicaState.FAILED, last_error="out of memory"),)
     refused = refusal(task_request(), *world(pool_spec("a"), records=records))
-    assert refused.code is ErrorCode.POOL_UNAVAILABLE
+    assert refused.code is ErrorCode.REPLICA_EXHAUSTED
     assert "out of memory" in refused.body.message
 
 
@@ -135,6 +135,6 @@ def test_a_required_device_mask_is_exact() -> None:
 def test_a_required_device_whose_replica_failed_is_not_served_by_another_device() -> None:
     failed = replica("a", device="cuda:1", state=ReplicaState.FAILED)
     one = world(pool_spec("a"), records=(replica("a", 1, device="cuda:0"), failed))
-    assert refusal(placed(require_device_mask="cuda:1"), *one).code is ErrorCode.POOL_UNAVAILABLE
+    assert refusal(placed(require_device_mask="cuda:1"), *one).code is ErrorCode.REPLICA_EXHAUSTED
     other = world(pool_spec("a"), pool_spec("b"), records=(failed, replica("b", device="cuda:1")))
     assert chosen(placed(require_device_mask="cuda:1"), *other) == "b"

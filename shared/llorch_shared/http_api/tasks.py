@@ -58,6 +58,7 @@ TASKS: Final[tuple[Operation, ...]] = (
                 ErrorCode.ADMISSION_REJECT,
                 ErrorCode.POOL_UNREADY,
                 ErrorCode.POOL_UNAVAILABLE,
+                ErrorCode.REPLICA_EXHAUSTED,
             ),
             *BODY_ERRORS,
         ),
