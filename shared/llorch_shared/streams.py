@@ -25,6 +25,7 @@ DEAD: Final = "DEAD"
 REG: Final = "KV_REG"
 SPEC: Final = "KV_SPEC"
 OBJECTS: Final = "OBJ_ART"
+ARTIFACTS: Final = "ART"
 
 PLACEMENTS_PER_REPLICA_MAX: Final = 4096
 PLACEMENT_TTL_S: Final = 3600
@@ -149,6 +150,17 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
             max_bytes=1024 * _MIB,
             duplicate_window=DEDUPE_WINDOW_S * _SECOND,
             allow_rollup_hdrs=True,
+            allow_direct=True,
+        ),
+        _stream(
+            ARTIFACTS,
+            [subjects.ALL_ARTIFACTS],
+            retention="limits",
+            storage="file",
+            discard="old",
+            max_msgs_per_subject=1,
+            max_age=OBJECT_TTL_S * _SECOND,
+            max_bytes=64 * _MIB,
             allow_direct=True,
         ),
         _bucket("REG", history=1, max_bytes=64 * _MIB, live=subjects.ALL_REGISTRY_LIVE),

@@ -30,6 +30,7 @@ SPEC: Final = "$KV.SPEC.{key}"
 SPEC_LIVE: Final = "llorch.spec.live.{key}"
 OBJECT_ENTRY: Final = "$O.ART.M.{object}"
 OBJECT_CHUNKS: Final = "$O.ART.C.{chunks}"
+ARTIFACT: Final = "llorch.art.{tenant}.{kind}.{artifact}"
 LOAD: Final = "llorch.load.{pool}"
 LOCATE: Final = "llorch.sch.{shard}.locate"
 APPOINT: Final = "llorch.sch.{shard}.appoint"
@@ -58,6 +59,7 @@ ALL_SPEC_LIVE: Final = "llorch.spec.live.>"
 ALL_LOADS: Final = "llorch.load.*"
 ALL_OBJECT_ENTRIES: Final = "$O.ART.M.>"
 ALL_OBJECT_CHUNKS: Final = "$O.ART.C.>"
+ALL_ARTIFACTS: Final = "llorch.art.*.*.*"
 
 OBJECT_BUCKET: Final = "ART"
 
@@ -189,6 +191,16 @@ def object_entry(digest: str) -> str:
 
 def object_chunks(nuid: str) -> str:
     return f"$O.ART.C.{nuid}"
+
+
+def artifact(tenant: str, kind: str, digest: str) -> str:
+    """The index entry of an artifact; `*` for a tenant or kind that is any."""
+    return f"{artifacts(tenant, kind).removesuffix('*')}{digest.removeprefix('sha256:')}"
+
+
+def artifacts(tenant: str, kind: str) -> str:
+    parts = (part if part == "*" else token(part) for part in (tenant, kind))
+    return f"llorch.art.{'.'.join(parts)}.*"
 
 
 def load(pool: str) -> str:
@@ -421,6 +433,14 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         consumers=("gateway", "poold"),
         delivery=Delivery.LATEST,
         payload="ObjectEntry",
+    ),
+    Subject(
+        pattern=ARTIFACT,
+        title="Whose artifact this is and what it is about; the document itself is the object of that digest",
+        publishers=("gateway", "poold"),
+        consumers=("gateway",),
+        delivery=Delivery.LATEST,
+        payload="ArtifactRef",
     ),
     Subject(
         pattern=LOAD,

@@ -20,6 +20,7 @@ WRITTEN_BY_THE_OUTSIDE = {
     "Empty",
     "ModelSpec",
     "PackageSpec",
+    "Artifact",
     "ChatCompletionRequest",
     "ChatMessage",
     "ChatTurn",

@@ -172,7 +172,9 @@ async def test_over_nats(phases: System) -> None:
     asked, wished = [await submitted(phases, "mock:decode") for _ in range(2)]
     for task in (asked, wished):
         await phases.client(1).read(task, tokens_max=1)
-    reply = await phases.bus.request(subjects.api("tasks.cancel"), msgspec.json.encode({"task_id": asked}), timeout_s=20)
+    reply = await phases.bus.request(
+        subjects.api("tasks.cancel"), msgspec.json.encode({"task_id": asked}), timeout_s=20
+    )
     assert msgspec.json.decode(reply.data, type=TaskView).state is TaskState.CANCELLED
     wish = msgspec.json.encode(CancelRequest(task_id=wished, reason="operator"))
     end = asyncio.create_task(phases.client(1).read(wished))

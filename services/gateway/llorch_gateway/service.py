@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from llorch_gateway import open_files, pools_api, process_api, tasks_api, tls
+from llorch_gateway import artifacts_api, open_files, pools_api, process_api, tasks_api, tls
 from llorch_gateway.admissions import Admissions
 from llorch_gateway.asgi import Front
 from llorch_gateway.bus_api import BusApi
@@ -115,6 +115,7 @@ class Gateway:
         handlers = {
             **tasks_api.handlers(self.tasks, admissions),
             **pools_api.handlers(self.snapshot),
+            **artifacts_api.handlers(bus),
             **process_api.handlers(metrics, self.readiness),
         }
         self._bus_api: Final = BusApi(bus=bus, handlers=handlers, tenant=wanted.tenant, instance=self.router.lane)

@@ -11,6 +11,7 @@ from llorch_poold.core.task import Cancelled, Failed, Finished, Lost, Preempted,
 from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_poold.task_voice import TaskVoice
 from llorch_poold.token_stream import BacklogUnread, TokenStream
+from llorch_poold.trace import write_trace
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditRecord
 from llorch_shared.wire.run import RunRecord
@@ -42,6 +43,8 @@ class AttemptEnd:
         self._stream: Final = stream
         self._voice: Final = voice
         self._audit: AuditRecord | None = None
+        self._traced_session = ""
+        """Of a task that has ended here and asked for its trace."""
 
     async def settle(self, outcome: Finished | Cancelled | Failed | Preempted, measured: Measured) -> None:
         self._core.released()
@@ -66,16 +69,22 @@ class AttemptEnd:
             self._audit = requeue_of(record, self._core.seq, self._node.node_id, at_ms=now_ms(), reason=outcome.again)
 
     async def audit(self) -> None:
-        """Record the end of this attempt, if it has stored one."""
+        """Record the end of this attempt, if it has stored one, and keep the transcript of its stream where that is
+        asked for."""
         if self._audit is not None:
             await self._node.audit.record(self._audit)
+        if self._traced_session:
+            await write_trace(self._node, self._facts, self._core.run, self._traced_session)
 
     async def _finish(self, outcome: Finished | Cancelled | Failed, measured: Measured) -> None:
         record = self._core.final_record(
             now_ms=now_ms(), decode_ms=round(measured.decode_s * 1000), cancel_ms=measured.cancel_ms
         )
+        request = self._core.run.request
         if not await self._store(record):
             return
+        if request is not None and request.trace:
+            self._traced_session = request.session_id
         self._audit = audit_of(record, self._core.seq, self._node.node_id)
         self._stream.end(record, latency_first_token_ms=measured.first_token_ms, now=_loop_time())
         self._count(record)

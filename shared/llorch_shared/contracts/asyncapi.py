@@ -32,6 +32,8 @@ _PARAMETERS: Final = {
     "what": "which queue it was taken from: `admission` or `placement`",
     "object": "name of the object, `sha256-<hex>`, in URL-safe base64",
     "chunks": "`nuid` of the entry that names these chunks",
+    "kind": "a value of ArtifactKind",
+    "artifact": "SHA-256 of the artifact in hexadecimal",
     "shard": "part of the pools one scheduler holds: CRC-32 of pool_id, modulo 8",
 }
 _CHOICES: Final = {"priority": ["interactive", "batch"]}

@@ -7,6 +7,7 @@ section 2.
 
 from typing import Final
 
+from llorch_shared.http_api.artifacts import ARTIFACTS
 from llorch_shared.http_api.openai import OPENAI
 from llorch_shared.http_api.operation import (
     API_VERSION,
@@ -50,4 +51,4 @@ __all__ = [
     "Reply",
 ]
 
-OPERATIONS: Final[tuple[Operation, ...]] = (*TASKS, *OPENAI, *POOLS, *PROCESS)
+OPERATIONS: Final[tuple[Operation, ...]] = (*TASKS, *OPENAI, *POOLS, *ARTIFACTS, *PROCESS)

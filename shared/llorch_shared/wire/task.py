@@ -170,7 +170,9 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """JSON Schema of the output, which the engine cannot leave; with `output_mode` json."""
     payload_ref: ObjectRef | None = None
     """Where a Payload lies, instead of prompt, messages or inputs: for what is too large for one bus message. The
-    gateway refers by itself; bus clients put the object first. Since version 4."""
+    gateway refers by itself; bus clients put the object first. Since version 4, as the fields below."""
+    trace: bool = False
+    """Keep the transcript of the stream as an artifact of kind `trace` with the tag `task:<task_id>`."""
 
 
 class TaskState(StrEnum):

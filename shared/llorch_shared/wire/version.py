@@ -11,7 +11,7 @@ Readers read every version up to theirs.
 
     admission, placement, run   2: TaskRequest.failover
                                 3: TaskRequest.messages, sampling, response_schema
-                                4: TaskRequest.payload_ref
+                                4: TaskRequest.payload_ref, trace
     spec                        2: PoolSpec.workloads, pooling
 
 A newer version is never half understood: `decode` does not look at the payload. What a reader does then is its own
@@ -70,7 +70,7 @@ def pool_headers(pool: PoolSpec) -> dict[str, str]:
 
 
 def _version_of(request: TaskRequest) -> str:
-    if request.payload_ref is not None:
+    if request.payload_ref is not None or request.trace:
         return "4"
     if request.messages is not None or request.sampling is not None or request.response_schema is not None:
         return "3"

@@ -1,0 +1,49 @@
+"""Operations on artifacts. A caller that is bound to its tenant has its own; to the others all are shown."""
+
+from llorch_gateway.failures import unavailable
+from llorch_gateway.operations import Answer, Ask, Handlers
+from llorch_shared.artifacts import Artifacts, UnknownParent
+from llorch_shared.bus.port import Bus, Full
+from llorch_shared.errors import invalid, not_found
+from llorch_shared.wire.artifacts import Artifact
+
+LIMIT_DEFAULT = 50
+
+
+def handlers(bus: Bus) -> Handlers:
+    artifacts = Artifacts(bus)
+
+    async def create(ask: Ask) -> Answer:
+        try:
+            ref = await artifacts.create(ask.body(Artifact), ask.call.tenant)
+        except UnknownParent as error:
+            raise invalid(f"parent: artifact {error} is not known here") from error
+        except ValueError as error:
+            raise invalid(f"the artifact is too large: {error}", status=413) from error
+        except Full as error:
+            raise unavailable("the object store has no room for it") from error
+        return Answer(ref, 201)
+
+    async def find(ask: Ask) -> Answer:
+        found = await artifacts.get(ask.given["id"], _seen(ask))
+        if found is None:
+            raise not_found(f"artifact {ask.given['id']}")
+        return Answer(found)
+
+    async def listed(ask: Ask) -> Answer:
+        given = ask.given
+        page = await artifacts.page(
+            _seen(ask),
+            kind=given.get("kind"),
+            tag=given.get("tag", ""),
+            after=int(given.get("cursor", 0)),
+            limit=given.get("limit", LIMIT_DEFAULT),
+        )
+        return Answer(page)
+
+    return {"createArtifact": create, "getArtifact": find, "listArtifacts": listed}
+
+
+def _seen(ask: Ask) -> str | None:
+    """Whose artifacts; None is everybody's."""
+    return ask.call.tenant if ask.call.bound else None
