@@ -15,7 +15,7 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 2 ? 2
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check contracts bench chaos chaos-long drill lock clean
+.PHONY: help demo up test test-browser check contracts bench chaos chaos-long drill lock clean
 
 # $(call step,title,command): one line with its time; what the command said only when it failed.
 define step
@@ -26,7 +26,7 @@ endef
 
 help: ## list what can be done
 	@printf 'llama-orch: make TARGET [ARGS="…"]\n\n'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  %-11s%s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  %-14s%s\n' "$$name" "$$what"; done
 
 demo: $(READY) ## the whole system on this machine: real engine, real model, three tasks, then stop
 	@$(BIN)/orchctl demo $(ARGS)
@@ -36,6 +36,9 @@ up: $(READY) ## start everything in the foreground; Ctrl-C stops it (needs a GPU
 
 test: $(READY) ## all tests that need no Docker, no GPU and no network beyond the package index
 	@$(PY) -m pytest -n $(WORKERS) $(ARGS)
+
+test-browser: $(READY) ## a real browser's EventSource reads a stream and comes back by itself (needs chromium on PATH)
+	@$(PY) -m pytest -n 0 tests/browser/event_source.py $(ARGS)
 
 check: $(READY) ## ruff, mypy --strict, import rules, contracts equal to the code
 	$(call step,ruff check,$(BIN)/ruff check --quiet --output-format concise .)

@@ -89,6 +89,8 @@ class OidcSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     addr: str = "127.0.0.1:8080"
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Gateway processes that `orchctl up` starts on the one port, one core each; the kernel spreads connections."""
     auth_optional: bool = False
     """Loopback peers may omit the token (AUTH-1004)."""
     trust_proxy_auth: bool = False

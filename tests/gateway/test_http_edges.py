@@ -93,7 +93,7 @@ async def test_health_tells_that_the_process_lives_and_readiness_why_it_is_not_r
 ) -> None:
     assert (await door.get("/healthz")).json(Liveness) == Liveness()
     ready = await door.get("/readyz")
-    assert (ready.status, ready.json(Readiness)) == (200, Readiness(ready=True))
+    assert (ready.status, ready.json(Readiness)) == (200, Readiness(ready=True, instance=door.lane))
     assert isinstance(door.bus, MemoryBus)
     door.bus.break_connection()
     away = await door.get("/readyz")

@@ -22,6 +22,7 @@ profile = "ci"
 state_dir = "{state}"
 nats.url = "nats://127.0.0.1:{bus}"
 gateway.addr = "127.0.0.1:{http}"
+gateway.workers = 2
 [[pools]]
 id = "mock"
 engine = "mock"
@@ -97,7 +98,8 @@ def test_up_serves_and_ctrl_c_leaves_nothing(up: Up) -> None:
     )
     up.orchctl("task", "submit", "hello", "--model", "other", rc=Exit.USAGE)
     family = up.family()
-    assert len(family) >= 6
+    assert len(family) >= 7
+    assert sum("llorch_gateway" in process.cmdline() for process in family) == 2
     up.process.send_signal(signal.SIGINT)
     out, _ = up.process.communicate(timeout=30)
     assert up.process.returncode == Exit.OK

@@ -162,7 +162,7 @@ class Gateway:
     def readiness(self) -> Readiness:
         reasons = self.not_ready()
         warnings = tuple(verifier.problem for verifier in self._verifiers if verifier.problem)
-        return Readiness(ready=not reasons, reasons=reasons, warnings=warnings)
+        return Readiness(ready=not reasons, reasons=reasons, warnings=warnings, instance=self.router.lane)
 
     async def start(self) -> None:
         """Raises BusError."""

@@ -24,11 +24,14 @@ from llorch_ctl.state_dir import StateDir
 from llorch_ctl.supervisor import Probe, ProcessSpec, Supervisor
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.http_api import Readiness
 from llorch_shared.settings import Settings, secret
 from llorch_shared.wire.registry import LEASE_DECODER, NODE_DECODER
 
 NATS: Final = "nats-server"
 CONNECT_WITHIN_S: Final = 10.0
+ASKS_PER_WORKER: Final = 8
+"""Connections that one look at the gateways makes at most, each: what is not met then is met at the next look."""
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
@@ -99,7 +102,8 @@ class System:
     async def _start(self) -> None:
         config_file.write(self.settings, self.folder.config)
         self._http = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=2), connector=aiohttp.TCPConnector(ssl=trust(self.settings))
+            timeout=aiohttp.ClientTimeout(total=2),
+            connector=aiohttp.TCPConnector(ssl=trust(self.settings), force_close=True),
         )
         if nats_is_embedded(self.settings):
             self.supervisor.start(self._nats_server())
@@ -146,16 +150,20 @@ class System:
     def _services(self) -> list[ProcessSpec]:
         environment = config_file.child_environment(self.folder.config)
 
-        def service(name: str, ready: Probe, stop_within_s: float = 10) -> ProcessSpec:
+        def service(name: str, ready: Probe, stop_within_s: float = 10, number: int = 1) -> ProcessSpec:
             argv = (sys.executable, "-m", f"llorch_{name}")
-            return ProcessSpec(name=name, argv=argv, env=environment, ready=ready, stop_within_s=stop_within_s)
+            named = name if number == 1 else f"{name}-{number}"
+            return ProcessSpec(name=named, argv=argv, env=environment, ready=ready, stop_within_s=stop_within_s)
 
         leave_s = self.settings.gateway.drain_ms / 1000
         drain_s = self.settings.poold.drain_timeout_ms / 1000
         return [
             service("provisioner", self._provisioner_answers),
             service("scheduler", self._scheduler_leads),
-            service("gateway", self._gateway_serves, stop_within_s=leave_s + 10),
+            *(
+                service("gateway", self._gateways_serve, stop_within_s=leave_s + 10, number=number)
+                for number in range(1, self.settings.gateway.workers + 1)
+            ),
             service("poold", self._node_is_registered, stop_within_s=drain_s + 10),
         ]
 
@@ -184,13 +192,23 @@ class System:
             return None if message is None or message.deleted else message.data
         return None
 
-    async def _gateway_serves(self, _: float) -> bool:
+    async def _gateways_serve(self, _: float) -> bool:
+        """All processes on the port: the kernel chooses which of them answers, so each has to have said so by name."""
         assert self._http is not None
+        workers = self.settings.gateway.workers
         token = secret("AUTH_TOKEN")
-        headers = bearer(token)
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-            async with self._http.get(self.gateway_url + "/readyz", headers=headers) as answer:
-                return answer.status == (200 if token or not self.settings.gateway.tokens_file else 401)
+        closed = not token and bool(self.settings.gateway.tokens_file)
+        answered: set[str] = set()
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, msgspec.DecodeError):
+            for _ask in range(ASKS_PER_WORKER * workers):
+                async with self._http.get(self.gateway_url + "/readyz", headers=bearer(token)) as answer:
+                    if closed and answer.status == 401:
+                        return True
+                    if answer.status != 200:
+                        return False
+                    answered.add(msgspec.json.decode(await answer.read(), type=Readiness).instance)
+                if len(answered) >= workers:
+                    return True
         return False
 
 

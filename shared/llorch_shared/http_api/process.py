@@ -21,6 +21,8 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     """What should be mended although it serves: a token file that cannot be used, with an earlier one in effect."""
+    instance: str = ""
+    """Which of the processes that may share the port has answered, once it serves."""
 
 
 PROCESS: Final[tuple[Operation, ...]] = (
