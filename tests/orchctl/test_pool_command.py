@@ -188,3 +188,19 @@ async def test_a_change_that_cannot_be_put_on_record_is_told(memory: Bus, monkey
     monkeypatch.setattr(MemoryBus, "store_batch", deaf)
     with pytest.raises(Problem, match="is changed, but the record of it is not stored"):
         await pools.put(memory, CHAT, command="test")
+
+
+@pytest.mark.nats
+def test_a_pool_is_drained_undrained_and_reloaded(orchctl: Orchctl, nats_server: NatsServer) -> None:
+    put(nats_server)
+    assert orchctl("pool", "drain", "chat", "--deadline-ms", "500")[0] == Exit.OK
+    code, _, said = orchctl("pool", "reload", "chat", "other")
+    assert (code, "is drained" in said) == (Exit.USAGE, True)
+    code, out, _ = orchctl("pool", "undrain", "chat")
+    assert (code, out) == (Exit.OK, "pool chat starts its engines\n")
+    code, out, _ = orchctl("pool", "reload", "chat", "other")
+    assert (code, out) == (Exit.OK, "pool chat: reload to other is underway\n")
+    code, _, said = orchctl("pool", "reload", "chat", "third")
+    assert (code, "is being reloaded to other" in said) == (Exit.USAGE, True)
+    assert orchctl("pool", "undrain", "nobody")[0] == Exit.USAGE
+    assert len(audited(nats_server)) == 4

@@ -20,7 +20,7 @@ from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
-from llorch_shared.wire.desired import RELOAD_DECODER, PoolReload, ReloadState
+from llorch_shared.wire.desired import DRAIN_DECODER, RELOAD_DECODER, PoolReload, ReloadState
 from llorch_shared.wire.registry import REPLICA_DECODER, ReplicaRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 from llorch_shared.wire.version import Kind, decode, version_headers
@@ -83,6 +83,7 @@ class Reloads:
         nodes = [subjects.last_token(each.subject) for each in await self._alive("node.*")]
         replicas = [record for each in await self._alive("replica.*.*") if (record := _replica(each)) is not None]
         specs = wishes(self._specs, "pool", POOL_DECODER)
+        drains = wishes(self._specs, "drain", DRAIN_DECODER)
         for pool_id, reload in underway.items():
             seq, spec = self._specs.seq(subjects.pool_key(pool_id)), specs.get(pool_id)
             found = verdict(
@@ -90,6 +91,7 @@ class Reloads:
                 spec,
                 nodes=nodes,
                 replicas=[each for each in replicas if each.pool_id == pool_id],
+                drained=pool_id in drains,
                 now_ms=now_ms(),
             )
             try:

@@ -187,6 +187,8 @@ def test_a_change_over_that_was_cut_short_is_ended_by_the_next_look() -> None:
     assert ended(RELOAD, DONE, 1_300).state is ReloadState.DONE
 
 
-def test_somebody_elses_model_and_a_removed_pool_end_a_reload() -> None:
+def test_somebody_elses_model_a_drain_and_a_removed_pool_end_a_reload() -> None:
+    drained = verdict(RELOAD, pool(), nodes=("n1",), replicas=(), drained=True, now_ms=1_001)
+    assert drained == Failed("the pool was drained meanwhile")
     assert "file:/third.gguf" in str(decided(spec=pool("file:/third.gguf")))
     assert verdict(RELOAD, None, nodes=(), replicas=(), now_ms=1_001) == Failed("the pool was removed meanwhile")

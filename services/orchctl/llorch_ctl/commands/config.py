@@ -6,10 +6,10 @@ import msgspec
 import typer
 
 from llorch_ctl import bus_client, config_file, pools
-from llorch_ctl.core.pool_keys import without_secrets
 from llorch_ctl.exits import Exit
 from llorch_ctl.terminal import OUT, ConfigOption, JsonOption, SetOption, run, settings_from, write_json
 from llorch_shared import streams
+from llorch_shared.pool_keys import without_secrets
 from llorch_shared.settings import Settings
 
 app = typer.Typer(help="The config file: an example, what is in effect, its pools on the bus.", no_args_is_help=True)

@@ -11,12 +11,15 @@ from rich.text import Text
 
 from llorch_ctl import bus_client, pools
 from llorch_ctl.commands.status import plain_table
-from llorch_ctl.core.pool_keys import BadAssignment, Row, assigned, rows
 from llorch_ctl.exits import Exit, Problem
-from llorch_ctl.pools import Changed, NoEarlier, Revision
 from llorch_ctl.terminal import ERR, OUT, ConfigOption, JsonOption, run, settings_from, write_json
 from llorch_shared.bus.port import Bus, WrongSequence
+from llorch_shared.desired import orders
+from llorch_shared.desired.entries import Entry
+from llorch_shared.desired.orders import Underway
+from llorch_shared.desired.pools import Changed, NoEarlier, NotThere
 from llorch_shared.identifiers import is_name
+from llorch_shared.pool_keys import BadAssignment, Row, assigned, rows
 from llorch_shared.settings import Settings
 from llorch_shared.wire.spec import PoolSpec
 
@@ -56,9 +59,9 @@ def show(
 
     async def main(bus: Bus) -> int:
         found = await pools.revision(bus, pool)
-        if found.pool is None:
+        if found.value is None:
             raise _no_pool(pool)
-        _print_pool(found, rows(found.pool, with_defaults=everything), as_json=as_json)
+        _print_pool(found, rows(found.value, with_defaults=everything), as_json=as_json)
         return Exit.OK
 
     raise typer.Exit(_on_bus(settings, main))
@@ -131,6 +134,54 @@ def rollback(pool: PoolArgument, config: ConfigOption = None, as_json: JsonOptio
     raise typer.Exit(_on_bus(settings, main))
 
 
+@app.command("drain")
+def drain(
+    pool: PoolArgument,
+    deadline_ms: Annotated[int, typer.Option(help="How long running tasks may take to end.", min=0, max=86_400_000)],
+    config: ConfigOption = None,
+) -> None:
+    """Take the pool out of service until `orchctl pool undrain`; what still runs at the deadline waits in its queue."""
+    settings = settings_from(config)
+
+    async def main(bus: Bus) -> int:
+        await orders.drain(bus, pool, pools.author(bus), deadline_ms=deadline_ms)
+        OUT.print(f"pool {pool} drains; running tasks may end within {deadline_ms} ms", markup=False)
+        return Exit.OK
+
+    raise typer.Exit(_on_bus(settings, main))
+
+
+@app.command("undrain")
+def undrain(pool: PoolArgument, config: ConfigOption = None) -> None:
+    """Let a drained pool serve again."""
+    settings = settings_from(config)
+
+    async def main(bus: Bus) -> int:
+        rested = await orders.undrain(bus, pool, pools.author(bus))
+        OUT.print(f"pool {pool} {'starts its engines' if rested else 'was not drained'}", markup=False)
+        return Exit.OK
+
+    raise typer.Exit(_on_bus(settings, main))
+
+
+@app.command("reload")
+def reload(
+    pool: PoolArgument,
+    model: Annotated[str, typer.Argument(metavar="MODEL_REF", help="The model it is to serve.")],
+    config: ConfigOption = None,
+) -> None:
+    """Give the pool another model while it serves. It changes over as a whole when every replica of the new model is
+    ready, and keeps the one it has when one fails: see orchctl status, or the pool's health."""
+    settings = settings_from(config)
+
+    async def main(bus: Bus) -> int:
+        asked = await orders.reload(bus, pool, pools.author(bus), new_model_ref=model)
+        OUT.print(f"pool {pool}: reload to {model} is {asked.state}", markup=False)
+        return Exit.OK
+
+    raise typer.Exit(_on_bus(settings, main))
+
+
 def _on_bus(settings: Settings, main: Callable[[Bus], Awaitable[int]]) -> int:
     """Connect, run, and tell what can go wrong with the bucket."""
 
@@ -138,6 +189,10 @@ def _on_bus(settings: Settings, main: Callable[[Bus], Awaitable[int]]) -> int:
         async with bus_client.connected(settings.nats) as bus:
             try:
                 return await main(bus)
+            except NotThere as error:
+                raise _no_pool(str(error)) from error
+            except Underway as error:
+                raise Problem(str(error), exit_code=Exit.USAGE) from error
             except WrongSequence as error:
                 raise Problem(
                     "somebody else changes the pool at the same time, and nothing was written",
@@ -173,7 +228,7 @@ def _read(file: Path) -> tuple[PoolSpec, ...]:
     return found
 
 
-def _print_pool(found: Revision, shown: list[Row], *, as_json: bool) -> None:
+def _print_pool(found: Entry[PoolSpec], shown: list[Row], *, as_json: bool) -> None:
     if as_json:
         keys = {row.key: row.value for row in shown}
         write_json({"revision": found.seq, "keys": keys, "set": [row.key for row in shown if row.was_set]})

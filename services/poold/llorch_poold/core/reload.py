@@ -45,6 +45,7 @@ def verdict(
     *,
     nodes: Iterable[str],
     replicas: Iterable[ReplicaRecord],
+    drained: bool = False,
     now_ms: int,
 ) -> Verdict | None:
     """None while it is open. `nodes` that live, and the `replicas` of the pool."""
@@ -52,6 +53,8 @@ def verdict(
         return Failed("the pool was removed meanwhile")
     if spec.model == reload.new_model_ref:
         return DONE
+    if drained:
+        return Failed("the pool was drained meanwhile")
     if spec.model != reload.old_model_ref:
         return Failed(f"somebody else gave the pool the model {spec.model} meanwhile")
     held: Counter[str] = Counter()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llorch_ctl.core.pool_keys import BadAssignment, assigned, changes, known_keys, rows
+from llorch_shared.pool_keys import BadAssignment, assigned, changes, known_keys, rows
 from llorch_shared.wire.policy import AdmissionSpec, FairnessSpec, QueueSpec, TenantSpec
 from llorch_shared.wire.spec import PoolSpec, ProvisioningSpec
 from llorch_shared.wire.task import Engine

@@ -1,0 +1,1 @@
+"""Changes of the desired state, the same for every door: command line, HTTP and bus."""

@@ -1,0 +1,59 @@
+"""Tenants: what each may use of every pool that has no entry of its own for it.
+
+A tenant without an entry here or there has the pool's `admission.fairness.default`.
+"""
+
+from typing import Final
+
+import msgspec
+
+from llorch_shared import subjects
+from llorch_shared.bus.port import Bus, WrongSequence
+from llorch_shared.desired.entries import TRIES_MAX, Author, Entries, Entry
+from llorch_shared.wire.audit import AuditEvent
+from llorch_shared.wire.desired import TENANT_DECODER, Tenant
+
+TENANTS: Final[Entries[Tenant]] = Entries("tenant", subjects.tenant_key, TENANT_DECODER)
+
+
+async def put(bus: Bus, tenant: Tenant, by: Author, *, over: int | None = None) -> Entry[Tenant]:
+    """Make it exactly `tenant`. `over`: the version that it must have, 0 for none; None for whatever there is. Raises
+    WrongSequence, BusError."""
+    for attempt in range(1, TRIES_MAX + 1):
+        before = await TENANTS.read(bus, tenant.id)
+        if over is not None and over != (before.seq if before.value is not None else 0):
+            raise WrongSequence(f"the tenant is at version {before.seq}")
+        if before.value == tenant:
+            return before
+        try:
+            seq = await TENANTS.write(bus, tenant.id, tenant, over=before.seq)
+        except WrongSequence:
+            if attempt == TRIES_MAX or over is not None:
+                raise
+        else:
+            await _audit(by, tenant.id, "put", before.value, tenant)
+            return Entry(seq, tenant)
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+async def remove(bus: Bus, tenant_id: str, by: Author, *, over: int | None = None) -> bool:
+    """Returns whether there was one. Raises WrongSequence, BusError."""
+    for attempt in range(1, TRIES_MAX + 1):
+        before = await TENANTS.read(bus, tenant_id)
+        if before.value is None:
+            return False
+        try:
+            await TENANTS.remove(bus, tenant_id, over=before.seq if over is None else over)
+        except WrongSequence:
+            if attempt == TRIES_MAX or over is not None:
+                raise
+        else:
+            await _audit(by, tenant_id, "remove", before.value, None)
+            return True
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+async def _audit(by: Author, tenant_id: str, command: str, before: Tenant | None, after: Tenant | None) -> None:
+    old, new = (msgspec.to_builtins(each) if each is not None else {} for each in (before, after))
+    said = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+    await by.audit(AuditEvent.TENANT_CHANGED, tenant_id, {"command": command, "changes": said})
