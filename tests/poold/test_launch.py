@@ -59,6 +59,23 @@ def test_a_python_entry_gets_the_launcher_as_a_file() -> None:
     assert plan.argv[-2:] == ("--threads", "2")
 
 
+def test_an_engine_is_started_for_the_workloads_of_its_pool() -> None:
+    """Where all tokens of an input make its vector together they must fit into one batch."""
+    both = launch("/opt/llama-server", workloads=["completion", "embedding"], pooling="mean")
+    assert value(both.argv, "--pooling") == "mean"
+    assert "--embeddings" in both.argv
+    assert (value(both.argv, "-b"), value(both.argv, "-ub"), both.batch) == ("1024", "1024", 1024)
+    last = launch("/opt/llama-server", workloads=["embedding"], pooling="last")
+    assert (value(last.argv, "-ub"), last.batch) == ("64", 64)
+    plain = launch("/opt/llama-server", workloads=["embedding"], device=GPU)
+    assert "--pooling" not in plain.argv
+    assert value(plain.argv, "-ub") == "1024"
+    rerank = launch("/envs/x/bin/python3.11", workloads=["rerank"])
+    assert "--reranking" in rerank.argv
+    assert (value(rerank.argv, "--batch-size"), "--embeddings" in rerank.argv) == ("1024", False)
+    assert "--embeddings" not in launch("/opt/llama-server").argv
+
+
 def test_no_secret_and_no_setting_of_ours_reaches_an_engine() -> None:
     assert set(launch("/opt/llama-server").env) == {"PATH", "E", "CUDA_VISIBLE_DEVICES", "OMP_WAIT_POLICY"}
 

@@ -21,6 +21,7 @@ from llorch_poold.process import EngineChild, EngineProcesses, listens
 from llorch_poold.self_test import renders_chats, self_test, wait_slot_free
 from llorch_shared.lifecycle import first_of
 from llorch_shared.wire.spec import PoolSpec
+from llorch_shared.wire.task import Workload
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,8 @@ class EngineLife:
 
     async def features(self, spec: PoolSpec, *, timeout_s: float, free_timeout_s: float) -> tuple[str, ...]:
         """What this engine has shown that not every one can. Raises EngineFailure."""
+        if Workload.COMPLETION not in spec.serves:
+            return ()
         shown = {
             INTERRUPTIBLE_DECODE: await self._interruptible(spec, timeout_s=timeout_s, free_timeout_s=free_timeout_s),
             CHAT_TEMPLATE: await renders_chats(self.adapter),

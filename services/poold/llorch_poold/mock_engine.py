@@ -1,9 +1,9 @@
 """The mock engine: a process that speaks llama-server's HTTP protocol, at a set pace and with faults on demand.
 
-Routes: GET /health /props /slots /metrics, POST /completion /tokenize /apply-template, and POST /fault (`Fault`, or a
-list of them for the next generations one after another). Options come from flags, their defaults from `LLORCH_MOCK_*`,
-so that a pool's provisioning can set them either way. It is a test double and a load source; it never pretends to be a
-model.
+Routes: GET /health /props /slots /metrics, POST /completion /v1/embeddings /v1/rerank /tokenize /apply-template, and
+POST /fault (`Fault`, or a list of them for the next generations one after another). Options come from flags, their
+defaults from `LLORCH_MOCK_*`, so that a pool's provisioning can set them either way. It is a test double and a load
+source; it never pretends to be a model.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import msgspec
 from llorch_poold.mock_faults import Fault, FaultKind
 from llorch_poold.mock_generation import Completion, Generation, MockEngine, tokens_of
 from llorch_poold.mock_log import GenerationLog
+from llorch_poold.mock_results import EmbeddingsAsked, RerankAsked, ResultJob
 from llorch_poold.mock_text import Chat, chatml
 from llorch_shared.lifecycle import Stop, die_with_parent, run
 
@@ -29,6 +30,8 @@ MISSING_MODEL: Final = "mock:missing"
 BODY_BYTES_MAX: Final = 16 * 1024 * 1024
 _COMPLETION: Final = msgspec.json.Decoder(Completion)
 _CHAT: Final = msgspec.json.Decoder(Chat)
+_EMBEDDINGS: Final = msgspec.json.Decoder(EmbeddingsAsked)
+_RERANK: Final = msgspec.json.Decoder(RerankAsked)
 _FAULTS: Final = msgspec.json.Decoder(Fault | list[Fault])
 _REASONS: Final = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 500: b"Internal Server Error"}
 
@@ -110,7 +113,7 @@ class Connection(asyncio.Protocol):
         self._connections: Final = connections
         self._parser: Final[Any] = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
-        self._generation: Generation | None = None
+        self._generation: Generation | ResultJob | None = None
         self._path = b""
         self._body: list[bytes] = []
         self._paused = False
@@ -151,7 +154,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._paused = True
-        if self._generation is not None:
+        if isinstance(self._generation, Generation):
             self._generation.paused = True
 
     def resume_writing(self) -> None:
@@ -174,6 +177,10 @@ class Connection(asyncio.Protocol):
         match method, path:
             case b"POST", "/completion":
                 self._complete(body)
+            case b"POST", "/v1/embeddings":
+                self._result(_EMBEDDINGS, body)
+            case b"POST", "/v1/rerank":
+                self._result(_RERANK, body)
             case b"GET", "/health":
                 self._health()
             case b"GET", "/props":
@@ -229,27 +236,7 @@ class Connection(asyncio.Protocol):
             self._error(500, "server_error", f"parse error: {error}")
             return
         fault = self._engine.take_fault(request.seed)
-        if fault is not None and fault.kind is FaultKind.ERROR:
-            self._error(500, "server_error", "fault injected")
-            return
-        if fault is not None and fault.kind is FaultKind.BUSY:
-            self._error(503, "unavailable_error", "no slot available")
-            return
-        if fault is not None and fault.kind is FaultKind.ERROR_BODY:
-            self._reply(200, {"error": {"code": 500, "message": "fault injected", "type": "server_error"}})
-            return
-        if fault is not None and fault.kind is FaultKind.PAGE:
-            self._send(200, b"text/html", b"<html><body>an engine is not here</body></html>")
-            return
-        count = tokens_of(request.prompt)
-        if count > self._engine.ctx:
-            self._error(
-                400,
-                "exceed_context_size_error",
-                f"the request exceeds the available context size ({count} tokens)",
-                n_prompt_tokens=count,
-                n_ctx=self._engine.ctx,
-            )
+        if self._refuses(fault, tokens_of(request.prompt)):
             return
         try:
             generation = self._engine.submit(self, request, fault)
@@ -259,6 +246,47 @@ class Connection(asyncio.Protocol):
         if not generation.over:
             self._generation = generation
             generation.paused = self._paused
+
+    def _result(
+        self, decoder: msgspec.json.Decoder[EmbeddingsAsked] | msgspec.json.Decoder[RerankAsked], body: bytes
+    ) -> None:
+        try:
+            asked: EmbeddingsAsked | RerankAsked = decoder.decode(body)
+        except msgspec.DecodeError as error:
+            self._error(400, "invalid_request_error", str(error))
+            return
+        fault = self._engine.take_result_fault()
+        job = ResultJob(self._engine, self, asked, fault)
+        if self._refuses(fault, job.prompt_tokens):
+            return
+        try:
+            self._engine.enter(job, asked.id_slot)
+        except OverflowError:
+            self._error(503, "unavailable_error", "no slot available")
+        else:
+            self._generation = job
+
+    def _refuses(self, fault: Fault | None, tokens: int) -> bool:
+        """Whether the request is answered by an error."""
+        if fault is not None and fault.kind is FaultKind.ERROR:
+            self._error(500, "server_error", "fault injected")
+        elif fault is not None and fault.kind is FaultKind.BUSY:
+            self._error(503, "unavailable_error", "no slot available")
+        elif fault is not None and fault.kind is FaultKind.ERROR_BODY:
+            self._reply(200, {"error": {"code": 500, "message": "fault injected", "type": "server_error"}})
+        elif fault is not None and fault.kind is FaultKind.PAGE:
+            self._send(200, b"text/html", b"<html><body>an engine is not here</body></html>")
+        elif tokens > self._engine.ctx:
+            self._error(
+                400,
+                "exceed_context_size_error",
+                f"the request exceeds the available context size ({tokens} tokens)",
+                n_prompt_tokens=tokens,
+                n_ctx=self._engine.ctx,
+            )
+        else:
+            return False
+        return True
 
     def _props(self) -> dict[str, object]:
         return {

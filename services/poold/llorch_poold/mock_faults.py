@@ -41,6 +41,8 @@ class FaultKind(StrEnum):
     """Say other words in every block that begins at token `after` or later."""
     PREFILL = "prefill"
     """Take `ms` before the first token."""
+    NAN = "nan"
+    """Answer with something that is no number, where a result is one."""
     ERROR = "error"
     """Answer HTTP 500."""
     BUSY = "busy"
@@ -67,7 +69,8 @@ STOPS: Final = frozenset({*BROKEN, FaultKind.HANG, FaultKind.RESET, FaultKind.EO
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What goes wrong with the next `times` generations (0: with all), of this `seed` only where one is named."""
+    """What goes wrong with the next `times` generations (0: with all), of this `seed` only where one is named. Of
+    results of inputs, `after` many come first that are good."""
 
     kind: FaultKind
     after: int = 0
@@ -86,7 +89,15 @@ class Faults:
         """These and no others. One without `times` is never over."""
         self._waiting[:] = [fault for fault in faults if fault.kind is not FaultKind.NONE]
 
-    def take(self, seed: int) -> Fault | None:
+    def take_result(self) -> Fault | None:
+        """The fault of the next result."""
+        if self._waiting and self._waiting[0].after:
+            first = self._waiting[0]
+            self._waiting[0] = msgspec.structs.replace(first, after=first.after - 1)
+            return None
+        return self.take(None)
+
+    def take(self, seed: int | None) -> Fault | None:
         """The fault of the next generation."""
         for place, fault in enumerate(self._waiting):
             if fault.seed in (None, seed):

@@ -38,6 +38,17 @@ class Completion(msgspec.Struct, kw_only=True):
     stop: tuple[str, ...] = ()
 
 
+class Occupant(Protocol):
+    """Who has a slot."""
+
+    prompt_tokens: int
+    prompt_read: int
+    sent: int
+
+    @property
+    def total(self) -> int: ...
+
+
 class Socket(Protocol):
     """Where a generation writes."""
 
@@ -86,6 +97,16 @@ def text_of(prompt: str, seed: int, tokens: int) -> str:
 
 def tokens_of(prompt: str) -> int:
     return max(1, len(prompt.split()))
+
+
+class Job(Occupant, Protocol):
+    """A call that has its answer whole."""
+
+    prompt: str
+    slot: int
+    log_number: int
+
+    def begin(self) -> None: ...
 
 
 class Generation:
@@ -292,7 +313,7 @@ class MockEngine:
         self.prefill_s: Final = prefill_s
         self.stamp: Final = stamp
         self._log: Final = log
-        self.slots: Final[list[Generation | None]] = [None] * slots
+        self.slots: Final[list[Occupant | None]] = [None] * slots
         self.deferred: deque[Generation] = deque()
         self.tokens_total = 0
         self.prompt_tokens_total = 0
@@ -310,6 +331,30 @@ class MockEngine:
     def take_fault(self, seed: int) -> Fault | None:
         """The fault of the next generation."""
         return self._faults.take(seed)
+
+    def take_result_fault(self) -> Fault | None:
+        """The fault of the next result of an input."""
+        return self._faults.take_result()
+
+    def enter(self, job: "Job", slot: int) -> None:
+        """A call that is answered at once or not at all. Raises OverflowError when the slot that it wishes, or every
+        one, is busy: nobody here asks for more than there are."""
+        free = [number for number in range(len(self.slots)) if self.slots[number] is None and slot in (-1, number)]
+        if not free:
+            raise OverflowError
+        job.slot = free[0]
+        self.slots[job.slot] = job
+        self.prompt_tokens_total += job.prompt_tokens
+        if self._log is not None:
+            job.log_number = self._log.begun(prompt=job.prompt, seed=0, total=job.total)
+        job.begin()
+
+    def leave(self, job: "Job") -> None:
+        self.slots[job.slot] = None
+        self.tokens_total += job.sent
+        if self._log is not None:
+            self._log.ended(job.log_number, job.sent)
+        self._fill()
 
     def submit(self, socket: Socket, request: Completion, fault: Fault | None) -> Generation:
         """Raises OverflowError when too many wait."""

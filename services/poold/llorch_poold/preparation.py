@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from llorch_poold.adapters.launch import reads_whole
 from llorch_poold.adapters.port import EngineBroke
 from llorch_poold.core import vram
 from llorch_poold.core.determinism import cpu_isa, determinism_class, gpu_isa
@@ -70,7 +71,8 @@ async def _check_vram(spec: PoolSpec, device: DeviceMask, model: ResolvedModel, 
         facts = await asyncio.to_thread(read_facts, Path(model.local_path))
     except (NotGguf, OSError) as error:
         raise EngineBroke(f"the model file cannot be read: {error}") from error
-    plan = vram.plan(facts, ctx_total=spec.ctx * spec.slots, slots=spec.slots, free_mb=free)
+    ubatch = spec.ctx if reads_whole(spec) else vram.UBATCH_GPU
+    plan = vram.plan(facts, ctx_total=spec.ctx * spec.slots, slots=spec.slots, free_mb=free, ubatch=ubatch)
     if not plan.fits:
         whole = [gpu.vram_total_mb for gpu in report.gpus if gpu.uuid in device.uuids]
         alone = vram.plan(facts, ctx_total=spec.ctx * spec.slots, slots=spec.slots, free_mb=whole)

@@ -164,6 +164,7 @@ class Replica:
             active=tuple(run.task_id for run in self.runs.values()),
             ctx_max=spec.ctx,
             free_vram_mb=sum(gpu.vram_free_mb for gpu in gpus),
+            workloads=spec.serves,
             quant=spec.quant or "",
             compute_capability=compute_capability(gpus),
             determinism_class=facts.determinism_class if facts is not None else "",

@@ -1,4 +1,5 @@
-"""What an engine must show before it is ready (ORCH-3504): a token, a cancel that frees the slot, readable metrics."""
+"""What an engine must show before it is ready (ORCH-3504): a token of each workload of its pool, a cancel that frees
+the slot, readable metrics."""
 
 import asyncio
 import logging
@@ -58,8 +59,10 @@ async def self_test(adapter: EngineAdapter, spec: PoolSpec, *, timeout_s: float,
     """Raises EngineFailure."""
     try:
         async with asyncio.timeout(timeout_s):
-            await _one_token(adapter, spec)
-            await _cancel(adapter, spec, free_timeout_s)
+            for workload in spec.serves:
+                await _one_token(adapter, spec, workload)
+            if Workload.COMPLETION in spec.serves:
+                await _cancel(adapter, spec, free_timeout_s)
             if not await adapter.counters():
                 raise EngineBroke("the engine's metrics have no counter")
     except TimeoutError as error:
@@ -77,17 +80,17 @@ async def renders_chats(adapter: EngineAdapter) -> bool:
     return _SAID in prompt
 
 
-async def _one_token(adapter: EngineAdapter, spec: PoolSpec) -> None:
+async def _one_token(adapter: EngineAdapter, spec: PoolSpec, workload: Workload) -> None:
     probe = _Probe()
-    generation = adapter.submit(probe_call(spec, tokens=1), probe)
+    generation = adapter.submit(probe_call(spec, tokens=1, workload=workload), probe)
     try:
         await probe.done.wait()
     finally:
         generation.abort()
     if probe.failure is not None:
-        raise EngineBroke(f"the self-test generated nothing: {probe.failure}")
+        raise EngineBroke(f"the self-test of the workload {workload} got nothing: {probe.failure}")
     if probe.count != 1:
-        raise EngineBroke(f"the self-test asked for one token and got {probe.count}")
+        raise EngineBroke(f"the self-test of the workload {workload} asked for one token and got {probe.count}")
 
 
 async def _cancel(adapter: EngineAdapter, spec: PoolSpec, free_timeout_s: float) -> None:
@@ -120,12 +123,14 @@ async def wait_slot_free(adapter: EngineAdapter, slot: int, timeout_s: float) ->
         raise EngineBroke(f"slot {slot} is {answer} {timeout_s:g} s after its call was closed") from error
 
 
-def probe_call(spec: PoolSpec, *, tokens: int, slot: int = 0, seed: int = 1) -> GenerationCall:
+def probe_call(
+    spec: PoolSpec, *, tokens: int, slot: int = 0, seed: int = 1, workload: Workload = Workload.COMPLETION
+) -> GenerationCall:
     """A strict request that is nobody's task."""
     request = TaskRequest(
         task_id=_NIL,
         session_id=_NIL,
-        workload=Workload.COMPLETION,
+        workload=workload,
         model_ref=spec.model,
         engine=spec.engine,
         ctx=spec.ctx,
@@ -133,6 +138,7 @@ def probe_call(spec: PoolSpec, *, tokens: int, slot: int = 0, seed: int = 1) -> 
         max_tokens=tokens,
         deadline_ms=1,
         determinism=Determinism.STRICT,
-        prompt=_SAID,
+        prompt=None if workload is Workload.EMBEDDING else _SAID,
+        inputs=None if workload is Workload.COMPLETION else (_SAID,),
     )
     return GenerationCall(request=request, seed=seed, slot=slot, correlation_id="self-test")

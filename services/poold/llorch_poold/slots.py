@@ -112,9 +112,10 @@ class Slots:
             raise EngineBroke("the engine is gone")
         return await self._life.adapter.render_chat(messages)
 
-    async def free_slot(self, slot: int) -> None:
+    async def free_slot(self, slot: int, patience_ms: int = 0) -> None:
         if self._life is not None:
-            await self._life.free_slot(slot, self._node.settings.slot_free_timeout_ms / 1000)
+            timeout_ms = max(patience_ms, self._node.settings.slot_free_timeout_ms)
+            await self._life.free_slot(slot, timeout_ms / 1000)
 
     # the end
 

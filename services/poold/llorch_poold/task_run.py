@@ -26,6 +26,7 @@ from llorch_poold.attempt_end import AttemptEnd, Measured
 from llorch_poold.core.audit import audit_of
 from llorch_poold.core.failover import Anew, Complete, GoOn, Refuse
 from llorch_poold.core.prefix import PrefixMismatch
+from llorch_poold.core.results import tokens_read
 from llorch_poold.core.seed import seed_of
 from llorch_poold.core.task import (
     Cancelled,
@@ -54,7 +55,7 @@ from llorch_shared.states import IllegalMove
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.run import CANCEL_DECODER, Placement, PreemptRequest
 from llorch_shared.wire.spec import TimeoutSpec
-from llorch_shared.wire.task import ChatMessage, TaskRequest
+from llorch_shared.wire.task import ChatMessage, TaskRequest, Workload
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,9 @@ class Host(Protocol):
     async def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         """Raises RequestRejected, EngineBroke."""
 
-    async def free_slot(self, slot: int) -> None:
-        """Returns when the engine itself says the slot is free; kills the engine when it does not let go."""
+    async def free_slot(self, slot: int, patience_ms: int = 0) -> None:
+        """Returns when the engine itself says the slot is free; kills the engine when it does not let go in its usual
+        time, or in `patience_ms` if that is longer."""
 
     def timeouts(self) -> TimeoutSpec: ...
 
@@ -115,6 +117,10 @@ class TaskRun:
         self._first_token_ms: int | None = None
         self._goes_on = False
         """The engine is given what was sent behind the prompt: its count of the prompt is not the task's."""
+        self._by_input = placement.run.request is not None and placement.run.request.workload is not Workload.COMPLETION
+        """Every token is the result of one input, and the inputs' tokens are counted as they are read."""
+        self._read_before = 0
+        """Tokens of the inputs whose results earlier attempts sent."""
         self._wish_stored_ms = 0
         """By the clock of the bus; 0 while the stored wish has not been read."""
         self._preemption: PreemptRequest | None = None
@@ -297,9 +303,10 @@ class TaskRun:
             seed=seed_of(self.task_id, request.seed),
             slot=self.slot,
             correlation_id=run.correlation_id if is_correlation_id(run.correlation_id) else "-",
+            first=self._core.first if self._by_input else 0,
         )
         self._clock.start(self._host.timeouts())
-        self._turn = self._host.join_line(call.request.prompt or "")
+        self._turn = self._host.join_line("" if self._by_input else call.request.prompt or "")
         for number in range(BUSY_TRIES_MAX):
             if not await self._may_ask():
                 return
@@ -344,13 +351,16 @@ class TaskRun:
                 self._fail(ErrorCode.WORKER_RESET, decided.message, decided.detail)
             case Anew():
                 self._core.starts_at(decided.first, decided.first)
+            case GoOn() | Complete() if self._by_input:
+                self._core.starts_at(self._stream.sent_before)
+                self._core.tokens_in = self._read_before = tokens_read(self._stream.texts_before)
             case GoOn() | Complete():
                 self._goes_on = True
                 restarted_at = decided.restarted_at if isinstance(decided, Complete) else None
                 self._core.starts_at(self._stream.sent_before, restarted_at)
                 self._core.tokens_in = await self._host.prompt_tokens(request.prompt or "")
         if isinstance(decided, Complete):
-            self._conclude(Finished("length", self._core.tokens_in, 0))
+            self._conclude(Finished("stop" if self._by_input else "length", self._core.tokens_in, 0))
         return decided.request if isinstance(decided, GoOn) else request
 
     def on_begin(self) -> None:
@@ -362,6 +372,9 @@ class TaskRun:
 
     def on_prompt(self, tokens_in: int) -> None:
         self._clock.alive()
+        if self._by_input:
+            self._core.tokens_in = self._read_before + tokens_in
+            return
         if self._goes_on:
             return
         self._core.tokens_in = tokens_in
@@ -385,7 +398,7 @@ class TaskRun:
     def on_finish(self, finish: Finish) -> None:
         if self._core.outcome is not None:
             return
-        if not self._goes_on:
+        if not (self._goes_on or self._by_input):
             self._core.tokens_in = finish.tokens_in
         try:
             self._stream.finish(finish.tokens_out)
@@ -434,7 +447,7 @@ class TaskRun:
     async def _finish(self) -> None:
         assert self._core.outcome is not None
         if self._submitted and not isinstance(self._core.outcome, Finished):
-            await self._host.free_slot(self.slot)
+            await self._host.free_slot(self.slot, self._host.timeouts().idle_ms if self._by_input else 0)
         self._leave_line()
         outcome = self._core.outcome
         if isinstance(outcome, Lost):

@@ -6,7 +6,7 @@ What they have is not sent again; what the token log has lost of it is (ARCHITEC
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from llorch_poold.core.failover import Anew, Begin, Complete, GoOn, Plan, Refuse, Repeat, plan
@@ -73,6 +73,11 @@ class TokenStream:
     def sent_before(self) -> int:
         """Tokens that readers have from earlier attempts. Known after `look_back`."""
         return self._sent.count
+
+    @property
+    def texts_before(self) -> Iterable[str]:
+        """The texts of these."""
+        return self._sent.tokens.values()
 
     @property
     def opened(self) -> bool:

@@ -20,7 +20,8 @@ def sent(count: int, *, restarted_at: int | None = None) -> Sent:
 
 
 def decide(before: Sent, *, known: bool = True, same_class: bool = True, **changes: object) -> Plan:
-    return plan(task_request(max_tokens=10, prompt="Say:", **changes), before, known=known, same_class=same_class)
+    fields = {"max_tokens": 10, "prompt": "Say:", **changes}
+    return plan(task_request(**fields), before, known=known, same_class=same_class)
 
 
 @pytest.mark.parametrize("failover", Failover)
@@ -167,3 +168,20 @@ def test_the_request_of_the_task_is_not_changed() -> None:
     before = msgspec.json.encode(request)
     plan(request, sent(4), known=True, same_class=True)
     assert msgspec.json.encode(request) == before
+
+
+EMBED = {"workload": "embedding", "prompt": None, "inputs": ("a", "b", "c", "d"), "max_tokens": 9}
+
+
+@pytest.mark.parametrize("determinism", Determinism)
+@pytest.mark.parametrize("failover", [Failover.RESUME, Failover.RESTART])
+def test_results_of_inputs_stand_and_the_next_input_is_asked_for(determinism: Determinism, failover: Failover) -> None:
+    """No result depends on another: none is made again, whatever the task says of its output."""
+    wish = {**EMBED, "determinism": determinism, "failover": failover}
+    decided = decide(sent(3), **wish)
+    assert isinstance(decided, GoOn)
+    assert (decided.first, decided.request.inputs) == (3, ("a", "b", "c", "d"))
+    assert decide(sent(4), **wish) == Complete()
+    assert decide(sent(0), **wish) == Begin()
+    assert decide(sent(3), known=False, **wish) == Refuse(ResetDetail.TOKENS_LOST)
+    assert decide(sent(3), **{**wish, "failover": "fail"}) == Refuse(ResetDetail.FAILOVER_FAIL)

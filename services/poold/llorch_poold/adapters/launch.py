@@ -2,7 +2,8 @@
 
 One command line serves llama-server and the xllamacpp child; an entry that is a Python interpreter gets our launcher
 file. CPU engines share their cores with others, so their OpenMP threads wait passively and their batches are small:
-a cancel is noticed after the current batch.
+a cancel is noticed after the current batch. Only where an input must be read at once, to be embedded or ranked, is the
+batch as large as the context.
 """
 
 import sys
@@ -14,8 +15,8 @@ from typing import Final
 from llorch_poold.adapters import xllamacpp_child
 from llorch_poold.core.devices import DeviceMask
 from llorch_shared.wire.provision import PreparedEngine, ResolvedModel
-from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import Engine
+from llorch_shared.wire.spec import Pooling, PoolSpec
+from llorch_shared.wire.task import Engine, Workload
 
 CPU_BATCH: Final = 64
 """A cancel of a long prompt costs up to two of them. Smaller ones cost more: 7 % of CPU per token at 32, and the tokens
@@ -72,25 +73,44 @@ def plan_launch(
     context = str(spec.ctx * spec.slots)
     env |= _device_env(device)
     python = Path(engine.entry[-1]).name.startswith("python")
+    whole = reads_whole(spec)
+    batch = spec.ctx if whole else CPU_BATCH if device.cpu else GPU_BATCH
     if python:
         argv = [*engine.entry, str(Path(xllamacpp_child.__file__).absolute()), *common]
         argv += ["--ctx-size", context, "--parallel", str(spec.slots)]
-        argv += ["--batch-size", str(CPU_BATCH)] if device.cpu else ["--gpu-layers", str(ALL_LAYERS)]
+        argv += ["--batch-size", str(batch)] if device.cpu or whole else []
+        argv += [] if device.cpu else ["--gpu-layers", str(ALL_LAYERS)]
     else:
         argv = [*engine.entry, *common]
         argv += ["-c", context, "--parallel", str(spec.slots), "--no-webui", "--metrics", "--slots"]
         argv += ["-fit", "off", "-cram", "0"]
         argv += ["--no-cont-batching"] if spec.slots == 1 else []
-        argv += ["-b", str(CPU_BATCH), "-ub", str(CPU_BATCH), "-ngl", "0"] if device.cpu else ["-ngl", str(ALL_LAYERS)]
+        argv += ["-b", str(batch), "-ub", str(batch)] if device.cpu or whole else []
+        argv += ["-ngl", "0" if device.cpu else str(ALL_LAYERS)]
     return Launch(
-        argv=(*argv, *engine.flags),
+        argv=(*argv, *_workload_flags(spec), *engine.flags),
         env={**env, **engine.env, **spec.provisioning.env},
         port=port,
         model_path=model.local_path,
-        batch=CPU_BATCH if device.cpu else GPU_BATCH,
+        batch=batch,
         workdir=engine.workdir,
         gpu=not device.cpu,
     )
+
+
+def reads_whole(spec: PoolSpec) -> bool:
+    """Whether an input must fit into one batch: unless its vector is that of its last token, all of its tokens make it
+    together."""
+    return spec.serves != (Workload.COMPLETION,) and spec.pooling is not Pooling.LAST
+
+
+def _workload_flags(spec: PoolSpec) -> list[str]:
+    """llama-server's names, which the xllamacpp child knows, too."""
+    if Workload.RERANK in spec.serves:
+        return ["--reranking"]
+    if Workload.EMBEDDING not in spec.serves:
+        return []
+    return ["--embeddings", *(("--pooling", spec.pooling.value) if spec.pooling else ())]
 
 
 def _device_env(device: DeviceMask) -> dict[str, str]:

@@ -3,7 +3,7 @@
 Generations always stream and always ask for progress frames: only then does llama-server notice a closed socket
 within one batch. The slot is chosen here (`id_slot`), so that "is it free?" is a question about one slot. No
 `X-Conversation-Id` is ever sent: with it a closed socket would not cancel. What comes back is read in
-`llama_stream.py`.
+`llama_stream.py`; workloads with inputs are asked and read in `llama_results.py`.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from llorch_poold.adapters.llama_results import ResultStream
 from llorch_poold.adapters.llama_stream import UNREADABLE, LlamaStream, told_error
 from llorch_poold.adapters.port import (
     EngineBroke,
@@ -23,7 +24,7 @@ from llorch_poold.adapters.port import (
 )
 from llorch_poold.core.seed import SAMPLER_V1
 from llorch_poold.engine_http import EngineHttp, EngineHttpError, Reply
-from llorch_shared.wire.task import ChatMessage, Determinism, KvHint, Sampling
+from llorch_shared.wire.task import ChatMessage, Determinism, KvHint, Sampling, Workload
 
 PROBE_TIMEOUT_S: Final = 5.0
 TEMPLATE_REFUSALS: Final = (400, 404, 500, 501)
@@ -69,6 +70,8 @@ class LlamaCpp:
 
     def __init__(self, http: EngineHttp) -> None:
         self._http: Final = http
+        self._working: Final[set[int]] = set()
+        """Slots of calls that no closed socket ends."""
 
     async def health(self) -> Health:
         try:
@@ -104,6 +107,8 @@ class LlamaCpp:
         return parse_counters((await self._request("GET", "/metrics")).body)
 
     async def slot_free(self, slot: int) -> bool:
+        if slot in self._working:
+            return False
         return not any(each.id == slot and each.is_processing for each in await self._slots())
 
     async def prompt_tokens(self, prompt: str) -> int:
@@ -130,6 +135,8 @@ class LlamaCpp:
             raise EngineBroke(f"/apply-template is not what llama-server answers: {error}") from error
 
     def submit(self, call: GenerationCall, sink: TokenSink) -> Generation:
+        if call.request.workload is not Workload.COMPLETION:
+            return ResultStream(self._http, call, sink, self._working)
         stream = LlamaStream(sink, tokens_max=call.request.max_tokens)
         stream.exchange = self._http.post(
             "/completion", completion_body(call), stream, {"X-Correlation-Id": call.correlation_id}

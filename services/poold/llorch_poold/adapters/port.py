@@ -10,7 +10,7 @@
 Token pieces: the sink gets one text for every token that the engine counted, so a token's index is its number in the
 engine's own count. A token that yields no text of its own (the end-of-sequence token, half of a UTF-8 character, a
 piece of a possible stop word) has the empty text. Joined, the texts are the engine's text; counted, they are
-`tokens_out`.
+`tokens_out`. Of a workload with inputs each text is the result of one input (`core/results.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,6 +83,8 @@ class GenerationCall:
     seed: int
     slot: int
     correlation_id: str
+    first: int = 0
+    """Of a workload with inputs: the first one to be asked for; those before it have their results."""
 
 
 class Generation(Protocol):

@@ -22,6 +22,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--gpu-layers", type=int, default=0)
+    parser.add_argument("--embeddings", action="store_true")
+    parser.add_argument("--pooling", choices=("mean", "cls", "last"))
+    parser.add_argument("--reranking", action="store_true")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
@@ -45,6 +48,10 @@ def main() -> None:
     params.ui = False
     if options.batch_size:
         params.n_batch = params.n_ubatch = options.batch_size
+    params.embedding = options.embeddings or options.reranking
+    pooling = "rank" if options.reranking else options.pooling
+    if pooling:
+        params.pooling_type = getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{pooling.upper()}")
     if options.threads:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
     server = xllamacpp.Server(params)

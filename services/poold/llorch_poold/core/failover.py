@@ -5,6 +5,7 @@
     strict                              Repeat     run again; what was sent is compared and not sent again
     sampled, failover resume            GoOn       from the prompt and the text so far, with the next index
     sampled, failover restart           Anew       from the prompt, with the next index; what was sent is void
+    embedding, rerank                   GoOn       with the input behind those whose results were sent
     anything else                       Refuse     the stream ends with WORKER_RESET
 
 What was sent must be known whole: whoever goes on from a part of it doubles or loses tokens. Only a strict task may
@@ -17,7 +18,7 @@ import msgspec
 
 from llorch_poold.core.prefix import Sent
 from llorch_shared.errors import RESET_DETAILS, ResetDetail
-from llorch_shared.wire.task import Determinism, Failover, OutputMode, TaskRequest
+from llorch_shared.wire.task import Determinism, Failover, OutputMode, TaskRequest, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class GoOn:
 
     first: int
     request: TaskRequest
-    """What the engine is asked for: the text so far behind the prompt, and the tokens that are left."""
+    """What the engine is asked for: the text so far behind the prompt, and the tokens that are left. Of a workload with
+    inputs the whole request: results do not depend on each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ def plan(request: TaskRequest, sent: Sent, *, known: bool, same_class: bool) -> 
         return Begin()
     if request.failover is Failover.FAIL:
         return Refuse(ResetDetail.FAILOVER_FAIL if sent.tokens else ResetDetail.TOKENS_LOST)
+    if request.workload is not Workload.COMPLETION:
+        return _behind(request, sent) if known else Refuse(ResetDetail.TOKENS_LOST)
     if strict:
         return Repeat() if known or same_class else Refuse(ResetDetail.TOKENS_LOST)
     if not known:
@@ -90,3 +94,7 @@ def plan(request: TaskRequest, sent: Sent, *, known: bool, same_class: bool) -> 
             request, prompt=(request.prompt or "") + sent.text, max_tokens=request.max_tokens - sent.count
         ),
     )
+
+
+def _behind(request: TaskRequest, sent: Sent) -> Plan:
+    return Complete() if sent.count >= len(request.inputs or ()) else GoOn(sent.count, request)

@@ -53,9 +53,11 @@ def need_bytes(facts: ModelFacts, *, ctx_total: int, slots: int, ubatch: int = U
     return facts.weights_bytes + kv_bytes(facts, ctx_total) + compute + 4 * facts.n_vocab * slots
 
 
-def plan(facts: ModelFacts, *, ctx_total: int, slots: int, free_mb: Sequence[int]) -> VramPlan:
+def plan(
+    facts: ModelFacts, *, ctx_total: int, slots: int, free_mb: Sequence[int], ubatch: int = UBATCH_GPU
+) -> VramPlan:
     """`free_mb` of every GPU of the mask. No spill to the host: what does not fit is not started (ORCH-3012)."""
-    need_mb = -(-need_bytes(facts, ctx_total=ctx_total, slots=slots) // MIB)
+    need_mb = -(-need_bytes(facts, ctx_total=ctx_total, slots=slots, ubatch=ubatch) // MIB)
     room_mb = sum(max(0, free - CONTEXT_MB - MARGIN_MB) for free in free_mb)
     if need_mb <= room_mb:
         return VramPlan(True, need_mb, room_mb)
