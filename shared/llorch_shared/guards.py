@@ -15,8 +15,11 @@ from llorch_shared.wire.task import (
     INPUTS_MAX,
     PROMPT_BYTES_MAX,
     SCHEMA_BYTES_MAX,
+    ChatMessage,
+    ChatRole,
     OutputMode,
     TaskRequest,
+    ToolChoice,
     Workload,
 )
 from llorch_shared.wishes import labelled, permitted
@@ -70,6 +73,38 @@ def check_content(request: TaskRequest) -> None:
             f"{size} bytes of prompt; at most {PROMPT_BYTES_MAX} are taken", status=413, engine=request.engine
         )
     _check_output(request)
+    _check_tools(request)
+
+
+def _check_tools(request: TaskRequest) -> None:
+    if request.tools:
+        _check_offered(request)
+    elif request.tool_choice is not ToolChoice.AUTO or request.parallel_tool_calls is not None:
+        raise invalid("tool_choice and parallel_tool_calls go with tools", engine=request.engine)
+    for number, message in enumerate(request.messages or ()):
+        where = f"messages[{number}]"
+        if message.tool_calls and message.role is not ChatRole.ASSISTANT:
+            raise invalid(f"{where}: only an assistant calls tools", engine=request.engine)
+        if (message.role is ChatRole.TOOL) != (message.tool_call_id is not None):
+            raise invalid(f"{where}: tool_call_id goes with the role tool", engine=request.engine)
+
+
+def _check_offered(request: TaskRequest) -> None:
+    if request.messages is None and request.payload_ref is None:
+        raise invalid("tools go with messages", engine=request.engine)
+    if request.output_mode is not OutputMode.TEXT:
+        raise invalid("tools and a bound output exclude each other", engine=request.engine)
+    if request.top_logprobs is not None:
+        raise invalid("tools and logprobs exclude each other", engine=request.engine)
+    if len({tool.name for tool in request.tools}) < len(request.tools):
+        raise invalid("two tools have one name", engine=request.engine)
+    size = _tools_bytes(request)
+    if size > SCHEMA_BYTES_MAX:
+        raise invalid(f"{size} bytes of tools; at most {SCHEMA_BYTES_MAX} are taken", engine=request.engine)
+
+
+def _tools_bytes(request: TaskRequest) -> int:
+    return len(msgspec.json.encode(request.tools)) if request.tools else 0
 
 
 def _check_one(request: TaskRequest) -> None:
@@ -107,6 +142,7 @@ def _check_output(request: TaskRequest) -> None:
             "sampling": request.sampling is not None,
             "response_schema": request.response_schema is not None,
             "output_mode": request.output_mode is not OutputMode.TEXT,
+            "top_logprobs": request.top_logprobs is not None,
         }
         for name, said in unfit.items():
             if said:
@@ -146,8 +182,13 @@ def content_bytes(request: TaskRequest) -> int:
     if request.payload_ref is not None:
         return request.payload_ref.bytes
     if request.messages is not None:
-        return sum(_bytes(message.content) for message in request.messages)
+        return _tools_bytes(request) + sum(_message_bytes(message) for message in request.messages)
     return _bytes(request.prompt or "") + sum(map(_bytes, request.inputs or ()))
+
+
+def _message_bytes(message: ChatMessage) -> int:
+    calls = sum(_bytes(call.function.name) + _bytes(call.function.arguments) for call in message.tool_calls)
+    return _bytes(message.content) + calls
 
 
 def _bytes(text: str) -> int:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from llorch_gateway.openai.core.answer import Chunks, Whole
@@ -18,6 +19,7 @@ from llorch_shared.wire.frames import (
     encode_started,
     encode_token,
 )
+from llorch_shared.wire.task import TaskRequest, Tool
 from support.client import task_request
 
 RETRY = b"retry: 1000\n\n"
@@ -32,8 +34,8 @@ def end(reason: str = "stop") -> bytes:
     return encode_end(1, End(tokens_out=5, decode_ms=1, decode_time_ms=1, finish_reason=reason, tokens_in=3))
 
 
-def asked(*, chat: bool = True, usage: bool = False) -> Asked:
-    return Asked(task=TASK, chat=chat, model='m"1', stream=True, usage=usage)
+def asked(*, chat: bool = True, usage: bool = False, task: TaskRequest = TASK) -> Asked:
+    return Asked(task=task, chat=chat, model='m"1', stream=True, usage=usage)
 
 
 def events(data: bytes) -> list[Any]:
@@ -77,6 +79,75 @@ def test_what_comes_at_once_is_one_chunk() -> None:
     assert [len(chunk["choices"][0]["delta"]) for chunk in got[:-1]] == [2, 1, 0]
     assert said(got) == "".join(TEXTS)
     assert got[-2]["choices"][0]["finish_reason"] == "length"
+
+
+CALL_PIECES: tuple[tuple[int, dict[str, Any]], ...] = (
+    (0, {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"i":'}}),
+    (2, {"index": 0, "function": {"arguments": '"\\"t\\":1"'}}),
+    (3, {"index": 0, "function": {"arguments": "}"}}),
+)
+WITH_TOOLS = msgspec.structs.replace(TASK, tools=(Tool(name="f"),))
+
+
+def call_frames() -> list[bytes]:
+    """Five tokens, the second with text and none of the call."""
+    more = {index: b',"tool_calls":[%b]' % msgspec.json.encode(piece) for index, piece in CALL_PIECES}
+    return [encode_token(1, index, "x" if index == 1 else "", more.get(index, b"")) for index in range(5)]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_pieces_of_a_call_are_chunks_as_the_engine_made_them(at_once: bool) -> None:
+    frames = call_frames()
+    chunks = Chunks(asked(task=WITH_TOOLS), created=7)
+    got = events(b"".join(chunks.feed(part) for part in ([b"".join(frames)] if at_once else frames)))
+    got += events(chunks.feed(end("tool_calls")))
+    deltas = [chunk["choices"][0]["delta"] for chunk in got[:-1]]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert [piece for delta in deltas for piece in delta.get("tool_calls", ())] == [piece for _, piece in CALL_PIECES]
+    assert said(got) == "x"
+    assert got[-2]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_a_whole_answer_has_the_whole_call() -> None:
+    whole = Whole(asked(task=WITH_TOOLS), created=7)
+    for part in (STARTED, *call_frames()[:1], b"".join(call_frames()[1:]), end("tool_calls")):
+        whole.feed(part)
+    choice = json.loads(whole.body())["choices"][0]
+    called = {"name": "f", "arguments": '{"i":"\\"t\\":1"}'}
+    assert choice["message"]["tool_calls"] == [{"id": "c1", "type": "function", "function": called}]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("x", "tool_calls")
+
+
+WEIGHED = msgspec.structs.replace(TASK, top_logprobs=1)
+TOP = [{"token": "b", "logprob": -0.25, "bytes": None}]
+WEIGHT = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": TOP}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("chat", [True, False])
+def test_log_probabilities_stand_beside_the_text_they_belong_to(chat: bool, stream: bool) -> None:
+    frames = [encode_token(1, i, "a", b',"logprobs":%b' % msgspec.json.encode(WEIGHT)) for i in range(2)]
+    how = asked(chat=chat, task=WEIGHED)
+    if stream:
+        chunks = Chunks(how, created=7)
+        got = [
+            choice["logprobs"]
+            for each in [*frames, end()]
+            for chunk in events(chunks.feed(each))
+            if isinstance(chunk, dict)
+            for choice in chunk["choices"]
+            if choice["logprobs"]
+        ]
+    else:
+        whole = Whole(how, created=7)
+        whole.feed(b"".join(frames) + end())
+        got = [json.loads(whole.body())["choices"][0]["logprobs"]]
+    if chat:
+        assert [token for each in got for token in each["content"]] == [WEIGHT, WEIGHT]
+    else:
+        assert [offset for each in got for offset in each["text_offset"]] == [0, 1]
+        assert [weight for each in got for weight in each["token_logprobs"]] == [-0.5, -0.5]
+        assert [top for each in got for top in each["top_logprobs"]] == [{"b": -0.25}] * 2
 
 
 def test_usage_comes_last_when_it_is_asked_for() -> None:

@@ -19,6 +19,8 @@ from llorch_shared.wire.task import (
     PlacementMode,
     Priority,
     Sampling,
+    Tool,
+    ToolChoice,
 )
 from support.gateways import pool_spec, replica
 
@@ -27,6 +29,8 @@ TASK = "6F1D3C1E-64A0-4E1A-9F53-0B8F3F0F6A01"
 POOLS = {pool.id: pool for pool in (pool_spec("p1"), pool_spec("p2", ctx=8192), pool_spec("other", model="mock:other"))}
 REPLICAS = {"p1": [replica("p1")], "p2": [replica("p2", state=ReplicaState.STARTING)]}
 USER = {"role": "user", "content": "Hi"}
+OFFER = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 def ask(headers: dict[bytes, bytes] | None = None, *, chat: bool = True, **fields: Any) -> Asked:
@@ -69,6 +73,36 @@ def test_messages_of_parts_and_developers_are_what_templates_know() -> None:
         (ChatRole.USER, "ab"),
         (ChatRole.ASSISTANT, "c"),
     ]
+
+
+def test_tools_go_with_their_conversation_into_the_task() -> None:
+    answered = {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "sunny"}]}
+    turns = [USER, {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None}, answered]
+    task = ask(messages=turns, tools=[OFFER], tool_choice="required", parallel_tool_calls=False).task
+    assert task.tools == (Tool(name="f", description="d", parameters={"type": "object"}),)
+    assert (task.tool_choice, task.parallel_tool_calls) == (ToolChoice.REQUIRED, False)
+    assert task.messages is not None
+    assert [(each.role, each.content, each.tool_call_id) for each in task.messages] == [
+        (ChatRole.USER, "Hi", None),
+        (ChatRole.ASSISTANT, "", None),
+        (ChatRole.TOOL, "sunny", "c1"),
+    ]
+    assert msgspec.to_builtins(task.messages[1].tool_calls) == (CALL,)
+
+
+def test_a_named_function_is_the_only_one_and_none_are_none() -> None:
+    other = {"type": "function", "function": {"name": "g"}}
+    named = ask(tools=[OFFER, other], tool_choice={"type": "function", "function": {"name": "g"}}).task
+    assert ([tool.name for tool in named.tools], named.tool_choice) == (["g"], ToolChoice.REQUIRED)
+    assert ask(tools=[OFFER], tool_choice="none").task.tools == ()
+    assert ask(tools=[OFFER]).task.tool_choice is ToolChoice.AUTO
+
+
+def test_log_probabilities_are_those_of_the_task() -> None:
+    assert ask().task.top_logprobs is None
+    assert ask(logprobs=True).task.top_logprobs == 0
+    assert ask(logprobs=True, top_logprobs=4).task.top_logprobs == 4
+    assert ask(chat=False, logprobs=5).task.top_logprobs == 5
 
 
 def test_sampling_is_what_the_client_says_and_nothing_else() -> None:
@@ -155,9 +189,14 @@ def test_what_changes_nothing_is_taken() -> None:
     [
         ({"n": 2}, "n"),
         ({"n": True}, "n"),
-        ({"logprobs": True}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "g"}}, "tools": [OFFER]}, "tool_choice"),
+        ({"tools": [OFFER], "logprobs": True}, "tools"),
+        ({"tools": [OFFER], "response_format": {"type": "json_object"}}, "tools"),
         ({"audio": {}}, "audio"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
@@ -171,10 +210,12 @@ def test_what_changes_nothing_is_taken() -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{**USER, "tool_call_id": "c"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
         ({"messages": [USER, {"role": "assistant"}]}, "messages[1].content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
-        ({"messages": [{**USER, "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{**USER, "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"llorch": {"failover": "restart"}}, "llorch.failover"),
         ({"llorch": {"colour": 1}}, "llorch.colour"),

@@ -26,6 +26,7 @@ class Collected:
         self.began = 0
         self.tokens_in: int | None = None
         self.texts: list[str] = []
+        self.more: list[bytes] = []
         self.reads: list[int] = []
         self.finish: Finish | None = None
         self.failure: EngineFailure | None = None
@@ -42,10 +43,11 @@ class Collected:
     def on_prompt(self, tokens_in: int) -> None:
         self.tokens_in = tokens_in
 
-    def on_tokens(self, texts: Sequence[str]) -> None:
+    def on_tokens(self, texts: Sequence[str], more: Sequence[bytes] = ()) -> None:
         assert self.finish is None
         assert self.failure is None
         self.texts += texts
+        self.more += more
         self.reads.append(len(texts))
         self.changed.set()
 

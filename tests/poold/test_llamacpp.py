@@ -126,7 +126,7 @@ async def test_the_engine_is_told_the_correlation_id_and_no_conversation() -> No
 async def test_the_mock_engine_speaks_the_dialect() -> None:
     async with mock_engine("--slots", "2", "--rate", "0", "--ctx", "64") as (engine, _):
         assert (await engine.health()).ready
-        assert await engine.props() == (2, "mock:words", "mock-stub-v0")
+        assert await engine.props() == (2, "mock:words", "mock-stub-v0", True)
         sink = Collected()
         engine.submit(call(max_tokens=300, prompt="one two"), sink)
         await sink.over()

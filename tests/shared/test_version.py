@@ -10,6 +10,7 @@ from llorch_shared.wire.objects import ObjectRef
 from llorch_shared.wire.spec import POOL_DECODER, Pooling, PoolSpec
 from llorch_shared.wire.task import (
     REQUEST_DECODER,
+    CalledFunction,
     ChatMessage,
     ChatRole,
     Engine,
@@ -17,6 +18,8 @@ from llorch_shared.wire.task import (
     OutputMode,
     Sampling,
     TaskRequest,
+    Tool,
+    ToolCall,
     Workload,
 )
 from llorch_shared.wire.version import (
@@ -66,6 +69,7 @@ def test_a_pool_of_completions_is_written_as_the_release_before_reads_it() -> No
         assert decode(Kind.SPEC, POOL_DECODER, msgspec.json.encode(changed), headers) == changed
 
 
+CALL = ToolCall(id="c", function=CalledFunction(name="f", arguments="{}"))
 CHAT = (ChatMessage(role=ChatRole.SYSTEM, content="Be brief."), ChatMessage(role=ChatRole.USER, content="Hi"))
 
 
@@ -95,6 +99,26 @@ def test_a_prompt_by_reference_is_of_version_four() -> None:
     for kind in (Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN):
         headers = version_headers(kind, request)
         assert headers == {VERSION_HEADER: "4"}
+        assert decode(kind, REQUEST_DECODER, msgspec.json.encode(request), headers) == request
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tools": (Tool(name="f"),)},
+        {"messages": (*CHAT, ChatMessage(role=ChatRole.TOOL, content="9", tool_call_id="c"))},
+        {"messages": (*CHAT, ChatMessage(role=ChatRole.ASSISTANT, content="", tool_calls=(CALL,)))},
+        {"top_logprobs": 0},
+    ],
+    ids=["tools", "a tool's answer", "a call", "logprobs"],
+)
+def test_tools_and_logprobs_are_of_version_four(changes: dict[str, Any]) -> None:
+    request = msgspec.structs.replace(task_request(), prompt=None, **{"messages": CHAT, **changes})
+    check_request(request)
+    for kind in (Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN):
+        headers = version_headers(kind, request)
+        assert headers == {VERSION_HEADER: "4"}
+        assert VERSIONS[kind] == int(headers[VERSION_HEADER])
         assert decode(kind, REQUEST_DECODER, msgspec.json.encode(request), headers) == request
 
 

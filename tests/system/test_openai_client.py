@@ -1,6 +1,7 @@
 """The official `openai` client, unmodified, against the whole system with mock engines."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -9,7 +10,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from llorch_poold.mock_generation import text_of
+from llorch_poold.mock_generation import digest, text_of
 from llorch_poold.mock_text import Turn, chatml
 from llorch_shared.wire.task import TaskState
 from support.client import Refusal
@@ -25,6 +26,14 @@ CHAT: Final[list[ChatCompletionMessageParam]] = [
     {"role": "user", "content": [{"type": "text", "text": "Say something."}]},
 ]
 PROMPT: Final = chatml([Turn("system", "Be brief."), Turn("user", "Say something.")])
+OFFER: Final[Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
 LONG: Final[Any] = {
     "model": SLOW.model,
     "messages": CHAT,
@@ -91,6 +100,43 @@ async def test_a_chat_is_answered_whole_and_as_a_stream(client: openai.AsyncOpen
     assert (text.choices[0].text, text.choices[0].finish_reason) == (text_of("Say something.", 3, 5), "stop")
 
 
+async def test_a_tool_is_called_and_its_answer_goes_on_with_the_chat(client: openai.AsyncOpenAI) -> None:
+    ask: Any = {"role": "user", "content": "The weather in Paris? [call]"}
+    wish: Any = {"model": FAST.model, "tools": [OFFER], "max_tokens": 30, "seed": 3}
+    whole = await client.chat.completions.create(**wish, messages=[ask])
+    (choice,) = whole.choices
+    (call,) = choice.message.tool_calls or ()
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    word = digest(chatml([Turn("user", ask["content"])], [OFFER]), 3)
+    assert call.type == "function"
+    assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": word})
+    async with client.chat.completions.stream(**wish, messages=[ask]) as stream:
+        final = await stream.get_final_completion()
+    assert final.choices[0].finish_reason == "tool_calls"
+    assert [each.model_dump(include={"id", "function"}) for each in final.choices[0].message.tool_calls or ()] == [
+        {**call.model_dump(include={"id"}), "function": {**call.function.model_dump(), "parsed_arguments": None}}
+    ]
+    turns = [ask, choice.message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    after = await client.chat.completions.create(**wish, messages=turns)
+    assert after.choices[0].finish_reason == "length"
+    assert after.choices[0].message.content
+
+
+async def test_log_probabilities_are_told_whole_and_streamed(client: openai.AsyncOpenAI) -> None:
+    wish: Any = {"model": FAST.model, "messages": CHAT, "max_tokens": 5, "seed": 3}
+    whole = await client.chat.completions.create(**wish, logprobs=True, top_logprobs=2)
+    assert whole.choices[0].logprobs is not None
+    told = whole.choices[0].logprobs.content or []
+    assert "".join(token.token for token in told) == whole.choices[0].message.content
+    assert [[top.logprob for top in token.top_logprobs] for token in told] == [[0.0, -0.5]] * 5
+    chunks = await client.chat.completions.create(**wish, logprobs=True, top_logprobs=2, stream=True)
+    weights = [each.logprobs for each in [c.choices[0] async for c in chunks] if each.logprobs is not None]
+    assert [token for each in weights for token in each.content or ()] == told
+    text = await client.completions.create(model=FAST.id, prompt="Say.", max_tokens=3, logprobs=1)
+    assert text.choices[0].logprobs is not None
+    assert "".join(text.choices[0].logprobs.tokens or ()) == text.choices[0].text
+
+
 async def test_the_synchronous_client_reads_the_same(system: System) -> None:
     def ask() -> tuple[str, str]:
         with openai.OpenAI(base_url=f"{system.url()}/v1", api_key=TOKEN, max_retries=0, timeout=60) as sync:
@@ -113,9 +159,9 @@ async def test_errors_are_the_clients_own_kinds(system: System, client: openai.A
     with pytest.raises(openai.NotFoundError) as unknown:
         await client.chat.completions.create(**{**wish, "model": "gpt-4"})
     assert (unknown.value.param, unknown.value.code) == ("model", "INVALID_PARAMS")
-    with pytest.raises(openai.BadRequestError, match="tools is not served") as tools:
-        await client.chat.completions.create(**wish, tools=[{"type": "function", "function": {"name": "f"}}])
-    assert tools.value.param == "tools"
+    with pytest.raises(openai.BadRequestError, match="logit_bias is not served") as bias:
+        await client.chat.completions.create(**wish, logit_bias={"1": 1})
+    assert bias.value.param == "logit_bias"
     with pytest.raises(openai.BadRequestError, match="do not fit"):
         await client.chat.completions.create(**wish, max_tokens=40_000)
     for stream in (False, True):

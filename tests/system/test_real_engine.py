@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,6 +27,8 @@ from support.system import System
 
 pytestmark = [pytest.mark.system, pytest.mark.engine, pytest.mark.timeout(300)]
 
+TEMPLATE = Path(__file__).with_name("tools.jinja")
+"""A chat template with tools; the small model's own has none."""
 PROMPT = "<|im_start|>user\nName three colours of the rainbow.<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -45,7 +48,7 @@ async def real(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
         replicas=2,
         slots=1,
         ctx=2048,
-        provisioning=DEFAULT_ENGINE,
+        provisioning=msgspec.structs.replace(DEFAULT_ENGINE, flags=("--chat-template-file", str(TEMPLATE))),
     )
     cache = request.config.cache.mkdir("engines")
     environment = {"LLORCH_CACHE_DIR": str(cache)}
@@ -256,3 +259,61 @@ async def test_the_openai_client_gets_what_the_engine_says_to_a_chat(real: Syste
     assert cut.choices[0].message.content == said[: said.index(said[10:16])]
     assert cut.choices[0].finish_reason == "stop"
     assert json.loads(bound.choices[0].message.content or "")["colour"] in ("red", "blue")
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+def weather_chat() -> list[Any]:
+    """A model this small calls a tool when it sees how others did."""
+    turns: list[Any] = []
+    for number, city in enumerate(("Rome", "Oslo", "Cairo", "Lima")):
+        function = {"name": "get_weather", "arguments": json.dumps({"city": city})}
+        called = {"id": f"call{number}", "type": "function", "function": function}
+        turns.append({"role": "user", "content": f"What is the weather in {city}?"})
+        turns.append({"role": "assistant", "content": None, "tool_calls": [called]})
+    return [*turns, {"role": "user", "content": "What is the weather in Paris?"}]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+async def test_a_real_model_calls_a_tool_whole_and_streamed(real: System, choice: Any) -> None:
+    wish: Any = {"model": "small", "messages": weather_chat(), "tools": [WEATHER], "tool_choice": choice}
+    wish |= {"seed": 1, "temperature": 0, "max_tokens": 60}
+    async with openai.AsyncOpenAI(base_url=f"{real.url()}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        whole = await client.chat.completions.create(**wish)
+        async with client.chat.completions.stream(**wish, stream_options={"include_usage": True}) as stream:
+            final = await stream.get_final_completion()
+    for answer in (whole, final):
+        (call,) = answer.choices[0].message.tool_calls or ()
+        assert answer.choices[0].finish_reason == "tool_calls"
+        assert call.type == "function"
+        assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Paris"})
+    assert whole.usage is not None
+    assert whole.usage == final.usage
+    async with httpx.AsyncClient(timeout=120) as http:
+        url = f"http://127.0.0.1:{engine_ports(real)[0]}/v1/chat/completions"
+        body = {**wish, "tool_choice": "required", "cache_prompt": False}
+        own = (await http.post(url, json=body)).raise_for_status().json()
+    assert own["usage"]["completion_tokens"] == whole.usage.completion_tokens
+    assert own["usage"]["prompt_tokens"] == whole.usage.prompt_tokens
+
+
+async def test_log_probabilities_are_the_engines_own(real: System) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{real.url()}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        wish: Any = {"model": "small", "prompt": PROMPT, "seed": 7, "max_tokens": 8, "temperature": 0}
+        whole = await client.completions.create(**wish, logprobs=2)
+        plain = await client.completions.create(**wish)
+    assert whole.choices[0].text == plain.choices[0].text
+    weights = whole.choices[0].logprobs
+    assert weights is not None
+    assert "".join(weights.tokens or ()) == whole.choices[0].text
+    assert all(len(top) == 2 for top in weights.top_logprobs or ())
+    for weight, top in zip(weights.token_logprobs or (), weights.top_logprobs or (), strict=True):
+        assert weight == max(top.values()), "temperature 0 takes the likeliest"

@@ -15,7 +15,7 @@ from llorch_poold.adapters.llamacpp import LlamaCpp
 from llorch_poold.adapters.port import EngineBroke, EngineFailure, Generation, GenerationCall, TokenSink
 from llorch_poold.engine_http import EngineHttp
 from llorch_poold.interruption import NotShown, show_interruption
-from llorch_poold.node_context import CHAT_TEMPLATE, INTERRUPTIBLE_DECODE
+from llorch_poold.node_context import CHAT_TEMPLATE, INTERRUPTIBLE_DECODE, TOOLS
 from llorch_poold.prefill_line import PrefillLine
 from llorch_poold.process import EngineChild, EngineProcesses, listens
 from llorch_poold.self_test import renders_chats, self_test, wait_slot_free
@@ -118,9 +118,11 @@ class EngineLife:
         """What this engine has shown that not every one can. Raises EngineFailure."""
         if Workload.COMPLETION not in spec.serves:
             return ()
+        chats = await renders_chats(self.adapter)
         shown = {
             INTERRUPTIBLE_DECODE: await self._interruptible(spec, timeout_s=timeout_s, free_timeout_s=free_timeout_s),
-            CHAT_TEMPLATE: await renders_chats(self.adapter),
+            CHAT_TEMPLATE: chats,
+            TOOLS: chats and (await self.adapter.props()).tools,
         }
         return tuple(name for name, can in shown.items() if can)
 

@@ -43,7 +43,7 @@ class _Listener:
     def on_prompt(self, tokens_in: int) -> None:
         """The length of the prompt does not matter here."""
 
-    def on_tokens(self, texts: Sequence[str]) -> None:
+    def on_tokens(self, texts: Sequence[str], more: Sequence[bytes] = ()) -> None:
         self.texts += texts
         if len(self.texts) >= self._wanted:
             self.stop()

@@ -1,24 +1,25 @@
 """The mock engine: a process that speaks llama-server's HTTP protocol, at a set pace and with faults on demand.
 
-Routes: GET /health /props /slots /metrics, POST /completion /v1/embeddings /v1/rerank /tokenize /apply-template, and
-POST /fault (`Fault`, or a list of them for the next generations one after another). Options come from flags, their
-defaults from `LLORCH_MOCK_*`, so that a pool's provisioning can set them either way. It is a test double and a load
-source; it never pretends to be a model.
+Routes: GET /health /props /slots /metrics, POST /completion /v1/chat/completions /v1/embeddings /v1/rerank /tokenize
+/apply-template, and POST /fault (`Fault`, or a list of them for the next generations one after another). Options come
+from flags, their defaults from `LLORCH_MOCK_*`, so that a pool's provisioning can set them either way. It is a test
+double and a load source; it never pretends to be a model.
 """
 
 import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
 import httptools
 import msgspec
 
+from llorch_poold.mock_chat import ChatWish
 from llorch_poold.mock_faults import Fault, FaultKind
-from llorch_poold.mock_generation import Completion, Generation, MockEngine, tokens_of
+from llorch_poold.mock_generation import Completion, Generation, MockEngine, asked_as_chat, tokens_of
 from llorch_poold.mock_log import GenerationLog
 from llorch_poold.mock_results import EmbeddingsAsked, RerankAsked, ResultJob
 from llorch_poold.mock_text import Chat, chatml
@@ -29,6 +30,7 @@ MISSING_MODEL: Final = "mock:missing"
 """The model that is not there."""
 BODY_BYTES_MAX: Final = 16 * 1024 * 1024
 _COMPLETION: Final = msgspec.json.Decoder(Completion)
+_CHAT_WISH: Final = msgspec.json.Decoder(ChatWish)
 _CHAT: Final = msgspec.json.Decoder(Chat)
 _EMBEDDINGS: Final = msgspec.json.Decoder(EmbeddingsAsked)
 _RERANK: Final = msgspec.json.Decoder(RerankAsked)
@@ -51,6 +53,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     log: str
     version: str
     chat_template: bool
+    tools: bool
 
 
 def parse_options(argv: Sequence[str], environment: Mapping[str, str]) -> Options:
@@ -100,6 +103,13 @@ def parse_options(argv: Sequence[str], environment: Mapping[str, str]) -> Option
         dest="chat_template",
         action="store_false",
         default=environment.get("LLORCH_MOCK_CHAT_TEMPLATE", "1") == "1",
+    )
+    parser.add_argument(
+        "--no-tools",
+        dest="tools",
+        action="store_false",
+        default=environment.get("LLORCH_MOCK_TOOLS", "1") == "1",
+        help="its chat template takes no tools",
     )
     return msgspec.convert(vars(parser.parse_args(argv)), Options)
 
@@ -176,7 +186,9 @@ class Connection(asyncio.Protocol):
     def _route(self, method: bytes, path: str, body: bytes) -> None:
         match method, path:
             case b"POST", "/completion":
-                self._complete(body)
+                self._complete(body, _COMPLETION.decode)
+            case b"POST", "/v1/chat/completions":
+                self._complete(body, lambda wish: asked_as_chat(_CHAT_WISH.decode(wish)))
             case b"POST", "/v1/embeddings":
                 self._result(_EMBEDDINGS, body)
             case b"POST", "/v1/rerank":
@@ -215,7 +227,7 @@ class Connection(asyncio.Protocol):
         except msgspec.DecodeError as error:
             self._error(400, "invalid_request_error", str(error))
         else:
-            self._reply(200, {"prompt": chatml(chat.messages)})
+            self._reply(200, {"prompt": chatml(chat.messages, chat.tools)})
 
     def _set_fault(self, body: bytes) -> None:
         try:
@@ -226,9 +238,9 @@ class Connection(asyncio.Protocol):
         else:
             self._reply(200, {"status": "ok"})
 
-    def _complete(self, body: bytes) -> None:
+    def _complete(self, body: bytes, read: Callable[[bytes], Completion]) -> None:
         try:
-            request = _COMPLETION.decode(body)
+            request = read(body)
         except msgspec.ValidationError as error:
             self._error(400, "invalid_request_error", str(error))
             return
@@ -295,6 +307,7 @@ class Connection(asyncio.Protocol):
             "model_alias": "mock",
             "build_info": self._options.version,
             "default_generation_settings": {"n_ctx": self._engine.ctx},
+            "chat_template_caps": {"supports_tools": self._options.tools, "supports_tool_calls": self._options.tools},
         }
 
     def _slot(self, number: int) -> dict[str, object]:

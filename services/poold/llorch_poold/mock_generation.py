@@ -11,10 +11,12 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
+from llorch_poold.mock_chat import ChatWish, call_deltas, frame, last_frames
+from llorch_poold.mock_chat import progress as chat_progress
 from llorch_poold.mock_faults import BROKEN, FLOOD_BYTES, MISCOUNTED, STOPS, Fault, FaultKind, Faults
 from llorch_poold.mock_log import GenerationLog
 from llorch_poold.mock_prefill import Prefill
@@ -36,6 +38,24 @@ class Completion(msgspec.Struct, kw_only=True):
     return_progress: bool = False
     id_slot: int = -1
     stop: tuple[str, ...] = ()
+    n_probs: int = 0
+    chat: bool = False
+    """It came as a chat with tools, and is answered as one."""
+    tool: dict[str, Any] | None = None
+    """The one that is called."""
+
+
+def asked_as_chat(wish: ChatWish) -> Completion:
+    return Completion(
+        prompt=wish.prompt,
+        n_predict=wish.max_tokens,
+        seed=wish.seed,
+        stream=wish.stream,
+        return_progress=wish.return_progress,
+        id_slot=wish.id_slot,
+        chat=True,
+        tool=wish.tools[0] if wish.calls else None,
+    )
 
 
 class Occupant(Protocol):
@@ -127,7 +147,9 @@ class Generation:
         self.log_number = 0
         self.prompt_tokens = tokens_of(request.prompt)
         self.prompt_read = 0
-        wanted = _directive(request.prompt)
+        word = digest(request.prompt, request.seed)
+        self._call: Final = call_deltas(request.tool, word) if request.tool is not None else []
+        wanted = len(self._call) or _directive(request.prompt)
         total = request.n_predict if wanted is None else min(wanted, request.n_predict)
         self._cut: Final = cut_at(text_of(request.prompt, request.seed, total), request.stop) if request.stop else None
         """The texts before a stop word; None where there is none."""
@@ -155,7 +177,9 @@ class Generation:
                 b'data: {"index":0,"content":"","tokens":[0],"stop":false,"id_slot":-1,"tokens_predicted":0,'
                 b'"prompt_progress":{"total":%d,"cache":0,"processed":%d,"time_ms":1}}\n\n'
             ) % (self.prompt_tokens, self.prompt_read)
-            self._socket.write(chunk(progress))
+            self._socket.write(
+                chunk(chat_progress(self.prompt_tokens, self.prompt_read) if self.request.chat else progress)
+            )
         if self.prompt_read < self.prompt_tokens:
             return
         prefill_s = self._engine.prefill_s
@@ -235,7 +259,11 @@ class Generation:
         self._engine.tokens_total += count
         if self._socket is None:
             return
-        if self._engine.stamp:
+        if self.request.chat:
+            data = b"".join(self._chat_frame(index) for index in range(first, first + count))
+        elif self.request.n_probs:
+            data = b"".join(self._weighed_frame(index) for index in range(first, first + count))
+        elif self._engine.stamp:
             data = stamped_frames(first, count)
         elif self._fault is not None and self._kind is FaultKind.DRIFT and first >= self._fault.after:
             data = b"".join(_frame(index, f" d{index}") for index in range(first, first + count))
@@ -251,6 +279,27 @@ class Generation:
             data = frames(first, count)
         if data:
             self._socket.write(chunk(data))
+
+    def _word(self, index: int) -> str:
+        if self._cut is not None:
+            return self._cut[index]
+        return f" w{index}" if index else f" {digest(self.request.prompt, self.request.seed)}"
+
+    def _chat_frame(self, index: int) -> bytes:
+        if not self._call:
+            return frame(index + 1, {"content": self._word(index)})
+        delta = self._call[index]
+        return b"" if delta is None else frame(index + 1, {"tool_calls": [delta]})
+
+    def _weighed_frame(self, index: int) -> bytes:
+        """Every word is sure, and each further one half as likely as the one before."""
+        word = self._word(index)
+        likely = [
+            {"id": rank, "token": word if not rank else f" x{rank}", "bytes": None, "logprob": -0.5 * rank}
+            for rank in range(self.request.n_probs)
+        ]
+        told = msgspec.json.encode([{**likely[0], "top_logprobs": likely}])
+        return _frame(index, word).removesuffix(b"}\n\n") + b',"completion_probabilities":%b}\n\n' % told
 
     def _frame(self, index: int) -> bytes:
         return frames(index, 1) if index else _frame(0, f" {digest(self.request.prompt, self.request.seed)}")
@@ -276,8 +325,14 @@ class Generation:
         socket = self._socket
         self._engine.end(self)
         if socket is not None:
-            socket.write(chunk(b"data: %b\n\n" % msgspec.json.encode(self._last(""))) + LAST_CHUNK)
+            socket.write(chunk(self._last_frames()) + LAST_CHUNK)
             socket.ended()
+
+    def _last_frames(self) -> bytes:
+        if not self.request.chat:
+            return b"data: %b\n\n" % msgspec.json.encode(self._last(""))
+        reason = "length" if self.reason == "limit" else "tool_calls" if self._call else "stop"
+        return last_frames(reason, tokens_in=self.prompt_tokens, tokens_out=self.total)
 
     def _finish_whole(self) -> None:
         socket = self._socket

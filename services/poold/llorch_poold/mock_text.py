@@ -1,19 +1,31 @@
 """What the mock engine makes of conversations and stop words, as llama-server would."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
+
+
+class Function(msgspec.Struct):
+    name: str
+    arguments: str = ""
+
+
+class Call(msgspec.Struct):
+    function: Function
 
 
 class Turn(msgspec.Struct):
     role: str
     content: str
+    tool_calls: list[Call] = []
 
 
 class Chat(msgspec.Struct):
     """POST /apply-template."""
 
     messages: list[Turn]
+    tools: list[dict[str, Any]] = []
 
 
 def cut_at(text: str, stops: Iterable[str]) -> list[str] | None:
@@ -33,7 +45,12 @@ def cut_at(text: str, stops: Iterable[str]) -> list[str] | None:
     return texts
 
 
-def chatml(messages: Iterable[Turn]) -> str:
-    """The prompt of a conversation, by the template that most small models have."""
-    turns = [f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>\n" for turn in messages]
-    return "".join([*turns, "<|im_start|>assistant\n"])
+def chatml(messages: Iterable[Turn], tools: Iterable[dict[str, Any]] = ()) -> str:
+    """The prompt of a conversation, by the template that most small models have, with tools as JSON before it."""
+    offers = "".join(f"{msgspec.json.encode(tool).decode()}\n" for tool in tools)
+    turns = [f"<|im_start|>{turn.role}\n{turn.content}{_calls(turn)}<|im_end|>\n" for turn in messages]
+    return "".join([f"<|im_start|>system\n{offers}<|im_end|>\n" if offers else "", *turns, "<|im_start|>assistant\n"])
+
+
+def _calls(turn: Turn) -> str:
+    return "".join(f"<tool_call>{call.function.name} {call.function.arguments}</tool_call>" for call in turn.tool_calls)

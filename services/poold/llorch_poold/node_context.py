@@ -25,6 +25,9 @@ INTERRUPTIBLE_DECODE: Final = "interruptible_decode"
 CHAT_TEMPLATE: Final = "chat_template"
 """The feature of an engine that makes prompts of conversations by its model's own template."""
 
+TOOLS: Final = "tools"
+"""The feature of an engine whose model's template takes tools, and which reads the calls that the model makes."""
+
 
 @dataclass(frozen=True, slots=True)
 class NodeContext:

@@ -42,7 +42,7 @@ class _Probe:
     def on_prompt(self, tokens_in: int) -> None:
         self.begun.set()
 
-    def on_tokens(self, texts: Sequence[str]) -> None:
+    def on_tokens(self, texts: Sequence[str], more: Sequence[bytes] = ()) -> None:
         self.count += len(texts)
 
     def on_finish(self, finish: Finish) -> None:

@@ -18,7 +18,7 @@ from llorch_poold.task_run import TaskRun
 from llorch_shared.bus.port import Delivery
 from llorch_shared.wire.run import Placement
 from llorch_shared.wire.spec import TimeoutSpec
-from llorch_shared.wire.task import ChatMessage
+from llorch_shared.wire.task import ChatMessage, Tool
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +107,10 @@ class Slots:
             raise EngineBroke("the engine is gone")
         return await self._life.adapter.prompt_tokens(prompt)
 
-    async def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+    async def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
         if self._life is None:
             raise EngineBroke("the engine is gone")
-        return await self._life.adapter.render_chat(messages)
+        return await self._life.adapter.render_chat(messages, tools)
 
     async def free_slot(self, slot: int, patience_ms: int = 0) -> None:
         if self._life is not None:

@@ -40,7 +40,7 @@ from llorch_poold.core.task import (
     claim_record,
     error_body,
 )
-from llorch_poold.node_context import CHAT_TEMPLATE, INTERRUPTIBLE_DECODE, NodeContext, ReplicaFacts
+from llorch_poold.node_context import CHAT_TEMPLATE, INTERRUPTIBLE_DECODE, TOOLS, NodeContext, ReplicaFacts
 from llorch_poold.outlet import fence_clock
 from llorch_poold.payload import PayloadUnusable, whole
 from llorch_poold.prefill_line import Turn
@@ -55,7 +55,7 @@ from llorch_shared.states import IllegalMove
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.run import CANCEL_DECODER, Placement, PreemptRequest
 from llorch_shared.wire.spec import TimeoutSpec
-from llorch_shared.wire.task import ChatMessage, TaskRequest, Workload
+from llorch_shared.wire.task import ChatMessage, TaskRequest, Tool, Workload
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Host(Protocol):
     async def prompt_tokens(self, prompt: str) -> int:
         """Raises EngineBroke."""
 
-    async def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+    async def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
         """Raises RequestRejected, EngineBroke."""
 
     async def free_slot(self, slot: int, patience_ms: int = 0) -> None:
@@ -288,6 +288,12 @@ class TaskRun:
                 f"the engine of pool {self._facts.pool_id} has no chat template for this model; send a prompt",
             )
             return
+        if request.tools and TOOLS not in self._facts.features:
+            self._fail(
+                ErrorCode.INVALID_PARAMS,
+                f"the chat template of pool {self._facts.pool_id}'s model takes no tools; send none",
+            )
+            return
         try:
             request = await self._resumed(await self._rendered(request))
         except RequestRejected as error:
@@ -299,14 +305,14 @@ class TaskRun:
         if self._preemption is not None:
             self.preempt(self._preemption)
         call = GenerationCall(
-            request=request,
+            request=msgspec.structs.replace(request, prompt=None) if request.tools else request,
             seed=seed_of(self.task_id, request.seed),
             slot=self.slot,
             correlation_id=run.correlation_id if is_correlation_id(run.correlation_id) else "-",
             first=self._core.first if self._by_input else 0,
         )
         self._clock.start(self._host.timeouts())
-        self._turn = self._host.join_line("" if self._by_input else call.request.prompt or "")
+        self._turn = self._host.join_line("" if self._by_input else request.prompt or "")
         for number in range(BUSY_TRIES_MAX):
             if not await self._may_ask():
                 return
@@ -336,11 +342,11 @@ class TaskRun:
 
     async def _rendered(self, request: TaskRequest) -> TaskRequest:
         """With the engine's own prompt instead of messages: a later attempt goes on behind it as behind any other.
-        Raises EngineFailure."""
+        Beside tools the messages stay, for the engine is asked as a chat. Raises EngineFailure."""
         if request.messages is None:
             return request
-        prompt = await self._host.render_chat(request.messages)
-        return msgspec.structs.replace(request, prompt=prompt, messages=None)
+        prompt = await self._host.render_chat(request.messages, request.tools)
+        return msgspec.structs.replace(request, prompt=prompt, messages=request.messages if request.tools else None)
 
     async def _resumed(self, request: TaskRequest) -> TaskRequest:
         """What this attempt asks of the engine; concludes where nothing is to be asked. Raises BacklogUnread,
@@ -382,7 +388,7 @@ class TaskRun:
         if request is not None and tokens_in > request.ctx:
             self._fail(ErrorCode.INVALID_PARAMS, f"the prompt has {tokens_in} tokens, the task's ctx is {request.ctx}")
 
-    def on_tokens(self, texts: Sequence[str]) -> None:
+    def on_tokens(self, texts: Sequence[str], more: Sequence[bytes] = ()) -> None:
         core = self._core
         if core.outcome is not None:
             return
@@ -391,7 +397,7 @@ class TaskRun:
         if first == core.first:
             self._on_first_token()
         try:
-            self._stream.tokens(first, texts)
+            self._stream.tokens(first, texts, more)
         except PrefixMismatch as error:
             self._differs(error)
 

@@ -131,7 +131,7 @@ class TokenStream:
         for index, text in sorted(sent.tokens.items()):
             if index == sent.restarted_at:
                 self._kept.add(self._going_on(restarted_at=index))
-            self._kept.add(encode_token(self._attempt, index, text))
+            self._kept.add(encode_token(self._attempt, index, text, sent.more.get(index, b"")))
 
     def _publish_again(self) -> None:
         """The log has lost some of what this node has: readers that join late must find it."""
@@ -180,11 +180,15 @@ class TokenStream:
             self._publish(encode_started(self._started(tokens_in)))
             self._publish_facts()
 
-    def tokens(self, first: int, texts: Sequence[str]) -> None:
-        """Tokens `first`, `first + 1`, …: all of one read in one message. Raises PrefixMismatch."""
+    def tokens(self, first: int, texts: Sequence[str], more: Sequence[bytes] = ()) -> None:
+        """Tokens `first`, `first + 1`, …: all of one read in one message. `more`: as `TokenSink.on_tokens` has it.
+        Raises PrefixMismatch."""
         attempt = self._attempt
         if self._guard is not None:
-            self._guarded(self._guard, first, texts)
+            self._guarded(self._guard, first, texts, more)
+        elif more:
+            each = zip(texts, more, strict=True)
+            self._publish_tokens([encode_token(attempt, index, *token) for index, token in enumerate(each, first)])
         elif len(texts) == 1:
             self._publish(encode_token(attempt, first, texts[0]))
         else:
@@ -230,7 +234,7 @@ class TokenStream:
         if self._kept is not None and self._node.retention.get(self._run.task_id) is self._kept:
             self._node.retention.forget(self._run.task_id)
 
-    def _guarded(self, guard: PrefixGuard, first: int, texts: Sequence[str]) -> None:
+    def _guarded(self, guard: PrefixGuard, first: int, texts: Sequence[str], more: Sequence[bytes]) -> None:
         fresh = guard.take(first, texts)
         if guard.passed:
             self._guard = None
@@ -240,7 +244,7 @@ class TokenStream:
             if index != previous + 1 and events:
                 self._publish_tokens(events)
                 events = []
-            events.append(encode_token(self._attempt, index, text))
+            events.append(encode_token(self._attempt, index, text, more[index - first] if more else b""))
             previous = index
         if events:
             self._publish_tokens(events)

@@ -1,7 +1,7 @@
 """Frames of a token stream: server-sent events, encoded once by the node and relayed as bytes.
 
     event: started\\ndata: {…}\\n\\n                        no id: a reader that has only this starts anew
-    id: <attempt>-<i>\\nevent: token\\ndata: {"t":…,"i":…}\\n\\n
+    id: <attempt>-<i>\\nevent: token\\ndata: {"t":…,"i":…}\\n\\n    behind `i`: tool_calls, logprobs
     event: metrics\\ndata: {…}\\n\\n                        no id
     id: <attempt>-<tokens_out>\\nevent: end\\ndata: {…}\\n\\n    (or `error`)
 
@@ -41,9 +41,40 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens_in: int | None = None
 
 
-class Token(msgspec.Struct, frozen=True, kw_only=True):
+class FunctionDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    name: str | None = None
+    arguments: str = ""
+    """The next piece of the arguments' JSON text."""
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A piece of a tool call. The first one of a call has its `id` and its function's name."""
+
+    index: int
+    """Of the call among those of the answer."""
+    id: str | None = None
+    type: str | None = None
+    function: FunctionDelta = FunctionDelta()
+
+
+class Logprob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(Logprob, frozen=True, kw_only=True, gc=False):
+    top_logprobs: tuple[Logprob, ...] = ()
+    """The likeliest tokens in its place, as many as were asked for."""
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     t: str
     i: int
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    """Of tasks with tools: what the token adds to the calls."""
+    logprobs: TokenLogprob | None = None
+    """Of tasks that ask for them. A token that is sent with the text of a later one has none."""
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -71,7 +102,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     decode_time_ms: int
     """Same as decode_ms; both are sent while clients migrate (ORCH-3310)."""
     finish_reason: str
-    """`stop`, `length` or `cancelled`."""
+    """`stop`, `length`, `tool_calls` or `cancelled`."""
     cancel_ms: int | None = None
     """Of a cancelled task: from its stored wish until no engine worked for it (the slot is free)."""
     tokens_in: int | None = None
@@ -92,8 +123,9 @@ def encode_started(started: Started) -> bytes:
     return b"event: started\ndata: %b\n\n" % _encode(started)
 
 
-def encode_token(attempt: int, index: int, text: str) -> bytes:
-    return b'id: %d-%d\nevent: token\ndata: {"t":%b,"i":%d}\n\n' % (attempt, index, _encode(text), index)
+def encode_token(attempt: int, index: int, text: str, more: bytes = b"") -> bytes:
+    """`more`: further members of the JSON object, each behind a comma."""
+    return b'id: %d-%d\nevent: token\ndata: {"t":%b,"i":%d%b}\n\n' % (attempt, index, _encode(text), index, more)
 
 
 def encode_metrics(metrics: Metrics) -> bytes:

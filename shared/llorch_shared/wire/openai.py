@@ -12,7 +12,15 @@ import msgspec
 from msgspec import Meta
 
 from llorch_shared.errors import ErrorCode, PolicyLabel
-from llorch_shared.wire.task import MESSAGES_MAX, Priority, TaskId
+from llorch_shared.wire.task import (
+    MESSAGES_MAX,
+    TOOL_NAME_PATTERN,
+    TOOLS_MAX,
+    TOP_LOGPROBS_MAX,
+    Priority,
+    TaskId,
+    ToolCall,
+)
 
 
 class OpenAiFailover(StrEnum):
@@ -69,7 +77,7 @@ class ContentPart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ChatTurn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     """A developer is to templates a system."""
     content: str | tuple[ContentPart, ...] | None = None
     name: Any = None
@@ -77,8 +85,30 @@ class ChatTurn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     annotations: Any = None
     audio: Any = None
     function_call: Any = None
-    tool_calls: Any = None
-    tool_call_id: Any = None
+    tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=TOOLS_MAX)] | None = None
+    tool_call_id: str | None = None
+
+
+class OfferedFunction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    name: Annotated[str, Meta(pattern=TOOL_NAME_PATTERN)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+    """The engine cannot leave the schema within a call, whatever this says."""
+
+
+class OfferedTool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    type: Literal["function"]
+    function: OfferedFunction
+
+
+class NamedFunction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+
+
+class NamedTool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -100,7 +130,6 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """With temperature 0 it makes the task strict: the same text again, even after a failover."""
     llorch: Extensions | None = None
     n: Any = None
-    logprobs: Any = None
     logit_bias: Any = None
     metadata: Any = None
     service_tier: Any = None
@@ -120,15 +149,17 @@ class ChatCompletionRequest(Wish, frozen=True, kw_only=True, forbid_unknown_fiel
     functions: Any = None
     modalities: Any = None
     moderation: Any = None
-    parallel_tool_calls: Any = None
+    parallel_tool_calls: bool | None = None
     prediction: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
     reasoning_effort: Any = None
     safety_identifier: Any = None
-    tool_choice: Any = None
-    tools: Any = None
-    top_logprobs: Any = None
+    tools: Annotated[tuple[OfferedTool, ...], Meta(max_length=TOOLS_MAX)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    logprobs: bool | None = None
+    """Not together with tools."""
+    top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
     verbosity: Any = None
     web_search_options: Any = None
 
@@ -138,6 +169,7 @@ class TextCompletionRequest(Wish, frozen=True, kw_only=True, forbid_unknown_fiel
 
     prompt: str | tuple[str, ...]
     """One prompt."""
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     best_of: Any = None
     echo: Any = None
     suffix: Any = None
@@ -151,13 +183,14 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens: int
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
-class ChatAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: str | None = None
+class ChatAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):

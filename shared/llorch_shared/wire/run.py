@@ -55,7 +55,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
     tokens_out: int = 0
     decode_ms: int = 0
     finish_reason: str = ""
-    """`stop`, `length` or `cancelled`; empty until the end and on errors."""
+    """`stop`, `length`, `tool_calls` or `cancelled`; empty until the end and on errors."""
     cancel_ms: int | None = None
     """Of a cancelled task: from its stored wish until no engine worked for it; None when the wish could not be read."""
     error: ErrorBody | None = None

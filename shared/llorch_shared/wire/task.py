@@ -1,7 +1,7 @@
 """A task as its client sees it: the request, the answer to its admission, and its state when looked up."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -21,10 +21,13 @@ PROMPT_BYTES_MAX: Final = OBJECT_BYTES_MAX
 MESSAGES_MAX: Final = 1_024
 INPUTS_MAX: Final = 2_048
 """Of one embedding or rerank task: as many as OpenAI takes."""
+TOOL_NAME_PATTERN: Final = r"^[a-zA-Z0-9_-]{1,64}$"
 STOPS_MAX: Final = 16
 STOP_CHARS_MAX: Final = 256
 SCHEMA_BYTES_MAX: Final = 64 * 1024
-"""Of a response schema as JSON: engines turn it into a grammar, whose size grows with it."""
+"""Of a response schema, or of all tools, as JSON: engines turn it into a grammar, whose size grows with it."""
+TOOLS_MAX: Final = 128
+TOP_LOGPROBS_MAX: Final = 20
 
 
 class Workload(StrEnum):
@@ -83,6 +86,15 @@ class ChatRole(StrEnum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+    TOOL = "tool"
+    """What a tool answered. Since version 4, as everything about tools."""
+
+
+class ToolChoice(StrEnum):
+    AUTO = "auto"
+    """The model decides whether it calls one."""
+    REQUIRED = "required"
+    """The engine does not let the output end before a call."""
 
 
 class PlacementMode(StrEnum):
@@ -104,11 +116,38 @@ class PlacementOverrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """Compared with the labels of a pool's canary (ORCH-3033)."""
 
 
-class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+class CalledFunction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    arguments: str
+    """JSON, as the model wrote it."""
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A call that an assistant made in an earlier turn."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A function that the model may call; calling it is the client's work."""
+
+    name: Annotated[str, Meta(pattern=TOOL_NAME_PATTERN)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON Schema of its arguments."""
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """One turn of a conversation. The node renders it by the chat template of the engine's model."""
 
     role: ChatRole
     content: str
+    tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=TOOLS_MAX)] = ()
+    """Of an assistant."""
+    tool_call_id: str | None = None
+    """The call that a tool's message answers."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -173,6 +212,13 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     gateway refers by itself; bus clients put the object first. Since version 4, as the fields below."""
     trace: bool = False
     """Keep the transcript of the stream as an artifact of kind `trace` with the tag `task:<task_id>`."""
+    tools: Annotated[tuple[Tool, ...], Meta(max_length=TOOLS_MAX)] = ()
+    """With messages. Calls come in the field `tool_calls` of tokens; such output never goes on from its half."""
+    tool_choice: ToolChoice = ToolChoice.AUTO
+    parallel_tool_calls: bool | None = None
+    """Whether the model may call several at once. Absent: as its template does."""
+    top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+    """Tokens carry their log-probability, and those of so many likeliest tokens in their place."""
 
 
 class TaskState(StrEnum):

@@ -11,7 +11,7 @@ Readers read every version up to theirs.
 
     admission, placement, run   2: TaskRequest.failover
                                 3: TaskRequest.messages, sampling, response_schema
-                                4: TaskRequest.payload_ref, trace
+                                4: TaskRequest.payload_ref, trace, tools and what goes with them, top_logprobs
     spec                        2: PoolSpec.workloads, pooling
 
 A newer version is never half understood: `decode` does not look at the payload. What a reader does then is its own
@@ -28,7 +28,7 @@ import msgspec
 from msgspec import UNSET
 
 from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import Failover, TaskRequest
+from llorch_shared.wire.task import ChatRole, Failover, TaskRequest
 
 VERSION_HEADER: Final = "Llorch-Version"
 
@@ -70,11 +70,17 @@ def pool_headers(pool: PoolSpec) -> dict[str, str]:
 
 
 def _version_of(request: TaskRequest) -> str:
-    if request.payload_ref is not None or request.trace:
+    if request.payload_ref is not None or request.trace or request.top_logprobs is not None:
+        return "4"
+    if request.tools or _tells_of_tools(request):
         return "4"
     if request.messages is not None or request.sampling is not None or request.response_schema is not None:
         return "3"
     return "1" if request.failover is Failover.RESUME else "2"
+
+
+def _tells_of_tools(request: TaskRequest) -> bool:
+    return any(message.role is ChatRole.TOOL or message.tool_calls for message in request.messages or ())
 
 
 def check_version(kind: Kind, headers: Mapping[str, str]) -> None:

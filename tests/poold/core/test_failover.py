@@ -38,6 +38,14 @@ def test_a_strict_task_is_repeated_and_compared(failover: Failover, mode: Output
     assert decide(sent(4), failover=failover, output_mode=mode, same_class=False) == Repeat(), "the comparison decides"
 
 
+@pytest.mark.parametrize("determinism", Determinism)
+def test_with_tools_nothing_that_was_sent_is_repeated_or_gone_on_from(determinism: Determinism) -> None:
+    wish = {"determinism": determinism, "tools": [{"name": "f"}]}
+    assert decide(sent(0), **wish) == Begin()
+    assert decide(sent(4), **wish) == Refuse(ResetDetail.FAILOVER_REFUSED)
+    assert decide(sent(4), **wish, failover="restart") == Anew(4)
+
+
 def test_a_sampled_task_goes_on_from_its_prompt_and_its_text() -> None:
     decided = decide(sent(4), **SAMPLED)
     assert isinstance(decided, GoOn)

@@ -25,6 +25,7 @@ from llorch_poold.adapters.port import (
 )
 from llorch_poold.engine_http import EngineHttpError, Exchange
 from llorch_poold.sse_decode import BrokenStream, SseDecoder
+from llorch_shared.wire.frames import TokenLogprob
 
 EVENT_STREAM: Final = "text/event-stream"
 ERROR_BYTES_MAX: Final = 64 * 1024
@@ -38,11 +39,11 @@ UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
-class _Progress(msgspec.Struct, gc=False):
+class Progress(msgspec.Struct, gc=False):
     total: _Count = 0
 
 
-class _Error(msgspec.Struct, gc=False):
+class StreamError(msgspec.Struct, gc=False):
     message: str = ""
     type: str = ""
     n_prompt_tokens: int = 0
@@ -54,17 +55,18 @@ class _Frame(msgspec.Struct, gc=False):
     stop: bool = False
     tokens_predicted: _Count = -1
     """Every frame of a completion has it; -1 is another kind of frame."""
-    prompt_progress: _Progress | None = None
+    prompt_progress: Progress | None = None
+    completion_probabilities: list[TokenLogprob] = []
     stop_type: str = ""
     tokens_evaluated: _Count = 0
-    error: _Error | None = None
+    error: StreamError | None = None
 
 
 class _ErrorReply(msgspec.Struct):
-    error: _Error
+    error: StreamError
 
 
-class _Mismatch(ValueError):
+class Mismatch(ValueError):
     """What was sent does not add up."""
 
 
@@ -73,17 +75,19 @@ _ERROR: Final = msgspec.json.Decoder(_ErrorReply)
 
 
 class LlamaStream:
-    """One generation on its way: HTTP body in, at most `tokens_max` tokens out."""
+    """One generation on its way: HTTP body in, at most `tokens_max` tokens out. `top_logprobs`: with the
+    log-probabilities of each, and of so many likeliest in its place."""
 
     __slots__ = (
         *("_body", "_count", "_decoder", "_ended", "_kind", "_sink", "_status", "_streams", "_tokens_max"),
-        "exchange",
+        *("_top", "exchange"),
     )
 
-    def __init__(self, sink: TokenSink, *, tokens_max: int) -> None:
+    def __init__(self, sink: TokenSink, *, tokens_max: int, top_logprobs: int | None = None) -> None:
         self.exchange: Exchange | None = None
         self._sink: Final = sink
         self._tokens_max: Final = tokens_max
+        self._top: Final = top_logprobs
         self._decoder: Final = SseDecoder()
         self._count = 0
         self._status = 0
@@ -125,53 +129,65 @@ class LlamaStream:
 
     def _read(self, data: bytes) -> None:
         texts: list[str] = []
+        more: list[bytes] = []
         try:
             for payload in self._decoder.feed(data):
                 frame = _FRAME.decode(payload)
                 if frame.error is not None:
-                    self._flush(texts)
+                    self._flush(texts, more)
                     self._fail(failure_of(frame.error))
                     return
                 if frame.prompt_progress is not None:
                     self._sink.on_prompt(frame.prompt_progress.total)
                 elif frame.tokens_predicted < 0:
-                    raise _Mismatch("a frame without tokens_predicted")
+                    raise Mismatch("a frame without tokens_predicted")
                 elif frame.stop:
-                    self._finish(frame, texts)
+                    self._finish(frame, texts, more)
                     return
                 else:
                     self._take(frame, texts)
-        except _Mismatch as error:
-            self._flush(texts)
+                    if self._top is not None:
+                        self._weigh(frame, texts, more)
+        except Mismatch as error:
+            self._flush(texts, more)
             self._fail(EngineBroke(f"what the engine sent does not add up: {error}"))
         except (*UNREADABLE, BrokenStream) as error:
-            self._flush(texts)
+            self._flush(texts, more)
             self._fail(EngineBroke(f"the engine sent something that is not a completion frame: {error}"))
         else:
-            self._flush(texts)
+            self._flush(texts, more)
 
     def _take(self, frame: _Frame, texts: list[str]) -> None:
-        """A frame stands for the tokens up to its `tokens_predicted`. Raises _Mismatch."""
+        """A frame stands for the tokens up to its `tokens_predicted`. Raises Mismatch."""
         seen = self._count + len(texts)
         fresh = frame.tokens_predicted - seen
         if fresh == 1:
             texts.append(frame.content)
         elif fresh > 1:
             if fresh > HELD_BACK_MAX or frame.content.isascii():
-                raise _Mismatch(f"after token {seen} came token {frame.tokens_predicted}")
+                raise Mismatch(f"after token {seen} came token {frame.tokens_predicted}")
             texts += [*[""] * (fresh - 1), frame.content]
         elif frame.content or fresh < 0:
-            raise _Mismatch(f"after token {seen} came a text that counts {frame.tokens_predicted}")
+            raise Mismatch(f"after token {seen} came a text that counts {frame.tokens_predicted}")
 
-    def _finish(self, frame: _Frame, texts: list[str]) -> None:
-        """Raises _Mismatch."""
+    def _weigh(self, frame: _Frame, texts: list[str], more: list[bytes]) -> None:
+        """A text's log-probability is that of the last of its tokens."""
+        for said in frame.completion_probabilities[:1]:
+            if len(more) < len(texts):
+                told = msgspec.structs.replace(said, top_logprobs=said.top_logprobs[: self._top])
+                more += [*[b""] * (len(texts) - len(more) - 1), b',"logprobs":%b' % msgspec.json.encode(told)]
+
+    def _finish(self, frame: _Frame, texts: list[str], more: list[bytes]) -> None:
+        """Raises Mismatch."""
         if frame.content:
             self._take(frame, texts)
+            if self._top is not None:
+                self._weigh(frame, texts, more)
         unsent = frame.tokens_predicted - self._count - len(texts)
         if not 0 <= unsent <= UNSENT_MAX:
-            raise _Mismatch(f"the engine counts {frame.tokens_predicted} tokens and sent {self._count + len(texts)}")
+            raise Mismatch(f"the engine counts {frame.tokens_predicted} tokens and sent {self._count + len(texts)}")
         texts += [""] * unsent
-        self._flush(texts)
+        self._flush(texts, more)
         if self._ended:
             return
         self._ended = True
@@ -183,12 +199,14 @@ class LlamaStream:
             )
         )
 
-    def _flush(self, texts: Sequence[str]) -> None:
+    def _flush(self, texts: Sequence[str], more: Sequence[bytes]) -> None:
         if not texts or self._ended:
             return
         self._count += len(texts)
         if self._count > self._tokens_max:
             self._fail(EngineBroke(f"the engine sent more than the {self._tokens_max} tokens it was asked for"))
+        elif more:
+            self._sink.on_tokens(texts, [*more, *[b""] * (len(texts) - len(more))])
         else:
             self._sink.on_tokens(texts)
 
@@ -212,14 +230,14 @@ def refusal(status: int, kind: str, body: bytes) -> EngineFailure:
     return failure_of(error, status)
 
 
-def told_error(body: bytes) -> _Error | None:
+def told_error(body: bytes) -> StreamError | None:
     try:
         return _ERROR.decode(body).error
     except UNREADABLE:
         return None
 
 
-def failure_of(error: _Error, status: int = 0) -> EngineFailure:
+def failure_of(error: StreamError, status: int = 0) -> EngineFailure:
     if error.type == "exceed_context_size_error":
         return ContextFull(f"the prompt has {error.n_prompt_tokens} tokens, the pool's context holds {error.n_ctx}")
     if error.type == "invalid_request_error":

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from llorch_poold.adapters.llama_chat import LlamaChatStream, chat_fields, offered
 from llorch_poold.adapters.llama_results import ResultStream
 from llorch_poold.adapters.llama_stream import UNREADABLE, LlamaStream, told_error
 from llorch_poold.adapters.port import (
@@ -24,7 +25,7 @@ from llorch_poold.adapters.port import (
 )
 from llorch_poold.core.seed import SAMPLER_V1
 from llorch_poold.engine_http import EngineHttp, EngineHttpError, Reply
-from llorch_shared.wire.task import ChatMessage, Determinism, KvHint, Sampling, Workload
+from llorch_shared.wire.task import ChatMessage, Determinism, KvHint, Sampling, Tool, Workload
 
 PROBE_TIMEOUT_S: Final = 5.0
 TEMPLATE_REFUSALS: Final = (400, 404, 500, 501)
@@ -53,10 +54,16 @@ class _PromptReply(msgspec.Struct):
     prompt: str
 
 
+class _TemplateCaps(msgspec.Struct, frozen=True):
+    supports_tools: bool = False
+    supports_tool_calls: bool = False
+
+
 class _PropsReply(msgspec.Struct):
     total_slots: int = 0
     model_path: str = ""
     build_info: str = ""
+    chat_template_caps: _TemplateCaps = _TemplateCaps()
 
 
 _SLOTS: Final = msgspec.json.Decoder(list[_Slot])
@@ -86,7 +93,9 @@ class LlamaCpp:
             props = _PROPS.decode(reply.body)
         except UNREADABLE as error:
             raise EngineBroke(f"/props is not what llama-server answers: {error}") from error
-        return Props(props.total_slots, props.model_path, props.build_info)
+        caps = props.chat_template_caps
+        tools = caps.supports_tools and caps.supports_tool_calls
+        return Props(props.total_slots, props.model_path, props.build_info, tools)
 
     async def version(self) -> str:
         return (await self.props()).build
@@ -119,8 +128,8 @@ class LlamaCpp:
         except UNREADABLE as error:
             raise EngineBroke(f"/tokenize is not what llama-server answers: {error}") from error
 
-    async def render_chat(self, messages: Sequence[ChatMessage]) -> str:
-        body = msgspec.json.encode({"messages": messages})
+    async def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
+        body = msgspec.json.encode({"messages": messages, **({"tools": offered(tools)} if tools else {})})
         try:
             reply = await self._http.request("POST", "/apply-template", body, timeout_s=PROBE_TIMEOUT_S)
         except EngineHttpError as error:
@@ -137,9 +146,15 @@ class LlamaCpp:
     def submit(self, call: GenerationCall, sink: TokenSink) -> Generation:
         if call.request.workload is not Workload.COMPLETION:
             return ResultStream(self._http, call, sink, self._working)
-        stream = LlamaStream(sink, tokens_max=call.request.max_tokens)
+        request = call.request
+        stream: LlamaStream
+        if request.tools:
+            path, stream = "/v1/chat/completions", LlamaChatStream(sink, tokens_max=request.max_tokens)
+        else:
+            path = "/completion"
+            stream = LlamaStream(sink, tokens_max=request.max_tokens, top_logprobs=request.top_logprobs)
         stream.exchange = self._http.post(
-            "/completion", completion_body(call), stream, {"X-Correlation-Id": call.correlation_id}
+            path, completion_body(call), stream, {"X-Correlation-Id": call.correlation_id}
         )
         return stream
 
@@ -173,8 +188,7 @@ def completion_body(call: GenerationCall) -> bytes:
     strict = request.determinism is Determinism.STRICT
     return msgspec.json.encode(
         {
-            "prompt": request.prompt or "",
-            "n_predict": request.max_tokens,
+            **_asked(call),
             "seed": call.seed,
             **SAMPLER_V1,
             **_sampling(request.sampling),
@@ -185,6 +199,14 @@ def completion_body(call: GenerationCall) -> bytes:
             "id_slot": call.slot,
         }
     )
+
+
+def _asked(call: GenerationCall) -> dict[str, Any]:
+    request = call.request
+    if request.tools:
+        return chat_fields(call)
+    probabilities = {} if request.top_logprobs is None else {"n_probs": max(1, request.top_logprobs)}
+    return {"prompt": request.prompt or "", "n_predict": request.max_tokens, **probabilities}
 
 
 def _sampling(sampling: Sampling | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from llorch_shared.wire.task import ChatMessage, TaskRequest
+from llorch_shared.wire.task import ChatMessage, TaskRequest, Tool
 
 
 class EngineFailure(Exception):
@@ -48,11 +48,13 @@ class Props(NamedTuple):
     slots_total: int
     model_path: str
     build: str
+    tools: bool = False
+    """The model's chat template takes tools, and renders calls of them."""
 
 
 class Finish(NamedTuple):
     reason: str
-    """`stop` or `length`."""
+    """`stop`, `length` or `tool_calls`."""
     tokens_in: int
     tokens_out: int
 
@@ -67,8 +69,9 @@ class TokenSink(Protocol):
         """Length of the prompt, as soon as the engine tells, and again whenever it has read a part of it: a sign of
         life before the first token. May never come."""
 
-    def on_tokens(self, texts: Sequence[str]) -> None:
-        """One text per token; all tokens of one read."""
+    def on_tokens(self, texts: Sequence[str], more: Sequence[bytes] = ()) -> None:
+        """One text per token; all tokens of one read. `more`: empty, or for each token the further members of its
+        event (`wire.frames.encode_token`), as tasks with tools and logprobs have them."""
 
     def on_finish(self, finish: Finish) -> None: ...
 
@@ -113,12 +116,12 @@ class EngineAdapter(Protocol):
     async def prompt_tokens(self, prompt: str) -> int:
         """How many tokens this prompt is to the engine's own tokenizer. Raises EngineBroke."""
 
-    async def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+    async def render_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
         """The prompt that the model's own chat template makes of a conversation, up to where the assistant's next turn
         begins. Raises RequestRejected where the template refuses it, EngineBroke."""
 
     def submit(self, call: GenerationCall, sink: TokenSink) -> Generation:
-        """Start at once; never blocks, never raises."""
+        """Start at once; never blocks, never raises. A request with tools is asked as a chat."""
 
     def pause(self, paused: bool) -> None:
         """Stop or resume reading what the engine generates."""

@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--embeddings", action="store_true")
     parser.add_argument("--pooling", choices=("mean", "cls", "last"))
     parser.add_argument("--reranking", action="store_true")
+    parser.add_argument("--chat-template-file", default="", help="instead of the model's own, as llama-server has it")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
@@ -52,6 +53,9 @@ def main() -> None:
     pooling = "rank" if options.reranking else options.pooling
     if pooling:
         params.pooling_type = getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{pooling.upper()}")
+    if options.chat_template_file:
+        with open(options.chat_template_file, encoding="utf-8") as file:
+            params.chat_template = file.read()
     if options.threads:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
     server = xllamacpp.Server(params)

@@ -8,6 +8,8 @@
     embedding, rerank                   GoOn       with the input behind those whose results were sent
     anything else                       Refuse     the stream ends with WORKER_RESET
 
+With tools no stream goes on or is repeated: what was sent of a call is pieces that only belong to their own run.
+
 What was sent must be known whole: whoever goes on from a part of it doubles or loses tokens. Only a strict task may
 run without knowing, and only where it is sure to say the same again.
 """
@@ -78,7 +80,7 @@ def plan(request: TaskRequest, sent: Sent, *, known: bool, same_class: bool) -> 
         return Refuse(ResetDetail.FAILOVER_FAIL if sent.tokens else ResetDetail.TOKENS_LOST)
     if request.workload is not Workload.COMPLETION:
         return _behind(request, sent) if known else Refuse(ResetDetail.TOKENS_LOST)
-    if strict:
+    if strict and not request.tools:
         return Repeat() if known or same_class else Refuse(ResetDetail.TOKENS_LOST)
     if not known:
         return Refuse(ResetDetail.TOKENS_LOST)
@@ -86,7 +88,7 @@ def plan(request: TaskRequest, sent: Sent, *, known: bool, same_class: bool) -> 
         return Complete(sent.restarted_at)
     if request.failover is Failover.RESTART:
         return Anew(sent.count)
-    if request.output_mode is not OutputMode.TEXT:
+    if request.output_mode is not OutputMode.TEXT or request.tools:
         return Refuse(ResetDetail.FAILOVER_REFUSED)
     return GoOn(
         sent.count,

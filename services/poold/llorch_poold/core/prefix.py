@@ -9,9 +9,19 @@ from typing import Final
 
 import msgspec
 
-from llorch_shared.wire.frames import BadFrame, Kind, Token, announced_attempt, peek, restarted_at, split_events
+from llorch_shared.wire.frames import BadFrame, Kind, announced_attempt, peek, restarted_at, split_events
 
-_TOKEN: Final = msgspec.json.Decoder(Token)
+
+class _Token(msgspec.Struct, gc=False):
+    """A token's event; what it carries besides its text is passed on as it is."""
+
+    t: str
+    i: int
+    tool_calls: msgspec.Raw | None = None
+    logprobs: msgspec.Raw | None = None
+
+
+_TOKEN: Final = msgspec.json.Decoder(_Token)
 
 
 class PrefixMismatch(ValueError):
@@ -23,6 +33,8 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
 
     started: bool
     tokens: Mapping[int, str]
+    more: Mapping[int, bytes] = {}
+    """Further members of the events of tokens that have them."""
     restarted_at: int | None = None
     """Tokens before this index are void."""
 
@@ -53,6 +65,7 @@ def sent_before(messages: Iterable[bytes]) -> Sent:
     attempt = 0
     void_before: int | None = None
     tokens: dict[int, str] = {}
+    more: dict[int, bytes] = {}
     for data in messages:
         try:
             header = peek(data)
@@ -68,10 +81,15 @@ def sent_before(messages: Iterable[bytes]) -> Sent:
                 attempt = header.attempt
                 for event in split_events(data):
                     token = _TOKEN.decode(event.data)
-                    tokens.setdefault(token.i, token.t)
+                    if token.i not in tokens:
+                        tokens[token.i] = token.t
+                        if token.tool_calls is not None:
+                            more[token.i] = b',"tool_calls":%b' % bytes(token.tool_calls)
+                        elif token.logprobs is not None:
+                            more[token.i] = b',"logprobs":%b' % bytes(token.logprobs)
         except (BadFrame, msgspec.DecodeError):
             continue
-    return Sent(started=started, tokens=tokens, restarted_at=void_before)
+    return Sent(started=started, tokens=tokens, more=more, restarted_at=void_before)
 
 
 class PrefixGuard:

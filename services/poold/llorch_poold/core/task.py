@@ -150,6 +150,8 @@ class TaskCore:
             return "only a completion can be resumed"
         if request.failover is Failover.FAIL and tokens_sent:
             return "its stream is not to be interrupted"
+        if request.tools and tokens_sent:
+            return "tokens of a task with tools were sent, which no later attempt repeats"
         if request.determinism is not Determinism.STRICT and tokens_sent:
             return "tokens of a best_effort task were sent, which no later attempt repeats"
         return ""

@@ -22,9 +22,6 @@ class ParamError(OrchError):
         self.param: Final = param
 
 
-CANCELLED: Final = ErrorBody(code=ErrorCode.CANCELLED, message="the task of this answer was cancelled")
-
-
 def unreadable(error: Exception) -> ParamError:
     """What decoding the body of a request raised."""
     message = str(error)

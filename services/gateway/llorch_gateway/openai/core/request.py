@@ -5,7 +5,7 @@ mean is the sampler profile's, not OpenAI's. A task is strict when it has a seed
 its client expect the same text again; any other is best effort and may start from a warm prefix.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,7 +18,9 @@ from llorch_shared.routing import Replicas
 from llorch_shared.wire.openai import (
     ChatCompletionRequest,
     ChatTurn,
+    ContentPart,
     Extensions,
+    NamedTool,
     ResponseFormat,
     ResponseFormatKind,
     TextCompletionRequest,
@@ -37,6 +39,8 @@ from llorch_shared.wire.task import (
     Priority,
     Sampling,
     TaskRequest,
+    Tool,
+    ToolChoice,
     Workload,
 )
 
@@ -56,8 +60,6 @@ HEADERS: Final[Mapping[bytes, str]] = {
 _ROLES: Final = {"developer": ChatRole.SYSTEM, **{role.value: role for role in ChatRole}}
 _ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
     "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "logit_bias": ({},),
     "best_of": (1,),
     "echo": (False,),
@@ -69,8 +71,6 @@ _ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
     "moderation": (),
     "prediction": (),
     "reasoning_effort": (),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -121,8 +121,12 @@ def read(
         sampling=_sampling(wish),
         placement=placement,
         failover=Failover(extensions.failover or Failover.RESUME),
+        top_logprobs=_top_logprobs(wish),
         **_output(wish),
+        **_tools(wish),
     )
+    if task.tools and (task.response_schema is not None or task.top_logprobs is not None):
+        raise ParamError("tools", "tools go with neither response_format nor logprobs here")
     options = wish.stream_options
     return Asked(
         task=_sized(task, wish),
@@ -176,18 +180,59 @@ def _messages(wish: Wish) -> tuple[ChatMessage, ...] | None:
 def _message(number: int, turn: ChatTurn) -> ChatMessage:
     where = f"messages[{number}]"
     role = _ROLES[turn.role]
-    for name in ("audio", "function_call", "tool_calls", "tool_call_id"):
+    for name in ("audio", "function_call"):
         if getattr(turn, name) not in (None, []):
             raise ParamError(f"{where}.{name}", f"{name} is not served here")
-    content = turn.content
-    if content is None:
+    calls = turn.tool_calls or ()
+    if calls and role is not ChatRole.ASSISTANT:
+        raise ParamError(f"{where}.tool_calls", "only an assistant calls tools")
+    if (role is ChatRole.TOOL) != (turn.tool_call_id is not None):
+        raise ParamError(f"{where}.tool_call_id", "tool_call_id goes with the role tool, and the role with it")
+    if turn.content is None and not calls:
         raise ParamError(f"{where}.content", "a message needs content")
+    content = _text_of(f"{where}.content", turn.content or "")
+    return ChatMessage(role=role, content=content, tool_calls=calls, tool_call_id=turn.tool_call_id)
+
+
+def _text_of(where: str, content: str | Sequence[ContentPart]) -> str:
     if isinstance(content, str):
-        return ChatMessage(role=role, content=content)
+        return content
     for at, part in enumerate(content):
         if part.type != "text":
-            raise ParamError(f"{where}.content[{at}].type", f"{part.type[:40]!r} is not served here, only text is")
-    return ChatMessage(role=role, content="".join(part.text for part in content))
+            raise ParamError(f"{where}[{at}].type", f"{part.type[:40]!r} is not served here, only text is")
+    return "".join(part.text for part in content)
+
+
+def _tools(wish: Wish) -> dict[str, Any]:
+    """A function that is named is the only one offered, and must be called: engines know no other way to say so."""
+    if not isinstance(wish, ChatCompletionRequest):
+        return {}
+    offers, choice = wish.tools or (), wish.tool_choice
+    if isinstance(choice, NamedTool):
+        offers = tuple(each for each in offers if each.function.name == choice.function.name)
+        if not offers:
+            raise ParamError("tool_choice", f"no tool has the name {choice.function.name[:64]!r}")
+    if not offers and choice == "required":
+        raise ParamError("tool_choice", "no tools are given")
+    if not offers or choice == "none":
+        return {}
+    functions = [each.function for each in offers]
+    return {
+        "tools": tuple(
+            Tool(name=each.name, description=each.description, parameters=each.parameters) for each in functions
+        ),
+        "tool_choice": ToolChoice.AUTO if choice in (None, "auto") else ToolChoice.REQUIRED,
+        "parallel_tool_calls": wish.parallel_tool_calls,
+    }
+
+
+def _top_logprobs(wish: Wish) -> int | None:
+    if isinstance(wish, TextCompletionRequest):
+        return wish.logprobs
+    assert isinstance(wish, ChatCompletionRequest)
+    if wish.top_logprobs and not wish.logprobs:
+        raise ParamError("top_logprobs", "top_logprobs goes with logprobs")
+    return wish.top_logprobs or 0 if wish.logprobs else None
 
 
 def _sampling(wish: Wish) -> Sampling | None:
