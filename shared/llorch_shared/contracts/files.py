@@ -7,9 +7,11 @@ from typing import Any
 
 import yaml
 
-from llorch_shared.contracts import asyncapi, lists, openapi, schemas
+from llorch_shared.contracts import asyncapi, compatibility, lists, openapi, schemas
+from llorch_shared.contracts.compatibility import major
 from llorch_shared.http_api import Plane
 
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _OWNED = ("openapi/*.yaml", "schemas/*.json", "*.yaml", "*.json", "*.md")
 """What the generator may delete when the code no longer makes it."""
 
@@ -51,6 +53,17 @@ def difference(folder: Path) -> str:
             "from the code",
         )
     return "".join(parts)
+
+
+def taken_away(folder: Path) -> list[str]:
+    """What the operations of the code do not keep of those in the files, where the major version is still the same."""
+    problems: list[str] = []
+    for plane in Plane:
+        path, new = folder / f"openapi/{plane}.yaml", openapi.document(plane)
+        if path.exists():
+            old = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  (a safe loader)
+            problems += compatibility.breaking(old, new) if major(new) <= major(old) else []
+    return problems
 
 
 def _existing(folder: Path) -> set[str]:
