@@ -113,3 +113,26 @@ def test_children_get_every_setting_from_the_effective_config(tmp_path: Path, mo
     assert load(environment).gateway.addr == "127.0.0.1:2"
     assert environment["AUTH_TOKEN"] == "s3cret"
     assert "s3cret" not in path.read_text()
+
+
+def test_a_disk_that_takes_no_line_costs_lines_and_nobody_stands_still(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "logs" / "a.log")
+    log.write(b"first")
+    log.close()
+    (tmp_path / "logs").rename(tmp_path / "away")
+    (tmp_path / "logs").write_text("no folder any more")
+    for _ in range(3):
+        log.write(b"lost")
+    (tmp_path / "logs").unlink()
+    (tmp_path / "away").rename(tmp_path / "logs")
+    log.write(b"last")
+    log.close()
+    assert (tmp_path / "logs" / "a.log").read_bytes() == b"first\n(3 lines could not be written)\nlast\n"
+    assert list(log.tail) == ["first", "lost", "lost", "lost", "last"]
+
+
+def test_a_log_without_a_file_keeps_its_last_lines() -> None:
+    log = LogFile(None)
+    log.write(b"said")
+    log.close()
+    assert list(log.tail) == ["said"]

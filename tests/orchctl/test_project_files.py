@@ -93,6 +93,13 @@ def test_the_pool_in_containers_is_the_built_in_one(compose: dict[str, Any]) -> 
     assert in_compose == built_in
 
 
+def test_nats_in_containers_is_brought_back_after_a_full_disk(compose: dict[str, Any]) -> None:
+    service = compose["services"]["nats"]
+    assert service["command"][:2] == ["orchctl", "bus"]
+    assert service["command"][-1] == service["configs"][0]["target"]
+    assert "log_file" not in compose["configs"]["nats"]["content"], "its supervisor reads the log"
+
+
 def test_nats_in_containers_takes_the_same_payloads(compose: dict[str, Any]) -> None:
     assert f"max_payload: {PAYLOAD_BYTES_MAX}" in compose["configs"]["nats"]["content"]
     assert "sync_interval: always" in compose["configs"]["nats"]["content"]

@@ -64,3 +64,15 @@ def test_an_end_that_was_wished_is_no_failure() -> None:
     assert life.ended(1, luck=0) is None
     assert life.phase is Phase.STOPPED
     assert life.failures == 0
+
+
+def test_a_restart_that_was_wished_is_no_failure_and_comes_at_once() -> None:
+    life = Life(POLICY)
+    started(life, ready_at=0)
+    assert life.ended(0.5, luck=0) == 1
+    started(life, ready_at=1)
+    life.restart_wished()
+    assert life.ended(1.5, luck=0) == 0
+    started(life, ready_at=2)
+    assert life.ended(2.5, luck=0) == 2
+    assert life.restarts == 2

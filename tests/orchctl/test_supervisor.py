@@ -17,8 +17,9 @@ from rich.console import Console
 
 from llorch_ctl.core.supervision import Phase, RestartPolicy
 from llorch_ctl.exits import Problem
+from llorch_ctl.keeper import Probe, ProcessSpec
 from llorch_ctl.logfiles import LogView
-from llorch_ctl.supervisor import Probe, ProcessSpec, Supervisor
+from llorch_ctl.supervisor import Supervisor
 
 FAST = RestartPolicy(initial_s=0.01, max_s=0.05, starts_max=2)
 WAITS = "import time; print('now ready', flush=True); time.sleep(60)"
@@ -65,6 +66,39 @@ async def test_a_process_that_ends_is_started_again(supervisor: Supervisor, tmp_
     os.kill(first, signal.SIGKILL)
     await until(lambda: supervisor.lives()["a"][2] == 1 and supervisor.lives()["a"][0] is Phase.READY)
     assert supervisor.lives()["a"][1] not in (0, first)
+
+
+class Ears:
+    def __init__(self) -> None:
+        self.heard_of_each: list[list[bytes]] = []
+
+    def begun(self) -> None:
+        self.heard_of_each.append([])
+
+    def heard(self, line: bytes) -> None:
+        self.heard_of_each[-1].append(line)
+
+
+async def test_a_process_is_restarted_on_request_and_a_listener_knows_which_start_says_what(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    ears = Ears()
+    supervisor.start(spec(tmp_path, "a", WAITS, listener=ears, restart=RestartPolicy(initial_s=60, spread=0)))
+    await supervisor.ready(["a"])
+    _, first, _ = supervisor.lives()["a"]
+    await supervisor.restart("a")
+    assert not psutil.pid_exists(first)
+    await until(lambda: ears.heard_of_each == [[b"now ready"], [b"now ready"]], 30)
+    assert supervisor.lives()["a"][2] == 1
+
+
+async def test_a_restart_kills_who_does_not_end(supervisor: Supervisor, tmp_path: Path) -> None:
+    supervisor.start(spec(tmp_path, "a", STUBBORN, stop_within_s=0.2))
+    await supervisor.ready(["a"])
+    _, first, _ = supervisor.lives()["a"]
+    await supervisor.restart("a")
+    assert not psutil.pid_exists(first)
+    await until(lambda: supervisor.lives()["a"][1] not in (0, first), 30)
 
 
 async def test_a_process_that_cannot_start_is_given_up_with_what_it_said(
@@ -142,7 +176,8 @@ import asyncio, io, os, sys
 from pathlib import Path
 from rich.console import Console
 from llorch_ctl.logfiles import LogView
-from llorch_ctl.supervisor import ProcessSpec, Supervisor
+from llorch_ctl.keeper import ProcessSpec
+from llorch_ctl.supervisor import Supervisor
 
 async def now(_):
     return True

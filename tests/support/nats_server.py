@@ -7,11 +7,13 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from llorch_ctl.embedded import NatsConfig, server_binary
 from llorch_shared.lifecycle import with_parent
@@ -76,8 +78,7 @@ class NatsServer:
         path.write_text(self.config.render())
         log = (self.folder / "nats.log").open("ab")
         # Dies with the test run, so a killed pytest leaves no server behind.
-        command = with_parent([str(server_binary()), "--config", str(path)])
-        self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        self.process = subprocess.Popen(with_parent(self.command(path)), stdout=log, stderr=log)
         log.close()
         deadline = time.monotonic() + deadline_s
         while True:
@@ -87,6 +88,14 @@ class NatsServer:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"nats-server did not start: {(self.folder / 'nats.log').read_text()[-2000:]}")
             time.sleep(0.02)
+
+    def command(self, config: Path) -> list[str]:
+        return [str(server_binary()), "--config", str(config)]
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
 
     def kill(self) -> None:
         """kill -9"""
@@ -101,6 +110,25 @@ class NatsServer:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
                 self.kill()
+
+
+class SupervisedNats(NatsServer):
+    """Runs under `orchctl bus`. A kill is one of the machine: of both."""
+
+    def command(self, config: Path) -> list[str]:
+        return [sys.executable, "-m", "llorch_ctl", "bus", "--json-logs", str(config)]
+
+    @property
+    def pid(self) -> int:
+        """Of the server itself."""
+        return psutil.Process(super().pid).children()[0].pid
+
+    def kill(self) -> None:
+        assert self.process is not None
+        servers = psutil.Process(self.process.pid).children()
+        super().kill()
+        _, alive = psutil.wait_procs(servers, timeout=10)
+        assert not alive, f"nats-server outlived its supervisor: {alive}"
 
 
 class NatsCluster:

@@ -32,7 +32,7 @@ from llorch_shared.settings import NatsSettings
 from llorch_shared.wire.registry import LEASE_DECODER, PoolHealth
 from llorch_shared.wire.spec import PoolSpec
 from support.client import TaskClient
-from support.nats_server import NatsCluster, NatsServer, free_port
+from support.nats_server import NatsCluster, NatsServer, SupervisedNats, free_port
 from support.processes import ProcessDied, ServiceProcess, children_of, gone, ports_of
 
 START_DEADLINE_S = 30.0
@@ -79,12 +79,15 @@ class System:
         token: str = "",
         sync_always: bool = False,
         cluster: NatsCluster | None = None,
+        supervised_bus: bool = False,
     ) -> None:
-        """`cluster`: three servers instead of one; every stream then has three copies."""
+        """`cluster`: three servers instead of one; every stream then has three copies. `supervised_bus`: the one
+        server runs under `orchctl bus`."""
         self.folder = folder
         self.pools = list(pools) or [mock_pool()]
         self.token = token
-        self.nats = NatsServer(folder / "nats", sync_always=sync_always)
+        kind = SupervisedNats if supervised_bus else NatsServer
+        self.nats = kind(folder / "nats", sync_always=sync_always)
         self.cluster = cluster
         self.bus_servers = cluster or self.nats
         self.config_path = folder / "llorch.toml"
@@ -194,10 +197,7 @@ class System:
 
     def pid_of(self, name: str) -> int:
         """Of a process that was started; `nats` is one too."""
-        if name != "nats":
-            return self.processes[name].pid
-        assert self.nats.process is not None
-        return self.nats.process.pid
+        return self.nats.pid if name == "nats" else self.processes[name].pid
 
     async def restart(self, name: str, *, wait_ready: bool = True) -> None:
         """Start a killed or stopped process again at the same address."""

@@ -1,9 +1,10 @@
-"""The bus may store no more (max_file_store is reached): refusals are clean, and when there is room again everything
-comes back by itself.
+"""The bus may store no more (max_file_store is reached), or cannot (its disk is full): refusals are clean, and when
+there is room again everything comes back by itself.
 """
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -11,40 +12,81 @@ import pytest
 
 from llorch_shared.bus.port import Full
 from llorch_shared.streams import Stream, Topology
-from support.client import Refusal, task_request
+from support.client import Refusal, Transcript, task_request
+from support.small_disk import fill, mount, unmount
 from support.system import System, mock_pool
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 STORE_BYTES = 24 * 1024 * 1024
 BALLAST = Stream(name="BALLAST", config={"name": "BALLAST", "subjects": ["ballast"], "storage": "file"})
 
 
-async def test_a_full_store_refuses_and_recovers_without_a_restart(tmp_path: Path) -> None:
-    async with System(tmp_path, pools=[mock_pool(replicas=1, rate=40)]) as system:
+async def test_a_full_disk_and_a_full_store_refuse_and_recover_by_themselves(
+    small_disk: Path | None, tmp_path: Path
+) -> None:
+    stays = {"gateway": {"cancel_on_disconnect": False}}
+    async with System(tmp_path, pools=[mock_pool(replicas=1, rate=40)], settings=stays, supervised_bus=True) as system:
+        if small_disk is not None:
+            await fill_the_disk_and_free_it(system, small_disk / "ballast")
         await smaller_store(system)
-        running = await system.client().submit(max_tokens=2000)
-        begun = await system.client().read(running.task_id, tokens_max=3)
-        filling = asyncio.create_task(keep_full(system))
-        refusal = await refused(system)
-        assert refusal.status in (429, 503)
-        assert refusal.body.retriable
-        assert int(refusal.headers["retry-after"]) >= 1
-        await system.until(lambda: is_fenced(system, 1), "the node to lose its keys, which cannot be renewed", 40)
-        filling.cancel()
-        await asyncio.gather(filling, return_exceptions=True)
+        await fill_the_store_and_purge_it(system)
 
-        await system.bus.request("$JS.API.STREAM.PURGE.BALLAST", b"")
-        await system.until(lambda: is_fenced(system, 0), "the node to have its keys again", 40)
-        extra = task_request(max_tokens=5)
-        await system.until(lambda: accepted(system, extra.task_id), "tasks to be accepted again", 40)
-        (await system.client().read(extra.task_id)).check()
-        resumed = await system.client().read(running.task_id, into=begun, tokens_max=150)
-        resumed.check()
-        assert resumed.error is None
-        await system.client().cancel(running.task_id)
-        assert system.nats.process is not None
-        assert system.nats.process.poll() is None, "nobody restarted the server"
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path | None]:
+    """Under the store of the server; none where this process may not mount one."""
+    store = tmp_path / "nats" / "jetstream"
+    mounted = mount(store, mib=128)
+    yield store if mounted else None
+    if mounted:
+        unmount(store)
+
+
+async def fill_the_disk_and_free_it(system: System, ballast: Path) -> None:
+    server = system.nats.pid
+    running = await system.client().submit(max_tokens=2000)
+    begun = await system.client().read(running.task_id, tokens_max=3)
+    await asyncio.to_thread(fill, ballast)
+    refusing = asyncio.create_task(refused(system))
+    await system.until(lambda: is_fenced(system, 1), "the node to lose its keys, which cannot be renewed", 40)
+    is_clean(await refusing)
+
+    ballast.unlink()
+    await goes_on(system, running.task_id, begun)
+    assert system.nats.pid != server, "its supervisor started it again"
+
+
+async def fill_the_store_and_purge_it(system: System) -> None:
+    server = system.nats.pid
+    running = await system.client().submit(max_tokens=2000)
+    begun = await system.client().read(running.task_id, tokens_max=3)
+    filling = asyncio.create_task(keep_full(system))
+    is_clean(await refused(system))
+    await system.until(lambda: is_fenced(system, 1), "the node to lose its keys, which cannot be renewed", 40)
+    filling.cancel()
+    await asyncio.gather(filling, return_exceptions=True)
+
+    await system.bus.request("$JS.API.STREAM.PURGE.BALLAST", b"")
+    await goes_on(system, running.task_id, begun)
+    assert system.nats.pid == server, "nobody restarted the server"
+
+
+def is_clean(refusal: Refusal) -> None:
+    assert refusal.status in (429, 503)
+    assert refusal.body.retriable
+    assert int(refusal.headers["retry-after"]) >= 1
+
+
+async def goes_on(system: System, running: str, begun: Transcript) -> None:
+    await system.until(lambda: is_fenced(system, 0), "the node to have its keys again", 60)
+    extra = task_request(max_tokens=5)
+    await system.until(lambda: accepted(system, extra.task_id), "tasks to be accepted again", 60)
+    (await system.client().read(extra.task_id)).check()
+    resumed = await system.client().read(running, into=begun, tokens_max=150)
+    resumed.check()
+    assert resumed.error is None
+    await system.client().cancel(running)
 
 
 async def smaller_store(system: System) -> None:

@@ -4,6 +4,7 @@ import typer
 
 from llorch_ctl.commands import (
     audit,
+    bus,
     config,
     dead,
     demo,
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("up")(up.up)
+app.command("bus")(bus.bus)
 app.command("status")(status.status)
 app.add_typer(task.app, name="task")
 app.command("why")(why.why)

@@ -6,6 +6,8 @@ and shown from a warning on.
 """
 
 import contextlib
+import errno
+import os
 import re
 import time
 from collections import deque
@@ -41,10 +43,17 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogFile:
-    """One service's log: appended, rotated by size, its last lines at hand for an error message."""
+    """One service's log: appended, rotated by size, its last lines at hand for an error message.
 
-    def __init__(self, path: Path, *, bytes_max: int = FILE_BYTES_MAX, kept: int = FILES_KEPT) -> None:
+    A disk that takes no line costs that line, which is counted in the file when it takes lines again: whoever writes
+    the lines must not stand still because nobody reads them. Without `path` there are only the last lines.
+    """
+
+    def __init__(self, path: Path | None, *, bytes_max: int = FILE_BYTES_MAX, kept: int = FILES_KEPT) -> None:
         self.path: Final = path
+        self.missing = 0
+        """Lines in a row that could not be written."""
+        self._torn = False
         self._bytes_max = bytes_max
         self._kept = kept
         self._file: BinaryIO | None = None
@@ -52,26 +61,44 @@ class LogFile:
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
 
     def write(self, line: bytes) -> None:
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab", buffering=0)
-            self._size = self.path.stat().st_size
-        elif self._size + len(line) + 1 > self._bytes_max:
-            self._rotate()
-        self._file.write(line + b"\n")
-        self._size += len(line) + 1
         shown = read_line(line)
         self.tail.append(shown.text if shown else line.decode(errors="replace"))
+        if self.path is None:
+            return
+        try:
+            file = self._opened(self.path, len(line) + 1)
+            if self.missing:
+                self._append(file, b"\n" * self._torn + b"(%d lines could not be written)\n" % self.missing)
+                self.missing, self._torn = 0, False
+            self._append(file, line + b"\n")
+        except OSError:
+            self.missing += 1
+            self.close()
 
-    def _rotate(self) -> None:
+    def _opened(self, path: Path, more: int) -> BinaryIO:
+        if self._file is not None and self._size + more > self._bytes_max:
+            self._rotate(path)
+        if self._file is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab", buffering=0)
+            self._size = path.stat().st_size
+        return self._file
+
+    def _append(self, file: BinaryIO, data: bytes) -> None:
+        """Raises OSError when not all of it is written."""
+        written = file.write(data)
+        self._size += written
+        if written < len(data):
+            self._torn = self._torn or written > 0
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _rotate(self, path: Path) -> None:
         self.close()
         for number in range(self._kept - 1, 0, -1):
-            older = self.path.with_name(f"{self.path.name}.{number}")
-            newer = self.path.with_name(f"{self.path.name}.{number - 1}") if number > 1 else self.path
+            older = path.with_name(f"{path.name}.{number}")
+            newer = path.with_name(f"{path.name}.{number - 1}") if number > 1 else path
             with contextlib.suppress(FileNotFoundError):
                 newer.replace(older)
-        self._file = self.path.open("ab", buffering=0)
-        self._size = 0
 
     def close(self) -> None:
         if self._file is not None:

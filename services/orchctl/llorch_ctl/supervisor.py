@@ -1,58 +1,33 @@
-"""Runs processes: starts them, keeps their logs, knows when they are ready, starts them again, ends them.
+"""Runs processes: starts them, knows when they are ready, ends them in order and leaves none behind.
 
-What is run is data (`ProcessSpec`); when a process comes back is decided in `core.supervision`. A child lives in a
-session of its own, so that Ctrl-C in the terminal reaches only the supervisor, which ends the children in order; and
-the kernel kills it when the supervisor dies, however that happens. One task per process owns its whole life.
+What is run is data (`ProcessSpec`). One task per process owns its whole life (`keeper.py`).
 """
 
 import asyncio
 import contextlib
 import os
-import random
 import signal
-import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import psutil
 
-from llorch_ctl.core.supervision import Life, Phase, RestartPolicy
+from llorch_ctl.core.supervision import Phase
 from llorch_ctl.exits import Problem
+from llorch_ctl.keeper import KILLED_WAIT_S, Keeper, ProcessSpec
 from llorch_ctl.logfiles import LogFile, LogView
-from llorch_shared.lifecycle import first_of, with_parent
-from llorch_shared.wall_clock import now_ms
-
-LINE_BYTES_MAX: Final = 256 * 1024
-PROBE_EVERY_S: Final = 0.05
-KILLED_WAIT_S: Final = 5.0
-
-Probe = Callable[[float], Awaitable[bool]]
-"""Is it ready? Gets the Unix time in seconds at which the process was started, so that an old sign is not taken for a
-new one. Must not raise; asked every 50 ms."""
-
-
-class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One process to supervise."""
-
-    name: str
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
-    ready: Probe
-    ready_within_s: float = 30.0
-    stop_within_s: float = 10.0
-    """Time between SIGTERM and SIGKILL."""
-    restart: RestartPolicy = RestartPolicy()
+from llorch_shared.lifecycle import first_of
 
 
 class Supervisor:
     """Use as an async context manager: leaving it ends every process, newest first."""
 
-    def __init__(self, log_dir: Path, view: LogView) -> None:
+    def __init__(self, log_dir: Path | None, view: LogView) -> None:
+        """Without `log_dir` lines are shown and not kept."""
         self._log_dir: Final = log_dir
         self._view: Final = view
-        self._kept: dict[str, _Keeper] = {}
+        self._kept: dict[str, Keeper] = {}
         self.given_up: Final = asyncio.Event()
         """Set when a process is not started again: the system cannot be whole."""
 
@@ -63,7 +38,8 @@ class Supervisor:
         await self.stop()
 
     def start(self, spec: ProcessSpec) -> None:
-        keeper = _Keeper(spec, LogFile(self._log_dir / f"{spec.name}.log"), self._view, self.given_up)
+        path = self._log_dir / f"{spec.name}.log" if self._log_dir is not None else None
+        keeper = Keeper(spec, LogFile(path), self._view, self.given_up)
         self._kept[spec.name] = keeper
         keeper.task = asyncio.create_task(keeper.run(), name=f"keep {spec.name}")
 
@@ -82,13 +58,17 @@ class Supervisor:
                 tail = "\n".join(f"    {line}" for line in list(keeper.log.tail)[-12:])
                 return Problem(
                     f"{keeper.spec.name} does not start: {keeper.last_end}" + (f"\n{tail}" if tail else ""),
-                    fix=f"its whole log: {keeper.log.path}",
+                    fix=f"its whole log: {keeper.log.path}" if keeper.log.path is not None else "",
                 )
         return Problem("a process was given up")
 
     def lives(self) -> dict[str, tuple[Phase, int, int]]:
         """name -> (phase, pid or 0, restarts)."""
         return {name: (keeper.life.phase, keeper.pid, keeper.life.restarts) for name, keeper in self._kept.items()}
+
+    async def restart(self, name: str) -> None:
+        """End a process, within its limit, to have it started again at once. Returns when it has ended."""
+        await self._kept[name].restart()
 
     def kill_now(self) -> None:
         """SIGKILL to all: the second Ctrl-C."""
@@ -105,136 +85,6 @@ class Supervisor:
         self._kept.clear()
         left = await asyncio.to_thread(_reap, family)
         return killed + left
-
-
-class _Keeper:
-    """One process over all its starts."""
-
-    def __init__(self, spec: ProcessSpec, log: LogFile, view: LogView, given_up: asyncio.Event) -> None:
-        self.spec: Final = spec
-        self.log: Final = log
-        self.life: Final = Life(spec.restart)
-        self.ready: Final = asyncio.Event()
-        self.last_end = "it has not run yet"
-        self.task: asyncio.Task[None] | None = None
-        self._too_late = ""
-        self._view: Final = view
-        self._given_up: Final = given_up
-        self._stop: Final = asyncio.Event()
-        self._process: asyncio.subprocess.Process | None = None
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid if self._process is not None and self._process.returncode is None else 0
-
-    async def run(self) -> None:
-        delay: float | None = 0.0
-        while delay is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self._stop.wait()
-            if self._stop.is_set():
-                return
-            began = time.monotonic()
-            try:
-                await self._one_run()
-            except OSError as error:
-                self.last_end = f"cannot run {self.spec.argv[0]}: {error.strerror}"
-            delay = self.life.ended(time.monotonic(), random.random())  # noqa: S311  (spreads restarts, no secret)
-            if self.life.phase is Phase.FAILED:
-                self._view.say(f"{self.spec.name} is given up: {self.last_end}", "error")
-                self._given_up.set()
-            elif delay is not None:
-                lasted = time.monotonic() - began
-                self._view.say(
-                    f"{self.spec.name} ended after {lasted:.1f} s ({self.last_end}); starts again in {delay:.1f} s",
-                    "warning",
-                )
-
-    async def _one_run(self) -> None:
-        self.life.started()
-        process = await asyncio.create_subprocess_exec(
-            *with_parent(self.spec.argv),
-            env=dict(self.spec.env),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            limit=LINE_BYTES_MAX,
-            start_new_session=True,
-        )
-        self._process = process
-        reading = asyncio.create_task(self._keep_log(process), name=f"log {self.spec.name}")
-        probing = asyncio.create_task(self._probe(process), name=f"probe {self.spec.name}")
-        try:
-            code = await process.wait()
-        finally:
-            probing.cancel()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1):
-                    await reading
-        self.last_end = self._too_late or _describe(code)
-
-    async def _probe(self, process: asyncio.subprocess.Process) -> None:
-        """Wait for readiness; a process that is not ready in time is ended, which counts as a failed start."""
-        self._too_late = ""
-        started_unix, deadline = now_ms() / 1000, time.monotonic() + self.spec.ready_within_s
-        while not await self.spec.ready(started_unix):
-            if time.monotonic() > deadline:
-                self._too_late = f"not ready within {self.spec.ready_within_s:.0f} s"
-                self.signal(signal.SIGKILL)
-                return
-            await asyncio.sleep(PROBE_EVERY_S)
-        self.life.became_ready(time.monotonic())
-        self.ready.set()
-        again = f", start {self.life.restarts + 1}" if self.life.restarts else ""
-        self._view.say(
-            f"{self.spec.name} is ready after {now_ms() / 1000 - started_unix:.1f} s (pid {process.pid}{again})"
-        )
-
-    async def _keep_log(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        while True:
-            try:
-                line = await process.stdout.readuntil(b"\n")
-            except asyncio.IncompleteReadError as error:
-                line = error.partial
-                if not line:
-                    break
-            except asyncio.LimitOverrunError:
-                line = await process.stdout.read(LINE_BYTES_MAX)
-            line = line.rstrip(b"\n")
-            self.log.write(line)
-            self._view.show(self.spec.name, line)
-        self.log.close()
-
-    def signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
-
-    async def stop(self) -> bool:
-        """SIGTERM, then SIGKILL after the limit. True when it ended by itself."""
-        self.life.stop_wished()
-        self._stop.set()
-        assert self.task is not None
-        self.signal(signal.SIGTERM)
-        ended, _ = await asyncio.wait({self.task}, timeout=self.spec.stop_within_s)
-        if not ended:
-            self._view.say(
-                f"{self.spec.name} does not end within {self.spec.stop_within_s:.0f} s and is killed", "warning"
-            )
-            self.signal(signal.SIGKILL)
-            await asyncio.wait({self.task}, timeout=KILLED_WAIT_S)
-        if self.task.done():
-            self.task.result()
-        self.log.close()
-        return bool(ended)
-
-
-def _describe(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    return f"killed by {signal.Signals(-code).name}"
 
 
 def descendants() -> list[psutil.Process]:

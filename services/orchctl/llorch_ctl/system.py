@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import socket
 import sys
+from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -16,12 +17,15 @@ import aiohttp
 import msgspec
 
 from llorch_ctl import bus_client, config_file, gpu, pools, ports
+from llorch_ctl.core.store_watch import WatchPolicy
 from llorch_ctl.embedded import NatsConfig, ServerMissing, server_binary
 from llorch_ctl.exits import Problem
 from llorch_ctl.gateway_client import bearer, gateway_url, trust
+from llorch_ctl.keeper import Probe, ProcessSpec
 from llorch_ctl.logfiles import LogView
 from llorch_ctl.state_dir import StateDir
-from llorch_ctl.supervisor import Probe, ProcessSpec, Supervisor
+from llorch_ctl.store_guard import StoreGuard
+from llorch_ctl.supervisor import Supervisor
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.http_api import Readiness
@@ -86,6 +90,7 @@ class System:
         self.gateway_url: Final = gateway_url(settings)
         self.bus: Bus
         self.killed_at_stop: list[str] = []
+        self._guarding: asyncio.Task[None] | None = None
         self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "System":
@@ -106,7 +111,9 @@ class System:
             connector=aiohttp.TCPConnector(ssl=trust(self.settings), force_close=True),
         )
         if nats_is_embedded(self.settings):
-            self.supervisor.start(self._nats_server())
+            guard = StoreGuard(NATS, self.view.say, partial(self.supervisor.restart, NATS), WatchPolicy())
+            self._guarding = asyncio.create_task(guard.run(), name="guard of the store")
+            self.supervisor.start(self._nats_server(guard))
             await self.supervisor.ready([NATS])
         await self._connect()
         await self.bus.ensure(
@@ -124,13 +131,16 @@ class System:
 
     async def _stop(self) -> None:
         self.view.stopping = True
+        if self._guarding is not None:
+            self._guarding.cancel()
+            await asyncio.gather(self._guarding, return_exceptions=True)
         if hasattr(self, "bus"):
             await self.bus.close()
         self.killed_at_stop = await self.supervisor.stop()
         if self._http is not None:
             await self._http.close()
 
-    def _nats_server(self) -> ProcessSpec:
+    def _nats_server(self, guard: StoreGuard) -> ProcessSpec:
         host, port = ports.split(urlsplit(self.settings.nats.url).netloc.rpartition("@")[2])
         try:
             binary = server_binary()
@@ -145,6 +155,7 @@ class System:
             env=config_file.child_environment(self.folder.config),
             ready=_greets(host, port),
             stop_within_s=15,
+            listener=guard,
         )
 
     def _services(self) -> list[ProcessSpec]:

@@ -45,6 +45,7 @@ class Life:
         self._ready_since: float | None = None
         self._ever_ready = False
         self._stopping = False
+        self._again = False
         self.phase = Phase.STOPPED
         self.failures = 0
         """Ends in a row without a stable run in between."""
@@ -65,11 +66,19 @@ class Life:
         """From here on an end is what was asked for."""
         self._stopping = True
 
+    def restart_wished(self) -> None:
+        """The next end is no failure, and the next start comes at once."""
+        self._again = True
+
     def ended(self, now: float, luck: float) -> float | None:
         """The process ended. Returns the delay before its next start, or None: it does not come back (see `phase`)."""
         if self._stopping:
             self.phase = Phase.STOPPED
             return None
+        if self._again:
+            self._again = False
+            self.phase = Phase.BACKOFF
+            return 0.0
         if self._ready_since is not None and now - self._ready_since >= self._policy.stable_after_s:
             self.failures = 0
         self.failures += 1
