@@ -286,6 +286,31 @@ async def test_a_bus_that_does_not_answer_is_unavailable_and_retriable(
     assert (reply.status, reply.error.code, reply.error.retriable) == (503, ErrorCode.POOL_UNAVAILABLE, True)
 
 
+async def test_a_queue_that_answers_nobody_is_asked_once_until_it_answers_again(
+    cluster: Cluster, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    async def unanswered(*_args: object, **_more: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise Unanswered("no answer")
+
+    monkeypatch.setattr("llorch_gateway.enqueue.PUBLISH_WITHIN_S", 0.2)
+    with monkeypatch.context() as broken:
+        broken.setattr(MemoryBus, "store", unanswered)
+        assert (await door.post("/v1/tasks", body())).status == 503
+        assert tries > 1
+        tries = 0
+        assert (await door.post("/v1/tasks", body())).status == 503
+        assert tries == 1
+    assert (await door.post("/v1/tasks", body())).status == 202
+    monkeypatch.setattr(MemoryBus, "store", unanswered)
+    tries = 0
+    assert (await door.post("/v1/tasks", body())).status == 503
+    assert tries > 1
+
+
 async def test_a_refused_task_keeps_no_channel(cluster: Cluster) -> None:
     async with cluster_of(pool_spec(capacity=1), replica()) as small:
         door = await small.gateway()

@@ -50,6 +50,8 @@ class Enqueue:
         self._snapshot: Final = snapshot
         self._lane: Final = lane
         self._payloads: Final = Payloads(bus)
+        self._silent: Final[set[tuple[str, str]]] = set()
+        """Queues (pool, class) that answered nobody for the whole bound, and nobody since."""
 
     async def store(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
         """Store the task. Returns what was stored and the number of tries: a duplicate after several may be ours, or
@@ -81,7 +83,9 @@ class Enqueue:
         return queue_full(request, pool, load, appointment)
 
     async def _publish(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
-        """Publish, however often it takes within the bound: the msg_id makes repeats one task."""
+        """Publish, however often it takes within the bound: the msg_id makes repeats one task. A queue that is known to
+        be silent (a server whose disk is full answers nobody) is asked once."""
+        queue = (pool.id, request.priority)
         request, payload = await self._payloads.fitted(request)
         subject = subjects.admission(pool.id, request.priority, call.tenant)
         headers = {
@@ -89,7 +93,8 @@ class Enqueue:
             subjects.LANE_HEADER: self._lane,
             **version_headers(Kind.ADMISSION, request),
         }
-        deadline = asyncio.get_running_loop().time() + PUBLISH_WITHIN_S
+        within_s = 0.0 if queue in self._silent else PUBLISH_WITHIN_S
+        deadline = asyncio.get_running_loop().time() + within_s
         pause, tries = PAUSE_FIRST_S, 0
         while True:
             tries += 1
@@ -97,9 +102,14 @@ class Enqueue:
                 stored = await self._bus.store(
                     subject, payload, msg_id=request.task_id, headers=headers, timeout_s=PUBLISH_TIMEOUT_S
                 )
+                self._silent.discard(queue)
                 return stored, tries
+            except Full:
+                self._silent.discard(queue)
+                raise
             except (NoStream, Unanswered) as error:
                 if asyncio.get_running_loop().time() + pause > deadline:
+                    self._silent.add(queue)
                     raise unavailable(
                         f"the queue of pool {pool.id} cannot be reached: {error}", pool_id=pool.id
                     ) from error
