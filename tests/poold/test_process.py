@@ -155,3 +155,14 @@ async def test_a_port_that_another_engine_holds_is_not_ours(tmp_path: Path) -> N
         await ours.end()
         if other is not None:
             await other.end()
+
+
+async def test_an_engine_starts_and_ends_where_the_state_file_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "poold-node-1.new").mkdir()
+    processes = EngineProcesses(tmp_path, "node-1")
+    launch = plan_launch(mock_pool(), device=CPU, port=free_port(), engine=None, model=None, environment=os.environ)
+    child = await EngineLife.start(processes, "r-1", launch)
+    await child.end()
+    assert "poold-node-1.json cannot be written" in caplog.text

@@ -221,7 +221,11 @@ class EngineProcesses:
             return []
 
     def _write(self) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        """A disk that is full stops no engine: they die with this node, and the file is for those that did not."""
         temporary = self._file.with_suffix(".new")
-        temporary.write_bytes(msgspec.json.encode(list(self._running.values())))
-        temporary.replace(self._file)
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(msgspec.json.encode(list(self._running.values())))
+            temporary.replace(self._file)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._file, error.strerror, extra={"action": "engine.unrecorded"})
