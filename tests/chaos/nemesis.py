@@ -5,7 +5,6 @@ The checker does not read what is written here; the report does.
 
 import asyncio
 import contextlib
-import errno
 import os
 import signal
 import time
@@ -22,15 +21,16 @@ from llorch_shared import subjects
 from llorch_shared.bus.port import BusError
 from llorch_shared.wire.registry import LeaseRecord
 from support.link import Link
+from support.small_disk import fill
 from support.system import System
 
 STOP_S: Final = 15.0
-FILL_TRIES: Final = 100
 THIEF: Final = "thief"
 LEAD_WITHIN_S: Final = 60.0
 STANDS_S: Final = 3.0
 """A scheduler that has just connected waits 2 s before it finds anybody gone."""
 LEAD_POLL_S: Final = 0.2
+STORES_WITHIN_S: Final = 60.0
 THEFT_TTL_S: Final = 2.0
 """What a stranger wrote goes away as any lease that nobody renews."""
 
@@ -176,11 +176,19 @@ class Nemesis:
     async def _fill_disk(self, fault: Fault) -> None:
         if self._ballast is None:
             raise Skipped("no small disk can be mounted here")
-        await asyncio.to_thread(_fill, self._ballast)
+        await asyncio.to_thread(fill, self._ballast)
         await asyncio.sleep(fault.lasts_s)
         self._ballast.unlink()
-        await asyncio.to_thread(self._system.nats.stop)
-        await self._system.restart(NATS)
+        await self._stores_again()
+
+    async def _stores_again(self) -> None:
+        """At most `STORES_WITHIN_S`: another fault of the server would hide that nobody brings it back."""
+        key, deadline = subjects.registry("chaos"), time.monotonic() + STORES_WITHIN_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(BusError):
+                await self._system.bus.store(key, b"", ttl_s=THEFT_TTL_S, timeout_s=1)
+                return
+        self.problems.append(f"the bus stores nothing {STORES_WITHIN_S:.0f} s after there is room again")
 
     async def _stop_and_go(self, pid: int, lasts_s: float) -> None:
         os.kill(pid, signal.SIGSTOP)
@@ -202,18 +210,3 @@ class Nemesis:
         if not process.running:
             self.problems.append(f"{name} had ended by itself with {process.exit_code}")
             process.start()
-
-
-def _fill(path: Path) -> None:
-    """Until nothing more fits, although the server writes meanwhile."""
-    with path.open("wb", buffering=0) as file:
-        for _ in range(FILL_TRIES):
-            disk = os.statvfs(path)
-            if not disk.f_bavail:
-                return
-            try:
-                os.posix_fallocate(file.fileno(), file.tell(), disk.f_bavail * disk.f_frsize)
-                file.seek(0, os.SEEK_END)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise

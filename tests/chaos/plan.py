@@ -44,8 +44,7 @@ class FaultKind(StrEnum):
     LEASE_THEFT = "lease-theft"
     """A stranger's name in the lease of one shard, written past compare-and-set."""
     DISK_FULL = "disk-full"
-    """No byte is free where the bus stores. When there is room again the server is restarted, as an operator must:
-    nats-server 2.15 writes nothing more to a stream once a write to it has failed."""
+    """No byte is free where the bus stores, and later there is room again. Nobody does more about it."""
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,6 @@
 
 import asyncio
 import contextlib
-import subprocess
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -37,6 +36,7 @@ from chaos.stage import Stage
 from llorch_shared import subjects
 from llorch_shared.bus.port import Message
 from llorch_shared.wire.run import RUN_DECODER
+from support import small_disk
 from support.link import Link
 from support.nats_server import free_port
 from support.system import System, mock_pool
@@ -130,6 +130,7 @@ async def live(folder: Path, planned: Planned) -> None:
         else mock_pool(pool, replicas=1, slots=stage.slots, rate=stage.rate, capacity=stage.capacity, env=environment)
         for pool in shape.pools
     ]
+    wants_disk = any(fault.kind is FaultKind.DISK_FULL for fault in planned.faults)
     system = System(
         folder / "system",
         pools=pools,
@@ -137,6 +138,7 @@ async def live(folder: Path, planned: Planned) -> None:
         schedulers=shape.schedulers,
         nodes=shape.nodes,
         settings=SETTINGS,
+        supervised_bus=wants_disk,
     )
     if stage.real:
         use_caches(system, shape)
@@ -151,7 +153,6 @@ async def live(folder: Path, planned: Planned) -> None:
     for name, clock in clocks.items():
         system.processes[name].environment.update(clock.environment)
     writer = Writer(folder / HISTORY)
-    wants_disk = any(fault.kind is FaultKind.DISK_FULL for fault in planned.faults)
     with contextlib.closing(writer):
         async with _links_up(links), _small_disk(system, wanted=wants_disk) as ballast, system:
             settling = Settling(system)
@@ -200,19 +201,10 @@ async def _links_up(links: dict[str, Link]) -> AsyncIterator[None]:
 async def _small_disk(system: System, *, wanted: bool) -> AsyncIterator[Path | None]:
     """A small memory disk under the bus's store, where this process may mount one; yields the file that can fill it."""
     store = system.nats.config.store_dir
-    if not wanted or not await asyncio.to_thread(_mount, store):
+    if not wanted or not await asyncio.to_thread(small_disk.mount, store, mib=DISK_MIB):
         yield None
         return
     try:
         yield store / "ballast"
     finally:
-        await asyncio.to_thread(subprocess.run, ["umount", "-l", str(store)], check=True)
-
-
-def _mount(folder: Path) -> bool:
-    folder.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)]
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
+        await asyncio.to_thread(small_disk.unmount, store)
