@@ -38,7 +38,7 @@ class Reading:
                 self._end(code=str(error.code), message=error.message)
             case "metrics":
                 self._metrics(msgspec.json.decode(event.data, type=Metrics))
-            case "started":
+            case "started" | "narration":
                 pass
             case other:
                 self._writer.write(Odd(at=now(), task=self._task, what=f"an event {other}"))

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 
 from llorch_shared.errors import ErrorBody
-from llorch_shared.wire.frames import End, Event, Metrics, Started, Token, parse_cursor, split_events
+from llorch_shared.wire.frames import End, Event, Metrics, Narration, Started, Token, parse_cursor, split_events
 from llorch_shared.wire.run import TaskView
 from llorch_shared.wire.task import Engine, Priority, TaskAccepted, TaskRequest, Workload
 
@@ -59,6 +59,9 @@ class Transcript:
     started: list[Started] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     metrics: list[Metrics] = field(default_factory=list)
+    waited: list[Metrics] = field(default_factory=list)
+    """What was told while the task waited."""
+    narrations: list[Narration] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     end: End | None = None
     error: ErrorBody | None = None
@@ -94,7 +97,10 @@ class Transcript:
             case "token":
                 self.tokens.append(msgspec.json.decode(event.data, type=Token))
             case "metrics":
-                self.metrics.append(msgspec.json.decode(event.data, type=Metrics))
+                told = msgspec.json.decode(event.data, type=Metrics)
+                (self.waited if told.waits_for else self.metrics).append(told)
+            case "narration":
+                self.narrations.append(msgspec.json.decode(event.data, type=Narration))
             case "end":
                 self.end = msgspec.json.decode(event.data, type=End)
             case "error":

@@ -215,7 +215,7 @@ class Front:
                 continue
 
         try:
-            await self.streams.serve(opened, call, start=start, write=write, gone=gone)
+            await self.streams.serve(opened, call, start=start, write=write, gone=gone, news=True)
         except Exception:
             if not started:
                 raise

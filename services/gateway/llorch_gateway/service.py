@@ -33,6 +33,7 @@ from llorch_gateway.server import HttpServer, split_address
 from llorch_gateway.snapshot import Snapshot
 from llorch_gateway.streams import Streams
 from llorch_gateway.tasks import Tasks
+from llorch_gateway.waits import Waits
 from llorch_shared import streams, token_file
 from llorch_shared.audit import Audit
 from llorch_shared.auth import AuthPolicy, Verifier, check_bind
@@ -109,6 +110,8 @@ class Gateway:
             presence=self._presence,
             metrics=metrics,
             streams_max=wanted.streams_max,
+            waits=Waits(self.snapshot, admissions, wanted),
+            microbatch=wanted.sse_microbatch,
         )
         self.tokens: Final = TokenTable(token, wanted.tokens_path(), metrics)
         self._verifiers: Final = (self.tokens, *_oidc(wanted.oidc))

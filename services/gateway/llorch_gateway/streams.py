@@ -11,10 +11,12 @@ from llorch_gateway.core import record as records
 from llorch_gateway.failures import unavailable
 from llorch_gateway.relay.channel import Seat
 from llorch_gateway.relay.log_life import LogLife
+from llorch_gateway.relay.notices import Look
 from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
 from llorch_gateway.relay.stream import Replays, Stream
 from llorch_gateway.tasks import Tasks
+from llorch_gateway.waits import Waits
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus
 from llorch_shared.logs import narrate
@@ -42,6 +44,8 @@ FIRST_LINE: Final = b"retry: 1000\n\n"
 class Opened:
     seat: Seat
     task: str
+    look: Look
+    """How the task stands while it waits."""
 
 
 class Streams:
@@ -57,6 +61,8 @@ class Streams:
         presence: Presence,
         metrics: Metrics,
         streams_max: int,
+        waits: Waits,
+        microbatch: bool = False,
     ) -> None:
         self._bus: Final = bus
         self._router: Final = router
@@ -64,6 +70,8 @@ class Streams:
         self._tasks: Final = tasks
         self._presence: Final = presence
         self._streams_max: Final = streams_max
+        self._waits: Final = waits
+        self._microbatch: Final = microbatch
         self._open_gauge: Final = metrics.gauge("sse_streams_open")
         self._drops: Final = metrics.counter("sse_backpressure_drops_total")
         self._replays: Final = Replays(bus, whole=REPLAYS_WHOLE_MAX)
@@ -103,7 +111,7 @@ class Streams:
     async def _open(self, task: str, cursor: Cursor | None, call: Call) -> Opened | None:
         self._check_seats()
         if cursor is None and self._tasks.is_fresh(task, call):
-            return Opened(await self._router.join(task, None, local=True), task)
+            return Opened(await self._router.join(task, None, local=True), task, self._waits.of(task))
         found = await self._tasks.find(task, call)
         record = found.record
         if record is not None and records.has_all(record, cursor):
@@ -118,7 +126,7 @@ class Streams:
                     seat.reader.silence()
             elif cursor is not None and cursor.attempt:
                 seat.returns(record.attempt, NEAR_S)
-        return Opened(seat, task)
+        return Opened(seat, task, self._waits.of(task, found))
 
     async def serve(
         self,
@@ -128,10 +136,13 @@ class Streams:
         start: Callable[[], Awaitable[None]],
         write: Callable[[bytes], Awaitable[None]],
         gone: Callable[[], Awaitable[None]],
+        news: bool = False,
     ) -> None:
         """Pump one seat until its stream ends, `gone` returns, the client takes nothing for too long, or this process
-        stops."""
+        stops. `news`: while its task waits, the client is told how it stands."""
         seat = opened.seat
+        if news:
+            seat.notices = self._waits.notices(opened.look)
         departure = asyncio.ensure_future(gone())
         departure.add_done_callback(lambda done: seat.close("client"))
         if self._stopping:
@@ -144,7 +155,9 @@ class Streams:
         self._presence.came(opened.task)
         try:
             await start()
-            await Stream(seat, bus=self._bus, send=write, replays=self._replays).run(FIRST_LINE)
+            await Stream(seat, bus=self._bus, send=write, replays=self._replays, microbatch=self._microbatch).run(
+                FIRST_LINE
+            )
         except asyncio.CancelledError:
             if seat.closed != "stalled":
                 raise

@@ -81,7 +81,8 @@ TASKS: Final[tuple[Operation, ...]] = (
         operation_id="streamTask",
         plane=Plane.DATA,
         requirements=("ORCH-2002", "OC-CTRL-2020", "OC-CTRL-2021", "OC-CTRL-2022"),
-        summary="Server-sent events: started, token, metrics, then one end or error. Many readers, at any time",
+        summary="Server-sent events: while the task waits its place, as metrics and narration without ids; then "
+        "started, token, metrics, and one end or error. Many readers, at any time",
         parameters=(TASK, _LAST_EVENT_ID, _AFTER),
         replies=(
             Reply(status=200, description="The events after the cursor", body=str, media_type=EVENT_STREAM),

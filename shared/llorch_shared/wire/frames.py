@@ -4,6 +4,7 @@
     id: <attempt>-<i>\\nevent: token\\ndata: {"t":…,"i":…}\\n\\n    behind `i`: tool_calls, logprobs
     event: metrics\\ndata: {…}\\n\\n                        no id
     id: <attempt>-<tokens_out>\\nevent: end\\ndata: {…}\\n\\n    (or `error`)
+    event: narration\\ndata: {…}\\n\\n                      no id; made by a gateway for one reader, never on the bus
 
 One bus message holds either one `started`, one `metrics`, one `end` or `error`, or one or more `token` events with
 consecutive indices. JSON escapes line breaks, so `\\nid: ` in a message is always the start of an event: the first
@@ -16,6 +17,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from llorch_shared.errors import ErrorBody
+from llorch_shared.wire.run import WaitsFor
 from llorch_shared.wire.task import Engine
 
 MESSAGE_BYTES_MAX: Final = 512 * 1024
@@ -94,6 +96,22 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The resumable state: index of the next token this stream will carry (ORCH-3086)."""
     restarted_at: int | None = None
     """The output began anew: every token before this index is void, in all of the stream."""
+    queue_position: int | None = None
+    """While the task waits, as the next three: tasks that start before it."""
+    predicted_start_ms: int | None = None
+    """Milliseconds from now."""
+    waits_for: WaitsFor | None = None
+    progress_percent: int | None = None
+    """Of a download, while its size is known."""
+
+
+class Narration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A breadcrumb for people while a task waits (draft, off with `gateway.sse_logs_enabled`). Never one per token."""
+
+    human: str
+    """At most 100 characters, present tense."""
+    actor: str = "gateway"
+    action: str = ""
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -130,6 +148,10 @@ def encode_token(attempt: int, index: int, text: str, more: bytes = b"") -> byte
 
 def encode_metrics(metrics: Metrics) -> bytes:
     return b"event: metrics\ndata: %b\n\n" % _encode(metrics)
+
+
+def encode_narration(narration: Narration) -> bytes:
+    return b"event: narration\ndata: %b\n\n" % _encode(narration)
 
 
 def encode_end(attempt: int, end: End) -> bytes:

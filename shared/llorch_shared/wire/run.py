@@ -111,6 +111,8 @@ class WaitsFor(StrEnum):
     """Its turn: tasks before it, or a free slot."""
     MODEL = "model"
     """A replica that is ready: until then the model is loading, and predicted_start_ms counts that in."""
+    DOWNLOAD = "download"
+    """The same, while engine or model are still being fetched. Told on streams alone."""
 
 
 class TaskView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

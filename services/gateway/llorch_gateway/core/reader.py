@@ -100,6 +100,11 @@ class Reader:
         self.done = False
         self.metrics_dropped = 0
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything of the stream has come, now or to this client before."""
+        return self._started or self.done or self._attempt > 0
+
     # What comes in
 
     def live(self, header: Header, data: bytes) -> None:
@@ -248,6 +253,10 @@ class Reader:
         """What is to be sent next: whole frames, up to `PIECE_BYTES` or one frame that is larger. Empty when there is
         nothing that may be sent now."""
         return b"" if self._holding else self._out.take()
+
+    @property
+    def has_more(self) -> bool:
+        return bool(self._out) and not self._holding
 
     # The rules
 

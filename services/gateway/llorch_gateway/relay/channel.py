@@ -10,6 +10,7 @@ import logging
 from typing import Final
 
 from llorch_gateway.core.reader import Reader, was_cancelled
+from llorch_gateway.relay.notices import Notices
 from llorch_shared import subjects
 from llorch_shared.wire.frames import BadFrame, Cursor, Kind, peek
 
@@ -34,6 +35,8 @@ class Seat:
         "heartbeat_due",
         "look_at_tip",
         "named_attempt",
+        "notice_due",
+        "notices",
         "patience_s",
         "pump",
         "quiet_since",
@@ -75,6 +78,9 @@ class Seat:
         self.sent_at = now
         self.check_due = False
         self.heartbeat_due = False
+        self.notices: Notices | None = None
+        """News of its task while that waits, for a reader that wants them."""
+        self.notice_due = False
         self._waiter: asyncio.Future[None] | None = None
 
     def returns(self, named_attempt: int, near: tuple[float, ...]) -> None:
@@ -108,11 +114,21 @@ class Seat:
         if quiet:
             self.quiet_since = now
             self.patience_s = min(QUIET_MAX_S, 2 * self.patience_s)
-        if heartbeat or quiet:
+        notices = self.notices
+        news = notices is not None and self._is_waiting() and notices.is_due(now)
+        if heartbeat or quiet or news:
+            self.notice_due = self.notice_due or news
             self.heartbeat_due = self.heartbeat_due or heartbeat
             self.check_due = self.check_due or quiet
             self.wake()
             self.touched = False
+
+    def _is_waiting(self) -> bool:
+        """For what begins the stream. Once that is here there are no news any more."""
+        if not self.reader.has_begun:
+            return True
+        self.notices = None
+        return False
 
     def close(self, why: str) -> None:
         self.closed = self.closed or why

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from llorch_gateway.core import record as records
+from llorch_gateway.core.reader import Reader
 from llorch_gateway.relay.channel import Seat
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message
@@ -34,6 +35,9 @@ HEARTBEAT: Final = b":\n\n"
 FAREWELL: Final = b"retry: 500\n\n"
 """Said when this process stops: come back soon, another gateway goes on where this one ended."""
 
+MICROBATCH_S: Final = 0.02
+"""With micro-batching, the least time between two writes of tokens."""
+
 Send = Callable[[bytes], Awaitable[None]]
 
 
@@ -47,14 +51,16 @@ class Replays:
 
 
 class Stream:
-    """Pumps one seat. `send` gets every piece of the body but the last, empty one."""
+    """Pumps one seat. `send` gets every piece of the body but the last, empty one. `microbatch`: what comes shortly
+    after a write waits a moment for more."""
 
-    def __init__(self, seat: Seat, *, bus: Bus, send: Send, replays: Replays) -> None:
+    def __init__(self, seat: Seat, *, bus: Bus, send: Send, replays: Replays, microbatch: bool = False) -> None:
         self._seat: Final = seat
         self._reader: Final = seat.reader
         self._bus: Final = bus
         self._send: Final = send
         self._replays: Final = replays
+        self._microbatch: Final = microbatch
         self._task: Final = seat.channel.task
         self._loop: Final = asyncio.get_running_loop()
         self._pace_s = 0.0
@@ -69,6 +75,8 @@ class Stream:
         seat, reader = self._seat, self._reader
         await self._put(first + reader.take())
         while not seat.closed:
+            if self._microbatch:
+                await self._collect()
             data = reader.take()
             if data:
                 await self._put(data)
@@ -82,10 +90,26 @@ class Stream:
             elif seat.heartbeat_due:
                 seat.heartbeat_due = False
                 await self._put(HEARTBEAT)
+            elif seat.notice_due:
+                await self._tell_news()
             else:
                 await seat.wait()
         if seat.closed == "stopping":
             await self._send(FAREWELL)
+
+    async def _collect(self) -> None:
+        """Let tokens gather until the last write is `MICROBATCH_S` ago; the end of a stream waits for nothing."""
+        reader = self._reader
+        if (early_s := gather_s(reader, since_write_s=self._loop.time() - self._seat.sent_at)) > 0:
+            await asyncio.sleep(early_s)
+
+    async def _tell_news(self) -> None:
+        seat = self._seat
+        seat.notice_due = False
+        if seat.notices is not None and not self._reader.has_begun:
+            news = seat.notices.frame(self._loop.time())
+            if news:
+                await self._put(news)
 
     async def _put(self, data: bytes) -> None:
         """Returns when the client's connection has room for it."""
@@ -222,6 +246,11 @@ class Stream:
         except Unreadable as error:
             log.info("the record of %s is passed over, its frames go on: %s", self._task, error)
             return None
+
+
+def gather_s(reader: Reader, *, since_write_s: float) -> float:
+    """How long tokens wait for more; never with nothing to send, and not when the stream is over."""
+    return MICROBATCH_S - since_write_s if reader.has_more and not reader.done else 0.0
 
 
 def _ended_s_ago(record: RunRecord) -> float:

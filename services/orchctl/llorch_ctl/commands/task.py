@@ -240,6 +240,8 @@ async def _print_stream(events: AsyncIterator[Event], *, as_json: bool) -> int:
             sys.stdout.flush()
         elif event.event == "started":
             ERR.print(f"[bright_black]started on {data.get('replica_id', '?')} ({data.get('device', '?')})[/]")
+        elif event.event == "narration":
+            ERR.print(f"[bright_black]{data['human']}[/]")
         elif event.event == "metrics" and "restarted_at" in data:
             sys.stdout.write("\n")
             ERR.print("[bright_black]the engine was lost; the output begins anew, what stands above is void[/]")
