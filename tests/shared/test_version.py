@@ -31,7 +31,7 @@ from llorch_shared.wire.version import (
     check_version,
     decode,
     is_newer,
-    pool_headers,
+    spec_headers,
     version_headers,
 )
 from support.node_harness import task_request
@@ -59,12 +59,12 @@ def test_only_what_uses_a_new_field_is_of_the_new_version() -> None:
 
 def test_a_pool_of_completions_is_written_as_the_release_before_reads_it() -> None:
     pool = PoolSpec(id="p", engine=Engine.MOCK, model="m")
-    assert pool_headers(pool) == {VERSION_HEADER: "1"}
+    assert spec_headers(pool) == {VERSION_HEADER: "1"}
     assert b"workloads" not in msgspec.json.encode(pool)
     assert b"pooling" not in msgspec.json.encode(pool)
     for new in ({"workloads": (Workload.EMBEDDING,)}, {"workloads": (Workload.EMBEDDING,), "pooling": Pooling.LAST}):
         changed = msgspec.structs.replace(pool, **new)
-        headers = pool_headers(changed)
+        headers = spec_headers(changed)
         assert headers == {VERSION_HEADER: "2"}
         assert decode(Kind.SPEC, POOL_DECODER, msgspec.json.encode(changed), headers) == changed
 

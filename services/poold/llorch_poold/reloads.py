@@ -23,7 +23,7 @@ from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.desired import DRAIN_DECODER, RELOAD_DECODER, PoolReload, ReloadState
 from llorch_shared.wire.registry import REPLICA_DECODER, ReplicaRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
-from llorch_shared.wire.version import Kind, decode, version_headers
+from llorch_shared.wire.version import Kind, decode, spec_headers
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +109,7 @@ class Reloads:
     async def _store(self, pool_id: str, spec: PoolSpec, expect_seq: int) -> None:
         """The pool changes over."""
         subject = subjects.spec(subjects.pool_key(pool_id))
-        headers = version_headers(Kind.SPEC)
-        await self._bus.store(subject, msgspec.json.encode(spec), expect_seq=expect_seq, headers=headers)
+        await self._bus.store(subject, msgspec.json.encode(spec), expect_seq=expect_seq, headers=spec_headers(spec))
 
     async def _end(self, reload: PoolReload, outcome: object) -> None:
         key = subjects.reload_key(reload.pool_id)
@@ -118,7 +117,7 @@ class Reloads:
             subjects.spec(key),
             msgspec.json.encode(reload),
             expect_seq=self._specs.seq(key),
-            headers=version_headers(Kind.SPEC),
+            headers=spec_headers(reload),
         )
         failed = isinstance(outcome, Failed)
         narrate(

@@ -78,6 +78,7 @@ CAPABILITIES: Final = Capabilities(
                 PoolCapability(
                     pool_id="small",
                     model_ref=_MODEL,
+                    workloads=(Workload.COMPLETION,),
                     ctx_max=8192,
                     slots_total=4,
                     slots_free=4,

@@ -19,7 +19,20 @@ import msgspec
 from llorch_shared import errors
 from llorch_shared.http_api import process
 from llorch_shared.settings import Settings
-from llorch_shared.wire import artifacts, audit, desired, frames, objects, openai, provision, registry, run, spec, task
+from llorch_shared.wire import (
+    artifacts,
+    audit,
+    desired,
+    frames,
+    objects,
+    openai,
+    openai_results,
+    provision,
+    registry,
+    run,
+    spec,
+    task,
+)
 
 Schema = dict[str, Any]
 
@@ -33,6 +46,7 @@ WIRE_MODULES: Final[tuple[ModuleType, ...]] = (
     provision,
     audit,
     openai,
+    openai_results,
     objects,
     artifacts,
     process,

@@ -13,7 +13,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord, Detail
-from llorch_shared.wire.version import Kind, decode, version_headers
+from llorch_shared.wire.version import Kind, decode, spec_headers
 
 TRIES_MAX: Final = 5
 """How often a change is made anew on what somebody else has just written."""
@@ -92,7 +92,7 @@ class Entries(Generic[T]):
 
     async def write(self, bus: Bus, name: str, value: T, *, over: int) -> int:
         """Returns the new sequence. Raises WrongSequence when `over` is not the present one."""
-        data, headers = msgspec.json.encode(value), version_headers(Kind.SPEC)
+        data, headers = msgspec.json.encode(value), spec_headers(value)
         return (await bus.store(self.subject(name), data, expect_seq=over, headers=headers)).seq
 
     async def remove(self, bus: Bus, name: str, *, over: int) -> None:

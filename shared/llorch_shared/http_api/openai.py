@@ -16,6 +16,7 @@ from llorch_shared.wire.openai import (
     TextCompletion,
     TextCompletionRequest,
 )
+from llorch_shared.wire.openai_results import EmbeddingList, EmbeddingRequest, Ranking, RerankRequest
 from llorch_shared.wire.task import Priority, TaskId
 
 _OPENAI: Final[dict[str, Any]] = {"plane": Plane.DATA, "error_body": OpenAiErrorBody}
@@ -81,6 +82,24 @@ OPENAI: Final[tuple[Operation, ...]] = (
             Reply(status=200, description="The answer, whole or in chunks (`stream`)", body=TextCompletion),
             Reply(status=200, description="", body=str, media_type=EVENT_STREAM),
         ),
+        **_COMPLETION,
+    ),
+    Operation(
+        path="/v1/embeddings",
+        operation_id="createEmbedding",
+        requirements=("FR-DP-001",),
+        summary="An embedding task as OpenAI's clients ask for it",
+        request=EmbeddingRequest,
+        replies=(Reply(status=200, description="One vector for each text", body=EmbeddingList),),
+        **_COMPLETION,
+    ),
+    Operation(
+        path="/v1/rerank",
+        operation_id="createRanking",
+        requirements=("FR-DP-001",),
+        summary="A rerank task as clients of Jina, Cohere and vLLM ask for it",
+        request=RerankRequest,
+        replies=(Reply(status=200, description="The documents by their relevance", body=Ranking),),
         **_COMPLETION,
     ),
     Operation(

@@ -20,6 +20,7 @@ from llorch_shared.wire.task import (
     Priority,
     TaskId,
     ToolCall,
+    Workload,
 )
 
 
@@ -237,6 +238,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     pools: tuple[str, ...]
     """Each of them is a name of this model, too, and pins the task to that pool."""
     ctx_max: int
+    workloads: tuple[Workload, ...]
+    """What its pools serve: `completion`, `embedding`, `rerank`."""
     ready: bool
 
 

@@ -64,9 +64,10 @@ def version_headers(kind: Kind, request: TaskRequest | None = None) -> dict[str,
     return {VERSION_HEADER: "1" if request is None else _version_of(request)}
 
 
-def pool_headers(pool: PoolSpec) -> dict[str, str]:
-    """Of the specification of a pool."""
-    return {VERSION_HEADER: "1" if pool.workloads is UNSET and pool.pooling is UNSET else "2"}
+def spec_headers(value: object) -> dict[str, str]:
+    """Of a specification: a pool, or any other desired state."""
+    new = isinstance(value, PoolSpec) and not (value.workloads is UNSET and value.pooling is UNSET)
+    return {VERSION_HEADER: "2" if new else "1"}
 
 
 def _version_of(request: TaskRequest) -> str:

@@ -60,6 +60,7 @@ def _pool(pool: PoolSpec, replicas: Sequence[ReplicaRecord], load: PoolLoad | No
     return PoolCapability(
         pool_id=pool.id,
         model_ref=pool.model,
+        workloads=pool.serves,
         ctx_max=pool.ctx,
         slots_total=slots,
         slots_free=max(0, slots - busy) if load is None else load.slots_free,

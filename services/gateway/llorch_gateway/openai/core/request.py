@@ -100,7 +100,7 @@ def read(
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise unreadable(error) from error
     _refuse_unserved(wish)
-    extensions = _extensions(wish.llorch or Extensions(), headers)
+    extensions = extended(wish.llorch, headers)
     pool, placement = chosen(wish.model, pools, replicas)
     task_id = (extensions.task_id or new_id).lower()
     task = TaskRequest(
@@ -146,7 +146,9 @@ def _refuse_unserved(wish: Wish) -> None:
         raise ParamError("stream_options", "stream_options goes with stream")
 
 
-def _extensions(said: Extensions, headers: Mapping[bytes, bytes]) -> Extensions:
+def extended(said: Extensions | None, headers: Mapping[bytes, bytes]) -> Extensions:
+    """What the body and the headers say beyond OpenAI's interface. Raises ParamError."""
+    said = said or Extensions()
     changes: dict[str, Any] = {}
     types = msgspec.structs.fields(Extensions)
     for header, name in HEADERS.items():

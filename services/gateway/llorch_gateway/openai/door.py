@@ -1,0 +1,108 @@
+"""What every route of such clients does around its answer: read a body, admit a task with a seat at its stream, collect
+the stream, reply."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, Protocol
+
+from llorch_gateway.admissions import Admissions
+from llorch_gateway.asgi import STOPPING, Receive, Scope, Send, check_json, read_body
+from llorch_gateway.call import Call
+from llorch_gateway.failures import unavailable
+from llorch_gateway.http_errors import CORRELATION, JSON_TYPE, SAFE, Headers
+from llorch_gateway.openai.core import errors
+from llorch_gateway.openai.core.request import HEADERS
+from llorch_gateway.snapshot import Snapshot
+from llorch_gateway.streams import Opened, Streams
+from llorch_shared.errors import ErrorBody, OrchError
+from llorch_shared.wire.task import TaskRequest
+
+_WANTED: Final = frozenset({*HEADERS, b"content-length", b"content-type"})
+
+
+class Collected(Protocol):
+    """An answer that is made of the whole stream. `over`: nothing more is to come."""
+
+    over: bool
+    error: ErrorBody | None
+
+    def feed(self, data: bytes) -> None: ...
+
+
+class Door:
+    def __init__(
+        self,
+        *,
+        admissions: Admissions,
+        streams: Streams,
+        snapshot: Snapshot,
+        body_bytes_max: int,
+        body_read_s: float,
+    ) -> None:
+        self._admissions: Final = admissions
+        self.streams: Final = streams
+        self.snapshot: Final = snapshot
+        self._body_bytes_max: Final = body_bytes_max
+        self._body_read_s: Final = body_read_s
+
+    async def read(self, scope: Scope, receive: Receive) -> tuple[bytes, Mapping[bytes, bytes]]:
+        """The body, and the headers that a request may say something by. Raises OrchError."""
+        headers = {name: value for name, value in scope["headers"] if name in _WANTED}
+        body = await read_body(receive, headers, self._body_bytes_max, within_s=self._body_read_s)
+        check_json(headers, "request")
+        if not self.snapshot.held:
+            raise unavailable("this gateway has not read the registry yet")
+        return body, headers
+
+    async def admit(self, task: TaskRequest, call: Call) -> Opened:
+        """The task is in its queue, and its reader has a seat. Raises OrchError, BusError."""
+        self.streams.check_room(call)
+        await self._admissions.submit_request(task, call)
+        try:
+            opened = await self.streams.open(task.task_id, None, call)
+        except BaseException:
+            self.streams.abandon(task.task_id, call)
+            raise
+        assert opened is not None, "only a cursor can be at the end of a stream"
+        return opened
+
+    async def collect(self, answer: Collected, opened: Opened, receive: Receive, call: Call) -> None:
+        """Until it is over. Raises OrchError where it is not an answer then."""
+
+        async def write(data: bytes) -> None:
+            answer.feed(data)
+
+        await self.streams.serve(opened, call, start=at_once, write=write, gone=leaving(receive))
+        if not answer.over or answer.error is not None:
+            raise failure(answer.error, opened)
+
+
+async def at_once() -> None:
+    """The response begins when there is something to say."""
+
+
+def leaving(receive: Receive) -> Callable[[], Awaitable[None]]:
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            continue
+
+    return gone
+
+
+def failure(error: ErrorBody | None, opened: Opened) -> OrchError:
+    """Why there is no answer, or not all of it."""
+    if error is not None:
+        return errors.as_raised(error)
+    return unavailable(STOPPING if opened.seat.closed == "stopping" else "nobody reads this answer any more")
+
+
+def names(call: Call, task_id: str = "") -> Headers:
+    """Ids to look it up by; `x-request-id` is what OpenAI's clients show."""
+    correlation = call.correlation_id.encode()
+    task = [(b"x-llorch-task-id", task_id.encode())] if task_id else []
+    return [(CORRELATION, correlation), (b"x-request-id", correlation), *task]
+
+
+async def reply(send: Send, call: Call, body: bytes, task_id: str = "") -> None:
+    headers = [JSON_TYPE, (b"content-length", str(len(body)).encode()), *names(call, task_id), *SAFE]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
