@@ -44,12 +44,23 @@ class Secret:
         return "Secret(***)" if self._value else "Secret(unset)"
 
 
+class NatsTlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """TLS to the bus, for `tls://` addresses or a server that asks for it; PEM files, read at the start."""
+
+    ca_file: str = ""
+    """Who may have signed the server's certificate. Empty: whom this machine trusts."""
+    cert_file: str = ""
+    """What is shown to a server that asks callers for a certificate."""
+    key_file: str = ""
+
+
 class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     url: str = "nats://127.0.0.1:4222"
     """Comma-separated servers."""
     nkey_seed_file: str = ""
     creds_file: str = ""
     user: str = ""
+    tls: NatsTlsSettings = NatsTlsSettings()
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
     """Copies of every stream: 1 on one server, 3 in a cluster, so that it loses nothing with one of its servers."""
     token_bytes_max: Annotated[int, Meta(ge=16 * 1024 * 1024)] = 256 * 1024 * 1024

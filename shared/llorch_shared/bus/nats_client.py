@@ -12,7 +12,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from llorch_shared.bus.nats_parser import FastParser
-from llorch_shared.settings import NatsSettings, Secret
+from llorch_shared.settings import NatsSettings, Secret, SettingsError
 
 RECONNECT_WAIT_S: Final = 0.2
 PING_INTERVAL_S: Final = 10
@@ -83,8 +83,8 @@ def client_options(settings: NatsSettings, password: Secret | None, name: str) -
         "ping_interval": PING_INTERVAL_S,
         "pending_size": OUTBOUND_BYTES_MAX,
     }
-    if settings.url.startswith(("tls://", "wss://")):
-        options["tls"] = ssl.create_default_context()
+    if (context := tls_context(settings)) is not None:
+        options["tls"] = context
     if settings.creds_file:
         options["user_credentials"] = settings.creds_file
     elif settings.nkey_seed_file:
@@ -93,3 +93,24 @@ def client_options(settings: NatsSettings, password: Secret | None, name: str) -
         options["user"] = settings.user
         options["password"] = password.reveal() if password else ""
     return options
+
+
+def tls_context(settings: NatsSettings) -> ssl.SSLContext | None:
+    """None where neither address nor settings ask for it. Raises SettingsError for files that cannot be used."""
+    wanted = settings.tls
+    if not (wanted.ca_file or wanted.cert_file or wanted.key_file or settings.url.startswith(("tls://", "wss://"))):
+        return None
+    if bool(wanted.cert_file) is not bool(wanted.key_file):
+        raise SettingsError("nats.tls needs both cert_file and key_file, or neither")
+    try:
+        context = ssl.create_default_context(cafile=wanted.ca_file or None)
+        if wanted.cert_file:
+            context.load_cert_chain(wanted.cert_file, wanted.key_file, password=_no_password)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"nats.tls cannot be used: {error}") from error
+    return context
+
+
+def _no_password() -> str:
+    """Without it the library would ask at the terminal, and a service would wait for ever."""
+    raise ValueError("the key is encrypted; give one that is not, readable by the service alone")
