@@ -1,8 +1,11 @@
 """What a pool's policy says about one class or tenant, defaults filled in. Pure; used by all who must agree."""
 
+from collections.abc import Mapping
 from typing import Final
 
-from llorch_shared.wire.policy import FullPolicy, PrioritySpec, TenantLimits
+import msgspec
+
+from llorch_shared.wire.policy import FullPolicy, PrioritySpec, TenantLimits, TenantSpec
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Priority
 
@@ -57,3 +60,14 @@ def tenant_limits(pool: PoolSpec, tenant: str) -> TenantLimits:
     """O(listed tenants): read once per flow, not per task."""
     fairness = pool.admission.fairness
     return next((each for each in fairness.tenants if each.id == tenant), fairness.default)
+
+
+def with_tenants(pool: PoolSpec, tenants: Mapping[str, TenantSpec]) -> PoolSpec:
+    """The pool as it is in effect: a tenant that it has no entry for has the limits of its own. O(tenants)."""
+    fairness = pool.admission.fairness
+    listed = {each.id for each in fairness.tenants}
+    more = tuple(tenants[name] for name in sorted(tenants) if name not in listed)
+    if not more:
+        return pool
+    wider = msgspec.structs.replace(fairness, tenants=(*fairness.tenants, *more))
+    return msgspec.structs.replace(pool, admission=msgspec.structs.replace(pool.admission, fairness=wider))

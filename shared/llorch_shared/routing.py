@@ -5,7 +5,7 @@ the shortest predicted wait, then the name. Equal inputs give the same pool. A t
 routed: it waits in the queue. O(pools + replicas).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from llorch_shared import wishes
@@ -29,12 +29,13 @@ def route(
     loads: Mapping[str, PoolLoad],
     *,
     tenant: str,
+    drained: Collection[str] = (),
 ) -> PoolSpec:
-    """The pool that will queue this task of `tenant`. Raises OrchError: INVALID_PARAMS when no pool could ever serve,
-    POOL_UNREADY or REPLICA_EXHAUSTED when one could and none does now. Where the client's own wish left no choice, the
-    error's policy_label says so."""
+    """The pool that will queue this task of `tenant`, none that is `drained`. Raises OrchError: INVALID_PARAMS when no
+    pool could ever serve, POOL_UNREADY, POOL_UNAVAILABLE or REPLICA_EXHAUSTED when one could and none does now. Where
+    the client's own wish left no choice, the error's policy_label says so."""
     with wishes.labelled(request):
-        return _route(request, pools, replicas, loads, tenant)
+        return _route(request, pools, replicas, loads, tenant, drained=drained)
 
 
 def _route(
@@ -43,12 +44,15 @@ def _route(
     replicas: Replicas,
     loads: Mapping[str, PoolLoad],
     tenant: str,
+    *,
+    drained: Collection[str],
 ) -> PoolSpec:
     wanted = wishes.permitted(request, _matching(request, pools.values()))
     fitting = [pool for pool in wanted if request.ctx <= pool.ctx]
     if not fitting:
         largest = max(pool.ctx for pool in wanted)
         raise invalid(f"ctx {request.ctx} is over the {largest} that {request.model_ref} is served with")
+    fitting = _open(request, fitting, drained)
     replicas = _on_device(request, fitting, replicas)
     alive = [pool for pool in fitting if _state_of(replicas.get(pool.id, ())) == "alive"]
     if not alive:
@@ -65,6 +69,20 @@ def _matching(request: TaskRequest, pools: Iterable[PoolSpec]) -> list[PoolSpec]
         raise invalid(
             f"no pool serves model {request.model_ref!r} with engine {request.engine}",
             hint="GET /v1/capabilities lists what is served",
+        )
+    return found
+
+
+def _open(request: TaskRequest, pools: list[PoolSpec], drained: Collection[str]) -> list[PoolSpec]:
+    """Those that are not drained. Raises OrchError when all are."""
+    found = [pool for pool in pools if pool.id not in drained]
+    if not found:
+        raise OrchError(
+            ErrorCode.POOL_UNREADY,
+            f"pool {pools[0].id} is drained and takes no tasks",
+            engine=request.engine,
+            pool_id=pools[0].id,
+            retry_after_ms=POOL_RETRY_MS,
         )
     return found
 

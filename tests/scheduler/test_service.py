@@ -16,9 +16,10 @@ from llorch_shared.bus.port import Full, NoResponder
 from llorch_shared.errors import ErrorCode
 from llorch_shared.waiting import expect
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent
+from llorch_shared.wire.desired import Tenant
 from llorch_shared.wire.frames import Kind, encode_metrics, encode_token, peek
 from llorch_shared.wire.frames import Metrics as FrameMetrics
-from llorch_shared.wire.registry import FLOOR_DECODER, LOAD_DECODER, ReplicaState
+from llorch_shared.wire.registry import FLOOR_DECODER, LOAD_DECODER, PoolLoad, ReplicaState
 from llorch_shared.wire.run import LOCATED_DECODER, Located, RunRecord
 from llorch_shared.wire.task import Priority, TaskRef, TaskState
 from scheduler.world import Town, pool_spec, request, settings, town
@@ -343,6 +344,31 @@ async def test_a_change_that_a_scheduler_follows_is_audited_with_its_revision() 
         newest = await place.client.bus.last(streams.SPEC, subjects.spec(subjects.pool_key("p1")))
         assert newest is not None
         assert revisions == [newest.seq]
+
+
+async def test_the_limits_of_a_tenant_count_in_every_pool_while_they_stand() -> None:
+    key = subjects.spec(subjects.tenant_key("default"))
+    async with town(MemoryWorld()) as place:
+        bus = place.client.bus
+        await bus.store(key, msgspec.json.encode(Tenant(id="default", max_concurrent=1)))
+        await place.scheduler()
+        node = await place.node(slots=3)
+        tasks = [request() for _ in range(3)]
+        for task in tasks:
+            await place.client.admit(task)
+
+        def held_back(queued: int) -> bool:
+            line = msgspec.json.decode(place.client.loads[-1], type=PoolLoad).classes.get("interactive")
+            flow = line.flows.get("default") if line is not None else None
+            return flow is not None and flow.throttled and flow.queued == queued
+
+        await eventually(lambda: bool(place.client.loads) and held_back(2))
+        assert node.held_max <= 1
+        await bus.store(key, msgspec.json.encode(Tenant(id="default", max_concurrent=2)))
+        await eventually(lambda: held_back(1))
+        assert node.held_max <= 2
+        await bus.store(key, b"", headers={"KV-Operation": "DEL"})
+        await eventually(lambda: len(node.held) == 3)
 
 
 async def test_after_a_restart_an_idle_system_promises_no_wait() -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from llorch_gateway.limits import StreamQuota
 from llorch_shared.auth import EVERY_PRIORITY, Identity
+from llorch_shared.errors import invalid
 from llorch_shared.identifiers import is_correlation_id
 from llorch_shared.wire.task import Priority
 
@@ -23,6 +24,11 @@ class Call:
     priorities: frozenset[Priority] = EVERY_PRIORITY
     streams: StreamQuota | None = None
     """How many streams its token may have open; None is no limit."""
+
+    def check_operator(self) -> None:
+        """There are no roles (AUTH-1005): who is not bound to a tenant operates the system. Raises OrchError 403."""
+        if self.bound:
+            raise invalid("this token is bound to a tenant and may not operate the system", status=403)
 
     def may_see(self, tenant: str) -> bool:
         """Whether a task of `tenant` exists for this caller."""

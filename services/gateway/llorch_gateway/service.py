@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from llorch_gateway import artifacts_api, open_files, pools_api, process_api, tasks_api, tls
+from llorch_gateway import artifacts_api, open_files, pools_api, process_api, tasks_api, tenants_api, tls
 from llorch_gateway.admissions import Admissions
 from llorch_gateway.asgi import Front
 from llorch_gateway.bus_api import BusApi
@@ -40,6 +40,7 @@ from llorch_shared.auth import AuthPolicy, Verifier, check_bind
 from llorch_shared.bus import nats
 from llorch_shared.bus.patience import unless_stopped
 from llorch_shared.bus.port import DISCONNECTED, Bus, BusError
+from llorch_shared.desired.entries import Author
 from llorch_shared.errors import OrchError
 from llorch_shared.http_api import Readiness
 from llorch_shared.lifecycle import Stop, first_of
@@ -117,7 +118,8 @@ class Gateway:
         self._verifiers: Final = (self.tokens, *_oidc(wanted.oidc))
         handlers = {
             **tasks_api.handlers(self.tasks, admissions),
-            **pools_api.handlers(self.snapshot),
+            **pools_api.handlers(self.snapshot, bus, self._author),
+            **tenants_api.handlers(bus, self._author),
             **artifacts_api.handlers(bus),
             **process_api.handlers(metrics, self.readiness),
         }
@@ -147,6 +149,11 @@ class Gateway:
             body_bytes_max=wanted.body_bytes_max,
             body_read_s=wanted.body_read_ms / 1000,
         )
+
+    def _author(self, call: Call) -> Author:
+        """Of a change of the desired state that a caller asks for."""
+        actor = f"gateway/{self.router.lane}"
+        return Author(actor, call.identity, self._audit.record, call.channel, call.correlation_id)
 
     def not_ready(self) -> tuple[str, ...]:
         """Why this process cannot admit and relay now; empty when it can."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -10,6 +10,14 @@ from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, Message, Subscription
 from llorch_shared.live_table import LiveTable
 from llorch_shared.metrics import Metrics
+from llorch_shared.wire.desired import (
+    DRAIN_DECODER,
+    RELOAD_DECODER,
+    TENANT_DECODER,
+    PoolDrain,
+    PoolReload,
+    Tenant,
+)
 from llorch_shared.wire.registry import LOAD_DECODER, REPLICA_DECODER, PoolLoad, ReplicaRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 
@@ -33,6 +41,9 @@ class Snapshot:
         self.pools: dict[str, PoolSpec] = {}
         self.replicas: dict[str, list[ReplicaRecord]] = {}
         self.loads: dict[str, PoolLoad] = {}
+        self.drains: dict[str, PoolDrain] = {}
+        self.reloads: dict[str, PoolReload] = {}
+        self.tenants: dict[str, Tenant] = {}
         self.held = False
 
     async def start(self) -> None:
@@ -63,7 +74,11 @@ class Snapshot:
 
     def tenant_weight(self, pool: PoolSpec, tenant: str) -> int:
         """Share of the tenant among those of its class. O(1)."""
-        return self._weights.get(pool.id, {}).get(tenant, pool.admission.fairness.default.weight)
+        weight = self._weights.get(pool.id, {}).get(tenant)
+        if weight is not None:
+            return weight
+        limits = self.tenants.get(tenant) or pool.admission.fairness.default
+        return limits.weight
 
     def _registry_changed(self, key: str, value: bytes | None) -> None:
         if not key.startswith("replica."):
@@ -88,6 +103,7 @@ class Snapshot:
     def _spec_changed(self, key: str, value: bytes | None) -> None:
         kind, _, name = key.partition(".")
         if kind != "pool":
+            self._wish_changed(kind, name, value)
             return
         self.pools.pop(name, None)
         self._weights.pop(name, None)
@@ -97,6 +113,23 @@ class Snapshot:
                 self._weights[name] = {tenant.id: tenant.weight for tenant in pool.admission.fairness.tenants}
             except msgspec.MsgspecError as error:
                 log.warning("the desired state of pool %s cannot be read: %s", name, error)
+
+    def _wish_changed(self, kind: str, name: str, value: bytes | None) -> None:
+        """A drain, a reload or a tenant. What cannot be read counts as absent."""
+        known: dict[str, tuple[Any, msgspec.json.Decoder[Any]]] = {
+            "drain": (self.drains, DRAIN_DECODER),
+            "reload": (self.reloads, RELOAD_DECODER),
+            "tenant": (self.tenants, TENANT_DECODER),
+        }
+        if kind not in known:
+            return
+        held, decoder = known[kind]
+        held.pop(name, None)
+        if value is not None:
+            try:
+                held[name] = decoder.decode(value)
+            except msgspec.MsgspecError as error:
+                log.warning("the key %s.%s of the desired state cannot be read: %s", kind, name, error)
 
     def _load(self, message: Message) -> None:
         try:

@@ -12,6 +12,8 @@ import msgspec
 from llorch_ctl import pools
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message
+from llorch_shared.desired.tenants import TENANTS
+from llorch_shared.pool_policy import with_tenants
 from llorch_shared.wire.audit import AUDIT_DECODER
 from llorch_shared.wire.spec import PoolSpec
 
@@ -29,7 +31,8 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
 
 async def record(bus: Bus, file: Path, *, from_ms: int) -> Recorded:
     """Everything since `from_ms` (Unix milliseconds). Raises BusError, OSError."""
-    specs = await pools.stored(bus)
+    tenants = {name: tenant for name, (tenant, _) in (await TENANTS.all(bus)).items()}
+    specs = {name: with_tenants(pool, tenants) for name, pool in (await pools.stored(bus)).items()}
     pieces = await _read(bus, from_ms)
     with file.open("wb") as lines:
         for pool_id in sorted(specs):

@@ -13,6 +13,8 @@ import secrets
 import time
 from typing import Final
 
+import msgspec
+
 from llorch_scheduler.asking import Asking
 from llorch_scheduler.core.balance import Balance, Facts
 from llorch_scheduler.core.limits import Limits
@@ -38,6 +40,8 @@ from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
 from llorch_shared.settings import Settings, secret
 from llorch_shared.wall_clock import now_ms
+from llorch_shared.wire.desired import TENANT_DECODER
+from llorch_shared.wire.policy import TenantSpec
 from llorch_shared.wire.run import decode_run
 from llorch_shared.wire.version import NewerVersion, Unreadable
 
@@ -68,6 +72,7 @@ class Scheduler:
         self._gauges: Final = PoolGauges(metrics)
         self._limits: Final = limits or Limits(attempts_max=settings.scheduler.attempts_max)
         self._registry: Final = LiveTable(bus, bucket="REG", changed=self._registry_changed, metrics=metrics)
+        self._tenants: Final[dict[str, TenantSpec]] = {}
         self._specs: Final = LiveTable(bus, bucket="SPEC", changed=self._spec_changed, metrics=metrics)
         ttl_s = settings.scheduler.lease_ttl_ms / 1000
         self._presence: Final = Presence(bus, self.instance, ttl_s=ttl_s)
@@ -165,6 +170,7 @@ class Scheduler:
             self._leases[term.shard],
             registry=self._registry,
             specs=self._specs,
+            tenants=self._tenants,
             audit=self._audit,
             narration=Narration(self._metrics, self._gauges, actor, shard=term.shard),
             actor=actor,
@@ -238,6 +244,18 @@ class Scheduler:
             self._changed.set()
             if (loop := self.terms.get(subjects.shard_of(pool_id))) is not None:
                 loop.spec_changed(pool_id, value)
+        elif kind == "tenant":
+            self._tenant_changed(pool_id, value)
+
+    def _tenant_changed(self, name: str, value: bytes | None) -> None:
+        self._tenants.pop(name, None)
+        if value is not None:
+            try:
+                self._tenants[name] = TENANT_DECODER.decode(value)
+            except msgspec.MsgspecError:
+                log.exception("the limits of tenant %s cannot be read", name)
+        for loop in self.terms.values():
+            loop.tenants_changed()
 
 
 def _pools(specs: LiveTable) -> list[str]:

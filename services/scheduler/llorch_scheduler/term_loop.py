@@ -42,7 +42,9 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message, Responder, Subscription, Unanswered
 from llorch_shared.dead_letters import DeadLetters
 from llorch_shared.live_table import LiveTable
+from llorch_shared.pool_policy import with_tenants
 from llorch_shared.wall_clock import now_ms
+from llorch_shared.wire.policy import TenantSpec
 from llorch_shared.wire.registry import APPOINTMENT_REQUEST_DECODER, REPLICA_DECODER, ReplicaRecord
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
@@ -72,6 +74,7 @@ class TermLoop:
         *,
         registry: LiveTable,
         specs: LiveTable,
+        tenants: Mapping[str, TenantSpec],
         audit: Auditor,
         narration: Narration,
         actor: str,
@@ -87,6 +90,9 @@ class TermLoop:
         self._lease: Final = lease
         self._registry: Final = registry
         self._specs: Final = specs
+        self._tenants: Final = tenants
+        """With limits of their own, as they are now."""
+        self._tenants_changed = False
         self._narration: Final = narration
         self.core: Final = SchedulerCore(actor=actor, limits=limits)
         self._inbox: Final = Inbox()
@@ -159,8 +165,20 @@ class TermLoop:
         except msgspec.DecodeError:
             log.exception("the specification of pool %s cannot be read", pool_id)
             return
-        self._offer(PoolChanged(at_ms=now_ms(), spec=spec, seq=seq))
+        self._offer(PoolChanged(at_ms=now_ms(), spec=with_tenants(spec, self._tenants), seq=seq))
         self._follow_pool(spec.id, spec)
+
+    def tenants_changed(self) -> None:
+        """In effect with the next tick, however many change at once."""
+        self._tenants_changed = True
+
+    def _take_tenants(self) -> None:
+        """The policies of the pools as they are now that tenants have other limits."""
+        self._tenants_changed = False
+        for pool_id in self._pool_ids():
+            value = self._specs.values.get(subjects.pool_key(pool_id))
+            if value is not None:
+                self.spec_changed(pool_id, value)
 
     def _follow_pool(self, pool_id: str, spec: PoolSpec | None) -> None:
         if self._tasks is not None and self.term.active:
@@ -292,6 +310,8 @@ class TermLoop:
 
     async def _tick(self) -> None:
         while self.term.active:
+            if self._tenants_changed:
+                self._take_tenants()
             self._offer(Tick(at_ms=now_ms(), run_seq=self._passed_seq))
             await asyncio.sleep(TICK_S)
 

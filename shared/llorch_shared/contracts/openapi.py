@@ -1,7 +1,7 @@
 """HTTP as OpenAPI 3.0.3, one document per plane, made from the operation table. Nothing is read or written here.
 
 msgspec describes types in JSON Schema 2020-12. OpenAPI 3.0 has an older dialect: `null` is `nullable`, nothing may
-stand beside `$ref`, and there is no `const`.
+stand beside `$ref`, there is no `const`, and that a bound itself is excluded is said beside it.
 """
 
 from http import HTTPStatus
@@ -189,6 +189,12 @@ def to_openapi_30(schema: Schema, name: str = "") -> Schema:
         made = {"allOf": [{"$ref": made.pop("$ref")}], **made}
     if made.get("default", 0) is None:
         del made["default"]
+    elif "default" in made:
+        made["default"] = _without_nulls(made["default"])
+    for end in ("Minimum", "Maximum"):
+        bound = made.get(f"exclusive{end}")
+        if bound is not None and bound is not True:
+            made |= {end.lower(): bound, f"exclusive{end}": True}
     if made.get("type") == "integer":
         made.setdefault("format", "int32" if _is_small(made, name) else "int64")
     for key in ("items", "additionalProperties"):
@@ -199,6 +205,13 @@ def to_openapi_30(schema: Schema, name: str = "") -> Schema:
     if "allOf" in made:
         made["allOf"] = [to_openapi_30(part) for part in made["allOf"]]
     return made
+
+
+def _without_nulls(default: Any) -> Any:
+    """A section that is off by default is left out: a nullable reference takes no null in OpenAPI 3.0."""
+    if isinstance(default, dict):
+        return {key: _without_nulls(value) for key, value in default.items() if value is not None}
+    return default
 
 
 def _union(schema: Schema, union: str) -> Schema:

@@ -29,6 +29,7 @@ from llorch_shared.http_api.operation import (
 from llorch_shared.http_api.pools import POOLS
 from llorch_shared.http_api.process import PROCESS, Liveness, Readiness
 from llorch_shared.http_api.tasks import TASKS
+from llorch_shared.http_api.tenants import TENANTS
 
 __all__ = [
     "API_VERSION",
@@ -51,4 +52,4 @@ __all__ = [
     "Reply",
 ]
 
-OPERATIONS: Final[tuple[Operation, ...]] = (*TASKS, *OPENAI, *POOLS, *ARTIFACTS, *PROCESS)
+OPERATIONS: Final[tuple[Operation, ...]] = (*TASKS, *OPENAI, *POOLS, *TENANTS, *ARTIFACTS, *PROCESS)

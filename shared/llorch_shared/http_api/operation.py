@@ -129,6 +129,8 @@ def usual(*codes: ErrorCode) -> tuple[tuple[int, ErrorCode], ...]:
 BAD_ID: Final = usual(ErrorCode.INVALID_PARAMS)
 UNKNOWN: Final = (*BAD_ID, (404, ErrorCode.INVALID_PARAMS))
 BUS_AWAY: Final = usual(ErrorCode.POOL_UNAVAILABLE)
+OPERATOR_ONLY: Final = ((403, ErrorCode.INVALID_PARAMS),)
+"""Of what a caller that is bound to a tenant may not do."""
 BODY_ERRORS: Final = tuple((status, ErrorCode.INVALID_PARAMS) for status in (408, 413, 415))
 """Of every operation that takes a body: it comes too slowly, is too large, or is not JSON."""
 TASK: Final = Parameter(name="id", where="path", type=TaskId, description="task_id", required=True, twin="task_id")

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from llorch_shared.wire.policy import TenantSpec
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Name
 
 ModelRef = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -60,6 +61,42 @@ class PoolReload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Tenant(TenantSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`tenant.<tenant>`: what the tenant may use of each pool that has no entry of its own for it."""
+
+
+class DrainRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/pools/{id}/drain"""
+
+    deadline_ms: DeadlineMs
+    """How long what runs may take to end, milliseconds."""
+
+
+class ReloadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/pools/{id}/reload"""
+
+    new_model_ref: ModelRef
+    deadline_ms: DeadlineMs = RELOAD_DEADLINE_MS
+    """What is not ready after so many milliseconds has failed."""
+
+
+class PoolView(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool in a list."""
+
+    revision: int
+    """As the `ETag` of the pool."""
+    drained: bool
+    spec: PoolSpec
+
+
+class PoolList(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /v1/pools, by id."""
+
+    pools: tuple[PoolView, ...]
+
+
+class TenantList(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /v1/tenants, by id."""
+
+    tenants: tuple[Tenant, ...]
 
 
 DRAIN_DECODER: Final = msgspec.json.Decoder(PoolDrain)

@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from llorch_shared.wire.desired import PoolDrain, PoolReload
 from llorch_shared.wire.task import Engine, Name, Priority, Workload
 
 
@@ -238,6 +239,11 @@ class PoolHealth(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     draining: bool
     metrics: dict[str, float]
     last_error: str | None = None
+    """Why a replica broke last, or why the last reload failed."""
+    reload: PoolReload | None = None
+    """The last one that was asked for."""
+    drain: PoolDrain | None = None
+    """While the pool is drained."""
     replicas: tuple[ReplicaRecord, ...] = ()
 
 
@@ -245,7 +251,8 @@ class EngineCapability(msgspec.Struct, frozen=True, kw_only=True):
     engine: Engine
     ctx_max: int
     supported_workloads: tuple[Workload, ...]
-    rate_limits: dict[str, int]
+    rate_limits: dict[str, float]
+    """Starts per second by class, `interactive_rps` and `batch_rps`, of all pools; absent where one has no limit."""
     features: dict[str, bool]
     concurrency: int
     """Slots of all ready replicas."""
@@ -265,6 +272,12 @@ class PoolCapability(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     ready: bool
     max_tokens_out: int
+    features: tuple[str, ...] = ()
+    """What its engines have shown, for example `interruptible_decode`."""
+    rate_limits: dict[str, float] = {}
+    """As of the engine."""
+    drained: bool = False
+    """It takes no tasks until somebody undrains it."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):

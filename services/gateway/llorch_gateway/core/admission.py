@@ -22,10 +22,12 @@ def admit(
     pools: Mapping[str, PoolSpec],
     replicas: Replicas,
     loads: Mapping[str, PoolLoad],
+    *,
+    drained: Collection[str] = (),
 ) -> PoolSpec:
     """The pool whose queue takes `request`. Raises OrchError."""
     check_request(request)
-    return route(request, pools, replicas, loads, tenant=tenant)
+    return route(request, pools, replicas, loads, tenant=tenant, drained=drained)
 
 
 def check_priority(request: TaskRequest, permitted: Collection[Priority]) -> None:

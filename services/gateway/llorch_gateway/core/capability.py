@@ -1,12 +1,14 @@
 """What the system can serve, and how a pool is: made from the snapshot a gateway holds, told as it is (HME-012)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from llorch_shared.http_api import API_VERSION
+from llorch_shared.pool_policy import CLASSES, class_policy
 from llorch_shared.routing import Replicas
+from llorch_shared.wire.desired import PoolDrain, PoolReload
 from llorch_shared.wire.registry import (
     Capabilities,
     EngineCapability,
@@ -23,21 +25,30 @@ FEATURES: Final = {"streaming": True, "cancel": True, "resume": True, "seed": Tr
 """What every engine is used with here; a false one would be listed, not left out."""
 
 
-def capabilities(pools: Mapping[str, PoolSpec], replicas: Replicas, loads: Mapping[str, PoolLoad]) -> Capabilities:
+def capabilities(
+    pools: Mapping[str, PoolSpec],
+    replicas: Replicas,
+    loads: Mapping[str, PoolLoad],
+    drained: Collection[str] = (),
+) -> Capabilities:
     by_engine: dict[Engine, list[PoolSpec]] = {}
     for pool in sorted(pools.values(), key=lambda pool: pool.id):
         by_engine.setdefault(pool.engine, []).append(pool)
     return Capabilities(
         api_version=API_VERSION,
         engines=tuple(
-            _engine(engine, by_engine[engine], replicas, loads)
+            _engine(engine, by_engine[engine], replicas, loads, drained)
             for engine in sorted(by_engine, key=lambda each: each.value)
         ),
     )
 
 
 def _engine(
-    engine: Engine, pools: Sequence[PoolSpec], replicas: Replicas, loads: Mapping[str, PoolLoad]
+    engine: Engine,
+    pools: Sequence[PoolSpec],
+    replicas: Replicas,
+    loads: Mapping[str, PoolLoad],
+    drained: Collection[str],
 ) -> EngineCapability:
     ready = [replica for pool in pools for replica in _ready(replicas.get(pool.id, ()))]
     workloads = {workload for replica in ready for workload in replica.workloads}
@@ -45,14 +56,27 @@ def _engine(
         engine=engine,
         ctx_max=max(pool.ctx for pool in pools),
         supported_workloads=tuple(workload for workload in Workload if workload in workloads),
-        rate_limits={},
+        rate_limits=_rate_limits(pools),
         features=FEATURES,
         concurrency=sum(replica.slots_total for replica in ready),
-        pools=tuple(_pool(pool, replicas.get(pool.id, ()), loads.get(pool.id)) for pool in pools),
+        pools=tuple(
+            _pool(pool, replicas.get(pool.id, ()), loads.get(pool.id), drained=pool.id in drained) for pool in pools
+        ),
     )
 
 
-def _pool(pool: PoolSpec, replicas: Sequence[ReplicaRecord], load: PoolLoad | None) -> PoolCapability:
+def _rate_limits(pools: Sequence[PoolSpec]) -> dict[str, float]:
+    """Of a class that no pool takes without a limit."""
+    found = {}
+    for priority in CLASSES:
+        limits = [class_policy(pool, priority).rate_limit_rps for pool in pools]
+        known = [limit for limit in limits if limit is not None]
+        if len(known) == len(limits):
+            found[f"{priority}_rps"] = sum(known)
+    return found
+
+
+def _pool(pool: PoolSpec, replicas: Sequence[ReplicaRecord], load: PoolLoad | None, *, drained: bool) -> PoolCapability:
     ready = _ready(replicas)
     shown = ready[0] if ready else None
     slots = sum(replica.slots_total for replica in ready)
@@ -70,11 +94,20 @@ def _pool(pool: PoolSpec, replicas: Sequence[ReplicaRecord], load: PoolLoad | No
         device=shown.device if shown else "",
         ready=bool(ready),
         max_tokens_out=min(MAX_TOKENS_MAX, pool.ctx),
+        features=tuple(sorted({feature for replica in ready for feature in replica.features})),
+        rate_limits=_rate_limits([pool]),
+        drained=drained,
     )
 
 
-def pool_health(replicas: Sequence[ReplicaRecord], load: PoolLoad | None) -> PoolHealth:
-    """OC-CTRL-2001. `draining` only when nothing of the pool serves any more."""
+def pool_health(
+    replicas: Sequence[ReplicaRecord],
+    load: PoolLoad | None,
+    *,
+    reload: PoolReload | None = None,
+    drain: PoolDrain | None = None,
+) -> PoolHealth:
+    """OC-CTRL-2001. `draining` while somebody wants it drained, or when nothing of it serves any more."""
     ready = _ready(replicas)
     metrics = {
         "replicas": float(len(replicas)),
@@ -90,9 +123,13 @@ def pool_health(replicas: Sequence[ReplicaRecord], load: PoolLoad | None) -> Poo
     return PoolHealth(
         live=any(replica.live for replica in replicas),
         ready=bool(ready),
-        draining=not ready and any(replica.state is ReplicaState.DRAINING for replica in replicas),
+        draining=drain is not None
+        or (not ready and any(replica.state is ReplicaState.DRAINING for replica in replicas)),
         metrics=metrics,
-        last_error=next((replica.last_error for replica in replicas if replica.last_error), None),
+        last_error=next((replica.last_error for replica in replicas if replica.last_error), None)
+        or (reload.last_error or None if reload is not None else None),
+        reload=reload,
+        drain=drain,
         replicas=tuple(replicas),
     )
 
