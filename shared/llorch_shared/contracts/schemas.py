@@ -22,6 +22,7 @@ from llorch_shared.settings import Settings
 from llorch_shared.wire import (
     artifacts,
     audit,
+    catalog,
     desired,
     frames,
     objects,
@@ -49,6 +50,7 @@ WIRE_MODULES: Final[tuple[ModuleType, ...]] = (
     openai_results,
     objects,
     artifacts,
+    catalog,
     process,
 )
 
