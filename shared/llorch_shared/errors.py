@@ -85,6 +85,9 @@ class PolicyLabel(StrEnum):
     CIRCUIT_BREAKER = "circuit-breaker"
     RATE_LIMIT = "rate-limit"
     STREAM_LIMIT = "stream-limit"
+    SESSION_BUDGET = "session-budget"
+    SESSION_TURNS = "session-turns"
+    SESSION_ENDED = "session-ended"
     PINNED_INFEASIBLE = "pinned_pool_infeasible"
     PREFERRED_INFEASIBLE = "no_preferred_feasible"
 
@@ -98,6 +101,10 @@ POLICY_LABELS: Final[dict[PolicyLabel, str]] = {
     PolicyLabel.CIRCUIT_BREAKER: "The pool's circuit breaker takes no tasks of this class at present.",
     PolicyLabel.RATE_LIMIT: "The caller's token sends more requests per second than it may.",
     PolicyLabel.STREAM_LIMIT: "The caller's token has as many streams open as it may.",
+    PolicyLabel.SESSION_BUDGET: "The session's budget of tokens, time or cost has not enough left: 429 where tasks "
+    "under way may give some back, 400 where it is spent.",
+    PolicyLabel.SESSION_TURNS: "The session has had as many tasks as it may (400).",
+    PolicyLabel.SESSION_ENDED: "The session was deleted, or had no task for longer than its ttl_ms (400).",
     PolicyLabel.PINNED_INFEASIBLE: "The pool that `placement` pins does not serve this task.",
     PolicyLabel.PREFERRED_INFEASIBLE: "No pool of `placement.prefer_pools` serves it, and no other is permitted.",
 }
@@ -146,7 +153,7 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retriable: bool = False
     retry_after_ms: Annotated[int, Meta(ge=0)] | None = None
     policy_label: PolicyLabel | None = None
-    """On 429, and where the client's placement left no pool; see errors.md."""
+    """On 429, and where the client's placement left no pool or its session takes no task; see errors.md."""
     pool_id: str | None = None
     hint: str | None = None
     detail: str | None = None

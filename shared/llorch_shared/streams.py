@@ -24,7 +24,7 @@ AUD: Final = "AUD"
 DEAD: Final = "DEAD"
 REG: Final = "KV_REG"
 SPEC: Final = "KV_SPEC"
-CATALOG: Final = "KV_CAT"
+SES: Final = "KV_SES"
 OBJECTS: Final = "OBJ_ART"
 ARTIFACTS: Final = "ART"
 
@@ -33,6 +33,8 @@ PLACEMENT_TTL_S: Final = 3600
 """An unclaimed placement is taken back within a minute; what lies for a replica that never returns goes away."""
 REGISTRY_TTL_S: Final = 3
 REGISTRY_RENEW_S: Final = 1.0
+SESSION_KEPT_S: Final = 72 * 3600
+"""How long the id of a session that has ended is remembered: as long as that of a task."""
 DEDUPE_WINDOW_S: Final = 600
 OBJECT_TTL_S: Final = 7 * 24 * 3600
 """Prompts must outlast their tasks, which may wait for days; artifacts are to be fetched within the week."""
@@ -166,7 +168,7 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
         ),
         _bucket("REG", history=1, max_bytes=64 * _MIB, live=subjects.ALL_REGISTRY_LIVE),
         _bucket("SPEC", history=16, max_bytes=64 * _MIB, live=subjects.ALL_SPEC_LIVE),
-        _bucket("CAT", history=16, max_bytes=64 * _MIB, live=subjects.ALL_CATALOG_LIVE),
+        _bucket("SES", history=1, max_bytes=256 * _MIB, live=subjects.ALL_SESSIONS_LIVE),
     )
     return Topology(streams=tuple(_replicated(stream, replicas) for stream in streams))
 

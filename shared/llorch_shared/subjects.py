@@ -28,20 +28,20 @@ REGISTRY: Final = "$KV.REG.{key}"
 REGISTRY_LIVE: Final = "llorch.reg.live.{key}"
 SPEC: Final = "$KV.SPEC.{key}"
 SPEC_LIVE: Final = "llorch.spec.live.{key}"
+SESSIONS: Final = "$KV.SES.{key}"
+SESSIONS_LIVE: Final = "llorch.ses.live.{key}"
 OBJECT_ENTRY: Final = "$O.ART.M.{object}"
 OBJECT_CHUNKS: Final = "$O.ART.C.{chunks}"
 ARTIFACT: Final = "llorch.art.{tenant}.{kind}.{artifact}"
-CATALOG: Final = "$KV.CAT.{key}"
-CATALOG_LIVE: Final = "llorch.cat.live.{key}"
 LOAD: Final = "llorch.load.{pool}"
 LOCATE: Final = "llorch.sch.{shard}.locate"
 APPOINT: Final = "llorch.sch.{shard}.appoint"
+SESSION_SEEN: Final = "llorch.sch.{shard}.session"
 PREEMPT: Final = "llorch.pre.{node}"
 SCHEDULER_HERE: Final = "llorch.here.scheduler.{instance}"
 NODE_HERE: Final = "llorch.here.node.{node}"
 PROVISION_ENGINE: Final = "llorch.prov.{node}.engine.ensure"
 PROVISION_MODEL: Final = "llorch.prov.{node}.model.ensure"
-PROVISION_VERIFY: Final = "llorch.prov.{node}.model.verify"
 PROVISION_STATUS: Final = "llorch.prov.{node}.status"
 PROVISION_PROGRESS: Final = "llorch.prov.{node}.progress.{job}"
 
@@ -59,10 +59,11 @@ ALL_CANCEL_SIGNALS: Final = "llorch.can.*"
 ALL_READERS: Final = "llorch.rdr.ask.*"
 ALL_REGISTRY_LIVE: Final = "llorch.reg.live.>"
 ALL_SPEC_LIVE: Final = "llorch.spec.live.>"
+ALL_SESSIONS: Final = "$KV.SES.>"
+ALL_SESSIONS_LIVE: Final = "llorch.ses.live.>"
 ALL_LOADS: Final = "llorch.load.*"
 ALL_OBJECT_ENTRIES: Final = "$O.ART.M.>"
 ALL_OBJECT_CHUNKS: Final = "$O.ART.C.>"
-ALL_CATALOG_LIVE: Final = "llorch.cat.live.>"
 ALL_ARTIFACTS: Final = "llorch.art.*.*.*"
 
 OBJECT_BUCKET: Final = "ART"
@@ -207,17 +208,17 @@ def artifacts(tenant: str, kind: str) -> str:
     return f"llorch.art.{'.'.join(parts)}.*"
 
 
-def model_key(model: str) -> str:
-    """`*` stands for every model."""
-    return f"model.{model if model == '*' else token(model)}"
+SESSION_POLICY_KEY: Final = "sessions"
+"""Of the specification: what sessions may use."""
 
 
-def catalog(key: str) -> str:
-    return f"$KV.CAT.{key}"
+def session(tenant: str, session_id: str) -> str:
+    return f"$KV.SES.session.{token(tenant)}.{token(session_id)}"
 
 
-def catalog_key(subject: str) -> str:
-    return subject.removeprefix("llorch.cat.live.").removeprefix("$KV.CAT.")
+def session_of_any(session_id: str) -> str:
+    """Of whatever tenant."""
+    return f"$KV.SES.session.*.{token(session_id)}"
 
 
 def load(pool: str) -> str:
@@ -244,6 +245,10 @@ def appoint(shard: int) -> str:
     return f"llorch.sch.{shard}.appoint"
 
 
+def session_seen(shard: int) -> str:
+    return f"llorch.sch.{shard}.session"
+
+
 def preempt(node: str) -> str:
     return f"llorch.pre.{token(node)}"
 
@@ -262,10 +267,6 @@ def provision_engine(node: str) -> str:
 
 def provision_model(node: str) -> str:
     return f"llorch.prov.{token(node)}.model.ensure"
-
-
-def provision_verify(node: str) -> str:
-    return f"llorch.prov.{token(node)}.model.verify"
 
 
 def provision_status(node: str) -> str:
@@ -425,11 +426,11 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
     ),
     Subject(
         pattern=SPEC,
-        title="Desired state: the pools, which of them rest or get another model, and the tenants",
+        title="Desired state: the pools, which of them rest or get another model, the tenants, what sessions may use",
         publishers=("orchctl", "gateway", "poold"),
         consumers=("gateway", "scheduler", "poold"),
         delivery=Delivery.LATEST,
-        payload="PoolSpec | PoolDrain | PoolReload | Tenant",
+        payload="PoolSpec | PoolDrain | PoolReload | Tenant | SessionsSpec",
     ),
     Subject(
         pattern=SPEC_LIVE,
@@ -437,7 +438,7 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         publishers=("nats-server",),
         consumers=("gateway", "scheduler", "poold"),
         delivery=Delivery.SIGNAL,
-        payload="PoolSpec | PoolDrain | PoolReload | Tenant",
+        payload="PoolSpec | PoolDrain | PoolReload | Tenant | SessionsSpec",
     ),
     Subject(
         pattern=OBJECT_CHUNKS,
@@ -464,20 +465,20 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         payload="ArtifactRef",
     ),
     Subject(
-        pattern=CATALOG,
-        title="The catalog: what each model is made of, who vouches for it, and whether it may be used",
-        publishers=("gateway", "provisioner"),
-        consumers=("gateway",),
+        pattern=SESSIONS,
+        title="Accounts of sessions: what they may use, have spent and hold for tasks under way",
+        publishers=("gateway", "scheduler", "poold"),
+        consumers=("gateway", "scheduler", "poold", "orchctl"),
         delivery=Delivery.LATEST,
-        payload="CatalogEntry",
+        payload="SessionRecord",
     ),
     Subject(
-        pattern=CATALOG_LIVE,
-        title="Each stored change of the catalog, republished by the server",
+        pattern=SESSIONS_LIVE,
+        title="Each stored change of a session's account, republished by the server",
         publishers=("nats-server",),
-        consumers=("gateway",),
+        consumers=("gateway", "scheduler"),
         delivery=Delivery.SIGNAL,
-        payload="CatalogEntry",
+        payload="SessionRecord",
     ),
     Subject(
         pattern=LOAD,
@@ -504,6 +505,15 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         delivery=Delivery.REQUEST,
         payload="AppointmentRequest",
         reply="Appointment",
+    ),
+    Subject(
+        pattern=SESSION_SEEN,
+        title="Where did this session run last? Answered, and on demand forgotten, for the pools of one shard",
+        publishers=("gateway",),
+        consumers=("scheduler",),
+        delivery=Delivery.REQUEST,
+        payload="SessionQuestion",
+        reply="SessionSeen",
     ),
     Subject(
         pattern=PREEMPT,
@@ -548,15 +558,6 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         delivery=Delivery.REQUEST,
         payload="EnsureModel",
         reply="ProvisionPlan",
-    ),
-    Subject(
-        pattern=PROVISION_VERIFY,
-        title="Compare a model on this node with the catalog, and write the outcome there",
-        publishers=("gateway",),
-        consumers=("provisioner",),
-        delivery=Delivery.REQUEST,
-        payload="VerifyModel",
-        reply="VerifyAnswer",
     ),
     Subject(
         pattern=PROVISION_STATUS,

@@ -151,7 +151,8 @@ def test_every_operation_is_in_its_document(operation: Operation) -> None:
     assert set(made["responses"]) == {str(status) for status in statuses}
     for status, response in made["responses"].items():
         of_status = http_api.STATUS_HEADERS.get(int(status), ()) if int(status) in operation.error_codes() else ()
-        assert {"X-Correlation-Id", *of_status} == response["headers"].keys()
+        of_reply = {name for reply in operation.replies if reply.status == int(status) for name in reply.headers}
+        assert {"X-Correlation-Id", *of_status, *of_reply} == response["headers"].keys()
     assert ("security" in made) is not operation.authenticated
 
 

@@ -31,6 +31,7 @@ from llorch_shared.audit import Audit
 from llorch_shared.bus import nats
 from llorch_shared.bus.nats import NatsBus
 from llorch_shared.metrics import Metrics
+from llorch_shared.session_store import SessionStore
 from llorch_shared.settings import NatsSettings, PooldSettings, Settings
 from llorch_shared.shared_walks import SharedWalks
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditRecord
@@ -175,6 +176,7 @@ class NodeHarness:
             outlet=TokenOutlet(self.node_bus, fence),
             retention=FrameRetention(self.settings.poold.frames_kept_bytes),
             audit=self.audit,
+            sessions=SessionStore(self.node_bus, self.audit, actor="poold/test"),
             loads=PoolLoads(self.node_bus),
             token_log=TokenLog(self.node_bus),
             backlogs=SharedWalks(self.node_bus, streams.TOK),

@@ -13,11 +13,13 @@ import msgspec
 from llorch_gateway.call import Call
 from llorch_gateway.core.admission import admit, check_priority, check_turn
 from llorch_gateway.core.prospect import Prospect, prospect_of
+from llorch_gateway.core.sessions import with_budget
 from llorch_gateway.enqueue import Enqueue
 from llorch_gateway.failures import unavailable
 from llorch_gateway.ownership import Ownership
 from llorch_gateway.relay.router import Router
 from llorch_gateway.resubmissions import Resubmissions
+from llorch_gateway.sessions import Sessions
 from llorch_gateway.snapshot import Snapshot
 from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
@@ -72,6 +74,7 @@ class Admissions:
         snapshot: Snapshot,
         audit: Audit,
         resubmissions: Resubmissions,
+        sessions: Sessions,
         metrics: Metrics,
         actor: str,
     ) -> None:
@@ -80,6 +83,7 @@ class Admissions:
         self._snapshot: Final = snapshot
         self._audit: Final = audit
         self._resubmissions: Final = resubmissions
+        self._sessions: Final = sessions
         self._actor: Final = actor
         self._enqueue: Final = Enqueue(bus=bus, snapshot=snapshot, lane=router.lane)
         self.ownership: Final = Ownership(bus)
@@ -131,17 +135,15 @@ class Admissions:
         if not snapshot.held:
             raise unavailable("this gateway has not read the registry yet")
         check_priority(request, call.priorities)
-        request, pool = admit(
-            request,
-            call.tenant,
-            snapshot.pools,
-            snapshot.replicas,
-            snapshot.loads,
-            drained=snapshot.drains,
-            models=snapshot.models,
-        )
+        pool = admit(request, call.tenant, snapshot.pools, snapshot.replicas, snapshot.loads, drained=snapshot.drains)
         await self.ownership.check_before(request, self.tenant_of(request.task_id), call)
-        taken = await self._take(request, pool, call)
+        left = await self._sessions.reserve(request, pool.id, call)
+        try:
+            taken = await self._take(request, pool, call)
+        except BaseException as error:
+            if left is not None:
+                await self._sessions.give_back(request, call, error)
+            raise
         stored = taken.stored
         if stored.duplicate:
             await self.ownership.check_stored(request, call)
@@ -166,7 +168,7 @@ class Admissions:
             await self._audit.record(record)
         else:
             self._resubmissions.saw(record)
-        return accepted
+        return with_budget(accepted, left)
 
     async def _take(self, request: TaskRequest, pool: PoolSpec, call: Call) -> _Taken:
         """Put the task into its queue, or find that it was accepted before. Its tokens are expected before there can

@@ -16,6 +16,7 @@ import msgspec
 
 from llorch_gateway.admissions import Admissions
 from llorch_gateway.call import Call, call_of, correlation_of
+from llorch_gateway.core.sessions import budget_headers
 from llorch_gateway.cors import Cors
 from llorch_gateway.failures import as_orch_error, unavailable
 from llorch_gateway.http_errors import CORRELATION, JSON_TYPE, SAFE, Headers, error_reply
@@ -27,6 +28,8 @@ from llorch_gateway.tasks import task_id
 from llorch_shared.auth import LOCAL, Caller
 from llorch_shared.errors import OrchError, invalid
 from llorch_shared.wire.frames import Cursor, parse_cursor
+from llorch_shared.wire.session import SessionRemaining
+from llorch_shared.wire.task import TaskAccepted
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +172,8 @@ class Front:
     ) -> None:
         body = await read_body(receive, headers, self.body_bytes_max, within_s=self.body_read_s)
         check_json(headers, "task")
-        accepted = _encode(await self.admissions.submit(body, call))
+        told = await self.admissions.submit(body, call)
+        accepted = _encode(told)
         await send(
             {
                 "type": "http.response.start",
@@ -178,6 +182,7 @@ class Front:
                     JSON_TYPE,
                     (b"content-length", str(len(accepted)).encode()),
                     (CORRELATION, call.correlation_id.encode()),
+                    *_budget(told),
                     *SAFE,
                 ],
             }
@@ -203,12 +208,13 @@ class Front:
         async def write(data: bytes) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
+        headers_sent = [*STREAM_HEADERS, correlation, *_budget(opened.left)]
         started = False
 
         async def start() -> None:
             nonlocal started
             started = True
-            await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, correlation]})
+            await send({"type": "http.response.start", "status": 200, "headers": headers_sent})
 
         async def gone() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -297,6 +303,10 @@ def _with_headers(send: Send, added: Headers) -> Send:
 async def _empty(send: Send, headers: Headers) -> None:
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
+
+
+def _budget(left: SessionRemaining | TaskAccepted | None) -> Headers:
+    return [(name.lower().encode(), value.encode()) for name, value in budget_headers(left)]
 
 
 def _caller(scope: Scope, headers: dict[bytes, bytes]) -> Caller:

@@ -14,12 +14,20 @@ from typing import Final
 
 import msgspec
 
-from llorch_gateway import artifacts_api, open_files, pools_api, process_api, tasks_api, tenants_api, tls
+from llorch_gateway import (
+    artifacts_api,
+    open_files,
+    pools_api,
+    process_api,
+    sessions_api,
+    tasks_api,
+    tenants_api,
+    tls,
+)
 from llorch_gateway.admissions import Admissions
 from llorch_gateway.asgi import Front
 from llorch_gateway.bus_api import BusApi
 from llorch_gateway.call import Call
-from llorch_gateway.catalog_api import CatalogApi
 from llorch_gateway.control import application
 from llorch_gateway.cors import Cors
 from llorch_gateway.entrance import Entrance
@@ -31,6 +39,7 @@ from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
 from llorch_gateway.resubmissions import Resubmissions
 from llorch_gateway.server import HttpServer, split_address
+from llorch_gateway.sessions import Sessions
 from llorch_gateway.snapshot import Snapshot
 from llorch_gateway.streams import Streams
 from llorch_gateway.tasks import Tasks
@@ -47,6 +56,7 @@ from llorch_shared.http_api import Readiness
 from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
+from llorch_shared.session_store import SessionStore
 from llorch_shared.settings import GatewaySettings, OidcSettings, Secret, Settings
 
 log = logging.getLogger(__name__)
@@ -79,12 +89,15 @@ class Gateway:
         self.log_life: Final = LogLife(bus)
         self._audit: Final = Audit(bus, actor=f"gateway/{self.router.lane}")
         self._resubmissions: Final = Resubmissions(bus, self._audit)
+        store = SessionStore(bus, self._audit, actor=f"gateway/{self.router.lane}")
+        self.sessions: Final = Sessions(bus=bus, snapshot=self.snapshot, store=store, owner=self.router.lane)
         admissions = Admissions(
             bus=bus,
             router=self.router,
             snapshot=self.snapshot,
             audit=self._audit,
             resubmissions=self._resubmissions,
+            sessions=self.sessions,
             metrics=metrics,
             actor=f"gateway/{self.router.lane}",
         )
@@ -109,6 +122,7 @@ class Gateway:
             router=self.router,
             log_life=self.log_life,
             tasks=self.tasks,
+            sessions=self.sessions,
             presence=self._presence,
             metrics=metrics,
             streams_max=wanted.streams_max,
@@ -119,10 +133,10 @@ class Gateway:
         self._verifiers: Final = (self.tokens, *_oidc(wanted.oidc))
         handlers = {
             **tasks_api.handlers(self.tasks, admissions),
+            **sessions_api.handlers(self.sessions),
             **pools_api.handlers(self.snapshot, bus, self._author),
             **tenants_api.handlers(bus, self._author),
             **artifacts_api.handlers(bus),
-            **CatalogApi(bus, self.snapshot, self._author, policy=settings.catalog.trust_policy).handlers(),
             **process_api.handlers(metrics, self.readiness),
         }
         self._bus_api: Final = BusApi(bus=bus, handlers=handlers, tenant=wanted.tenant, instance=self.router.lane)
@@ -183,6 +197,7 @@ class Gateway:
         await self.log_life.look()
         await self.router.start()
         await self.snapshot.start()
+        await self.sessions.table.start()
         await self._presence.start()
         await self._bus_api.start()
         self._audit.start()
@@ -191,6 +206,7 @@ class Gateway:
         """Take back a start that did not get through, so that it can be made again."""
         await self._bus_api.stop()
         await self._presence.close()
+        await self.sessions.table.close()
         await self.snapshot.close()
         await self.router.close()
 
@@ -222,6 +238,7 @@ class Gateway:
     async def close(self) -> None:
         await self._presence.close()
         await self.router.close()
+        await self.sessions.table.close()
         await self.snapshot.close()
         await self._audit.close()
 

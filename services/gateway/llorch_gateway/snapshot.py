@@ -2,16 +2,15 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
-from llorch_gateway.core.catalog import Models
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, Message, Subscription
 from llorch_shared.live_table import LiveTable
 from llorch_shared.metrics import Metrics
-from llorch_shared.wire.catalog import ENTRY_DECODER
 from llorch_shared.wire.desired import (
     DRAIN_DECODER,
     RELOAD_DECODER,
@@ -38,22 +37,21 @@ class Snapshot:
         self._spec: Final = LiveTable(bus, bucket="SPEC", changed=self._spec_changed, metrics=metrics)
         self._records: dict[str, ReplicaRecord] = {}
         self._load_seen: dict[str, float] = {}
-        self._catalog: Final = LiveTable(bus, bucket="CAT", changed=self._catalog_changed, metrics=metrics)
         self._subscription: Subscription | None = None
         self._weights: dict[str, dict[str, int]] = {}
+        self.on_session_policy: Callable[[bytes | None], None] | None = None
+        """Told the policy of sessions as it is wanted."""
         self.pools: dict[str, PoolSpec] = {}
         self.replicas: dict[str, list[ReplicaRecord]] = {}
         self.loads: dict[str, PoolLoad] = {}
         self.drains: dict[str, PoolDrain] = {}
         self.reloads: dict[str, PoolReload] = {}
         self.tenants: dict[str, Tenant] = {}
-        self.models: Final = Models()
         self.held = False
 
     async def start(self) -> None:
         """Raises BusError when the buckets cannot be read."""
         self._subscription = await self._bus.subscribe(subjects.ALL_LOADS, self._load)
-        await self._catalog.start()
         await self._spec.start()
         await self._registry.start()
         self.held = True
@@ -62,7 +60,6 @@ class Snapshot:
         if self._subscription is not None:
             await self._subscription.close()
         await self._spec.close()
-        await self._catalog.close()
         await self._registry.close()
 
     def tick(self, now: float) -> None:
@@ -106,17 +103,10 @@ class Snapshot:
         else:
             self.replicas.pop(pool, None)
 
-    def _catalog_changed(self, key: str, value: bytes | None) -> None:
-        kind, _, name = key.partition(".")
-        if kind != "model":
-            return
-        try:
-            self.models.put(name, None if value is None else ENTRY_DECODER.decode(value))
-        except msgspec.MsgspecError as error:
-            log.warning("the catalog's entry of %s cannot be read: %s", name, error)
-
     def _spec_changed(self, key: str, value: bytes | None) -> None:
         kind, _, name = key.partition(".")
+        if key == subjects.SESSION_POLICY_KEY and self.on_session_policy is not None:
+            self.on_session_policy(value)
         if kind != "pool":
             self._wish_changed(kind, name, value)
             return

@@ -15,6 +15,7 @@ from llorch_gateway.relay.notices import Look
 from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
 from llorch_gateway.relay.stream import Replays, Stream
+from llorch_gateway.sessions import Sessions
 from llorch_gateway.tasks import Tasks
 from llorch_gateway.waits import Waits
 from llorch_shared import subjects
@@ -23,6 +24,7 @@ from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.token_mark import first_seq
 from llorch_shared.wire.frames import Cursor
+from llorch_shared.wire.session import SessionRemaining
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ class Opened:
     task: str
     look: Look
     """How the task stands while it waits."""
+    left: SessionRemaining | None = None
+    """Of its session's budgets."""
 
 
 class Streams:
@@ -58,6 +62,7 @@ class Streams:
         router: Router,
         log_life: LogLife,
         tasks: Tasks,
+        sessions: Sessions,
         presence: Presence,
         metrics: Metrics,
         streams_max: int,
@@ -68,6 +73,7 @@ class Streams:
         self._router: Final = router
         self._log_life: Final = log_life
         self._tasks: Final = tasks
+        self._sessions: Final = sessions
         self._presence: Final = presence
         self._streams_max: Final = streams_max
         self._waits: Final = waits
@@ -111,7 +117,8 @@ class Streams:
     async def _open(self, task: str, cursor: Cursor | None, call: Call) -> Opened | None:
         self._check_seats()
         if cursor is None and self._tasks.is_fresh(task, call):
-            return Opened(await self._router.join(task, None, local=True), task, self._waits.of(task))
+            seat = await self._router.join(task, None, local=True)
+            return Opened(seat, task, self._waits.of(task), self._sessions.remaining(task, None))
         found = await self._tasks.find(task, call)
         record = found.record
         if record is not None and records.has_all(record, cursor):
@@ -126,7 +133,7 @@ class Streams:
                     seat.reader.silence()
             elif cursor is not None and cursor.attempt:
                 seat.returns(record.attempt, NEAR_S)
-        return Opened(seat, task, self._waits.of(task, found))
+        return Opened(seat, task, self._waits.of(task, found), self._sessions.remaining(task, record))
 
     async def serve(
         self,

@@ -26,6 +26,11 @@ def runs(bus: Bus) -> AsyncIterator[list[Message]]:
     return _pages(bus, streams.RUN, subjects.ALL_RUNS, 1, RUNS_PAGE)
 
 
+def accounts(bus: Bus) -> AsyncIterator[list[Message]]:
+    """Pages of the accounts of sessions; one that changes while they are read may come twice. Raises BusError."""
+    return _pages(bus, streams.SES, subjects.ALL_SESSIONS, 1, RUNS_PAGE)
+
+
 async def first_since(bus: Bus, from_ms: int) -> int:
     """The sequence of the first audit record that was stored at `from_ms` (Unix milliseconds) or later; one more than
     the last when there is none. Raises BusError."""

@@ -16,12 +16,14 @@ from llorch_ctl.core.audit_books import Books, TaskBook
 from llorch_ctl.core.audit_chains import Chains
 from llorch_ctl.core.audit_compare import RUN_KEPT_MS, differences, gone
 from llorch_ctl.core.audit_report import Report, report
+from llorch_ctl.core.audit_sessions import SessionBooks, unsettled
 from llorch_ctl.core.findings import Fault, Findings, Violation
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message
 from llorch_shared.states import FINAL
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditRecord
 from llorch_shared.wire.run import LOCATED_DECODER, RunRecord, decode_run
+from llorch_shared.wire.session import SESSION_DECODER, SessionRecord
 from llorch_shared.wire.task import TaskRef
 from llorch_shared.wire.version import Unreadable
 
@@ -40,6 +42,7 @@ class Verification:
         self._told: Final = told
         self._findings: Final = Findings()
         self._books: Final = Books()
+        self._sessions: Final = SessionBooks()
         self._from_ms = 0
         """When the first record that is read was stored; 0 when the stream is whole."""
         self._newer = 0
@@ -58,10 +61,12 @@ class Verification:
         read = await self._read_audits(chains, from_seq, state.last_seq)
         runs = await self._compare_runs()
         await self._explain_runless()
+        await self._compare_accounts()
         return report(
             self._books,
             chains,
             self._findings,
+            self._sessions,
             records=read,
             newer=self._newer,
             runs=runs,
@@ -79,6 +84,7 @@ class Verification:
                 sound = chains.read(message.seq, message.subject, message.data)
                 if sound and (record := self._readable(message)) is not None:
                     self._add(self._books.add(message.seq, record))
+                    self._add(self._sessions.add(message.seq, record))
             read += len(page)
             self._told("audit records", read, to_seq - from_seq + 1)
         chains.finish()
@@ -106,6 +112,9 @@ class Verification:
         run = _run_of(message)
         if run is None:
             return
+        self._sessions.saw(run)
+        if run.session is not None and run.state in FINAL:
+            await self._is_settled(run)
         book = self._books.tasks.get(run.task_id)
         if book is None and (run.state not in FINAL or run.ended_ms <= self._from_ms):
             return
@@ -119,6 +128,30 @@ class Verification:
         self._under_way += run.state not in FINAL
         if faults or any(differences(book, run, message.seq, now_ms=self._now_ms)):
             await self._look_again(run.task_id)
+
+    async def _is_settled(self, run: RunRecord) -> None:
+        assert run.session is not None
+        account = await self._account(run.tenant, run.session.session_id)
+        if (found := unsettled(run, account, now_ms=self._now_ms)) is not None:
+            self._findings.add(found)
+
+    async def _account(self, tenant: str, session_id: str) -> SessionRecord | None:
+        message = await self._bus.last(streams.SES, subjects.session(tenant, session_id))
+        return None if message is None or message.deleted else _account_of(message)
+
+    async def _compare_accounts(self) -> None:
+        seen: set[str] = set()
+        async for page in audit_pages.accounts(self._bus):
+            for message in page:
+                account = _account_of(message)
+                if message.deleted or message.subject in seen or account is None:
+                    continue
+                seen.add(message.subject)
+                for task_id in self._sessions.missing(account):
+                    stored = await self._bus.last(streams.RUN, subjects.run(task_id))
+                    if stored is not None and (run := _run_of(stored)) is not None:
+                        self._sessions.saw(run)
+                self._add(self._sessions.compare(account))
 
     async def _look_again(self, task_id: str) -> None:
         """Alone: first what is on record, then the run record, which can only be further."""
@@ -185,6 +218,14 @@ class Verification:
     def _add(self, violations: Iterable[Violation]) -> None:
         for violation in violations:
             self._findings.add(violation)
+
+
+def _account_of(message: Message) -> SessionRecord | None:
+    """None for what this release cannot read."""
+    try:
+        return SESSION_DECODER.decode(message.data)
+    except msgspec.DecodeError:
+        return None
 
 
 def _run_of(message: Message) -> RunRecord | None:

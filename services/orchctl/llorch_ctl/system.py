@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from llorch_ctl import bus_client, config_file, gpu, pools, ports
+from llorch_ctl import bus_client, config_file, gpu, pools, ports, session_policy
 from llorch_ctl.core.store_watch import WatchPolicy
 from llorch_ctl.embedded import NatsConfig, ServerMissing, server_binary
 from llorch_ctl.exits import Problem
@@ -121,6 +121,8 @@ class System:
         )
         for sentence in await pools.apply(self.bus, self.settings.pools):
             self.view.say(sentence)
+        if await session_policy.apply(self.bus, self.settings.sessions):
+            self.view.say("what sessions may use is changed")
         services = self._services()
         for spec in services:
             self.supervisor.start(spec)

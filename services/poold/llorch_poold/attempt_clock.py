@@ -4,6 +4,7 @@ Measured by the monotonic clock itself: the event loop's is as coarse as its tur
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -24,6 +25,8 @@ class AttemptClock:
         self._idle_ms = 0
         self._wall: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
+        self._budget: asyncio.TimerHandle | None = None
+        self._decode_until = math.inf
         self._submitted_at = 0.0
         self._first_at = 0.0
         self._last_at = 0.0
@@ -46,7 +49,7 @@ class AttemptClock:
         )
 
     def stop(self) -> None:
-        for timer in (self._wall, self._idle):
+        for timer in (self._wall, self._idle, self._budget):
             if timer is not None:
                 timer.cancel()
 
@@ -60,6 +63,16 @@ class AttemptClock:
         self._last_at = time.monotonic()
         if not self._first_at:
             self._first_at = self._last_at
+
+    def decodes_for(self, limit_ms: int, spent: Callable[[], None]) -> None:
+        """Tells when its tokens have taken so long. From the first token on."""
+        self._decode_until = self._first_at + limit_ms / 1000
+        self._budget = self._loop.call_later(limit_ms / 1000, spent)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether a token that comes now comes too late, the timer being no more punctual than the loop."""
+        return time.monotonic() > self._decode_until
 
     def alive(self) -> None:
         self._alive_at = time.monotonic()

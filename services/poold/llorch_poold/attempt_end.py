@@ -12,9 +12,13 @@ from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_poold.task_voice import TaskVoice
 from llorch_poold.token_stream import BacklogUnread, TokenStream
 from llorch_poold.trace import write_trace
+from llorch_shared import session_account
+from llorch_shared.bus.port import BusError
+from llorch_shared.errors import OrchError
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditRecord
 from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.session import SessionRecord, SessionTerms
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class AttemptEnd:
         self._audit: AuditRecord | None = None
         self._traced_session = ""
         """Of a task that has ended here and asked for its trace."""
+        self._final: RunRecord | None = None
 
     async def settle(self, outcome: Finished | Cancelled | Failed | Preempted, measured: Measured) -> None:
         self._core.released()
@@ -69,12 +74,34 @@ class AttemptEnd:
             self._audit = requeue_of(record, self._core.seq, self._node.node_id, at_ms=now_ms(), reason=outcome.again)
 
     async def audit(self) -> None:
-        """Record the end of this attempt, if it has stored one, and keep the transcript of its stream where that is
-        asked for."""
+        """Record the end of this attempt, if it has stored one, settle it with its session, and keep the transcript of
+        its stream where that is asked for."""
         if self._audit is not None:
             await self._node.audit.record(self._audit)
+        if self._final is not None and self._final.session is not None:
+            try:
+                await self._node.sessions.settle(self._final)
+            except (BusError, OrchError) as error:
+                log.info("the scheduler settles %s with its session: %s", self._final.task_id, error)
         if self._traced_session:
             await write_trace(self._node, self._facts, self._core.run, self._traced_session)
+
+    def warmed(self, terms: SessionTerms) -> None:
+        """The task of this session has its first token. Told beside its tokens, and not again when that fails."""
+        told = asyncio.create_task(self._tell_warm(terms), name=f"warm {terms.session_id}")
+        self._node.settling.add(told)
+        told.add_done_callback(self._node.settling.discard)
+
+    async def _tell_warm(self, terms: SessionTerms) -> None:
+        run, facts = self._core.run, self._facts
+
+        def change(record: SessionRecord | None) -> SessionRecord | None:
+            return None if record is None else session_account.warmed(record, facts.pool_id, facts.replica_id)
+
+        try:
+            await self._node.sessions.change(run.tenant, terms.session_id, change)
+        except (BusError, OrchError) as error:
+            log.info("session %s is told to be warm when its task ends: %s", terms.session_id, error)
 
     async def _finish(self, outcome: Finished | Cancelled | Failed, measured: Measured) -> None:
         record = self._core.final_record(
@@ -86,6 +113,7 @@ class AttemptEnd:
         if request is not None and request.trace:
             self._traced_session = request.session_id
         self._audit = audit_of(record, self._core.seq, self._node.node_id)
+        self._final = record
         self._stream.end(record, latency_first_token_ms=measured.first_token_ms, now=_loop_time())
         self._count(record)
         if isinstance(outcome, Cancelled):

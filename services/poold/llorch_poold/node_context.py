@@ -15,6 +15,7 @@ from llorch_poold.token_log import TokenLog
 from llorch_shared.audit import Audit
 from llorch_shared.bus.port import Bus
 from llorch_shared.metrics import Metrics
+from llorch_shared.session_store import SessionStore
 from llorch_shared.settings import PooldSettings
 from llorch_shared.shared_walks import SharedWalks
 from llorch_shared.wire.task import Engine
@@ -40,6 +41,7 @@ class NodeContext:
     outlet: TokenOutlet
     retention: FrameRetention
     audit: Audit
+    sessions: SessionStore
     loads: PoolLoads
     token_log: TokenLog
     backlogs: SharedWalks

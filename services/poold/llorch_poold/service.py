@@ -25,6 +25,7 @@ from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
+from llorch_shared.session_store import SessionStore
 from llorch_shared.settings import Secret, Settings
 from llorch_shared.shared_walks import SharedWalks
 from llorch_shared.wall_clock import now_ms
@@ -84,6 +85,8 @@ async def serve(settings: Settings, environment: Mapping[str, str], password: Se
 
 
 def _context(bus: Bus, settings: Settings, metrics: Metrics, fence: Fence) -> NodeContext:
+    actor = f"poold/{settings.poold.node_id}"
+    audit = Audit(bus, actor=actor)
     return NodeContext(
         node_id=settings.poold.node_id,
         bus=bus,
@@ -91,7 +94,8 @@ def _context(bus: Bus, settings: Settings, metrics: Metrics, fence: Fence) -> No
         fence=fence,
         outlet=TokenOutlet(bus, fence),
         retention=FrameRetention(settings.poold.frames_kept_bytes),
-        audit=Audit(bus, actor=f"poold/{settings.poold.node_id}"),
+        audit=audit,
+        sessions=SessionStore(bus, audit, actor=actor),
         loads=PoolLoads(bus),
         token_log=TokenLog(bus),
         backlogs=SharedWalks(bus, streams.TOK),

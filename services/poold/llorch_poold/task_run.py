@@ -24,6 +24,7 @@ from llorch_poold.adapters.port import (
 from llorch_poold.attempt_clock import AttemptClock
 from llorch_poold.attempt_end import AttemptEnd, Measured
 from llorch_poold.core.audit import audit_of
+from llorch_poold.core.budget import within
 from llorch_poold.core.failover import Anew, Complete, GoOn, Refuse
 from llorch_poold.core.prefix import PrefixMismatch
 from llorch_poold.core.results import tokens_read
@@ -62,6 +63,8 @@ log = logging.getLogger(__name__)
 BUSY_TRIES_MAX: Final = 5
 BUSY_RETRY_S: Final = 0.05
 READ_TRIES_MAX: Final = 5
+BUDGET: Final = "budget"
+"""Why a text ends that its session cannot pay for."""
 
 
 class Host(Protocol):
@@ -127,6 +130,10 @@ class TaskRun:
         """Heard before it was known what readers have."""
         self._preempt_asked_ms = 0
         self._submitted = False
+        self._timed = False
+        """Its session has a budget of decode time."""
+        self._capped = False
+        """The session's budget permits fewer tokens than the task asks for."""
         self.slot: Final = slot
         self.task_id: Final = placement.run.task_id
 
@@ -302,6 +309,12 @@ class TaskRun:
         except (BacklogUnread, EngineFailure) as error:
             self.lose(str(error))
             return
+        permitted = within(request, run.session, self._core.first)
+        if permitted is None:
+            self._conclude(Finished(BUDGET, self._core.tokens_in, 0))
+            return
+        self._capped = permitted is not request
+        request = permitted
         if self._preemption is not None:
             self.preempt(self._preemption)
         call = GenerationCall(
@@ -392,6 +405,9 @@ class TaskRun:
         core = self._core
         if core.outcome is not None:
             return
+        if self._timed and self._clock.is_spent:
+            self._out_of_time()
+            return
         first = core.tokens(len(texts))
         self._clock.token()
         if first == core.first:
@@ -411,7 +427,8 @@ class TaskRun:
         except PrefixMismatch as error:
             self._differs(error)
             return
-        self._conclude(Finished(finish.reason, self._core.tokens_in, finish.tokens_out))
+        reason = BUDGET if self._capped and finish.reason == "length" else finish.reason
+        self._conclude(Finished(reason, self._core.tokens_in, finish.tokens_out))
 
     def on_failure(self, failure: EngineFailure) -> None:
         if isinstance(failure, ContextFull) and self._goes_on:
@@ -430,10 +447,20 @@ class TaskRun:
 
     def _on_first_token(self) -> None:
         self._leave_line()
+        terms = self._core.run.session
+        if terms is not None:
+            if terms.time_max_ms is not None:
+                self._timed = True
+                self._clock.decodes_for(terms.time_max_ms, self._out_of_time)
+            self._end.warmed(terms)
         self._facts.pace.first_token(self._clock.first_token_s)
         if not self._stream.sent_before:
             self._first_token_ms = max(0, now_ms() - self._core.run.admitted_ms)
             self._facts.metrics.first_token(self._core.run.priority, self._first_token_ms)
+
+    def _out_of_time(self) -> None:
+        """The session's budget of decode time is used up by this task."""
+        self._conclude(Finished(BUDGET, self._core.tokens_in, self._core.tokens_out, cut=True))
 
     def _differs(self, error: PrefixMismatch) -> None:
         self._fail(ErrorCode.WORKER_RESET, f"the stream cannot be continued: {error}", ResetDetail.TOKENS_DIFFER)
@@ -445,14 +472,14 @@ class TaskRun:
     def _conclude(self, outcome: Outcome) -> bool:
         if not self._core.conclude(outcome):
             return False
-        if not isinstance(outcome, Finished) and self._generation is not None:
+        if _stops_the_engine(outcome) and self._generation is not None:
             self._generation.abort()
         self._concluded.set()
         return True
 
     async def _finish(self) -> None:
         assert self._core.outcome is not None
-        if self._submitted and not isinstance(self._core.outcome, Finished):
+        if self._submitted and _stops_the_engine(self._core.outcome):
             await self._host.free_slot(self.slot, self._host.timeouts().idle_ms if self._by_input else 0)
         self._leave_line()
         outcome = self._core.outcome
@@ -484,3 +511,7 @@ class TaskRun:
     async def audit(self) -> None:
         """Record the end, if there was one; the slot is free already."""
         await self._end.audit()
+
+
+def _stops_the_engine(outcome: Outcome) -> bool:
+    return outcome.cut if isinstance(outcome, Finished) else True

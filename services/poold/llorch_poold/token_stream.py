@@ -9,6 +9,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import msgspec
+
+from llorch_poold.core.budget import left_after
 from llorch_poold.core.failover import Anew, Begin, Complete, GoOn, Plan, Refuse, Repeat, plan
 from llorch_poold.core.prefix import PrefixGuard, Sent, sent_before
 from llorch_poold.core.retention import KeptFrames
@@ -29,6 +32,7 @@ from llorch_shared.wire.frames import (
     encode_token,
 )
 from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.session import SessionRemaining
 from llorch_shared.wire.task import TaskRequest
 
 log = logging.getLogger(__name__)
@@ -200,7 +204,9 @@ class TokenStream:
             self._guard.end(count)
 
     def end(self, final: RunRecord, *, latency_first_token_ms: int | None, now: float) -> None:
-        """The terminal frame of a stored final record."""
+        """The terminal frame of a stored final record, and before it what its session has left."""
+        if (left := left_after(final)) is not None and final.error is None:
+            self._publish(encode_metrics(_with_budget(Metrics(attempt=self._attempt), left)))
         if final.error is not None:
             self._publish(encode_error(self._attempt, final.tokens_out, final.error))
         else:
@@ -272,6 +278,8 @@ class TokenStream:
             on_time_probability=run.on_time_probability,
             kv_warmth=run.kv_warmth,
         )
+        if run.session is not None:
+            facts = _with_budget(facts, run.session.remaining)
         if facts != _NO_FACTS:
             self._publish(encode_metrics(facts))
 
@@ -292,3 +300,12 @@ class TokenStream:
             attempt=self._attempt,
             tokens_in=tokens_in or None,
         )
+
+
+def _with_budget(facts: Metrics, left: SessionRemaining) -> Metrics:
+    return msgspec.structs.replace(
+        facts,
+        tokens_budget_remaining=left.tokens_budget_remaining,
+        time_budget_remaining_ms=left.time_budget_remaining_ms,
+        cost_budget_remaining=left.cost_budget_remaining,
+    )

@@ -38,6 +38,8 @@ from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
+from llorch_shared.session_store import SessionStore
+from llorch_shared.session_table import SessionTable
 from llorch_shared.settings import Settings, secret
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.desired import TENANT_DECODER
@@ -85,6 +87,8 @@ class Scheduler:
         self._balance: Final = Balance(self.instance)
         self._changed: Final = asyncio.Event()
         self._audit: Final = Audit(bus, actor=f"scheduler/{self.instance}")
+        self._sessions: Final = SessionTable(bus)
+        self._accounts: Final = SessionStore(bus, self._audit, actor=f"scheduler/{self.instance}")
         self._dead: Final = DeadLetters(bus, actor=f"scheduler/{self.instance}", metrics=metrics)
         self.replicas: Final = ReplicaWatch(bus, self.terms)
 
@@ -100,6 +104,7 @@ class Scheduler:
         self._bus.on_disconnect(self._disconnected)
         await self._registry.start()
         await self._specs.start()
+        await self._sessions.start()
         self._audit.start()
         try:
             await self._presence.announce()
@@ -177,6 +182,8 @@ class Scheduler:
             limits=self._limits,
             stream_replicas=self._settings.nats.replicas,
             dead=self._dead,
+            sessions=self._sessions,
+            accounts=self._accounts,
         )
 
     async def _serve(self, loop: TermLoop) -> None:
@@ -240,7 +247,9 @@ class Scheduler:
 
     def _spec_changed(self, key: str, value: bytes | None) -> None:
         kind, _, pool_id = key.partition(".")
-        if kind == "pool":
+        if key == subjects.SESSION_POLICY_KEY:
+            self._sessions.policy_changed(value)
+        elif kind == "pool":
             self._changed.set()
             if (loop := self.terms.get(subjects.shard_of(pool_id))) is not None:
                 loop.spec_changed(pool_id, value)

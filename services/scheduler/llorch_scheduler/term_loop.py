@@ -38,15 +38,20 @@ from llorch_scheduler.narration import Narration
 from llorch_scheduler.performer import WORKERS, Auditor, Performer
 from llorch_scheduler.pool_queues import PoolQueues
 from llorch_scheduler.rebuild import Floor, read_cancels, read_floor, read_runs
+from llorch_scheduler.session_gate import SessionGate
+from llorch_scheduler.session_keeper import SessionKeeper
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message, Responder, Subscription, Unanswered
 from llorch_shared.dead_letters import DeadLetters
 from llorch_shared.live_table import LiveTable
 from llorch_shared.pool_policy import with_tenants
+from llorch_shared.session_store import SessionStore
+from llorch_shared.session_table import SessionTable
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.policy import TenantSpec
 from llorch_shared.wire.registry import APPOINTMENT_REQUEST_DECODER, REPLICA_DECODER, ReplicaRecord
 from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.session import SESSION_QUESTION_DECODER
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 
 log = logging.getLogger(__name__)
@@ -81,6 +86,8 @@ class TermLoop:
         limits: Limits,
         stream_replicas: int,
         dead: DeadLetters,
+        sessions: SessionTable,
+        accounts: SessionStore,
     ) -> None:
         self._bus: Final = bus
         self.term: Final = term
@@ -102,6 +109,9 @@ class TermLoop:
         )
         self._pool_queues: Final = PoolQueues(bus, term, self._admissions, stream_replicas=stream_replicas)
         self._audit: Final = audit
+        self._gate: Final = SessionGate(sessions, accounts)
+        self._locator: Final = Locator(bus, term, self.core, self._admissions, self._inbox)
+        self._keeper: Final = SessionKeeper(bus, term, self.core, self._locator, table=sessions, store=accounts)
         self._actor: Final = actor
         self._rebuilt_seq = 0
         self._spec_seq = 0
@@ -127,10 +137,11 @@ class TermLoop:
 
     async def _put(self, events: Sequence[Event]) -> None:
         await self._inbox.drained()
-        for event in events:
+        for event in await self._gate.through(events):
             self._offer(event)
 
     def run_changed(self, record: RunRecord, seq: int) -> None:
+        self._keeper.saw(record)
         self._offer(RunChanged(at_ms=now_ms(), record=record, seq=seq))
 
     def passed(self, seq: int) -> None:
@@ -233,6 +244,7 @@ class TermLoop:
         tasks.create_task(self._write_floor(), name="floor")
         tasks.create_task(self._serve(), name="answers")
         tasks.create_task(self._repair_audit(), name="audit repair")
+        tasks.create_task(self._keeper.keep(), name="sessions")
         await self._decide()
 
     async def _rebuild(self) -> int:
@@ -347,10 +359,10 @@ class TermLoop:
         return [pool_id for pool_id in known if subjects.shard_of(pool_id) == self.shard]
 
     async def _serve(self) -> None:
-        locator = Locator(self._bus, self.term, self.core, self._admissions, self._inbox)
         answers: dict[str, Responder] = {
-            subjects.locate(self.shard): locator.answer,
+            subjects.locate(self.shard): self._locator.answer,
             subjects.appoint(self.shard): self._appoint,
+            subjects.session_seen(self.shard): self._session,
         }
         subscriptions: list[Subscription] = []
         try:
@@ -369,6 +381,11 @@ class TermLoop:
         if not self.term.active:
             raise Unanswered(f"this scheduler no longer decides: {self.term.reason}")
         return _encode(self.core.appoint(APPOINTMENT_REQUEST_DECODER.decode(message.data), now_ms())), {}
+
+    async def _session(self, message: Message) -> tuple[bytes, Mapping[str, str]]:
+        if not self.term.active:
+            raise Unanswered(f"this scheduler no longer decides: {self.term.reason}")
+        return _encode(self.core.session(SESSION_QUESTION_DECODER.decode(message.data), now_ms())), {}
 
 
 def _pool_of(key: str) -> str:

@@ -13,12 +13,16 @@ from llorch_shared.contracts import examples, schemas
 from llorch_shared.errors import ErrorBody, ErrorCode
 from llorch_shared.http_api import (
     API_VERSION,
+    BUDGET_HEADERS,
     CORRELATION,
     CORRELATION_HEADER,
+    COST_REMAINING_HEADER,
     HEADER_NOTES,
     JSON,
     OPERATIONS,
     STATUS_HEADERS,
+    TIME_REMAINING_HEADER,
+    TOKENS_REMAINING_HEADER,
     Operation,
     Parameter,
     Plane,
@@ -29,7 +33,7 @@ from llorch_shared.wire.openai import OpenAiErrorBody
 Schema = dict[str, Any]
 
 _REF: Final = "#/components/schemas/{name}"
-_WHOLE_NUMBERS: Final = frozenset({"Retry-After", "X-Backoff-Ms"})
+_WHOLE_NUMBERS: Final = frozenset({"Retry-After", "X-Backoff-Ms", TOKENS_REMAINING_HEADER, TIME_REMAINING_HEADER})
 _TITLES: Final = {
     Plane.DATA: "llama-orch data plane: tasks and their token streams",
     Plane.CONTROL: "llama-orch control plane: capabilities, pools, health, metrics",
@@ -65,7 +69,7 @@ def document(plane: Plane) -> Schema:
         "components": {
             "schemas": {name: _component(name, components[name], wire) for name in sorted(components)},
             "headers": {
-                name: {"description": note, "required": True, "schema": _header_schema(name)}
+                name: {"description": note, "required": name not in BUDGET_HEADERS, "schema": _header_schema(name)}
                 for name, note in HEADER_NOTES.items()
             },
             "securitySchemes": {
@@ -120,7 +124,8 @@ def _parameter(parameter: Parameter) -> Schema:
 
 
 def _reply(replies: list[Reply], status: int, codes: tuple[ErrorCode, ...], error_body: Any) -> Schema:
-    names = (CORRELATION_HEADER, *(STATUS_HEADERS.get(status, ()) if codes else ()))
+    names = [CORRELATION_HEADER, *(STATUS_HEADERS.get(status, ()) if codes else ())]
+    names += [name for reply in replies for name in reply.headers]
     content: dict[str, list[Schema]] = {}
     for reply in replies:
         if reply.body is not None:
@@ -153,6 +158,8 @@ def _error_schema(status: int, codes: tuple[ErrorCode, ...], error_body: Any) ->
 
 
 def _header_schema(name: str) -> Schema:
+    if name == COST_REMAINING_HEADER:
+        return {"type": "number", "minimum": 0}
     if name in _WHOLE_NUMBERS:
         return {"type": "integer", "minimum": 0}
     return _schema_of(CORRELATION.type) if name == CORRELATION_HEADER else {"type": "string"}
@@ -169,7 +176,8 @@ def _component(name: str, schema: Schema, wire: dict[str, type[msgspec.Struct]])
     if kind is not None:
         config = kind.__struct_config__
         if not config.omit_defaults and not config.forbid_unknown_fields:
-            made["required"] = list(made["properties"])  # an answer of ours that always has all its fields
+            optional = {field.encode_name for field in msgspec.structs.fields(kind) if field.default is msgspec.UNSET}
+            made["required"] = [name for name in made["properties"] if name not in optional]
         if (example := examples.of_type(name)) is not None:
             made["example"] = example
     if not made.get("required", True):

@@ -22,7 +22,6 @@ from llorch_shared.settings import Settings
 from llorch_shared.wire import (
     artifacts,
     audit,
-    catalog,
     desired,
     frames,
     objects,
@@ -31,6 +30,7 @@ from llorch_shared.wire import (
     provision,
     registry,
     run,
+    session,
     spec,
     task,
 )
@@ -50,7 +50,7 @@ WIRE_MODULES: Final[tuple[ModuleType, ...]] = (
     openai_results,
     objects,
     artifacts,
-    catalog,
+    session,
     process,
 )
 

@@ -8,13 +8,14 @@ section 2.
 from typing import Final
 
 from llorch_shared.http_api.artifacts import ARTIFACTS
-from llorch_shared.http_api.catalog import CATALOG
 from llorch_shared.http_api.openai import OPENAI
 from llorch_shared.http_api.operation import (
     API_VERSION,
     BACKOFF_HEADER,
+    BUDGET_HEADERS,
     CORRELATION,
     CORRELATION_HEADER,
+    COST_REMAINING_HEADER,
     EVENT_STREAM,
     HEADER_NOTES,
     JSON,
@@ -22,6 +23,8 @@ from llorch_shared.http_api.operation import (
     METRICS_TEXT,
     RETRY_AFTER_HEADER,
     STATUS_HEADERS,
+    TIME_REMAINING_HEADER,
+    TOKENS_REMAINING_HEADER,
     Operation,
     Parameter,
     Plane,
@@ -29,14 +32,17 @@ from llorch_shared.http_api.operation import (
 )
 from llorch_shared.http_api.pools import POOLS
 from llorch_shared.http_api.process import PROCESS, Liveness, Readiness
+from llorch_shared.http_api.sessions import SESSIONS
 from llorch_shared.http_api.tasks import TASKS
 from llorch_shared.http_api.tenants import TENANTS
 
 __all__ = [
     "API_VERSION",
     "BACKOFF_HEADER",
+    "BUDGET_HEADERS",
     "CORRELATION",
     "CORRELATION_HEADER",
+    "COST_REMAINING_HEADER",
     "EVENT_STREAM",
     "HEADER_NOTES",
     "JSON",
@@ -45,6 +51,8 @@ __all__ = [
     "OPERATIONS",
     "RETRY_AFTER_HEADER",
     "STATUS_HEADERS",
+    "TIME_REMAINING_HEADER",
+    "TOKENS_REMAINING_HEADER",
     "Liveness",
     "Operation",
     "Parameter",
@@ -53,12 +61,4 @@ __all__ = [
     "Reply",
 ]
 
-OPERATIONS: Final[tuple[Operation, ...]] = (
-    *TASKS,
-    *OPENAI,
-    *POOLS,
-    *TENANTS,
-    *ARTIFACTS,
-    *CATALOG,
-    *PROCESS,
-)
+OPERATIONS: Final[tuple[Operation, ...]] = (*TASKS, *SESSIONS, *OPENAI, *POOLS, *TENANTS, *ARTIFACTS, *PROCESS)

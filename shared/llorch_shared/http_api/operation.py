@@ -20,6 +20,10 @@ CORRELATION_HEADER: Final = "X-Correlation-Id"
 LAST_EVENT_ID_HEADER: Final = "Last-Event-ID"
 RETRY_AFTER_HEADER: Final = "Retry-After"
 BACKOFF_HEADER: Final = "X-Backoff-Ms"
+TOKENS_REMAINING_HEADER: Final = "X-Budget-Tokens-Remaining"
+TIME_REMAINING_HEADER: Final = "X-Budget-Time-Remaining-Ms"
+COST_REMAINING_HEADER: Final = "X-Budget-Cost-Remaining"
+BUDGET_HEADERS: Final = (TOKENS_REMAINING_HEADER, TIME_REMAINING_HEADER, COST_REMAINING_HEADER)
 CURSOR_PATTERN: Final = r"^([0-9]{1,6}-)?[0-9]{1,9}$"
 LAST_EVENT_ID_PATTERN: Final = r"^(([0-9]{1,6}-)?[0-9]{1,9})?$"
 
@@ -52,6 +56,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     body: Any = None
     media_type: str = JSON
+    headers: tuple[str, ...] = ()
+    """Sent with it where there is something to say in them."""
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +115,9 @@ HEADER_NOTES: Final[dict[str, str]] = {
     "Allow": "Methods this path takes",
     RETRY_AFTER_HEADER: "Whole seconds, at least 1",
     BACKOFF_HEADER: "Milliseconds",
+    TOKENS_REMAINING_HEADER: "Tokens that the task's session has left, where it has such a budget",
+    TIME_REMAINING_HEADER: "Decode time that it has left, milliseconds",
+    COST_REMAINING_HEADER: "Cost that it has left",
 }
 
 CORRELATION: Final = Parameter(

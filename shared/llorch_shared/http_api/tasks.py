@@ -7,6 +7,7 @@ from msgspec import Meta
 from llorch_shared.errors import ErrorCode
 from llorch_shared.http_api.operation import (
     BODY_ERRORS,
+    BUDGET_HEADERS,
     BUS_AWAY,
     CURSOR_PATTERN,
     EVENT_STREAM,
@@ -50,7 +51,7 @@ TASKS: Final[tuple[Operation, ...]] = (
         requirements=("ORCH-2001", "OC-CTRL-2010", "OC-CTRL-2011", "FR-DP-001"),
         summary="Admit a task. The same task_id again is the same task",
         request=TaskRequest,
-        replies=(Reply(status=202, description="In a durable queue", body=TaskAccepted),),
+        replies=(Reply(status=202, description="In a durable queue", body=TaskAccepted, headers=BUDGET_HEADERS),),
         errors=(
             *usual(
                 ErrorCode.INVALID_PARAMS,
@@ -85,7 +86,13 @@ TASKS: Final[tuple[Operation, ...]] = (
         "started, token, metrics, and one end or error. Many readers, at any time",
         parameters=(TASK, _LAST_EVENT_ID, _AFTER),
         replies=(
-            Reply(status=200, description="The events after the cursor", body=str, media_type=EVENT_STREAM),
+            Reply(
+                status=200,
+                description="The events after the cursor",
+                body=str,
+                media_type=EVENT_STREAM,
+                headers=BUDGET_HEADERS,
+            ),
             Reply(status=204, description="The cursor is at the end of the stream; do not come back"),
         ),
         errors=(*UNKNOWN, *BUS_AWAY),

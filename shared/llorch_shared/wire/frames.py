@@ -94,6 +94,10 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """True: the engine stopped for more urgent work, and the stream goes on later from `resume_from`."""
     resume_from: int | None = None
     """The resumable state: index of the next token this stream will carry (ORCH-3086)."""
+    tokens_budget_remaining: int | None = None
+    """Of the session, after what is reserved for this task; with the next two (ORCH-3100)."""
+    time_budget_remaining_ms: int | None = None
+    cost_budget_remaining: float | None = None
     restarted_at: int | None = None
     """The output began anew: every token before this index is void, in all of the stream."""
     queue_position: int | None = None
@@ -120,7 +124,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     decode_time_ms: int
     """Same as decode_ms; both are sent while clients migrate (ORCH-3310)."""
     finish_reason: str
-    """`stop`, `length`, `tool_calls` or `cancelled`."""
+    """`stop`, `length`, `tool_calls`, `cancelled`, or `budget` where the session's was used up."""
     cancel_ms: int | None = None
     """Of a cancelled task: from its stored wish until no engine worked for it (the slot is free)."""
     tokens_in: int | None = None

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from llorch_shared.errors import ErrorBody
+from llorch_shared.wire.session import SessionTerms
 from llorch_shared.wire.task import Engine, Name, Priority, TaskId, TaskRequest, TaskState
 from llorch_shared.wire.version import Kind, decode
 
@@ -51,11 +52,14 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
     """Where in which life of the token log its stream begins: what a later attempt must find there whole."""
     restarted_at: int | None = None
     """Tokens before this index are void: its output was begun anew (`failover`)."""
+    session: SessionTerms | None = None
+    """Of a task whose session has an account: what it may use, and where what it used is to be settled."""
     tokens_in: int = 0
     tokens_out: int = 0
     decode_ms: int = 0
     finish_reason: str = ""
-    """`stop`, `length`, `tool_calls` or `cancelled`; empty until the end and on errors."""
+    """`stop`, `length`, `tool_calls`, `cancelled`, or `budget` where its session's was used up; empty until the end and
+    on errors."""
     cancel_ms: int | None = None
     """Of a cancelled task: from its stored wish until no engine worked for it; None when the wish could not be read."""
     error: ErrorBody | None = None

@@ -244,6 +244,10 @@ class TaskAccepted(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds from now until this task is expected to start."""
     backoff_ms: Annotated[int, Meta(ge=0)] = 0
     correlation_id: str
+    tokens_budget_remaining: int | msgspec.UnsetType = msgspec.UNSET
+    """Of its session where that has a budget, after what is reserved for this task. So are the next two."""
+    time_budget_remaining_ms: int | msgspec.UnsetType = msgspec.UNSET
+    cost_budget_remaining: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class TaskRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

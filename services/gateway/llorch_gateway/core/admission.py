@@ -6,11 +6,10 @@ checked by the node, which ends the task with INVALID_PARAMS.
 
 from collections.abc import Collection, Mapping
 
-from llorch_gateway.core.catalog import Models
 from llorch_gateway.core.prospect import Prospect, prospect_for
 from llorch_gateway.core.refusals import deadline_unmet, shed
 from llorch_shared.errors import invalid
-from llorch_shared.guards import check_content, check_request
+from llorch_shared.guards import check_request
 from llorch_shared.routing import Replicas, route
 from llorch_shared.wire.registry import PoolLoad
 from llorch_shared.wire.spec import PoolSpec
@@ -24,17 +23,11 @@ def admit(
     replicas: Replicas,
     loads: Mapping[str, PoolLoad],
     *,
-    models: Models,
     drained: Collection[str] = (),
-) -> tuple[TaskRequest, PoolSpec]:
-    """The request as pools know its model, and the pool whose queue takes it. Raises OrchError."""
-    check_content(request)
-    request = models.resolved(request)
-    models.check(request)
+) -> PoolSpec:
+    """The pool whose queue takes `request`. Raises OrchError."""
     check_request(request)
-    pool = route(request, pools, replicas, loads, tenant=tenant, drained=drained)
-    models.check_served(request, replicas.get(pool.id, ()))
-    return request, pool
+    return route(request, pools, replicas, loads, tenant=tenant, drained=drained)
 
 
 def check_priority(request: TaskRequest, permitted: Collection[Priority]) -> None:

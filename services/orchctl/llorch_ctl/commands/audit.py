@@ -113,6 +113,11 @@ def _facts(found: Report) -> list[tuple[str, int, str]]:
     if found.unadmitted:
         said = "tasks: their gateway died, or the record is older than this"
         rows.append(("unadmitted", found.unadmitted, said))
+    if found.sessions_compared:
+        rows.append(("sessions", found.sessions_compared, "accounts, with what their tasks took"))
+    if found.unrecorded_settlements:
+        said = "settlements of processes that died before they could say so"
+        rows.append(("unsaid", found.unrecorded_settlements, said))
     if found.unknown:
         said = "accepted tasks: no scheduler answers, or they are too old"
         rows.append(("unknown", found.unknown, said))

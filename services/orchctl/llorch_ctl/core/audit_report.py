@@ -4,6 +4,7 @@ import msgspec
 
 from llorch_ctl.core.audit_books import Books
 from llorch_ctl.core.audit_chains import Chains
+from llorch_ctl.core.audit_sessions import SessionBooks, SessionLine
 from llorch_ctl.core.findings import Findings, Violation
 
 
@@ -41,6 +42,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     compared: int
     """Ended tasks whose run record was compared."""
     usage: list[UsageLine]
+    sessions: list[SessionLine]
+    """Accounts that are kept, and what they have spent; the first thousand."""
+    sessions_compared: int
+    unrecorded_settlements: int
+    """Of writers that were killed before they could say so; their amounts are those of the run records."""
     violations: int
     first: list[Violation]
     """The first of them, in the order of the stream."""
@@ -50,6 +56,7 @@ def report(
     books: Books,
     chains: Chains,
     findings: Findings,
+    sessions: SessionBooks,
     *,
     records: int,
     newer: int,
@@ -77,6 +84,9 @@ def report(
             UsageLine(tenant=tenant, pool=pool, tasks=each.tasks, tokens_in=each.tokens_in, tokens_out=each.tokens_out)
             for (tenant, pool), each in sorted(books.usage.items())
         ],
+        sessions=sessions.lines,
+        sessions_compared=sessions.compared,
+        unrecorded_settlements=sessions.unrecorded,
         violations=findings.total,
         first=sorted(findings.kept, key=lambda violation: violation.seq),
     )

@@ -23,6 +23,9 @@ class Fault(StrEnum):
     DIFFERS = "differs"
     RUN_GONE = "run_gone"
     LOST = "lost"
+    SETTLED_TWICE = "settled_twice"
+    SESSION_DIFFERS = "session_differs"
+    UNSETTLED = "unsettled"
 
 
 _STREAM: Final = (
@@ -39,6 +42,9 @@ TO_DO: Final[dict[Fault, str]] = {
     Fault.DIFFERS: _BOOKS,
     Fault.LOST: _BOOKS,
     Fault.RUN_GONE: _BOOKS,
+    Fault.SETTLED_TWICE: _BOOKS,
+    Fault.SESSION_DIFFERS: _BOOKS,
+    Fault.UNSETTLED: "a scheduler settles what nobody else has within seconds: start one, and verify after a minute",
     Fault.END_MISSING: "start the node or scheduler that died again and verify after a minute: it audits what its "
     "earlier life has ended in the last ten minutes",
 }

@@ -54,6 +54,8 @@ class Finished:
     reason: str
     tokens_in: int
     tokens_out: int
+    cut: bool = False
+    """The engine would have gone on: it is stopped, and its slot seen free."""
 
 
 @dataclass(frozen=True, slots=True)

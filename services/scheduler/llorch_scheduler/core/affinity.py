@@ -20,6 +20,13 @@ class Last(msgspec.Struct, frozen=True, gc=False):
     incarnation: str
     """The life of its engine: the cache ends with it."""
     at_ms: int
+    turns: int = 1
+    """Tasks of the session that were placed, since it was first seen."""
+    tenant: str = ""
+    task_id: str = ""
+    """The last one."""
+    warm: bool = False
+    """A task of it has generated there."""
 
     def was_on(self, replica: Replica) -> bool:
         """In the same life of its engine."""
@@ -41,18 +48,33 @@ class Affinity:
     def __len__(self) -> int:
         return len(self._last)
 
-    def saw(self, session_id: str, replica_id: str, incarnation: str, at_ms: int) -> None:
+    def saw(
+        self, session_id: str, replica_id: str, incarnation: str, at_ms: int, *, tenant: str = "", task_id: str = ""
+    ) -> None:
         """A task of the session was placed there. What was placed earlier than what is known changes nothing."""
         session = session_id.lower()
         sessions = self._last
         known = sessions.get(session)
+        turns, warm = 1, False
         if known is not None:
             if known.at_ms > at_ms:
                 return
             sessions.move_to_end(session)
-        sessions[session] = Last(replica_id, incarnation, at_ms)
+            turns = known.turns + (known.task_id != task_id)
+            warm = known.warm and (known.replica_id, known.incarnation) == (replica_id, incarnation)
+        sessions[session] = Last(replica_id, incarnation, at_ms, turns, tenant, task_id, warm)
         if len(sessions) > self._max:
             sessions.popitem(last=False)
+
+    def spoke(self, session_id: str, replica_id: str, incarnation: str) -> None:
+        """A task of the session has generated there."""
+        known = self._last.get(session_id.lower())
+        if known is not None and not known.warm and (known.replica_id, known.incarnation) == (replica_id, incarnation):
+            self._last[session_id.lower()] = msgspec.structs.replace(known, warm=True)
+
+    def drop(self, session_id: str) -> None:
+        """Its next task may go anywhere."""
+        self._last.pop(session_id.lower(), None)
 
     def forget(self) -> None:
         self._last.clear()

@@ -9,6 +9,7 @@ import msgspec
 from llorch_shared.errors import ErrorBody
 from llorch_shared.wire.registry import ReplicaRecord
 from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.session import SessionTerms
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Priority, TaskRequest
 
@@ -35,6 +36,8 @@ class TaskArrived(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     admitted_ms: int
     request: TaskRequest | None
     problem: ErrorBody | None = None
+    session: SessionTerms | None = None
+    """Where its session has an account: what was reserved for it."""
 
 
 class TaskCancelled(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -216,6 +216,8 @@ class Outcomes:
         pool.queue.ended(job, slot_ms, record.tokens_in + record.tokens_out, at_ms)
         request = job.record.request
         if request is not None:
+            if record.tokens_out:
+                pool.fleet.affinity.spoke(request.session_id, record.replica_id, record.incarnation)
             pool.forecast.service.add(
                 tenant=record.tenant,
                 priority=record.priority,

@@ -59,7 +59,14 @@ class PoolFleet:
         request, record = job.record.request, replica.record
         incarnation = record.incarnation if record is not None else job.record.incarnation
         if request is not None and incarnation:
-            self.affinity.saw(request.session_id, replica.replica_id, incarnation, job.held_ms)
+            self.affinity.saw(
+                request.session_id,
+                replica.replica_id,
+                incarnation,
+                job.held_ms,
+                tenant=job.record.tenant,
+                task_id=job.task_id,
+            )
 
     # what is asked
 

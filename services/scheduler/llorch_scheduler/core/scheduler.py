@@ -45,10 +45,12 @@ from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.core.outcomes import Outcomes
 from llorch_scheduler.core.placing import Placing
 from llorch_scheduler.core.preempting import Preempting
+from llorch_scheduler.core.sessions import seen
 from llorch_scheduler.core.state import State
 from llorch_scheduler.core.upkeep import Upkeep
 from llorch_shared.wire.registry import Appointment, AppointmentRequest
 from llorch_shared.wire.run import Located
+from llorch_shared.wire.session import SessionQuestion, SessionSeen
 
 
 class SchedulerCore:
@@ -105,6 +107,10 @@ class SchedulerCore:
     def appoint(self, request: AppointmentRequest, at_ms: int) -> Appointment:
         """May this task be admitted now, or when is it to come back? O(log promises)."""
         return appoint(self.pools.get(request.pool_id), request, at_ms)
+
+    def session(self, question: SessionQuestion, at_ms: int) -> SessionSeen:
+        """Where a session's tasks ran. O(pools)."""
+        return seen(self.pools, question, at_ms)
 
     def locate(self, task_id: str) -> Located:
         """Where a task that has not ended stands, and how long it is expected to wait still."""

@@ -34,7 +34,8 @@ class Answer(CompletionFrames):
 
     def _finish_reason(self) -> str:
         assert self.end is not None
-        return self.end.finish_reason if self.end.finish_reason in ("length", "tool_calls") else "stop"
+        reason = "length" if self.end.finish_reason == "budget" else self.end.finish_reason
+        return reason if reason in ("length", "tool_calls") else "stop"
 
     def _usage(self) -> Usage:
         assert self.end is not None

@@ -1,0 +1,56 @@
+"""What sessions may use, in the spec bucket: written from the config at start, by compare-and-set, and audited."""
+
+from typing import Final
+
+import msgspec
+
+from llorch_shared import audit_chain, streams, subjects
+from llorch_shared.bus.port import Bus, WrongSequence
+from llorch_shared.wall_clock import now_ms
+from llorch_shared.wire.audit import AuditEvent, AuditRecord
+from llorch_shared.wire.session import SESSIONS_SPEC_DECODER, SessionsSpec
+from llorch_shared.wire.version import Kind, version_headers
+
+TRIES_MAX: Final = 5
+ACTOR: Final = "orchctl"
+
+
+async def apply(bus: Bus, wanted: SessionsSpec) -> bool:
+    """Make the bucket hold exactly this; whether that changed anything. Raises BusError."""
+    subject = subjects.spec(subjects.SESSION_POLICY_KEY)
+    for _ in range(TRIES_MAX):
+        message = await bus.last(streams.SPEC, subject)
+        if _stored(message.data if message is not None and not message.deleted else None) == wanted:
+            return False
+        try:
+            stored = await bus.store(
+                subject,
+                msgspec.json.encode(wanted),
+                headers=version_headers(Kind.SPEC),
+                expect_seq=message.seq if message is not None else 0,
+            )
+        except WrongSequence:
+            continue
+        await bus.store_batch(audit_chain.alone(_record(wanted, stored.seq)))
+        return True
+    raise WrongSequence("the policy of sessions is being changed by others")
+
+
+def _stored(data: bytes | None) -> SessionsSpec | None:
+    """None for what cannot be read. Nobody has written it: the defaults are in effect."""
+    if data is None:
+        return SessionsSpec()
+    try:
+        return SESSIONS_SPEC_DECODER.decode(data)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _record(wanted: SessionsSpec, revision: int) -> AuditRecord:
+    return AuditRecord(
+        event=AuditEvent.SESSION_POLICY_CHANGED,
+        task_id=subjects.SESSION_POLICY_KEY,
+        at_ms=now_ms(),
+        actor=ACTOR,
+        detail={"revision": revision, "policy": msgspec.json.encode(wanted).decode()},
+    )

@@ -1,0 +1,310 @@
+"""The account of a session: what may be reserved for a task, what is given back, what is spent. Pure.
+
+    no record ─open─▶ open ─(no task for ttl_ms, or closed by its client)─▶ ended
+
+    reserve    before a task is queued; refused when it does not fit, changes nothing when it was reserved before
+    release    the task was not queued after all
+    settle     the task has ended: what it used is spent, once, whatever is settled again
+
+A session ends between its tasks, never while one is under way, and an id that has ended stays so: a new account under
+an old id would be a budget that renews itself. Tokens and cost are reserved for all that a task may generate, so a
+budget cannot be overdrawn by tasks side by side; time cannot be known before, so a task gets what is left of it, at
+most its own deadline, and is stopped by its node when that is used up.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from llorch_shared.errors import ErrorCode, OrchError, PolicyLabel, invalid
+from llorch_shared.wire.session import (
+    NANO,
+    SessionAmounts,
+    SessionHold,
+    SessionLimits,
+    SessionPolicy,
+    SessionRecord,
+    SessionRemaining,
+    SessionRequest,
+    SessionTerms,
+)
+from llorch_shared.wire.task import TaskRequest, Workload
+
+RETRY_MS = 1_000
+"""What other tasks of a session have reserved comes back when they end; when is not known."""
+
+
+class Wish(NamedTuple):
+    """What a task is reserved for."""
+
+    task_id: str
+    pool_id: str
+    tokens: int
+    """That it may generate."""
+    time_ms: int
+    """At most of decode time: its deadline."""
+    engine: str
+    owner: str
+
+
+def wish_of(request: TaskRequest, pool_id: str, owner: str) -> Wish:
+    """A completion may generate `max_tokens`; other workloads have one result for each input."""
+    one_each = request.workload is not Workload.COMPLETION
+    tokens = max(request.max_tokens, len(request.inputs or ())) if one_each else request.max_tokens
+    return Wish(request.task_id, pool_id, tokens, request.deadline_ms, request.engine, owner)
+
+
+def opened(session_id: str, tenant: str, policy: SessionPolicy, wanted: SessionRequest, now_ms: int) -> SessionRecord:
+    """A new account. Raises OrchError."""
+    return SessionRecord(
+        session_id=session_id,
+        tenant=tenant,
+        created_ms=now_ms,
+        used_ms=now_ms,
+        limits=_wanted(policy, wanted),
+        nano_per_token=round(policy.cost_per_token * NANO),
+    )
+
+
+def rewritten(record: SessionRecord, policy: SessionPolicy, wanted: SessionRequest, now_ms: int) -> SessionRecord:
+    """Held to something else from now on; what was spent stays. Raises OrchError."""
+    if is_over(record, policy, now_ms):
+        raise _over(record)
+    return msgspec.structs.replace(record, limits=_wanted(policy, wanted), used_ms=max(now_ms, record.used_ms))
+
+
+def closed(record: SessionRecord, now_ms: int) -> SessionRecord:
+    """Tasks under way go on and are settled."""
+    if record.closed_ms:
+        return record
+    return msgspec.structs.replace(record, closed_ms=now_ms, kv_warmth=False, kv_tokens=0, pool_id="", replica_id="")
+
+
+def limits_of(record: SessionRecord, policy: SessionPolicy) -> SessionLimits:
+    """The tighter of what its client and its tenant's present policy permit."""
+    own, theirs = record.limits, _limits(policy)
+    return SessionLimits(
+        ttl_ms=min(own.ttl_ms, theirs.ttl_ms),
+        turns_max=min(own.turns_max, theirs.turns_max),
+        tokens=_least(own.tokens, theirs.tokens),
+        time_ms=_least(own.time_ms, theirs.time_ms),
+        nano=_least(own.nano, theirs.nano),
+    )
+
+
+def left_ms(record: SessionRecord, policy: SessionPolicy, now_ms: int) -> int:
+    """Until it ends by itself. Not while a task is under way."""
+    ttl_ms = limits_of(record, policy).ttl_ms
+    return ttl_ms if record.open else max(0, min(ttl_ms, record.used_ms + ttl_ms - now_ms))
+
+
+def is_over(record: SessionRecord, policy: SessionPolicy, now_ms: int) -> bool:
+    return bool(record.closed_ms) or left_ms(record, policy, now_ms) <= 0
+
+
+def reserve(record: SessionRecord, wish: Wish, policy: SessionPolicy, now_ms: int) -> SessionRecord:
+    """Raises OrchError when the session takes no task like this, Refused when it may later."""
+    if wish.task_id in record.settled:
+        return record
+    hold = record.open.get(wish.task_id)
+    if hold is not None:
+        if wish.owner in hold.owners:
+            return record
+        shared = msgspec.structs.replace(hold, owners=(*hold.owners, wish.owner))
+        return msgspec.structs.replace(record, open={**record.open, wish.task_id: shared})
+    if is_over(record, policy, now_ms):
+        raise _over(record, wish.engine)
+    limits = limits_of(record, policy)
+    if record.turns >= limits.turns_max:
+        raise _refusal(
+            PolicyLabel.SESSION_TURNS,
+            f"session {record.session_id} has had its {limits.turns_max} turns",
+            wish,
+            hint="go on in a new session",
+        )
+    nano = wish.tokens * record.nano_per_token
+    held = _sum(hold.amounts for hold in record.open.values())
+    _check_fits(wish, "tokens", wish.tokens, _Standing(limits.tokens, record.spent.tokens, held.tokens))
+    _check_fits(wish, "billionths of cost", nano, _Standing(limits.nano, record.spent.nano, held.nano))
+    time_ms = 0
+    if limits.time_ms is not None:
+        standing = _Standing(limits.time_ms, record.spent.time_ms, held.time_ms)
+        _check_fits(wish, "ms of decode time", 1, standing)
+        time_ms = min(max(1, wish.time_ms), limits.time_ms - record.spent.time_ms - held.time_ms)
+    amounts = SessionAmounts(tokens=wish.tokens, time_ms=time_ms, nano=nano)
+    new = SessionHold(amounts=amounts, at_ms=now_ms, pool_id=wish.pool_id, owners=(wish.owner,))
+    return msgspec.structs.replace(record, open={**record.open, wish.task_id: new}, used_ms=max(now_ms, record.used_ms))
+
+
+def release(record: SessionRecord, task_id: str, owner: str | None) -> SessionRecord:
+    """The task was not queued. `owner` None: it is certain that it is nowhere, whoever reserved it."""
+    hold = record.open.get(task_id)
+    if hold is None or (owner is not None and owner not in hold.owners):
+        return record
+    owners = tuple(each for each in hold.owners if each != owner) if owner is not None else ()
+    held = {key: each for key, each in record.open.items() if key != task_id}
+    if owners:
+        held[task_id] = msgspec.structs.replace(hold, owners=owners)
+    return msgspec.structs.replace(record, open=held)
+
+
+class Used(NamedTuple):
+    """By the run record of a task that has ended."""
+
+    task_id: str
+    tokens: int
+    time_ms: int
+    context: int
+    """Tokens of prompt and output."""
+    pool_id: str
+    replica_id: str
+
+
+def settle(record: SessionRecord, used: Used, now_ms: int) -> SessionRecord:
+    """The task is paid for, once. One that nobody reserved for is paid for all the same: it has run."""
+    if used.task_id in record.settled:
+        return record
+    spent = record.spent
+    changes = {}
+    if used.tokens and not record.closed_ms:
+        changes = {
+            "kv_warmth": True,
+            "kv_tokens": used.context,
+            "pool_id": used.pool_id,
+            "replica_id": used.replica_id,
+        }
+    return msgspec.structs.replace(
+        record,
+        spent=SessionAmounts(
+            tokens=spent.tokens + used.tokens,
+            time_ms=spent.time_ms + used.time_ms,
+            nano=spent.nano + used.tokens * record.nano_per_token,
+        ),
+        open={key: hold for key, hold in record.open.items() if key != used.task_id},
+        settled=(*record.settled, used.task_id),
+        used_ms=max(now_ms, record.used_ms),
+        **changes,
+    )
+
+
+def warmed(record: SessionRecord, pool_id: str, replica_id: str) -> SessionRecord:
+    """Its task under way has its first token."""
+    if record.closed_ms or (record.kv_warmth and record.replica_id == replica_id):
+        return record
+    return msgspec.structs.replace(record, kv_warmth=True, pool_id=pool_id, replica_id=replica_id)
+
+
+def remaining(record: SessionRecord, policy: SessionPolicy) -> SessionRemaining:
+    limits, spent = limits_of(record, policy), record.spent
+    held = _sum(hold.amounts for hold in record.open.values())
+    nano = _left(limits.nano, spent.nano, held.nano)
+    return SessionRemaining(
+        tokens_budget_remaining=_left(limits.tokens, spent.tokens, held.tokens),
+        time_budget_remaining_ms=_left(limits.time_ms, spent.time_ms, held.time_ms),
+        cost_budget_remaining=None if nano is None else nano / NANO,
+    )
+
+
+def terms(record: SessionRecord, wish: Wish, policy: SessionPolicy) -> SessionTerms:
+    """Of a task that was reserved for."""
+    limits, hold = limits_of(record, policy), record.open.get(wish.task_id)
+    amounts = hold.amounts if hold is not None else SessionAmounts(tokens=wish.tokens)
+    bound = limits.tokens is not None or limits.nano is not None
+    return SessionTerms(
+        session_id=record.session_id,
+        tokens_max=amounts.tokens if bound else None,
+        time_max_ms=amounts.time_ms or None,
+        nano_per_token=record.nano_per_token,
+        remaining=remaining(record, policy),
+    )
+
+
+def _limits(policy: SessionPolicy) -> SessionLimits:
+    return SessionLimits(
+        ttl_ms=policy.ttl_ms,
+        turns_max=policy.turns_max,
+        tokens=policy.tokens_budget,
+        time_ms=policy.time_budget_ms,
+        nano=_nano(policy.cost_budget),
+    )
+
+
+def _wanted(policy: SessionPolicy, wanted: SessionRequest) -> SessionLimits:
+    """Raises OrchError for what is over the policy."""
+    for name in SessionRequest.__struct_fields__:
+        asked, most = getattr(wanted, name), getattr(policy, name)
+        if asked is not None and most is not None and asked > most:
+            raise invalid(f"{name}: {asked} is over the {most} that this tenant's sessions may have")
+    limits = _limits(policy)
+    return SessionLimits(
+        ttl_ms=limits.ttl_ms if wanted.ttl_ms is None else wanted.ttl_ms,
+        turns_max=limits.turns_max if wanted.turns_max is None else wanted.turns_max,
+        tokens=_least(wanted.tokens_budget, limits.tokens),
+        time_ms=_least(wanted.time_budget_ms, limits.time_ms),
+        nano=_least(_nano(wanted.cost_budget), limits.nano),
+    )
+
+
+class _Standing(NamedTuple):
+    limit: int | None
+    spent: int
+    held: int
+
+
+def _check_fits(wish: Wish, unit: str, asked: int, standing: _Standing) -> None:
+    """Raises OrchError."""
+    limit, spent, held = standing
+    if limit is None or asked <= limit - spent - held:
+        return
+    if asked > limit - spent:
+        raise _refusal(
+            PolicyLabel.SESSION_BUDGET,
+            f"the session has {max(0, limit - spent)} {unit} left, and this task may take {asked}",
+            wish,
+            hint="ask for fewer max_tokens, or go on in a new session",
+        )
+    raise OrchError(
+        ErrorCode.ADMISSION_REJECT,
+        f"the session has {limit - spent} {unit} left, of which {held} are reserved for its tasks under way",
+        engine=wish.engine,
+        pool_id=wish.pool_id,
+        retry_after_ms=RETRY_MS,
+        policy_label=PolicyLabel.SESSION_BUDGET,
+    )
+
+
+def _over(record: SessionRecord, engine: str | None = None) -> OrchError:
+    why = "was deleted" if record.closed_ms else "had no task for too long and has ended"
+    return OrchError(
+        ErrorCode.INVALID_PARAMS,
+        f"session {record.session_id} {why}",
+        engine=engine,
+        policy_label=PolicyLabel.SESSION_ENDED,
+        hint="take a new session_id",
+    )
+
+
+def _refusal(label: PolicyLabel, message: str, wish: Wish, *, hint: str) -> OrchError:
+    return OrchError(
+        ErrorCode.INVALID_PARAMS, message, engine=wish.engine, pool_id=wish.pool_id, policy_label=label, hint=hint
+    )
+
+
+def _nano(cost: float | None) -> int | None:
+    return None if cost is None else round(cost * NANO)
+
+
+def _least(*values: int | None) -> int | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _left(limit: int | None, spent: int, held: int) -> int | None:
+    return None if limit is None else max(0, limit - spent - held)
+
+
+def _sum(amounts: Iterable[SessionAmounts]) -> SessionAmounts:
+    tokens = time_ms = nano = 0
+    for each in amounts:
+        tokens, time_ms, nano = tokens + each.tokens, time_ms + each.time_ms, nano + each.nano
+    return SessionAmounts(tokens=tokens, time_ms=time_ms, nano=nano)

@@ -1,0 +1,104 @@
+"""Accounts of sessions in memory, following the server: whether a session has one is asked for every task, and must
+cost nothing where it has none.
+
+Subscribed first, read second; of two versions the higher sequence wins. Memory is bounded: when more sessions have
+accounts than are held, one that is not here is looked up in the bucket.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from llorch_shared import streams, subjects
+from llorch_shared.bus.port import Bus, Message, Subscription
+from llorch_shared.session_store import Known
+from llorch_shared.wire.session import SESSION_DECODER, SESSIONS_SPEC_DECODER, SessionPolicy, SessionsSpec
+
+log = logging.getLogger(__name__)
+
+SESSIONS_MAX: Final = 50_000
+"""About a kilobyte each."""
+Key = tuple[str, str]
+"""Tenant, session."""
+
+
+class SessionTable:
+    """`policies` is kept up to date by whoever follows the specification (`policy_changed`)."""
+
+    def __init__(self, bus: Bus, *, sessions_max: int = SESSIONS_MAX) -> None:
+        self._bus: Final = bus
+        self._max: Final = sessions_max
+        self._sessions: Final[OrderedDict[Key, Known]] = OrderedDict()
+        self._open: Final[dict[Key, None]] = {}
+        self._subscription: Subscription | None = None
+        self.whole = True
+        """Every account is here."""
+        self.policies = SessionsSpec()
+
+    async def start(self) -> None:
+        """Raises BusError."""
+        self._subscription = await self._bus.subscribe(subjects.ALL_SESSIONS_LIVE, self._apply)
+        self._bus.on_reconnect(self.refresh)
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        for message in await self._bus.snapshot(streams.SES, subjects.ALL_SESSIONS):
+            self._apply(message)
+
+    async def close(self) -> None:
+        if self._subscription is not None:
+            await self._subscription.close()
+
+    def policy_changed(self, value: bytes | None) -> None:
+        """The specification's key `sessions` was written; what cannot be read leaves the last one in effect."""
+        if value is None:
+            self.policies = SessionsSpec()
+            return
+        try:
+            self.policies = SESSIONS_SPEC_DECODER.decode(value)
+        except msgspec.MsgspecError as error:
+            log.warning("the policy of sessions cannot be read: %s", error)
+
+    def policy(self, tenant: str) -> SessionPolicy:
+        return self.policies.of(tenant)
+
+    def get(self, tenant: str, session_id: str) -> Known | None:
+        return self._sessions.get((tenant, session_id))
+
+    def concerns(self, tenant: str, session_id: str) -> bool:
+        """Whether a task of this session may have to be reserved for. O(1), no question to anybody."""
+        return (tenant, session_id) in self._sessions or not self.whole or self.policy(tenant).keeps
+
+    def saw(self, known: Known) -> None:
+        """What somebody has read or written."""
+        key = (known.record.tenant, known.record.session_id)
+        before = self._sessions.get(key)
+        if before is not None and before.seq >= known.seq:
+            return
+        self._sessions[key] = known
+        self._sessions.move_to_end(key)
+        if known.record.open:
+            self._open[key] = None
+        else:
+            self._open.pop(key, None)
+        if len(self._sessions) > self._max:
+            self.whole = False
+            oldest, _ = self._sessions.popitem(last=False)
+            self._open.pop(oldest, None)
+
+    def under_way(self) -> Iterator[Known]:
+        """Accounts that hold something for a task."""
+        for key in tuple(self._open):
+            if (known := self._sessions.get(key)) is not None:
+                yield known
+
+    def _apply(self, message: Message) -> None:
+        if message.deleted:
+            return
+        try:
+            self.saw(Known(SESSION_DECODER.decode(message.data), message.seq))
+        except msgspec.MsgspecError as error:
+            log.warning("%s is no account of a session: %s", message.subject, error)
