@@ -22,6 +22,11 @@ FIXED: Final = frozenset({"id"})
 _IDENTITY: Final = ("id", "engine", "model")
 _WORDS: Final[dict[str, Any]] = {"null": None, "true": True, "false": False}
 
+_ABSENT: Final = frozenset(
+    field.encode_name for field in msgspec.structs.fields(PoolSpec) if field.default is msgspec.UNSET
+)
+"""Keys that are left out where they say nothing, which null is as good as."""
+
 Plain = dict[str, Any]
 
 
@@ -49,7 +54,11 @@ def assigned(pool: PoolSpec, assignments: Sequence[str]) -> PoolSpec:
             raise BadAssignment(f"{assignment!r} is not KEY=VALUE, for example queue.capacity=64")
         if key in FIXED:
             raise BadAssignment(f"{key!r} cannot change: it names the pool")
-        _put(plain, key, _parsed(text))
+        value = _parsed(text)
+        if value is None and key in _ABSENT:
+            plain.pop(key, None)
+        else:
+            _put(plain, key, value)
     try:
         return msgspec.convert(plain, PoolSpec, strict=False)
     except msgspec.ValidationError as error:
@@ -81,6 +90,7 @@ def rows(pool: PoolSpec, *, with_defaults: bool) -> list[Row]:
         for name in PrioritySpec.__struct_fields__[1:]:
             if found.get(f"{key}.{name}") is None:
                 found[f"{key}.{name}"] = in_effect.get(name)
+    found.setdefault("workloads", pool.serves)
     for key in known_keys():
         if "<name>" not in key:
             found.setdefault(key, None)

@@ -66,6 +66,14 @@ def test_null_takes_an_optional_bound_away() -> None:
     assert assigned(pool, ["queue.tenant_capacity=null"]) == POOL
 
 
+def test_null_takes_away_what_is_left_out_where_it_says_nothing() -> None:
+    pool = assigned(POOL, ['workloads=["embedding"]', "pooling=last"])
+    assert (pool.serves, pool.pooling) == (("embedding",), "last")
+    assert assigned(pool, ["workloads=null", "pooling=null"]) == POOL
+    (row,) = [row for row in rows(POOL, with_defaults=True) if row.key == "workloads"]
+    assert (row.value, row.was_set) == (("completion",), False), "what is in effect"
+
+
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [

@@ -103,15 +103,15 @@ async def test_documents_are_ranked_for_a_query(system: System) -> None:
 
 
 async def test_results_come_one_by_one_and_a_cancel_ends_them(system: System) -> None:
-    task_id = (await system.client().submit(**embedding())).task_id
+    inputs = LONG * 20
+    task_id = (await system.client().submit(**embedding(inputs=inputs, max_tokens=len(inputs)))).task_id
     transcript = await system.client().read(task_id, tokens_max=3)
-    assert not transcript.finished, "the rest is still being made"
-    assert await system.client().cancel(task_id) == 204
+    assert await system.client().cancel(task_id) in (204, 202)
     await system.client().read(task_id, into=transcript)
     transcript.check()
     assert transcript.end is not None
     assert transcript.end.finish_reason == "cancelled"
-    assert vectors(transcript) == [vector_of(text) for text in LONG[: len(transcript.tokens)]]
+    assert vectors(transcript) == [vector_of(text) for text in inputs[: len(transcript.tokens)]]
 
 
 async def lost_its_engine(system: System) -> Transcript:

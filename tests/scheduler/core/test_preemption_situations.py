@@ -8,7 +8,7 @@ import pytest
 from llorch_scheduler.core.effects import End, Place, Preempt, Preempted
 from llorch_scheduler.core.job import Phase
 from llorch_shared.wire.policy import HardRequirements, PreemptionSpec
-from llorch_shared.wire.task import Determinism, Failover, Priority, TaskState
+from llorch_shared.wire.task import Determinism, Failover, Priority, TaskState, Workload
 from scheduler.core_world import World, task_id
 
 STOPPABLE = ("interruptible_decode",)
@@ -88,6 +88,15 @@ def test_the_last_started_of_the_stoppable_ones_is_stopped(world: World) -> None
     run_batch(world, 5, failover=Failover.FAIL)
     urgent(world, 4)
     assert asked(world) == [task_id(2)]
+
+
+def test_a_task_with_inputs_is_not_asked_to_stop(world: World) -> None:
+    both = (Workload.COMPLETION, Workload.EMBEDDING)
+    world.respec(preemption=PreemptionSpec(mode="hard"), workloads=both)
+    world.replica("r1", slots=1, features=STOPPABLE, workloads=both)
+    run_batch(world, 1, workload=Workload.EMBEDDING, prompt=None, inputs=("a", "b"))
+    urgent(world, 2)
+    assert asked(world) == []
 
 
 @pytest.mark.parametrize(

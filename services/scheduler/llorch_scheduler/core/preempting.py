@@ -18,7 +18,7 @@ from llorch_shared.pool_policy import CLASSES
 from llorch_shared.wire.policy import HardRequirements
 from llorch_shared.wire.run import PreemptRequest, RunRecord
 from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import Determinism, Failover
+from llorch_shared.wire.task import Determinism, Failover, Workload
 
 LOOKED_AT_MAX: Final = 64
 """Running tasks that are looked at for one urgent task, the last started first."""
@@ -111,6 +111,8 @@ def _is_stoppable(job: Job, replica: Replica, needs: HardRequirements) -> bool:
     if job.preempt_ms or job.cancel_reason or request is None:
         return False
     if request.determinism is not Determinism.STRICT or request.failover is Failover.FAIL:
+        return False
+    if request.workload is not Workload.COMPLETION:
         return False
     return replica.record is not None and needs.engine_capability in replica.record.features
 
