@@ -10,7 +10,7 @@ wanted before goes on being wanted: nobody stops engines because a specification
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message, Subscription
@@ -23,21 +23,36 @@ Changed = Callable[[str, bytes | None], None]
 """(key, value), value None when the key expired or was deleted. Runs in the bus reader: must not block."""
 
 
+class _Bucket(NamedTuple):
+    kind: Kind
+    stream: str
+    live: str
+    subject: Callable[[str], str]
+    key: Callable[[str], str]
+
+
+_BUCKETS: Final = {
+    "REG": _Bucket(Kind.REGISTRY, streams.REG, subjects.ALL_REGISTRY_LIVE, subjects.registry, subjects.registry_key),
+    "SPEC": _Bucket(Kind.SPEC, streams.SPEC, subjects.ALL_SPEC_LIVE, subjects.spec, subjects.spec_key),
+    "CAT": _Bucket(Kind.SPEC, streams.CATALOG, subjects.ALL_CATALOG_LIVE, subjects.catalog, subjects.catalog_key),
+}
+
+
 class LiveTable:
-    """`REG` or `SPEC` as a dict of raw values, following the server."""
+    """One bucket as a dict of raw values, following the server."""
 
     def __init__(
-        self, bus: Bus, *, bucket: Literal["REG", "SPEC"], changed: Changed, metrics: Metrics | None = None
+        self, bus: Bus, *, bucket: Literal["REG", "SPEC", "CAT"], changed: Changed, metrics: Metrics | None = None
     ) -> None:
         self._bus: Final = bus
-        of_registry = bucket == "REG"
-        self._kind: Final = Kind.REGISTRY if of_registry else Kind.SPEC
+        of = _BUCKETS[bucket]
+        self._kind: Final = of.kind
         self._ignored: Final = metrics.counter("messages_ignored_total").labels(self._kind) if metrics else None
-        self._stream: Final = streams.REG if of_registry else streams.SPEC
-        self._filter: Final = subjects.registry(">") if of_registry else subjects.spec(">")
-        self._live: Final = subjects.ALL_REGISTRY_LIVE if of_registry else subjects.ALL_SPEC_LIVE
-        self._subject: Final = subjects.registry if of_registry else subjects.spec
-        self._key: Final = subjects.registry_key if of_registry else subjects.spec_key
+        self._stream: Final = of.stream
+        self._filter: Final = of.subject(">")
+        self._live: Final = of.live
+        self._subject: Final = of.subject
+        self._key: Final = of.key
         self._changed: Final = changed
         self._values: dict[str, bytes] = {}
         self._seqs: dict[str, int] = {}

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from llorch_shared.pool_spellings import BadSpelling, in_one_spelling
 from llorch_shared.settings_keys import unknown_keys, without
+from llorch_shared.wire.catalog import TrustPolicy
 from llorch_shared.wire.session import SessionsSpec
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Name
@@ -202,6 +203,11 @@ class ProvisionerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     metrics_addr: str = "127.0.0.1:0"
 
 
+class CatalogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    trust_policy: TrustPolicy = TrustPolicy()
+    """What a model must bring to enter the catalog. By default an unsigned one is taken, with a warning."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything an operator may set."""
 
@@ -218,6 +224,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     scheduler: SchedulerSettings = SchedulerSettings()
     poold: PooldSettings = PooldSettings()
     provisioner: ProvisionerSettings = ProvisionerSettings()
+    catalog: CatalogSettings = CatalogSettings()
     pools: tuple[PoolSpec, ...] = ()
     sessions: SessionsSpec = SessionsSpec()
     """What sessions may use: the system's default, and tenants that have another."""

@@ -25,6 +25,7 @@ DEAD: Final = "DEAD"
 REG: Final = "KV_REG"
 SPEC: Final = "KV_SPEC"
 SES: Final = "KV_SES"
+CATALOG: Final = "KV_CAT"
 OBJECTS: Final = "OBJ_ART"
 ARTIFACTS: Final = "ART"
 
@@ -169,6 +170,7 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
         _bucket("REG", history=1, max_bytes=64 * _MIB, live=subjects.ALL_REGISTRY_LIVE),
         _bucket("SPEC", history=16, max_bytes=64 * _MIB, live=subjects.ALL_SPEC_LIVE),
         _bucket("SES", history=1, max_bytes=256 * _MIB, live=subjects.ALL_SESSIONS_LIVE),
+        _bucket("CAT", history=16, max_bytes=64 * _MIB, live=subjects.ALL_CATALOG_LIVE),
     )
     return Topology(streams=tuple(_replicated(stream, replicas) for stream in streams))
 

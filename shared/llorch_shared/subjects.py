@@ -33,6 +33,8 @@ SESSIONS_LIVE: Final = "llorch.ses.live.{key}"
 OBJECT_ENTRY: Final = "$O.ART.M.{object}"
 OBJECT_CHUNKS: Final = "$O.ART.C.{chunks}"
 ARTIFACT: Final = "llorch.art.{tenant}.{kind}.{artifact}"
+CATALOG: Final = "$KV.CAT.{key}"
+CATALOG_LIVE: Final = "llorch.cat.live.{key}"
 LOAD: Final = "llorch.load.{pool}"
 LOCATE: Final = "llorch.sch.{shard}.locate"
 APPOINT: Final = "llorch.sch.{shard}.appoint"
@@ -42,6 +44,7 @@ SCHEDULER_HERE: Final = "llorch.here.scheduler.{instance}"
 NODE_HERE: Final = "llorch.here.node.{node}"
 PROVISION_ENGINE: Final = "llorch.prov.{node}.engine.ensure"
 PROVISION_MODEL: Final = "llorch.prov.{node}.model.ensure"
+PROVISION_VERIFY: Final = "llorch.prov.{node}.model.verify"
 PROVISION_STATUS: Final = "llorch.prov.{node}.status"
 PROVISION_PROGRESS: Final = "llorch.prov.{node}.progress.{job}"
 
@@ -64,6 +67,7 @@ ALL_SESSIONS_LIVE: Final = "llorch.ses.live.>"
 ALL_LOADS: Final = "llorch.load.*"
 ALL_OBJECT_ENTRIES: Final = "$O.ART.M.>"
 ALL_OBJECT_CHUNKS: Final = "$O.ART.C.>"
+ALL_CATALOG_LIVE: Final = "llorch.cat.live.>"
 ALL_ARTIFACTS: Final = "llorch.art.*.*.*"
 
 OBJECT_BUCKET: Final = "ART"
@@ -221,6 +225,19 @@ def session_of_any(session_id: str) -> str:
     return f"$KV.SES.session.*.{token(session_id)}"
 
 
+def model_key(model: str) -> str:
+    """`*` stands for every model."""
+    return f"model.{model if model == '*' else token(model)}"
+
+
+def catalog(key: str) -> str:
+    return f"$KV.CAT.{key}"
+
+
+def catalog_key(subject: str) -> str:
+    return subject.removeprefix("llorch.cat.live.").removeprefix("$KV.CAT.")
+
+
 def load(pool: str) -> str:
     return f"llorch.load.{token(pool)}"
 
@@ -267,6 +284,10 @@ def provision_engine(node: str) -> str:
 
 def provision_model(node: str) -> str:
     return f"llorch.prov.{token(node)}.model.ensure"
+
+
+def provision_verify(node: str) -> str:
+    return f"llorch.prov.{token(node)}.model.verify"
 
 
 def provision_status(node: str) -> str:
@@ -481,6 +502,22 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         payload="SessionRecord",
     ),
     Subject(
+        pattern=CATALOG,
+        title="The catalog: what each model is made of, who vouches for it, and whether it may be used",
+        publishers=("gateway", "provisioner"),
+        consumers=("gateway",),
+        delivery=Delivery.LATEST,
+        payload="CatalogEntry",
+    ),
+    Subject(
+        pattern=CATALOG_LIVE,
+        title="Each stored change of the catalog, republished by the server",
+        publishers=("nats-server",),
+        consumers=("gateway",),
+        delivery=Delivery.SIGNAL,
+        payload="CatalogEntry",
+    ),
+    Subject(
         pattern=LOAD,
         title="Backlog and measured rates of one pool, from which waiting is told",
         publishers=("scheduler",),
@@ -558,6 +595,15 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         delivery=Delivery.REQUEST,
         payload="EnsureModel",
         reply="ProvisionPlan",
+    ),
+    Subject(
+        pattern=PROVISION_VERIFY,
+        title="Compare a model on this node with the catalog, and write the outcome there",
+        publishers=("gateway",),
+        consumers=("provisioner",),
+        delivery=Delivery.REQUEST,
+        payload="VerifyModel",
+        reply="VerifyAnswer",
     ),
     Subject(
         pattern=PROVISION_STATUS,

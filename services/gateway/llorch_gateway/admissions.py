@@ -135,7 +135,15 @@ class Admissions:
         if not snapshot.held:
             raise unavailable("this gateway has not read the registry yet")
         check_priority(request, call.priorities)
-        pool = admit(request, call.tenant, snapshot.pools, snapshot.replicas, snapshot.loads, drained=snapshot.drains)
+        request, pool = admit(
+            request,
+            call.tenant,
+            snapshot.pools,
+            snapshot.replicas,
+            snapshot.loads,
+            drained=snapshot.drains,
+            models=snapshot.models,
+        )
         await self.ownership.check_before(request, self.tenant_of(request.task_id), call)
         left = await self._sessions.reserve(request, pool.id, call)
         try:

@@ -74,6 +74,9 @@ def asked_over_http(
             given[parameter.name] = _value(parameter, text)
         elif parameter.required:
             raise invalid(f"{parameter.name}: it is required")
+    filters = {parameter.name for parameter in operation.parameters if parameter.where == "query"}
+    if filters and (unknown := query.keys() - filters):
+        raise invalid(f"{min(unknown)[:80]!r} is no parameter of this operation; it has {', '.join(sorted(filters))}")
     return Ask(call, given, body)
 
 

@@ -28,6 +28,7 @@ from llorch_gateway.admissions import Admissions
 from llorch_gateway.asgi import Front
 from llorch_gateway.bus_api import BusApi
 from llorch_gateway.call import Call
+from llorch_gateway.catalog_api import CatalogApi
 from llorch_gateway.control import application
 from llorch_gateway.cors import Cors
 from llorch_gateway.entrance import Entrance
@@ -137,6 +138,7 @@ class Gateway:
             **pools_api.handlers(self.snapshot, bus, self._author),
             **tenants_api.handlers(bus, self._author),
             **artifacts_api.handlers(bus),
+            **CatalogApi(bus, self.snapshot, self._author, policy=settings.catalog.trust_policy).handlers(),
             **process_api.handlers(metrics, self.readiness),
         }
         self._bus_api: Final = BusApi(bus=bus, handlers=handlers, tenant=wanted.tenant, instance=self.router.lane)

@@ -7,10 +7,12 @@ from typing import Any, Final
 
 import msgspec
 
+from llorch_gateway.core.catalog import Models
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, Message, Subscription
 from llorch_shared.live_table import LiveTable
 from llorch_shared.metrics import Metrics
+from llorch_shared.wire.catalog import ENTRY_DECODER
 from llorch_shared.wire.desired import (
     DRAIN_DECODER,
     RELOAD_DECODER,
@@ -37,6 +39,7 @@ class Snapshot:
         self._spec: Final = LiveTable(bus, bucket="SPEC", changed=self._spec_changed, metrics=metrics)
         self._records: dict[str, ReplicaRecord] = {}
         self._load_seen: dict[str, float] = {}
+        self._catalog: Final = LiveTable(bus, bucket="CAT", changed=self._catalog_changed, metrics=metrics)
         self._subscription: Subscription | None = None
         self._weights: dict[str, dict[str, int]] = {}
         self.on_session_policy: Callable[[bytes | None], None] | None = None
@@ -47,11 +50,13 @@ class Snapshot:
         self.drains: dict[str, PoolDrain] = {}
         self.reloads: dict[str, PoolReload] = {}
         self.tenants: dict[str, Tenant] = {}
+        self.models: Final = Models()
         self.held = False
 
     async def start(self) -> None:
         """Raises BusError when the buckets cannot be read."""
         self._subscription = await self._bus.subscribe(subjects.ALL_LOADS, self._load)
+        await self._catalog.start()
         await self._spec.start()
         await self._registry.start()
         self.held = True
@@ -60,6 +65,7 @@ class Snapshot:
         if self._subscription is not None:
             await self._subscription.close()
         await self._spec.close()
+        await self._catalog.close()
         await self._registry.close()
 
     def tick(self, now: float) -> None:
@@ -102,6 +108,15 @@ class Snapshot:
             self.replicas[pool] = sorted(found, key=lambda record: record.replica_id)
         else:
             self.replicas.pop(pool, None)
+
+    def _catalog_changed(self, key: str, value: bytes | None) -> None:
+        kind, _, name = key.partition(".")
+        if kind != "model":
+            return
+        try:
+            self.models.put(name, None if value is None else ENTRY_DECODER.decode(value))
+        except msgspec.MsgspecError as error:
+            log.warning("the catalog's entry of %s cannot be read: %s", name, error)
 
     def _spec_changed(self, key: str, value: bytes | None) -> None:
         kind, _, name = key.partition(".")

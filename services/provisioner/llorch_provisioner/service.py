@@ -13,6 +13,7 @@ import msgspec
 
 from llorch_provisioner.cache import Cache
 from llorch_provisioner.core.failure import Failure
+from llorch_provisioner.verification import Verifications
 from llorch_provisioner.workshop import Workshop
 from llorch_shared import subjects
 from llorch_shared.bus.nats import connect
@@ -24,6 +25,7 @@ from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
 from llorch_shared.settings import Secret, Settings
+from llorch_shared.wire.catalog import VERIFY_DECODER, VerifyAnswer
 from llorch_shared.wire.provision import (
     ENSURE_ENGINE_DECODER,
     ENSURE_MODEL_DECODER,
@@ -109,10 +111,27 @@ async def _serve(
         async def status(_: Message) -> tuple[bytes, Mapping[str, str]]:
             return _ENCODER.encode(workshop.status()), {}
 
+        verifications = Verifications(bus, cache, metrics, node_id=node)
+
+        async def verify(message: Message) -> tuple[bytes, Mapping[str, str]]:
+            return _ENCODER.encode(verify_answer(verifications, message.data)), {}
+
+        await bus.serve(subjects.provision_verify(node), verify)
         await bus.serve(subjects.provision_engine(node), ensure_engine)
         await bus.serve(subjects.provision_model(node), ensure_model)
         await bus.serve(subjects.provision_status(node), status)
-        await stop.wait()
+        try:
+            await stop.wait()
+        finally:
+            await verifications.close()
+
+
+def verify_answer(verifications: Verifications, data: bytes) -> VerifyAnswer:
+    try:
+        wish = VERIFY_DECODER.decode(data)
+    except msgspec.DecodeError as error:
+        return VerifyAnswer(started=False, problem=f"not a valid request: {error}")
+    return verifications.begin(wish)
 
 
 def answer(

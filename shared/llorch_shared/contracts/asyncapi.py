@@ -50,6 +50,7 @@ _HEADERS: Final = {
     subjects.RUN: _VERSION,
     subjects.REGISTRY: _VERSION,
     subjects.SPEC: _VERSION,
+    subjects.CATALOG: _VERSION,
     subjects.DEAD_LETTER: {
         "Nats-Msg-Id": "`dead:<stream>:<sequence>:<stored at>` of the original",
         dead.REASON: "a value of Reason: `undecodable`, `unknown_version`, `too_large`, `unprocessable`",

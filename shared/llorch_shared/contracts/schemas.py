@@ -22,6 +22,7 @@ from llorch_shared.settings import Settings
 from llorch_shared.wire import (
     artifacts,
     audit,
+    catalog,
     desired,
     frames,
     objects,
@@ -51,6 +52,7 @@ WIRE_MODULES: Final[tuple[ModuleType, ...]] = (
     objects,
     artifacts,
     session,
+    catalog,
     process,
 )
 

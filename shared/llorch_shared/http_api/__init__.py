@@ -8,6 +8,7 @@ section 2.
 from typing import Final
 
 from llorch_shared.http_api.artifacts import ARTIFACTS
+from llorch_shared.http_api.catalog import CATALOG
 from llorch_shared.http_api.openai import OPENAI
 from llorch_shared.http_api.operation import (
     API_VERSION,
@@ -61,4 +62,13 @@ __all__ = [
     "Reply",
 ]
 
-OPERATIONS: Final[tuple[Operation, ...]] = (*TASKS, *SESSIONS, *OPENAI, *POOLS, *TENANTS, *ARTIFACTS, *PROCESS)
+OPERATIONS: Final[tuple[Operation, ...]] = (
+    *TASKS,
+    *SESSIONS,
+    *OPENAI,
+    *POOLS,
+    *TENANTS,
+    *ARTIFACTS,
+    *CATALOG,
+    *PROCESS,
+)

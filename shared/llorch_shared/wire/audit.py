@@ -25,6 +25,8 @@ class AuditEvent(StrEnum):
     """Of a pool, not a task: the pool's id stands where a task's id would."""
     TENANT_CHANGED = "tenant_changed"
     """The tenant's id stands where a task's id would."""
+    CATALOG_CHANGED = "catalog_changed"
+    """Of a model in the catalog: its id stands where a task's id would."""
     DEAD_LETTERED = "dead_lettered"
     """A message was set aside. Of the task whose id could be read, else the pool's id stands there; so it does in the
     next two."""

@@ -6,10 +6,11 @@ checked by the node, which ends the task with INVALID_PARAMS.
 
 from collections.abc import Collection, Mapping
 
+from llorch_gateway.core.catalog import Models
 from llorch_gateway.core.prospect import Prospect, prospect_for
 from llorch_gateway.core.refusals import deadline_unmet, shed
 from llorch_shared.errors import invalid
-from llorch_shared.guards import check_request
+from llorch_shared.guards import check_content, check_request
 from llorch_shared.routing import Replicas, route
 from llorch_shared.wire.registry import PoolLoad
 from llorch_shared.wire.spec import PoolSpec
@@ -23,11 +24,17 @@ def admit(
     replicas: Replicas,
     loads: Mapping[str, PoolLoad],
     *,
+    models: Models,
     drained: Collection[str] = (),
-) -> PoolSpec:
-    """The pool whose queue takes `request`. Raises OrchError."""
+) -> tuple[TaskRequest, PoolSpec]:
+    """The request as pools know its model, and the pool whose queue takes it. Raises OrchError."""
+    check_content(request)
+    request = models.resolved(request)
+    models.check(request)
     check_request(request)
-    return route(request, pools, replicas, loads, tenant=tenant, drained=drained)
+    pool = route(request, pools, replicas, loads, tenant=tenant, drained=drained)
+    models.check_served(request, replicas.get(pool.id, ()))
+    return request, pool
 
 
 def check_priority(request: TaskRequest, permitted: Collection[Priority]) -> None:
