@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 SESSIONS_MAX: Final = 50_000
 """About a kilobyte each."""
+LOOKS_MAX: Final = 16
 Key = tuple[str, str]
 """Tenant, session."""
 
@@ -34,8 +35,9 @@ class SessionTable:
         self._sessions: Final[OrderedDict[Key, Known]] = OrderedDict()
         self._open: Final[dict[Key, None]] = {}
         self._subscription: Subscription | None = None
+        self._gone = False
         self.whole = True
-        """Every account is here."""
+        """Every account is here whose tenant's policy does not ask for it anyway."""
         self.policies = SessionsSpec()
 
     async def start(self) -> None:
@@ -54,6 +56,7 @@ class SessionTable:
 
     def policy_changed(self, value: bytes | None) -> None:
         """The specification's key `sessions` was written; what cannot be read leaves the last one in effect."""
+        self.whole = not self._gone
         if value is None:
             self.policies = SessionsSpec()
             return
@@ -85,15 +88,28 @@ class SessionTable:
         else:
             self._open.pop(key, None)
         if len(self._sessions) > self._max:
-            self.whole = False
-            oldest, _ = self._sessions.popitem(last=False)
-            self._open.pop(oldest, None)
+            self._let_go()
 
     def under_way(self) -> Iterator[Known]:
         """Accounts that hold something for a task."""
         for key in tuple(self._open):
             if (known := self._sessions.get(key)) is not None:
                 yield known
+
+    def _let_go(self) -> None:
+        """Of the one that was changed longest ago and holds nothing. It is missed only where an id alone tells whether
+        there is an account."""
+        for _ in range(LOOKS_MAX):
+            key, known = self._sessions.popitem(last=False)
+            if key not in self._open:
+                break
+            self._sessions[key] = known
+        else:
+            key, _ = self._sessions.popitem(last=False)
+            self._open.pop(key, None)
+        self._gone = True
+        if not self.policy(key[0]).keeps:
+            self.whole = False
 
     def _apply(self, message: Message) -> None:
         if message.deleted:

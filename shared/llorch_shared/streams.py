@@ -169,7 +169,7 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
         ),
         _bucket("REG", history=1, max_bytes=64 * _MIB, live=subjects.ALL_REGISTRY_LIVE),
         _bucket("SPEC", history=16, max_bytes=64 * _MIB, live=subjects.ALL_SPEC_LIVE),
-        _bucket("SES", history=1, max_bytes=256 * _MIB, live=subjects.ALL_SESSIONS_LIVE),
+        _bucket("SES", history=1, max_bytes=256 * _MIB, live=subjects.ALL_SESSIONS_LIVE, discard="old"),
         _bucket("CAT", history=16, max_bytes=64 * _MIB, live=subjects.ALL_CATALOG_LIVE),
     )
     return Topology(streams=tuple(_replicated(stream, replicas) for stream in streams))
@@ -179,13 +179,14 @@ def _replicated(stream: Stream, replicas: int) -> Stream:
     return Stream(name=stream.name, config={**stream.config, "num_replicas": replicas})
 
 
-def _bucket(name: str, *, history: int, max_bytes: int, live: str) -> Stream:
+def _bucket(name: str, *, history: int, max_bytes: int, live: str, discard: str = "new") -> Stream:
+    """`discard` old: what was changed longest ago goes when it is full, instead of what is new being refused."""
     return _stream(
         f"KV_{name}",
         [f"$KV.{name}.>"],
         retention="limits",
         storage="file",
-        discard="new",
+        discard=discard,
         max_msgs_per_subject=history,
         max_bytes=max_bytes,
         deny_delete=True,
