@@ -8,9 +8,9 @@ import pytest
 
 from llorch_gateway.core.notice import notice
 from llorch_gateway.core.prospect import Prospect
-from llorch_gateway.core.reader import Reader
 from llorch_gateway.relay import stream
 from llorch_gateway.relay.notices import EVERY_S, Notices
+from llorch_shared.streaming.reader import Reader
 from llorch_shared.wire.frames import Metrics, peek, split_events
 from llorch_shared.wire.registry import ReplicaRecord, ReplicaState
 from llorch_shared.wire.run import Located, WaitsFor

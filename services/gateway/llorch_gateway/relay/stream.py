@@ -1,6 +1,6 @@
 """One response: bytes from a seat to a client, until the stream ends, the client leaves or this process stops.
 
-Here is the waiting and the reading of the stored stream; what is sent, and in what order, `core.reader` decides.
+Here is the waiting and the reading of the stored stream; what is sent, and in what order, `streaming.reader` decides.
 """
 
 import asyncio
@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from llorch_gateway.core import record as records
-from llorch_gateway.core.reader import Reader
 from llorch_gateway.relay.channel import Seat
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message
 from llorch_shared.shared_walks import SharedWalks
+from llorch_shared.streaming import endings
+from llorch_shared.streaming.reader import Reader
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.frames import BadFrame
 from llorch_shared.wire.run import RunRecord, decode_run
@@ -208,7 +209,7 @@ class Stream:
 
     def _give_up(self) -> None:
         log.warning("token %d of %s is no longer kept anywhere", self._reader.next_index, self._task)
-        self._reader.finish(records.frames_gone())
+        self._reader.finish(endings.frames_gone())
 
     async def _check_record(self) -> None:
         """The stream has been quiet. If the task's record is final, its last frame was missed: end with what the
@@ -219,13 +220,13 @@ class Stream:
         reader = self._reader
         if records.is_cancelled(record):
             reader.silence()
-            reader.finish(records.terminal_frame(record))
+            reader.finish(endings.terminal_frame(record))
         elif self._looked_at != reader.next_index:
             self._looked_at, self._looked_since = reader.next_index, self._loop.time()
             reader.lost()
             self._seat.check_due = True
         elif reader.next_index >= record.tokens_out:
-            reader.finish(records.terminal_frame(record))
+            reader.finish(endings.terminal_frame(record))
         elif self._loop.time() - self._looked_since > GONE_AFTER_S or _ended_s_ago(record) > REPUBLISHED_WITHIN_S:
             self._give_up()
         else:

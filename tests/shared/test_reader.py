@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llorch_gateway.core.outgoing import PIECE_BYTES
-from llorch_gateway.core.reader import Mode, Reader
 from llorch_shared.errors import ErrorBody, ErrorCode
+from llorch_shared.streaming.outgoing import PIECE_BYTES
+from llorch_shared.streaming.reader import Mode, Reader
 from llorch_shared.wire import frames
 from llorch_shared.wire.frames import Cursor, Event, peek, split_events
 

@@ -13,8 +13,8 @@ half of one text behind half of another. That the output began anew is said betw
 from enum import IntEnum
 from typing import Final
 
-from llorch_gateway.core.outgoing import Outgoing
-from llorch_gateway.core.record import parted
+from llorch_shared.streaming.endings import parted
+from llorch_shared.streaming.outgoing import Outgoing
 from llorch_shared.wire.frames import (
     Cursor,
     Header,
