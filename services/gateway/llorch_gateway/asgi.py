@@ -7,7 +7,7 @@ work itself. Whatever is answered here or there carries X-Correlation-Id, and ev
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import parse_qs
@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from llorch_gateway.admissions import Admissions
+from llorch_gateway.bodies import check_json, read_body
 from llorch_gateway.call import Call, call_of, correlation_of
 from llorch_gateway.core.sessions import budget_headers
 from llorch_gateway.cors import Cors
@@ -48,8 +49,6 @@ LAST_ANSWERS_S: Final = 0.5
 """For the answers to those that are told to come back."""
 TASKS_PATH: Final = "/v1/tasks"
 STREAM_SUFFIX: Final = "/stream"
-DRAINED_BODY_MAX: Final = 32 * 1024 * 1024
-"""An oversized body up to this size is read and thrown away, so that its sender gets to see the 413."""
 _WANTED: Final = frozenset(
     {
         b"access-control-request-headers",
@@ -227,44 +226,6 @@ class Front:
                 raise
             log.exception("a stream broke off", extra={"task_id": opened.task, "correlation_id": call.correlation_id})
         await send({"type": "http.response.body", "body": b""})
-
-
-def check_json(headers: Mapping[bytes, bytes], what: str) -> None:
-    """Raises OrchError 415."""
-    if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
-        raise invalid(f"send the {what} as content-type application/json", status=415)
-
-
-async def read_body(
-    receive: Callable[[], Awaitable[Any]], headers: Mapping[bytes, bytes], limit: int, *, within_s: float
-) -> bytes:
-    """The whole body. Raises OrchError 413 when it is longer than `limit`, 408 when it takes longer than `within_s`,
-    400 when it is cut short."""
-    try:
-        async with asyncio.timeout(within_s):
-            return await _whole_body(receive, headers, limit)
-    except TimeoutError:
-        raise invalid(f"the body did not arrive within {within_s:g} s", status=408) from None
-
-
-async def _whole_body(receive: Callable[[], Awaitable[Any]], headers: Mapping[bytes, bytes], limit: int) -> bytes:
-    announced = headers.get(b"content-length", b"0")
-    length = int(announced) if announced.isdigit() else 0
-    parts: list[bytes] = []
-    size = 0
-    while not (length > DRAINED_BODY_MAX or size > DRAINED_BODY_MAX):
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise invalid("the request body was cut short")
-        part = message.get("body", b"")
-        size += len(part)
-        if size <= limit:
-            parts.append(part)
-        if not message.get("more_body", False):
-            break
-    if max(size, length) > limit:
-        raise invalid(f"the body is over {limit} bytes", status=413)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 async def reply_error(

@@ -11,7 +11,8 @@ from litestar import Litestar, Request, Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException
 from litestar.handlers import HTTPRouteHandler, route
 
-from llorch_gateway.asgi import CALL, check_json, read_body
+from llorch_gateway.asgi import CALL
+from llorch_gateway.bodies import check_json, read_body
 from llorch_gateway.call import Call
 from llorch_gateway.failures import as_orch_error
 from llorch_gateway.http_errors import error_reply

@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 from llorch_gateway.admissions import Admissions
-from llorch_gateway.asgi import STOPPING, Receive, Scope, Send, check_json, read_body
+from llorch_gateway.asgi import STOPPING, Receive, Scope, Send
+from llorch_gateway.bodies import check_json, read_body
 from llorch_gateway.call import Call
 from llorch_gateway.failures import unavailable
 from llorch_gateway.http_errors import CORRELATION, JSON_TYPE, SAFE, Headers
