@@ -38,10 +38,11 @@ def check_request(request: TaskRequest) -> None:
     check_deadline(request)
 
 
-def check_pool(request: TaskRequest, pool: PoolSpec) -> None:
+def check_pool(request: TaskRequest, pool: PoolSpec, *, had_model: bool = False) -> None:
     """A request that somebody put into this pool's queue. Raises OrchError. Whether a replica has the device that its
-    client requires is not looked at: that takes the registry."""
-    if request.engine is not pool.engine or request.model_ref != pool.model:
+    client requires is not looked at: that takes the registry. `had_model`: the pool had its model when it came; what
+    waits while the pool gets another one is served by that."""
+    if request.engine is not pool.engine or (request.model_ref != pool.model and not had_model):
         raise invalid(
             f"pool {pool.id} does not serve model {request.model_ref!r} with engine {request.engine}",
             engine=request.engine,

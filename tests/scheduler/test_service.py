@@ -16,7 +16,7 @@ from llorch_shared.bus.port import Full, NoResponder
 from llorch_shared.errors import ErrorCode
 from llorch_shared.waiting import expect
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent
-from llorch_shared.wire.desired import Tenant
+from llorch_shared.wire.desired import PoolReload, ReloadState, Tenant
 from llorch_shared.wire.frames import Kind, encode_metrics, encode_token, peek
 from llorch_shared.wire.frames import Metrics as FrameMetrics
 from llorch_shared.wire.registry import FLOOR_DECODER, LOAD_DECODER, PoolLoad, ReplicaState
@@ -369,6 +369,26 @@ async def test_the_limits_of_a_tenant_count_in_every_pool_while_they_stand() -> 
         assert node.held_max <= 2
         await bus.store(key, b"", headers={"KV-Operation": "DEL"})
         await eventually(lambda: len(node.held) == 3)
+
+
+async def test_a_task_that_waited_while_its_pool_got_another_model_is_served_by_that() -> None:
+    async with town(MemoryWorld()) as place:
+        task, bus = request(), place.client.bus
+        await bus.ensure(streams.admission(pool_spec()))
+        await place.client.admit(task)
+        reload = PoolReload(
+            id="r1",
+            pool_id="p1",
+            new_model_ref="mock:other",
+            old_model_ref=task.model_ref,
+            state=ReloadState.UNDERWAY,
+            requested_ms=1,
+        )
+        await bus.store(subjects.spec(subjects.reload_key("p1")), msgspec.json.encode(reload))
+        await place.client.want(msgspec.structs.replace(pool_spec(), model="mock:other"))
+        node = await place.node(model="mock:other")
+        await place.scheduler()
+        await eventually(lambda: task.task_id in node.held)
 
 
 async def test_after_a_restart_an_idle_system_promises_no_wait() -> None:

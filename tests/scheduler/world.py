@@ -117,7 +117,9 @@ class Node:
         slots: int = 2,
         name: str = "node-1",
         ttl_s: float = 3,
+        model: str = MODEL,
     ) -> None:
+        self.model = model
         self.bus, self.pool, self.replica, self.slots = bus, pool, replica, slots
         self.name, self.ttl_s = name, ttl_s
         self.incarnation = uuid.uuid4().hex[:8]
@@ -206,7 +208,7 @@ class Node:
             incarnation=self.incarnation,
             state=self.state,
             engine=Engine.MOCK,
-            model_ref=MODEL,
+            model_ref=self.model,
             slots_total=self.slots,
             active=tuple(self.held),
             ctx_max=4096,

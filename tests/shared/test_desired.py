@@ -101,6 +101,24 @@ async def test_one_reload_at_a_time(bus: Bus, by: Author) -> None:
     assert same.state is ReloadState.DONE, "it has the model"
 
 
+async def test_what_came_while_the_pool_had_another_model_is_known_through_several_reloads(
+    bus: Bus, by: Author
+) -> None:
+    await pools.create(bus, CHAT, by)
+    wish = await orders.reload(bus, "chat", by, new_model_ref="mock:second")
+    assert wish.had("mock:words", 10), "nothing has changed yet"
+    done = msgspec.structs.replace(wish, state=ReloadState.DONE, ended_ms=1_000)
+    await RELOADS.write(bus, "chat", done, over=(await RELOADS.read(bus, "chat")).seq)
+    second = msgspec.structs.replace(CHAT, model="mock:second")
+    await pools.replace(bus, second, by, over=(await POOLS.read(bus, "chat")).seq)
+    failed = await orders.reload(bus, "chat", by, new_model_ref="mock:third")
+    failed = msgspec.structs.replace(failed, state=ReloadState.FAILED, ended_ms=90_000)
+    assert failed.had("mock:words", 1_000)
+    assert not failed.had("mock:words", 60_000)
+    assert not failed.had("mock:third", 60_000)
+    assert failed.and_before() == failed.former
+
+
 async def test_a_pool_that_is_made_again_is_not_born_resting(bus: Bus, by: Author) -> None:
     await pools.create(bus, CHAT, by)
     await orders.drain(bus, "chat", by, deadline_ms=5)

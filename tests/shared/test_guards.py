@@ -102,6 +102,13 @@ def test_what_a_workload_with_inputs_does_not_take_is_refused(changes: dict[str,
         check_content(request(**changes))
 
 
+def test_what_waits_is_served_by_the_model_that_the_pool_has_by_then() -> None:
+    pool = PoolSpec(id="p", engine=request().engine, model="mock:other")
+    check_pool(request(), pool, had_model=True)
+    with pytest.raises(OrchError, match="does not serve model"):
+        check_pool(request(), pool)
+
+
 def test_a_pool_takes_the_workloads_that_it_serves() -> None:
     completions = PoolSpec(id="p", engine=request().engine, model=request().model_ref)
     embeddings = msgspec.structs.replace(completions, workloads=(Workload.EMBEDDING,), pooling=Pooling.MEAN)

@@ -296,7 +296,7 @@ class Replica:
         async def watch() -> None:
             reason.append(await life.until_broken())
 
-        self._holds = True
+        self._holds, self._progress = True, "ready, and waits for the reload to be decided"
         self._tell()
         try:
             await first_of(watch(), self._released.wait())

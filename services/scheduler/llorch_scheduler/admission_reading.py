@@ -5,6 +5,7 @@ ends its task, too, where an id can be found, and is set aside as a dead letter 
 set aside unread: what it would mean by a task id is not known here, and a task that ended could not be replayed.
 """
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import msgspec
@@ -24,6 +25,10 @@ PAYLOAD_BYTES_MAX: Final = 1_000_000
 UNKNOWN_TENANT: Final = "default"
 
 
+HadModel = Callable[[str, int], bool]
+"""(model reference, Unix milliseconds): whether the pool had another model than now, and this one, at that time."""
+
+
 class Reading(NamedTuple):
     event: TaskArrived | None
     """None where not even a task id can be read: then there is nobody to tell."""
@@ -41,7 +46,14 @@ _NAMED: Final = msgspec.json.Decoder(_Named)
 
 
 def read_admission(
-    message: Message, *, pool_id: str, pool: PoolSpec | None, priority: Priority, at_ms: int, stream: str
+    message: Message,
+    *,
+    pool_id: str,
+    pool: PoolSpec | None,
+    priority: Priority,
+    at_ms: int,
+    stream: str,
+    had_model: HadModel,
 ) -> Reading:
     """Never raises for what the message is made of. The subject says tenant and priority, whatever the payload says."""
     request: TaskRequest | None = None
@@ -50,7 +62,8 @@ def read_admission(
     tenant = subjects.last_token(message.subject)
     try:
         request = _request(message)
-        _guard(request, pool, tenant)
+        moved = pool is not None and request.model_ref != pool.model
+        _guard(request, pool, tenant, had_model=moved and had_model(request.model_ref, message.stored_ms or at_ms))
     except NewerVersion as error:
         return Reading(None, error)
     except (Unreadable, TooLarge) as error:
@@ -89,13 +102,13 @@ def _request(message: Message) -> TaskRequest:
     return decode(Kind.ADMISSION, REQUEST_DECODER, message.data, message.headers)
 
 
-def _guard(request: TaskRequest, pool: PoolSpec | None, tenant: str) -> None:
+def _guard(request: TaskRequest, pool: PoolSpec | None, tenant: str, *, had_model: bool) -> None:
     """Raises OrchError."""
     if not is_name(tenant):
         raise invalid(f"the subject's last word, {tenant[:80]!r}, is no tenant")
     check_request(request)
     if pool is not None:
-        check_pool(request, pool)
+        check_pool(request, pool, had_model=had_model)
 
 
 def _task_id(message: Message) -> str:

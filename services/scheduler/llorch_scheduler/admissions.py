@@ -10,6 +10,7 @@ its letter stands.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from llorch_scheduler.admission_reading import Reading, read_admission
@@ -61,8 +62,17 @@ class Admissions:
     """All queues of a term, and the deliveries that wait for their acknowledgement."""
 
     def __init__(
-        self, bus: Bus, dead: DeadLetters, *, put: Put, now_ms: Callable[[], int], going: Callable[[], bool]
+        self,
+        bus: Bus,
+        dead: DeadLetters,
+        *,
+        put: Put,
+        now_ms: Callable[[], int],
+        going: Callable[[], bool],
+        had_model: Callable[[str, str, int], bool] = lambda *_: False,
     ) -> None:
+        """`had_model`: whether a pool had a model, which it has no longer, at a time (Unix milliseconds)."""
+        self._had_model: Final = had_model
         self._bus: Final = bus
         self._dead: Final = dead
         self._poison: Final[asyncio.Queue[_Poison]] = asyncio.Queue()
@@ -150,6 +160,7 @@ class Admissions:
                 priority=queue.priority,
                 at_ms=self._now_ms(),
                 stream=queue.stream,
+                had_model=partial(self._had_model, queue.pool_id),
             )
         except Exception as error:
             log.exception("reading message %d of %s failed in a way nobody foresaw", message.seq, queue.stream)

@@ -48,6 +48,7 @@ from llorch_shared.pool_policy import with_tenants
 from llorch_shared.session_store import SessionStore
 from llorch_shared.session_table import SessionTable
 from llorch_shared.wall_clock import now_ms
+from llorch_shared.wire.desired import RELOAD_DECODER
 from llorch_shared.wire.policy import TenantSpec
 from llorch_shared.wire.registry import APPOINTMENT_REQUEST_DECODER, REPLICA_DECODER, ReplicaRecord
 from llorch_shared.wire.run import RunRecord
@@ -103,7 +104,9 @@ class TermLoop:
         self._narration: Final = narration
         self.core: Final = SchedulerCore(actor=actor, limits=limits)
         self._inbox: Final = Inbox()
-        self._admissions: Final = Admissions(bus, dead, put=self._put, now_ms=now_ms, going=lambda: term.active)
+        self._admissions: Final = Admissions(
+            bus, dead, put=self._put, now_ms=now_ms, going=lambda: term.active, had_model=self._had_model
+        )
         self._performer: Final = Performer(
             bus, term, self._admissions, audit, narration, actor=actor, emit=self._offer, now_ms=now_ms
         )
@@ -178,6 +181,14 @@ class TermLoop:
             return
         self._offer(PoolChanged(at_ms=now_ms(), spec=with_tenants(spec, self._tenants), seq=seq))
         self._follow_pool(spec.id, spec)
+
+    def _had_model(self, pool_id: str, model_ref: str, at_ms: int) -> bool:
+        value = self._specs.values.get(subjects.reload_key(pool_id))
+        try:
+            return value is not None and RELOAD_DECODER.decode(value).had(model_ref, at_ms)
+        except msgspec.DecodeError:
+            log.exception("the reload of pool %s cannot be read", pool_id)
+            return False
 
     def tenants_changed(self) -> None:
         """In effect with the next tick, however many change at once."""

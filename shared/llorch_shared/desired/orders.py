@@ -78,6 +78,7 @@ async def reload(
         ended_ms=at_ms if same else 0,
         identity=by.identity,
         channel=by.channel,
+        former=before.value.and_before() if before.value is not None else (),
     )
     try:
         await RELOADS.write(bus, pool_id, wish, over=before.seq)

@@ -17,6 +17,9 @@ from llorch_shared.wire.task import Name
 
 ModelRef = Annotated[str, Meta(min_length=1, max_length=512)]
 DeadlineMs = Annotated[int, Meta(ge=0, le=86_400_000)]
+FORMER_MAX: Final = 16
+LEARN_MS: Final = 5_000
+"""How long a gateway may still admit tasks for the model that a pool had."""
 RELOAD_DEADLINE_MS: Final = 1_800_000
 """Half an hour: a model of some tens of gigabytes may have to be fetched first."""
 
@@ -42,6 +45,11 @@ class ReloadState(StrEnum):
     """The pool serves what it served before."""
 
 
+class FormerModel(msgspec.Struct, frozen=True, kw_only=True):
+    model_ref: ModelRef
+    until_ms: int
+
+
 class PoolReload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`reload.<pool>`: the latest change of the pool's model that was asked for (ORCH-2102, OC-CTRL-2003)."""
 
@@ -57,6 +65,24 @@ class PoolReload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     last_error: str = ""
     identity: str = ""
     channel: str = ""
+    former: tuple[FormerModel, ...] = ()
+    """What earlier reloads took from the pool, the latest last; `FORMER_MAX` of them."""
+
+    def had(self, model_ref: str, at_ms: int) -> bool:
+        """Whether the pool had this model at that time, as far as gateways knew: they learn of a change a little
+        later."""
+        known = list(self.former)
+        if self.state is not ReloadState.FAILED:
+            until_ms = self.ended_ms if self.state is ReloadState.DONE else at_ms
+            known.append(FormerModel(model_ref=self.old_model_ref, until_ms=until_ms))
+        return any(each.model_ref == model_ref and at_ms <= each.until_ms + LEARN_MS for each in known)
+
+    def and_before(self) -> tuple[FormerModel, ...]:
+        """`former` of the next reload."""
+        if self.state is not ReloadState.DONE:
+            return self.former
+        mine = FormerModel(model_ref=self.old_model_ref, until_ms=self.ended_ms)
+        return (*self.former, mine)[-FORMER_MAX:]
 
 
 class Tenant(TenantSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
