@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llorch_poold.adapters.llamacpp import LlamaCpp, completion_body
-from llorch_poold.adapters.port import EngineBroke, GenerationCall, RequestRejected
+from llorch_poold.adapters.port import EngineBroke, Finish, GenerationCall, RequestRejected
 from llorch_poold.mock_generation import text_of
 from llorch_poold.mock_text import Turn, chatml, cut_at
 from llorch_poold.self_test import renders_chats
@@ -65,7 +65,7 @@ async def test_a_generation_ends_at_a_stop_word_with_the_engines_count() -> None
         adapter.submit(GenerationCall(request=request, seed=1, slot=0, correlation_id="-"), sink)
         await sink.over()
     assert sink.text == f"{text_of('Say something.', 1, 3)} "
-    assert sink.finish == ("stop", 2, 4)
+    assert sink.finish == Finish("stop", 2, 4, "w3")
 
 
 @pytest.mark.parametrize(

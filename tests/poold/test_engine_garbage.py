@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from llorch_poold.adapters.llamacpp import LlamaCpp
-from llorch_poold.adapters.port import EngineBroke, EngineBusy, EngineFailure, RequestRejected
+from llorch_poold.adapters.port import EngineBroke, EngineBusy, EngineFailure, Finish, RequestRejected
 from llorch_poold.sse_decode import EVENT_BYTES_MAX
 from poold.engines import HEAD, Collected, call, chunked, last, read_request, scripted, token
 
@@ -196,7 +196,7 @@ async def test_an_engine_that_talks_on_after_its_last_frame_is_left() -> None:
         sink = Collected()
         LlamaCpp(http).submit(call(), sink)
         await sink.over()
-        assert sink.finish == ("length", 5, 2)
+        assert sink.finish == Finish("length", 5, 2)
         async with asyncio.timeout(15):
             await closed.wait()
         assert sink.texts == [" a", " b"]
@@ -206,4 +206,4 @@ async def test_what_llama_server_leaves_out_is_no_garbage() -> None:
     """Tokens inside a character have no frame; comments are pings; a character that the end cuts is not sent."""
     sink = await given(HEAD + chunk(b": ping\n\n" + frames(token("é", 3), token("", 4), last(7, "eos"))) + b"0\r\n\r\n")
     assert sink.texts == ["", "", "é", "", "", "", ""]
-    assert sink.finish == ("stop", 5, 7)
+    assert sink.finish == Finish("stop", 5, 7)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from llorch_poold.adapters.llamacpp import LlamaCpp, completion_body
-from llorch_poold.adapters.port import EngineBroke, EngineBusy, RequestRejected
+from llorch_poold.adapters.port import EngineBroke, EngineBusy, Finish, RequestRejected
 from llorch_poold.mock_generation import text_of
 from poold.engines import (
     HEAD,
@@ -54,7 +54,7 @@ async def test_progress_frames_are_no_tokens() -> None:
     sink = await collect(chunked(PROGRESS, token(" a", 1), PROGRESS, token(" b", 2), last(2)))
     assert sink.texts == [" a", " b"]
     assert sink.tokens_in == 5
-    assert sink.finish == ("length", 5, 2)
+    assert sink.finish == Finish("length", 5, 2)
 
 
 async def test_frames_split_inside_a_character_are_whole_again() -> None:
@@ -131,12 +131,12 @@ async def test_the_mock_engine_speaks_the_dialect() -> None:
         engine.submit(call(max_tokens=300, prompt="one two"), sink)
         await sink.over()
         assert sink.text == text_of("one two", 7, 300)
-        assert sink.finish == ("length", 2, 300)
+        assert sink.finish == Finish("length", 2, 300)
         assert max(sink.reads) > 1, "tokens of one read are handed over together"
         assert (await engine.counters())["llamacpp:tokens_predicted_total"] == 300
         ended = Collected()
         engine.submit(call(max_tokens=300, prompt="stop early [tokens=3]"), ended)
-        assert (await ended.over()).finish == ("stop", 3, 3)
+        assert (await ended.over()).finish == Finish("stop", 3, 3)
 
 
 async def test_a_paced_engine_keeps_its_pace() -> None:
@@ -241,7 +241,7 @@ async def test_a_long_prompt_is_read_batch_by_batch() -> None:
             sink.on_prompt = told.append  # type: ignore[method-assign]
             engine.submit(call(slot=slot, prompt="word " * 100, max_tokens=1), sink)
         await asyncio.gather(*(sink.over() for sink in sinks))
-        assert [sink.finish for sink in sinks] == [("length", 100, 1)] * 2
+        assert [sink.finish for sink in sinks] == [Finish("length", 100, 1)] * 2
         assert len(told) >= 2 * 100 // 16, "a sign of life after every batch"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from llorch_poold.adapters.llama_results import ANSWER_BYTES_MAX
 from llorch_poold.adapters.llamacpp import LlamaCpp
-from llorch_poold.adapters.port import EngineBroke, EngineBusy, EngineFailure, RequestRejected
+from llorch_poold.adapters.port import EngineBroke, EngineBusy, EngineFailure, Finish, RequestRejected
 from llorch_poold.core.results import embedding_text, score_text, tokens_read
 from llorch_poold.mock_results import nearness, vector_of
 from llorch_poold.self_test import wait_slot_free
@@ -101,7 +101,7 @@ async def test_each_input_is_asked_for_and_gives_one_result() -> None:
     assert [json.loads(text)["index"] for text in sink.texts] == [0, 1, 2]
     assert json.loads(sink.texts[0])["embedding"] == [-0.0204328783, -0.0101640159, 0.000111392517]
     assert sink.reads == [1, 1, 1]
-    assert (sink.began, sink.tokens_in, sink.finish) == (1, 6, ("stop", 6, 3))
+    assert (sink.began, sink.tokens_in, sink.finish) == (1, 6, Finish("stop", 6, 3))
     assert [path for path, _ in asked] == ["/v1/embeddings"] * 3
     assert [body["input"] for _, body in asked] == INPUTS["inputs"]
     assert asked[0][1]["id_slot"] == 0
@@ -118,7 +118,7 @@ async def test_a_later_attempt_asks_for_the_inputs_that_are_left() -> None:
     sink, asked = await collect(reply(EMBEDDED), first=2, **EMBED)
     assert [body["input"] for _, body in asked] == ["Rain."]
     assert json.loads(sink.texts[0])["index"] == 2
-    assert sink.finish == ("stop", 2, 1)
+    assert sink.finish == Finish("stop", 2, 1)
     assert tokens_read([embedding_text(0, [1.0], 7), score_text(1, 0.5, 4), "no result"]) == 11
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llorch_poold.adapters.llamacpp import LlamaCpp, completion_body
+from llorch_poold.adapters.port import Finish
 from llorch_poold.mock_chat import arguments_of
 from llorch_poold.mock_generation import digest, text_of
 from llorch_poold.mock_text import Turn, chatml
@@ -66,7 +67,7 @@ async def test_each_token_of_a_call_is_a_token_and_carries_what_it_adds() -> Non
     assert sink.finish.reason == "tool_calls"
     assert sink.texts == [""] * sink.finish.tokens_out
     assert sink.tokens_in == sink.finish.tokens_in == len(PROMPT.split())
-    assert plain.finish == ("length", len(PROMPT.split()), 40)
+    assert plain.finish == Finish("length", len(PROMPT.split()), 40)
     assert plain.text == text_of(PROMPT, 7, 40), "it called nothing: nobody asked it to"
 
 
@@ -103,7 +104,7 @@ async def answered_with(*frames: bytes) -> Collected:
 
 async def test_frames_that_speak_of_one_token_are_one_token() -> None:
     sink = await answered_with(*FRAMES)
-    assert sink.finish == ("tool_calls", 3, 10)
+    assert sink.finish == Finish("tool_calls", 3, 10)
     assert sink.texts == ["", "I", *[""] * 8]
     assert [number for number, more in enumerate(sink.more, 1) if more] == [8]
     assert arguments(calls_of(sink.more)) == "{}"

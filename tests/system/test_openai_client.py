@@ -1,4 +1,4 @@
-"""The official `openai` client, unmodified, against the whole system with mock engines."""
+"""The official clients `openai` and `anthropic`, unmodified, against the whole system with mock engines."""
 
 import asyncio
 import json
@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+import anthropic
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
@@ -233,3 +234,68 @@ async def test_two_clients_at_once_read_each_its_own(client: openai.AsyncOpenAI)
         return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
     assert await asyncio.gather(one(1), one(2)) == [text_of(PROMPT, 1, 50), text_of(PROMPT, 2, 50)]
+
+
+WEATHER: Final[Any] = {
+    "name": "get_weather",
+    "description": "Weather of a city",
+    "input_schema": OFFER["function"]["parameters"],
+}
+
+
+@pytest.fixture(scope="module")
+async def claude(system: System) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with anthropic.AsyncAnthropic(base_url=system.url(), api_key=TOKEN, max_retries=0, timeout=60) as opened:
+        yield opened
+
+
+async def test_anthropics_client_gets_messages_whole_and_streamed(claude: anthropic.AsyncAnthropic) -> None:
+    turn: Any = {"role": "user", "content": [{"type": "text", "text": "Say something."}]}
+    wish: Any = {"model": FAST.model, "system": "Be brief.", "messages": [turn], "max_tokens": 40}
+    same: Any = {"extra_headers": {"X-Llorch-Task-Id": str(uuid.uuid4())}}
+    whole = await claude.messages.create(**wish, **same)
+    (block,) = whole.content
+    assert block.type == "text"
+    assert len(block.text.split()) == 40
+    assert whole.stop_reason == "max_tokens"
+    assert (whole.usage.input_tokens, whole.usage.output_tokens) == (len(PROMPT.split()), 40)
+    async with claude.messages.stream(**wish, **same) as stream:
+        text = "".join([piece async for piece in stream.text_stream])
+        final = await stream.get_final_message()
+    assert (text, final.stop_reason) == (block.text, "max_tokens"), "it is the same task"
+    assert (final.usage.input_tokens, final.usage.output_tokens) == (len(PROMPT.split()), 40)
+    stopped = await claude.messages.create(**wish, stop_sequences=[" w5"])
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", " w5")
+
+
+async def test_anthropics_client_calls_tools_and_goes_on(claude: anthropic.AsyncAnthropic) -> None:
+    ask: Any = {"role": "user", "content": "The weather in Paris?"}
+    wish: Any = {"model": FAST.model, "tools": [WEATHER], "max_tokens": 30}
+    called = await claude.messages.create(**wish, messages=[ask], tool_choice={"type": "any"})
+    (use,) = called.content
+    assert use.type == "tool_use"
+    assert (called.stop_reason, use.name, list(use.input)) == ("tool_use", "get_weather", ["city"])
+    async with claude.messages.stream(**wish, messages=[ask], tool_choice={"type": "tool", "name": use.name}) as stream:
+        final = await stream.get_final_message()
+    (again,) = final.content
+    assert again.type == "tool_use"
+    assert (final.stop_reason, again.name, list(again.input)) == ("tool_use", "get_weather", ["city"])
+    result: Any = {"type": "tool_result", "tool_use_id": use.id, "content": "sunny"}
+    turns: Any = [ask, {"role": "assistant", "content": called.content}, {"role": "user", "content": [result]}]
+    after = await claude.messages.create(**wish, messages=turns)
+    assert after.content[0].type == "text"
+
+
+async def test_errors_are_the_kinds_of_anthropics_client(claude: anthropic.AsyncAnthropic) -> None:
+    wish: Any = {"model": FAST.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
+    with pytest.raises(anthropic.NotFoundError) as unknown:
+        await claude.messages.create(**{**wish, "model": "claude"})
+    assert unknown.value.request_id
+    body: Any = unknown.value.body
+    assert (body["type"], body["error"]["type"]) == ("error", "not_found_error")
+    turns: Any = [{"role": "user", "content": "a " * 9000}]
+    for stream in (False, True):
+        with pytest.raises(anthropic.BadRequestError, match="the prompt has"):
+            await claude.messages.create(**{**wish, "messages": turns}, stream=stream)
+    with pytest.raises(anthropic.AuthenticationError):
+        await claude.with_options(api_key="sk-of-nobody").messages.create(**wish)

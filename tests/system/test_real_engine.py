@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import msgspec
 import openai
@@ -317,3 +318,38 @@ async def test_log_probabilities_are_the_engines_own(real: System) -> None:
     assert all(len(top) == 2 for top in weights.top_logprobs or ())
     for weight, top in zip(weights.token_logprobs or (), weights.top_logprobs or (), strict=True):
         assert weight == max(top.values()), "temperature 0 takes the likeliest"
+
+
+def weather_messages() -> list[Any]:
+    """The same chat in Anthropic's blocks."""
+    turns: list[Any] = []
+    for turn in weather_chat():
+        content: Any = turn["content"]
+        for call in turn.get("tool_calls", ()):
+            city = json.loads(call["function"]["arguments"])
+            content = [{"type": "tool_use", "id": call["id"], "name": "get_weather", "input": city}]
+        turns.append({"role": turn["role"], "content": content})
+    return turns
+
+
+async def test_the_anthropic_client_gets_text_and_calls_of_a_real_model(real: System) -> None:
+    function = WEATHER["function"]
+    tool: Any = {"name": function["name"], "description": "Weather of a city", "input_schema": function["parameters"]}
+    plain: Any = {"model": "small", "messages": [{"role": "user", "content": "Name three colours."}], "max_tokens": 24}
+    wish: Any = {"model": "small", "messages": weather_messages(), "tools": [tool], "max_tokens": 60, "temperature": 0}
+    async with anthropic.AsyncAnthropic(base_url=real.url(), api_key="none", max_retries=0, timeout=120) as client:
+        said = await client.messages.create(**plain, temperature=0)
+        async with client.messages.stream(**plain, temperature=0) as stream:
+            text = "".join([piece async for piece in stream.text_stream])
+        whole = await client.messages.create(**wish, tool_choice={"type": "any"})
+        async with client.messages.stream(**wish, tool_choice={"type": "any"}) as stream:
+            streamed = await stream.get_final_message()
+    assert said.content[0].type == "text"
+    assert text == said.content[0].text
+    assert said.stop_reason in ("max_tokens", "end_turn")
+    for message in (whole, streamed):
+        (use,) = message.content
+        assert use.type == "tool_use"
+        assert (message.stop_reason, use.name, use.input) == ("tool_use", "get_weather", {"city": "Paris"})
+    assert whole.usage.input_tokens == streamed.usage.input_tokens
+    assert whole.usage.output_tokens == streamed.usage.output_tokens

@@ -1,4 +1,4 @@
-"""The outermost ASGI callable: correlation id, auth, the two hot routes and those of OpenAI's clients; everything else
+"""The outermost ASGI callable: correlation id, auth, the two hot routes and those of other interfaces; everything else
 goes to Litestar.
 
 Submission and streaming are raw ASGI because a framework costs more per request, and much more per event, than the
@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from llorch_gateway.admissions import Admissions
+from llorch_gateway.anthropic.replies import anthropic_error_reply, is_anthropic
 from llorch_gateway.bodies import check_json, read_body
 from llorch_gateway.call import Call, call_of, correlation_of
 from llorch_gateway.core.sessions import budget_headers
@@ -80,7 +81,13 @@ class Counted(Protocol):
     def __call__(self, work: Awaitable[T]) -> Awaitable[T]: ...
 
 
-OpenAi = Callable[[Scope, Receive, Send, Call, Counted], Awaitable[None]]
+Routes = Callable[[Scope, Receive, Send, Call, Counted], Awaitable[None]]
+
+
+class ErrorReply(Protocol):
+    """An error as status, headers and body."""
+
+    def __call__(self, error: OrchError, correlation_id: str, *, allow: str = "") -> tuple[int, Headers, bytes]: ...
 
 
 @dataclass(slots=True)
@@ -91,7 +98,8 @@ class Front:
     identities: Identities
     admissions: Admissions
     streams: Streams
-    openai: OpenAi
+    openai: Routes
+    anthropic: Routes
     control: App
     limits: Limits
     cors: Cors
@@ -158,13 +166,15 @@ class Front:
                 await self._answered(self._submit(scope, receive, send, call, headers))
             elif path.endswith(STREAM_SUFFIX) and path.startswith(TASKS_PATH):
                 await self._stream(scope, receive, send, call, headers)
+            elif is_anthropic(path):
+                await self.anthropic(scope, receive, send, call, self._answered)
             elif is_openai(path):
                 await self.openai(scope, receive, send, call, self._answered)
             else:
                 scope[CALL] = call
                 await self._answered(self.control(scope, receive, _correlated(send, correlation)))
         except Exception as error:  # noqa: BLE001  (this is the edge: every failure becomes an answer)
-            await reply_error(send, as_orch_error(error, correlation), correlation, openai=is_openai(path))
+            await reply_error(send, as_orch_error(error, correlation), correlation, told=_errors_of(path))
 
     async def _submit(
         self, scope: Scope, receive: Receive, send: Send, call: Call, headers: dict[bytes, bytes]
@@ -229,12 +239,18 @@ class Front:
 
 
 async def reply_error(
-    send: Send, error: OrchError, correlation_id: str, *, allow: str = "", openai: bool = False
+    send: Send, error: OrchError, correlation_id: str, *, allow: str = "", told: ErrorReply = error_reply
 ) -> None:
-    """Answer with the envelope, or in OpenAI's shape. Only before a reply has begun."""
-    status, headers, body = (openai_error_reply if openai else error_reply)(error, correlation_id, allow=allow)
+    """Answer with the envelope, or in the shape of another interface. Only before a reply has begun."""
+    status, headers, body = told(error, correlation_id, allow=allow)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _errors_of(path: str) -> ErrorReply:
+    if is_anthropic(path):
+        return anthropic_error_reply
+    return openai_error_reply if is_openai(path) else error_reply
 
 
 async def _not_allowed(send: Send, call: Call, allow: str) -> None:

@@ -25,6 +25,7 @@ from llorch_gateway import (
     tls,
 )
 from llorch_gateway.admissions import Admissions
+from llorch_gateway.anthropic.routes import AnthropicRoutes
 from llorch_gateway.asgi import Front
 from llorch_gateway.bus_api import BusApi
 from llorch_gateway.call import Call
@@ -34,6 +35,7 @@ from llorch_gateway.cors import Cors
 from llorch_gateway.entrance import Entrance
 from llorch_gateway.identity import Identities, TokenTable
 from llorch_gateway.limits import Limits
+from llorch_gateway.openai.door import Door
 from llorch_gateway.openai.routes import OpenAiRoutes
 from llorch_gateway.relay.log_life import LogLife
 from llorch_gateway.relay.presence import Presence
@@ -142,6 +144,13 @@ class Gateway:
             **process_api.handlers(metrics, self.readiness),
         }
         self._bus_api: Final = BusApi(bus=bus, handlers=handlers, tenant=wanted.tenant, instance=self.router.lane)
+        door = Door(
+            admissions=admissions,
+            streams=self._streams,
+            snapshot=self.snapshot,
+            body_bytes_max=wanted.body_bytes_max,
+            body_read_s=wanted.body_read_ms / 1000,
+        )
         self.front: Final = Front(
             identities=Identities(
                 AuthPolicy(
@@ -153,13 +162,8 @@ class Gateway:
             ),
             admissions=admissions,
             streams=self._streams,
-            openai=OpenAiRoutes(
-                admissions=admissions,
-                streams=self._streams,
-                snapshot=self.snapshot,
-                body_bytes_max=wanted.body_bytes_max,
-                body_read_s=wanted.body_read_ms / 1000,
-            ),
+            openai=OpenAiRoutes(door),
+            anthropic=AnthropicRoutes(door),
             control=application(handlers, body_bytes_max=wanted.body_bytes_max, body_read_s=wanted.body_read_ms / 1000),
             limits=Limits(metrics, time.monotonic),
             cors=Cors(frozenset(wanted.cors_origins)),

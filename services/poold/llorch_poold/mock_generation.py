@@ -20,7 +20,7 @@ from llorch_poold.mock_chat import progress as chat_progress
 from llorch_poold.mock_faults import BROKEN, FLOOD_BYTES, MISCOUNTED, STOPS, Fault, FaultKind, Faults
 from llorch_poold.mock_log import GenerationLog
 from llorch_poold.mock_prefill import Prefill
-from llorch_poold.mock_text import cut_at
+from llorch_poold.mock_text import cut_at, stop_in
 
 TICK_S: Final = 0.004
 BLOCK_TOKENS: Final = 48
@@ -151,7 +151,9 @@ class Generation:
         self._call: Final = call_deltas(request.tool, word) if request.tool is not None else []
         wanted = len(self._call) or _directive(request.prompt)
         total = request.n_predict if wanted is None else min(wanted, request.n_predict)
-        self._cut: Final = cut_at(text_of(request.prompt, request.seed, total), request.stop) if request.stop else None
+        text = text_of(request.prompt, request.seed, total)
+        self._stop: Final = stop_in(text, request.stop)
+        self._cut: Final = cut_at(text, request.stop) if request.stop else None
         """The texts before a stop word; None where there is none."""
         self.reason: Final = "word" if self._cut else "limit" if wanted is None or wanted > request.n_predict else "eos"
         self.total: Final = len(self._cut) if self._cut else total
@@ -316,7 +318,7 @@ class Generation:
             "tokens_evaluated": self.prompt_tokens,
             "truncated": False,
             "stop_type": self.reason,
-            "stopping_word": "",
+            "stopping_word": self._stop or "",
             "tokens_cached": self.prompt_tokens + self.total - 1,
             "timings": {"cache_n": 0, "prompt_n": self.prompt_tokens, "predicted_n": self.total},
         }

@@ -28,13 +28,19 @@ class Chat(msgspec.Struct):
     tools: list[dict[str, Any]] = []
 
 
+def stop_in(text: str, stops: Iterable[str]) -> str | None:
+    """The stop word that comes first."""
+    found = [(text.find(stop), stop) for stop in stops if stop in text]
+    return min(found)[1] if found else None
+
+
 def cut_at(text: str, stops: Iterable[str]) -> list[str] | None:
     """The texts of the tokens up to and with the one that completes the first stop word, none of which is shown: what
     may be its beginning is held back, as llama-server does. None when the text has none."""
-    found = [(text.find(stop), stop) for stop in stops if stop in text]
-    if not found:
+    stop = stop_in(text, stops)
+    if stop is None:
         return None
-    start, stop = min(found)
+    start = text.find(stop)
     end, texts, length = start + len(stop), [], 0
     for word in text[1:].split(" "):
         if length >= end:

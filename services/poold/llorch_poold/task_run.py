@@ -428,7 +428,7 @@ class TaskRun:
             self._differs(error)
             return
         reason = BUDGET if self._capped and finish.reason == "length" else finish.reason
-        self._conclude(Finished(reason, self._core.tokens_in, finish.tokens_out))
+        self._conclude(Finished(reason, self._core.tokens_in, finish.tokens_out, stop_sequence=finish.stop_sequence))
 
     def on_failure(self, failure: EngineFailure) -> None:
         if isinstance(failure, ContextFull) and self._goes_on:

@@ -215,6 +215,7 @@ class TokenStream:
                 decode_ms=final.decode_ms,
                 decode_time_ms=final.decode_ms,
                 finish_reason=final.finish_reason,
+                stop_sequence=final.stop_sequence,
                 cancel_ms=final.cancel_ms,
                 tokens_in=final.tokens_in,
                 latency_first_token_ms=latency_first_token_ms,

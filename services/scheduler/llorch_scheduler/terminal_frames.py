@@ -29,6 +29,7 @@ def publish_terminal(bus: Bus, record: RunRecord) -> None:
             decode_ms=record.decode_ms,
             decode_time_ms=record.decode_ms,
             finish_reason=record.finish_reason,
+            stop_sequence=record.stop_sequence,
             cancel_ms=record.cancel_ms,
             restarted_at=record.restarted_at,
         )

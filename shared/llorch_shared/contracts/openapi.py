@@ -28,7 +28,6 @@ from llorch_shared.http_api import (
     Plane,
     Reply,
 )
-from llorch_shared.wire.openai import OpenAiErrorBody
 
 Schema = dict[str, Any]
 
@@ -150,7 +149,7 @@ def _reply(replies: list[Reply], status: int, codes: tuple[ErrorCode, ...], erro
 def _error_schema(status: int, codes: tuple[ErrorCode, ...], error_body: Any) -> Schema:
     enumeration = {"type": "string", "enum": [code.value for code in codes]}
     narrowed: Schema = {"type": "object", "properties": {"code": enumeration}}
-    if error_body is OpenAiErrorBody:
+    if error_body is not ErrorBody:
         narrowed = {"type": "object", "properties": {"error": narrowed}}
     elif status == _TOO_MANY:
         narrowed["required"] = _TOO_MANY_FIELDS

@@ -20,6 +20,7 @@ from llorch_shared import errors
 from llorch_shared.http_api import process
 from llorch_shared.settings import Settings
 from llorch_shared.wire import (
+    anthropic,
     artifacts,
     audit,
     catalog,
@@ -47,6 +48,7 @@ WIRE_MODULES: Final[tuple[ModuleType, ...]] = (
     desired,
     provision,
     audit,
+    anthropic,
     openai,
     openai_results,
     objects,

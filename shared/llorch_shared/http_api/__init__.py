@@ -7,6 +7,7 @@ section 2.
 
 from typing import Final
 
+from llorch_shared.http_api.anthropic import ANTHROPIC
 from llorch_shared.http_api.artifacts import ARTIFACTS
 from llorch_shared.http_api.catalog import CATALOG
 from llorch_shared.http_api.openai import OPENAI
@@ -66,6 +67,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *TASKS,
     *SESSIONS,
     *OPENAI,
+    *ANTHROPIC,
     *POOLS,
     *TENANTS,
     *ARTIFACTS,

@@ -20,7 +20,7 @@ from llorch_shared.wire.openai_results import EmbeddingList, EmbeddingRequest, R
 from llorch_shared.wire.task import Priority, TaskId
 
 _OPENAI: Final[dict[str, Any]] = {"plane": Plane.DATA, "error_body": OpenAiErrorBody}
-_COMPLETION: Final[dict[str, Any]] = {
+COMPLETION: Final[dict[str, Any]] = {
     **_OPENAI,
     "method": "POST",
     "parameters": (
@@ -70,7 +70,7 @@ OPENAI: Final[tuple[Operation, ...]] = (
             Reply(status=200, description="The answer, whole or in chunks (`stream`)", body=ChatCompletion),
             Reply(status=200, description="", body=str, media_type=EVENT_STREAM),
         ),
-        **_COMPLETION,
+        **COMPLETION,
     ),
     Operation(
         path="/v1/completions",
@@ -82,7 +82,7 @@ OPENAI: Final[tuple[Operation, ...]] = (
             Reply(status=200, description="The answer, whole or in chunks (`stream`)", body=TextCompletion),
             Reply(status=200, description="", body=str, media_type=EVENT_STREAM),
         ),
-        **_COMPLETION,
+        **COMPLETION,
     ),
     Operation(
         path="/v1/embeddings",
@@ -91,7 +91,7 @@ OPENAI: Final[tuple[Operation, ...]] = (
         summary="An embedding task as OpenAI's clients ask for it",
         request=EmbeddingRequest,
         replies=(Reply(status=200, description="One vector for each text", body=EmbeddingList),),
-        **_COMPLETION,
+        **COMPLETION,
     ),
     Operation(
         path="/v1/rerank",
@@ -100,7 +100,7 @@ OPENAI: Final[tuple[Operation, ...]] = (
         summary="A rerank task as clients of Jina, Cohere and vLLM ask for it",
         request=RerankRequest,
         replies=(Reply(status=200, description="The documents by their relevance", body=Ranking),),
-        **_COMPLETION,
+        **COMPLETION,
     ),
     Operation(
         method="GET",

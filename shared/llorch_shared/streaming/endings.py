@@ -37,6 +37,7 @@ def terminal_frame(record: RunRecord) -> bytes:
             decode_ms=record.decode_ms,
             decode_time_ms=record.decode_ms,
             finish_reason="cancelled" if cancelled else record.finish_reason or "stop",
+            stop_sequence=record.stop_sequence,
             cancel_ms=record.cancel_ms,
             tokens_in=record.tokens_in or None,
             restarted_at=record.restarted_at,

@@ -125,6 +125,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Same as decode_ms; both are sent while clients migrate (ORCH-3310)."""
     finish_reason: str
     """`stop`, `length`, `tool_calls`, `cancelled`, or `budget` where the session's was used up."""
+    stop_sequence: str | None = None
+    """The stop word that ended the text, where one did and the engine tells which."""
     cancel_ms: int | None = None
     """Of a cancelled task: from its stored wish until no engine worked for it (the slot is free)."""
     tokens_in: int | None = None

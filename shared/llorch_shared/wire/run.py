@@ -60,6 +60,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
     finish_reason: str = ""
     """`stop`, `length`, `tool_calls`, `cancelled`, or `budget` where its session's was used up; empty until the end and
     on errors."""
+    stop_sequence: str | None = None
+    """The stop word that ended the text."""
     cancel_ms: int | None = None
     """Of a cancelled task: from its stored wish until no engine worked for it; None when the wish could not be read."""
     error: ErrorBody | None = None

@@ -1,7 +1,5 @@
 """What a task's stored record says to its clients: the view of GET /v1/tasks/{id}."""
 
-import msgspec
-
 from llorch_shared.states import FINAL
 from llorch_shared.wire.frames import Cursor
 from llorch_shared.wire.run import Located, RunRecord, TaskView, WaitsFor

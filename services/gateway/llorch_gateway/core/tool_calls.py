@@ -35,7 +35,13 @@ class Calls:
             self._calls.setdefault(delta.index, Calling()).take(delta)
 
     def made(self) -> tuple[ToolCall, ...]:
-        return tuple(call.made() for _, call in sorted(self._calls.items()))
+        return tuple(call.made() for _, call in self.by_index())
+
+    def by_index(self) -> list[tuple[int, Calling]]:
+        return sorted(self._calls.items())
+
+    def drop(self, index: int) -> None:
+        self._calls.pop(index, None)
 
     def clear(self) -> None:
         self._calls.clear()

@@ -1,21 +1,23 @@
-"""What every route of such clients does around its answer: read a body, admit a task with a seat at its stream, collect
-the stream, reply."""
+"""What every route of such clients does around its answer: read a body, admit a task with a seat at its stream, pass
+the stream on or collect it, reply. The clients of Anthropic come through it, too."""
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 from llorch_gateway.admissions import Admissions
-from llorch_gateway.asgi import STOPPING, Receive, Scope, Send
+from llorch_gateway.asgi import STOPPING, STREAM_HEADERS, Receive, Scope, Send
 from llorch_gateway.bodies import check_json, read_body
 from llorch_gateway.call import Call
-from llorch_gateway.failures import unavailable
+from llorch_gateway.failures import as_orch_error, unavailable
 from llorch_gateway.http_errors import CORRELATION, JSON_TYPE, SAFE, Headers
-from llorch_gateway.openai.core import errors
 from llorch_gateway.openai.core.request import HEADERS
 from llorch_gateway.snapshot import Snapshot
 from llorch_gateway.streams import Opened, Streams
 from llorch_shared.errors import ErrorBody, OrchError
 from llorch_shared.wire.task import TaskRequest
+
+log = logging.getLogger(__name__)
 
 _WANTED: Final = frozenset({*HEADERS, b"content-length", b"content-type"})
 
@@ -27,6 +29,19 @@ class Collected(Protocol):
     error: ErrorBody | None
 
     def feed(self, data: bytes) -> None: ...
+
+
+class Streamed(Protocol):
+    """Frames in, events of another interface out. An error before the first of them gives none: it can still be the
+    answer."""
+
+    over: bool
+    error: ErrorBody | None
+
+    def feed(self, data: bytes) -> bytes: ...
+
+    def broken(self, error: ErrorBody) -> bytes:
+        """The stream goes no further, for a reason that is not the task's."""
 
 
 class Door:
@@ -66,6 +81,37 @@ class Door:
         assert opened is not None, "only a cursor can be at the end of a stream"
         return opened
 
+    async def stream(self, answer: Streamed, opened: Opened, receive: Receive, send: Send, call: Call) -> None:
+        """The response begins with the first bytes of the answer. After that one that does not come to its end says
+        so in its last event. Raises OrchError before it has begun."""
+        started = False
+
+        async def write(data: bytes) -> None:
+            nonlocal started
+            out = answer.feed(data)
+            if out:
+                if not started:
+                    started = True
+                    headers = [*STREAM_HEADERS, *names(call, opened.task)]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.body", "body": out, "more_body": True})
+            if answer.over:
+                opened.seat.close("client")
+
+        last = b""
+        try:
+            await self.streams.serve(opened, call, start=at_once, write=write, gone=leaving(receive))
+            if not (started and answer.over):
+                raise failure(answer.error, opened)
+        except Exception as error:
+            if not started:
+                raise
+            if not isinstance(error, OrchError):
+                ids = {"task_id": opened.task, "correlation_id": call.correlation_id}
+                log.exception("the stream of a completion broke off", extra=ids)
+            last = answer.broken(as_orch_error(error, call.correlation_id).body)
+        await send({"type": "http.response.body", "body": last})
+
     async def collect(self, answer: Collected, opened: Opened, receive: Receive, call: Call) -> None:
         """Until it is over. Raises OrchError where it is not an answer then."""
 
@@ -92,15 +138,17 @@ def leaving(receive: Receive) -> Callable[[], Awaitable[None]]:
 def failure(error: ErrorBody | None, opened: Opened) -> OrchError:
     """Why there is no answer, or not all of it."""
     if error is not None:
-        return errors.as_raised(error)
+        raised = OrchError(error.code, error.message)
+        raised.body = error
+        return raised
     return unavailable(STOPPING if opened.seat.closed == "stopping" else "nobody reads this answer any more")
 
 
 def names(call: Call, task_id: str = "") -> Headers:
-    """Ids to look it up by; `x-request-id` is what OpenAI's clients show."""
+    """Ids to look it up by; `x-request-id` is what OpenAI's clients show, `request-id` what Anthropic's do."""
     correlation = call.correlation_id.encode()
     task = [(b"x-llorch-task-id", task_id.encode())] if task_id else []
-    return [(CORRELATION, correlation), (b"x-request-id", correlation), *task]
+    return [(CORRELATION, correlation), (b"x-request-id", correlation), (b"request-id", correlation), *task]
 
 
 async def reply(send: Send, call: Call, body: bytes, task_id: str = "") -> None:

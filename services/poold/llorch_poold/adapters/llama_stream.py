@@ -58,6 +58,7 @@ class _Frame(msgspec.Struct, gc=False):
     prompt_progress: Progress | None = None
     completion_probabilities: list[TokenLogprob] = []
     stop_type: str = ""
+    stopping_word: str = ""
     tokens_evaluated: _Count = 0
     error: StreamError | None = None
 
@@ -196,6 +197,7 @@ class LlamaStream:
                 reason="length" if frame.stop_type == "limit" else "stop",
                 tokens_in=frame.tokens_evaluated,
                 tokens_out=frame.tokens_predicted,
+                stop_sequence=frame.stopping_word or None,
             )
         )
 

@@ -57,6 +57,8 @@ class Finish(NamedTuple):
     """`stop`, `length` or `tool_calls`."""
     tokens_in: int
     tokens_out: int
+    stop_sequence: str | None = None
+    """The stop word that ended the text, where the engine tells it."""
 
 
 class TokenSink(Protocol):

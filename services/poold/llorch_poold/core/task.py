@@ -56,6 +56,7 @@ class Finished:
     tokens_out: int
     cut: bool = False
     """The engine would have gone on: it is stopped, and its slot seen free."""
+    stop_sequence: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +187,7 @@ class TaskCore:
             restarted_at=self.restarted_at,
             decode_ms=decode_ms,
             finish_reason=reason,
+            stop_sequence=outcome.stop_sequence if isinstance(outcome, Finished) else None,
             cancel_ms=cancel_ms if isinstance(outcome, Cancelled) else None,
             error=error,
             request=None,

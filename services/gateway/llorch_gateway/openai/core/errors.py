@@ -40,13 +40,6 @@ def told_in_stream(error: ErrorBody) -> OpenAiErrorBody:
     return _body(error, ERRORS[error.code].status, None)
 
 
-def as_raised(error: ErrorBody) -> OrchError:
-    """Of an error that came before the answer had begun: it can still be the answer."""
-    raised = OrchError(error.code, error.message)
-    raised.body = error
-    return raised
-
-
 def _body(body: ErrorBody, status: int, param: str | None) -> OpenAiErrorBody:
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return OpenAiErrorBody(

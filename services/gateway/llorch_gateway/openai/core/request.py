@@ -99,6 +99,11 @@ def read(
         wish: Wish = (_CHAT if chat else _TEXT).decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise unreadable(error) from error
+    return as_asked(wish, headers, new_id=new_id, pools=pools, replicas=replicas)
+
+
+def as_asked(wish: Wish, headers: Mapping[bytes, bytes], *, new_id: str, pools: Pools, replicas: Replicas) -> Asked:
+    """What other interfaces ask is put as such a wish, too. Raises ParamError."""
     _refuse_unserved(wish)
     extensions = extended(wish.llorch, headers)
     pool, placement = chosen(wish.model, pools, replicas)
@@ -130,7 +135,7 @@ def read(
     options = wish.stream_options
     return Asked(
         task=_sized(task, wish),
-        chat=chat,
+        chat=isinstance(wish, ChatCompletionRequest),
         model=wish.model,
         stream=bool(wish.stream),
         usage=bool(options is not None and options.include_usage),

@@ -1,0 +1,1 @@
+"""What Anthropic's clients ask and are told, decided without touching anything."""
