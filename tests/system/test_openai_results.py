@@ -102,6 +102,16 @@ async def test_documents_are_ranked_for_a_query(system: System) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
 
 
+async def test_documents_that_no_bus_message_holds_are_ranked(system: System) -> None:
+    """They go by reference, and their query with them."""
+    documents = [f"{number} " + "a-word-of-some-length " * 20 + "x" * 25_000 for number in range(40)]
+    wish = {"model": "ranks", "query": "0", "documents": documents, "top_n": 1}
+    answer = (await system.client().http.post("/v1/rerank", json=wish, timeout=60)).raise_for_status()
+    (best,) = answer.json()["results"]
+    scores = [nearness(vector_of("0"), vector_of(text)) for text in documents]
+    assert best["relevance_score"] == pytest.approx(max(scores), rel=1e-6)
+
+
 async def test_results_come_one_by_one_and_a_cancel_ends_them(system: System) -> None:
     inputs = LONG * 20
     task_id = (await system.client().submit(**embedding(inputs=inputs, max_tokens=len(inputs)))).task_id
