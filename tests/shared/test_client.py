@@ -1,0 +1,126 @@
+"""The client on the bus, with a gateway and the rest of the system played by the test."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from llorch_shared.bus.memory import MemoryBus
+from llorch_shared.bus.port import NoResponder
+from llorch_shared.client import Client, Refusal
+from llorch_shared.errors import ErrorBody, ErrorCode
+from llorch_shared.objects import Objects
+from llorch_shared.stream_reading import StreamEvent
+from llorch_shared.wire import frames
+from llorch_shared.wire.frames import End, Started, Token
+from llorch_shared.wire.registry import PoolHealth
+from llorch_shared.wire.task import INLINE_BYTES_MAX, PAYLOAD_DECODER, REQUEST_DECODER, TaskState
+from support.client import task_request
+from support.gateways import STARTED, Cluster, cluster_of, end, run_record, tokens
+
+WITHIN_S = 15
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    async with cluster_of() as one:
+        await one.gateway()
+        yield one
+
+
+@pytest.fixture
+async def client(cluster: Cluster) -> AsyncIterator[Client]:
+    bus = MemoryBus(cluster.server, name="client")
+    yield Client(bus)
+    await bus.close()
+
+
+async def collected(client: Client, task: str, after: str = "") -> list[StreamEvent]:
+    async with asyncio.timeout(WITHIN_S):
+        return [event async for event in client.stream(task, after=after)]
+
+
+def indices(events: list[StreamEvent]) -> list[int]:
+    return [event.i for event in events if isinstance(event, Token)]
+
+
+async def test_a_task_is_submitted_looked_up_and_read_to_its_end(cluster: Cluster, client: Client) -> None:
+    request = task_request()
+    assert (await client.submit(request)).task_id == request.task_id
+    assert (await client.get(request.task_id)).state is TaskState.QUEUED
+    reading = asyncio.create_task(collected(client, request.task_id))
+    await cluster.publish("gw-1", request.task_id, STARTED, tokens(0, 4), end(5))
+    events = await reading
+    assert isinstance(events[0], Started)
+    assert indices(events) == [0, 1, 2, 3, 4]
+    assert isinstance(events[-1], End)
+
+
+async def test_a_late_reader_gets_what_is_stored_after_its_cursor(cluster: Cluster, client: Client) -> None:
+    task = task_request().task_id
+    await cluster.publish("gw-1", task, STARTED, tokens(0, 2), tokens(3, 4), end(5))
+    assert indices(await collected(client, task)) == [0, 1, 2, 3, 4]
+    assert indices(await collected(client, task, after="1-2")) == [3, 4]
+
+
+async def test_frames_that_come_twice_and_of_another_attempt_are_one_stream(cluster: Cluster, client: Client) -> None:
+    task = task_request().task_id
+    goes_on = frames.encode_metrics(frames.Metrics(attempt=2, kv_migrated=False, tokens_out=3))
+    await cluster.publish(
+        "gw-1", task, STARTED, tokens(0, 2), tokens(0, 2), goes_on, tokens(3, 3, 2), end(4, attempt=2)
+    )
+    assert indices(await collected(client, task)) == [0, 1, 2, 3]
+
+
+async def test_an_end_that_nobody_heard_is_told_by_the_record(cluster: Cluster, client: Client) -> None:
+    task = task_request().task_id
+    await cluster.publish("gw-1", task, STARTED, tokens(0, 1))
+    await cluster.record(run_record(task, TaskState.DONE, tokens_out=2, finish_reason="stop"))
+    events = await collected(client, task)
+    assert indices(events) == [0, 1]
+    assert isinstance(events[-1], End)
+    assert events[-1].finish_reason == "stop"
+
+
+async def test_an_error_is_the_last_event(cluster: Cluster, client: Client) -> None:
+    task = task_request().task_id
+    told = frames.encode_error(1, 1, ErrorBody(code=ErrorCode.DECODE_TIMEOUT, message="silent"))
+    await cluster.publish("gw-1", task, STARTED, tokens(0, 0), told)
+    events = await collected(client, task)
+    assert isinstance(events[-1], ErrorBody)
+    assert events[-1].code is ErrorCode.DECODE_TIMEOUT
+
+
+async def test_a_refusal_has_its_status_and_code(client: Client) -> None:
+    with pytest.raises(Refusal) as refused:
+        await client.get(task_request().task_id)
+    assert (refused.value.status, refused.value.body.code) == (404, ErrorCode.INVALID_PARAMS)
+    with pytest.raises(Refusal) as refused:
+        await client.submit(task_request(model_ref="mock:nobody"))
+    assert refused.value.status == 400
+
+
+async def test_any_operation_is_asked_by_its_name(client: Client) -> None:
+    health = await client.call("getPoolHealth", PoolHealth, pool_id="p1")
+    assert health == await client.health("p1")
+    await client.command("deletePool", pool_id="p1")
+    with pytest.raises(KeyError):
+        await client.call("getMetrics", str)
+
+
+async def test_a_prompt_that_no_message_holds_goes_into_the_object_store(cluster: Cluster, client: Client) -> None:
+    request = task_request(prompt="x" * (INLINE_BYTES_MAX + 1))
+    await client.submit(request)
+    (message,) = await cluster.admissions()
+    ref = REQUEST_DECODER.decode(message.data).payload_ref
+    assert ref is not None
+    payload = PAYLOAD_DECODER.decode(await Objects(cluster.bus).get(ref.digest))
+    assert payload.prompt == request.prompt
+
+
+async def test_without_a_gateway_it_says_that_nobody_answers(cluster: Cluster) -> None:
+    await cluster.gateways[0][0].stop_serving()
+    bus = MemoryBus(cluster.server, name="client")
+    with pytest.raises(NoResponder):
+        await Client(bus).capabilities()
+    await bus.close()
