@@ -17,6 +17,7 @@ from llorch_ctl.core.queues import ClassStatus, classes_of
 from llorch_ctl.gateway_client import bearer
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message
+from llorch_shared.desired.pools import DRAINS
 from llorch_shared.logs import redact
 from llorch_shared.settings import secret
 from llorch_shared.wire.registry import (
@@ -57,6 +58,8 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     queued: dict[str, int]
     capacity: int
     """Waiting tasks per priority, where a class has no capacity of its own."""
+    drained: bool = False
+    """Until somebody undrains it: then it wants its replicas again."""
     loading_ms: int = 0
     """With no ready replica: expected time until one is."""
     classes: tuple[ClassStatus, ...] = ()
@@ -79,9 +82,12 @@ async def take(bus: Bus, *, nats_url: str, gateway_url: str, tls: ssl.SSLContext
     nodes = tuple(NODE_DECODER.decode(data) for key, data in values.items() if key.startswith("node."))
     replicas = tuple(REPLICA_DECODER.decode(data) for key, data in values.items() if key.startswith("replica."))
     wanted = await pools.stored(bus)
+    drained = await DRAINS.all(bus)
     lives = any(key.startswith("scheduler.") for key in values)
     loads = await told_loads(bus, frozenset(wanted)) if lives else {}
-    pool_rows = [await _pool(bus, pool, replicas, loads.get(pool.id)) for pool in wanted.values()]
+    pool_rows = [
+        await _pool(bus, pool, replicas, loads.get(pool.id), drained=pool.id in drained) for pool in wanted.values()
+    ]
     services = [
         ServiceStatus(name="nats-server", ok=True, where=redact(nats_url)),
         await _gateway(gateway_url, tls),
@@ -99,14 +105,17 @@ async def take(bus: Bus, *, nats_url: str, gateway_url: str, tls: ssl.SSLContext
     )
 
 
-async def _pool(bus: Bus, pool: PoolSpec, replicas: tuple[ReplicaRecord, ...], load: PoolLoad | None) -> PoolStatus:
+async def _pool(
+    bus: Bus, pool: PoolSpec, replicas: tuple[ReplicaRecord, ...], load: PoolLoad | None, *, drained: bool
+) -> PoolStatus:
     own = [replica for replica in replicas if replica.pool_id == pool.id]
     ready = [replica for replica in own if replica.state is ReplicaState.READY]
     return PoolStatus(
         pool_id=pool.id,
         engine=pool.engine,
         model_ref=pool.model,
-        replicas_wanted=pool.replicas,
+        replicas_wanted=0 if drained else pool.replicas,
+        drained=drained,
         replicas_ready=len(ready),
         slots_total=sum(replica.slots_total for replica in ready),
         running=sum(len(replica.active) for replica in own),

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
+from llorch_shared.contracts import examples_of_pools
 from llorch_shared.errors import ErrorBody, ErrorCode, PolicyLabel
 from llorch_shared.wire import frames
 from llorch_shared.wire.registry import Capabilities, EngineCapability, PoolCapability, PoolHealth, ReplicaRecord
@@ -167,6 +168,7 @@ OPERATION_EXAMPLES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
     "deleteTask": ({"name": "receipt", "status": 204},),
     "getCapabilities": ({"name": "one engine", "status": 200, "response": CAPABILITIES},),
     "getPoolHealth": ({"name": "ready", "status": 200, "response": HEALTH},),
+    **examples_of_pools.OPERATION_EXAMPLES,
 }
 
 

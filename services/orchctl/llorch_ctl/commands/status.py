@@ -87,6 +87,8 @@ def screen(status: SystemStatus) -> Group:
     for pool in status.pools:
         queued = " ".join(f"{name} {depth}/{pool.capacity}" for name, depth in pool.queued.items())
         ready = Text(f"{pool.replicas_ready}/{pool.replicas_wanted}", "green" if pool.replicas_ready else "red")
+        if pool.drained:
+            ready = Text("drained", "yellow")
         pools.add_row(
             pool.pool_id, pool.engine, _short(pool.model_ref), ready, f"{pool.running}/{pool.slots_total}", queued
         )
