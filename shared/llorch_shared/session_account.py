@@ -111,7 +111,7 @@ def reserve(record: SessionRecord, wish: Wish, policy: SessionPolicy, now_ms: in
     if hold is not None:
         if wish.owner in hold.owners:
             return record
-        shared = msgspec.structs.replace(hold, owners=(*hold.owners, wish.owner))
+        shared = msgspec.structs.replace(hold, owners=(*hold.owners, wish.owner), pool_id=wish.pool_id)
         return msgspec.structs.replace(record, open={**record.open, wish.task_id: shared})
     if is_over(record, policy, now_ms):
         raise _over(record, wish.engine)

@@ -190,3 +190,27 @@ async def test_what_happens_to_an_account_is_on_record(cluster: Cluster, door: D
                 break
             await asyncio.sleep(0.01)
     assert all(each.detail["session_id"] == SESSION for each in kept)
+
+
+async def test_an_admission_costs_one_question_more_with_an_account_and_none_without(
+    cluster: Cluster, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    store, last = MemoryBus.store, MemoryBus.last
+
+    async def counted_store(bus: MemoryBus, subject: str, data: bytes, **more: Any) -> Any:
+        asked.append(f"store {subject.split('.')[1]}")
+        return await store(bus, subject, data, **more)
+
+    async def counted_last(bus: MemoryBus, stream: str, subject: str) -> Any:
+        asked.append(f"last {stream}")
+        return await last(bus, stream, subject)
+
+    monkeypatch.setattr(MemoryBus, "store", counted_store)
+    monkeypatch.setattr(MemoryBus, "last", counted_last)
+    assert (await door.post_task(session_id=SESSION)).status == 202
+    assert asked == ["store adm"]
+    await put(door, tokens_budget=1_000)
+    asked.clear()
+    assert (await door.post_task(session_id=SESSION)).status == 202
+    assert asked == ["store SES", "store adm"]

@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(150)]
 
 TASKS = 10
 MAX_TOKENS = 60
+HOUR_MS = 3_600_000
 
 
 async def put(system: System, session_id: str, gateway: int = 1, **wanted: Any) -> httpx.Response:
@@ -56,13 +57,14 @@ async def logged_tokens(system: System, task_id: str) -> int:
     return max((header.last for header in headers if header.kind is Kind.TOKENS), default=-1) + 1
 
 
-async def runs_on_both_nodes(system: System, task_ids: list[str]) -> bool:
-    nodes = set()
+async def generates(system: System, task_ids: list[str], found: list[str]) -> bool:
+    """Whether one of these tasks is in the middle of its stream; adds its node to `found`."""
     for task_id in task_ids:
         view = await system.client(2).get(task_id)
-        if view.started_ms and not view.ended_ms and await logged_tokens(system, task_id):
-            nodes.add(view.node_id)
-    return len(nodes) == 2
+        if view.node_id and not view.ended_ms and await logged_tokens(system, task_id):
+            found.append(view.node_id)
+            return True
+    return False
 
 
 async def test_what_is_spent_is_what_the_token_log_holds_whoever_dies(tmp_path: Path) -> None:
@@ -77,7 +79,7 @@ async def test_what_is_spent_is_what_the_token_log_holds_whoever_dies(tmp_path: 
             await system.until(permitted, "the policy in effect", 20)
             assert (await told(system, session_id, gateway))["tokens_budget_remaining"] == budget
         requests = [
-            task_request(session_id=session_id, max_tokens=MAX_TOKENS, prompt=f"task {number}")
+            task_request(session_id=session_id, max_tokens=MAX_TOKENS, prompt=f"task {number}", deadline_ms=HOUR_MS)
             for number in range(TASKS)
         ]
         left = await asyncio.gather(
@@ -88,9 +90,11 @@ async def test_what_is_spent_is_what_the_token_log_holds_whoever_dies(tmp_path: 
             await system.client(2).submit(session_id=session_id, max_tokens=6)
         assert (refused.value.status, refused.value.body.policy_label) == (429, "session-budget")
         ids = [request.task_id for request in requests]
-        await system.until(partial(runs_on_both_nodes, system, ids), "tokens from both nodes", 30)
+        busy: list[str] = []
+        await system.until(partial(generates, system, ids, busy), "a token", 30)
+        node = busy[0].replace("node", "poold")
         system.kill9("gateway-1")
-        system.kill9("poold-1")
+        system.kill9(node)
         transcripts = [Transcript(task_id) for task_id in ids]
         cancelled = system.client(2).cancel(ids[0])
         await asyncio.gather(
@@ -109,7 +113,7 @@ async def test_what_is_spent_is_what_the_token_log_holds_whoever_dies(tmp_path: 
         assert record.spent.nano == record.spent.tokens * 2_000
         assert info["tokens_budget_remaining"] == budget - record.spent.tokens
         assert (info["turns"], info["tasks_open"], info["kv_warmth"]) == (TASKS, 0, True)
-        await asyncio.gather(system.restart("gateway-1"), system.restart("poold-1"))
+        await asyncio.gather(system.restart("gateway-1"), system.restart(node))
         await a_stream_stops_when_its_time_is_used_up(system)
         code, found = await verify(system)
         assert (code, found["first"]) == (0, [])
@@ -121,11 +125,12 @@ async def test_what_is_spent_is_what_the_token_log_holds_whoever_dies(tmp_path: 
 async def a_stream_stops_when_its_time_is_used_up(system: System) -> None:
     session_id = str(uuid.uuid4())
     assert (await put(system, session_id, time_budget_ms=500)).status_code == 200
-    body = task_request(session_id=session_id, max_tokens=1_000)
+    body = task_request(session_id=session_id, max_tokens=1_000, deadline_ms=HOUR_MS)
     reply = await system.client().http.post(
         "/v1/tasks", content=msgspec.json.encode(body), headers={"content-type": "application/json"}
     )
-    assert (reply.status_code, reply.headers["x-budget-time-remaining-ms"]) == (202, "0")
+    assert reply.status_code == 202, reply.text
+    assert reply.headers["x-budget-time-remaining-ms"] == "0"
     transcript = await system.client().read(body.task_id)
     assert transcript.end is not None
     assert transcript.end.finish_reason == "budget"

@@ -84,7 +84,7 @@ class SessionKeeper:
                 if self._clock() >= look_at:
                     look_at = self._clock() + LOOK_EVERY_S
                     await self.look()
-            except (BusError, OrchError) as error:
+            except BusError as error:
                 log.info("what sessions used is settled a little later: %s", error)
             await asyncio.sleep(TURN_S)
 
@@ -94,7 +94,10 @@ class SessionKeeper:
             assert run.session is not None
             known = self._table.get(run.tenant, run.session.session_id)
             if known is None or run.task_id not in known.record.settled:
-                await self._settled(run, repaired=bool(run.incarnation))
+                try:
+                    await self._settled(run, repaired=bool(run.incarnation))
+                except OrchError as error:
+                    log.warning("task %s is left to the next look at what is held: %s", run.task_id, error)
             ends.popleft()
 
     async def _settled(self, run: RunRecord, *, repaired: bool) -> None:
