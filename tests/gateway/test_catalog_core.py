@@ -8,10 +8,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from llorch_gateway.core.catalog import MOVES, Models, moved
+from llorch_gateway.core.catalog import MOVES, moved
 from llorch_gateway.core.trust import effective, judge, registry_of
 from llorch_gateway.signatures import verify
 from llorch_shared.errors import ErrorCode, OrchError
+from llorch_shared.models import Models
 from llorch_shared.wire.catalog import (
     CatalogEntry,
     CatalogModel,
@@ -159,6 +160,13 @@ def test_only_a_model_in_use_takes_tasks(state: ModelState) -> None:
     models(entry(state=state), entry(id="newer")).check(task_request())
     held.put("words", None)
     held.check(task_request())
+
+
+def test_what_waited_before_a_model_was_retired_is_kept() -> None:
+    held = models(entry(state=ModelState.RETIRED, changed_ms=1_000))
+    held.check(task_request(), stored_ms=999)
+    with pytest.raises(OrchError):
+        held.check(task_request(), stored_ms=1_001)
 
 
 def test_a_model_that_failed_its_verification_takes_no_tasks() -> None:

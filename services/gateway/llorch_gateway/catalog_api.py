@@ -19,6 +19,7 @@ from llorch_shared.bus.port import Bus
 from llorch_shared.catalog import Catalog, Contended, Kept, Taken
 from llorch_shared.errors import invalid, not_found
 from llorch_shared.http_api.catalog import ETAG_HEADER, TRUST_POLICY_HEADER
+from llorch_shared.models import ADMITTED
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent
 from llorch_shared.wire.catalog import (
@@ -137,7 +138,7 @@ class CatalogApi:
         pools = [pool.id for pool in self._snapshot.pools.values() if pool.model == entry.source_url]
         if entry.state is ModelState.RETIRED and not await self._has_other(entry):
             await rest(self._bus, pools, entry.id, self._author(ask.call), deadline_ms=change.deadline_ms)
-        elif entry.state in core.ADMITTED:
+        elif entry.state in ADMITTED:
             await wake(self._bus, pools, entry.id, self._author(ask.call))
         await self._tell(ask, entry.id, change="state", state=str(entry.state), deadline_ms=change.deadline_ms)
         return Answer(StateAccepted(), 202)
@@ -145,7 +146,7 @@ class CatalogApi:
     async def _has_other(self, entry: CatalogEntry) -> bool:
         """Whether another version of the same source may be used: then its pools go on."""
         others = (kept.entry for kept in await self._catalog.all() if kept.entry.id != entry.id)
-        return any(other.source_url == entry.source_url and other.state in core.ADMITTED for other in others)
+        return any(other.source_url == entry.source_url and other.state in ADMITTED for other in others)
 
     async def _kept(self, ask: Ask) -> Kept:
         kept = await self._catalog.get(ask.given["id"])

@@ -7,12 +7,11 @@ from typing import Any, Final
 
 import msgspec
 
-from llorch_gateway.core.catalog import Models
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, Message, Subscription
 from llorch_shared.live_table import LiveTable
 from llorch_shared.metrics import Metrics
-from llorch_shared.wire.catalog import ENTRY_DECODER
+from llorch_shared.model_table import ModelTable
 from llorch_shared.wire.desired import (
     DRAIN_DECODER,
     RELOAD_DECODER,
@@ -39,7 +38,7 @@ class Snapshot:
         self._spec: Final = LiveTable(bus, bucket="SPEC", changed=self._spec_changed, metrics=metrics)
         self._records: dict[str, ReplicaRecord] = {}
         self._load_seen: dict[str, float] = {}
-        self._catalog: Final = LiveTable(bus, bucket="CAT", changed=self._catalog_changed, metrics=metrics)
+        self._catalog: Final = ModelTable(bus, metrics)
         self._subscription: Subscription | None = None
         self._weights: dict[str, dict[str, int]] = {}
         self.on_session_policy: Callable[[bytes | None], None] | None = None
@@ -50,7 +49,7 @@ class Snapshot:
         self.drains: dict[str, PoolDrain] = {}
         self.reloads: dict[str, PoolReload] = {}
         self.tenants: dict[str, Tenant] = {}
-        self.models: Final = Models()
+        self.models: Final = self._catalog.models
         self.held = False
 
     async def start(self) -> None:
@@ -108,15 +107,6 @@ class Snapshot:
             self.replicas[pool] = sorted(found, key=lambda record: record.replica_id)
         else:
             self.replicas.pop(pool, None)
-
-    def _catalog_changed(self, key: str, value: bytes | None) -> None:
-        kind, _, name = key.partition(".")
-        if kind != "model":
-            return
-        try:
-            self.models.put(name, None if value is None else ENTRY_DECODER.decode(value))
-        except msgspec.MsgspecError as error:
-            log.warning("the catalog's entry of %s cannot be read: %s", name, error)
 
     def _spec_changed(self, key: str, value: bytes | None) -> None:
         kind, _, name = key.partition(".")

@@ -16,6 +16,7 @@ from llorch_shared.bus.port import Message, TooLarge
 from llorch_shared.errors import ErrorBody, OrchError, invalid
 from llorch_shared.guards import check_pool, check_request
 from llorch_shared.identifiers import is_correlation_id, is_name, is_uuid
+from llorch_shared.models import Models
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import REQUEST_DECODER, Priority, TaskRequest
 from llorch_shared.wire.version import Kind, NewerVersion, Unreadable, check_version, decode
@@ -54,6 +55,7 @@ def read_admission(
     at_ms: int,
     stream: str,
     had_model: HadModel,
+    models: Models,
 ) -> Reading:
     """Never raises for what the message is made of. The subject says tenant and priority, whatever the payload says."""
     request: TaskRequest | None = None
@@ -63,7 +65,10 @@ def read_admission(
     try:
         request = _request(message)
         moved = pool is not None and request.model_ref != pool.model
-        _guard(request, pool, tenant, had_model=moved and had_model(request.model_ref, message.stored_ms or at_ms))
+        stored_ms = message.stored_ms or at_ms
+        _guard(request, pool, tenant, had_model=moved and had_model(request.model_ref, stored_ms))
+        if subjects.LANE_HEADER not in message.headers:
+            models.check(request, stored_ms=stored_ms)  # a gateway has done so before it stored the task
     except NewerVersion as error:
         return Reading(None, error)
     except (Unreadable, TooLarge) as error:

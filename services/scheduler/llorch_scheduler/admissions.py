@@ -18,6 +18,7 @@ from llorch_scheduler.core.events import AdmissionRef, BacklogRead, Event
 from llorch_shared import streams
 from llorch_shared.bus.port import Bus, BusError, Consumer, Delivery, Message, NoStream, Unanswered
 from llorch_shared.dead_letters import DeadLetters
+from llorch_shared.models import Models
 from llorch_shared.wire.dead import What
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Priority
@@ -70,8 +71,11 @@ class Admissions:
         now_ms: Callable[[], int],
         going: Callable[[], bool],
         had_model: Callable[[str, str, int], bool] = lambda *_: False,
+        models: Models | None = None,
     ) -> None:
-        """`had_model`: whether a pool had a model, which it has no longer, at a time (Unix milliseconds)."""
+        """`had_model`: whether a pool had a model, which it has no longer, at a time (Unix milliseconds). `models`:
+        what the catalog says; None says nothing."""
+        self._models: Final = models or Models()
         self._had_model: Final = had_model
         self._bus: Final = bus
         self._dead: Final = dead
@@ -161,6 +165,7 @@ class Admissions:
                 at_ms=self._now_ms(),
                 stream=queue.stream,
                 had_model=partial(self._had_model, queue.pool_id),
+                models=self._models,
             )
         except Exception as error:
             log.exception("reading message %d of %s failed in a way nobody foresaw", message.seq, queue.stream)

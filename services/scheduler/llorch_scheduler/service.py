@@ -38,6 +38,7 @@ from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
+from llorch_shared.model_table import ModelTable
 from llorch_shared.session_store import SessionStore
 from llorch_shared.session_table import SessionTable
 from llorch_shared.settings import Settings, secret
@@ -76,6 +77,7 @@ class Scheduler:
         self._registry: Final = LiveTable(bus, bucket="REG", changed=self._registry_changed, metrics=metrics)
         self._tenants: Final[dict[str, TenantSpec]] = {}
         self._specs: Final = LiveTable(bus, bucket="SPEC", changed=self._spec_changed, metrics=metrics)
+        self._catalog: Final = ModelTable(bus, metrics)
         ttl_s = settings.scheduler.lease_ttl_ms / 1000
         self._presence: Final = Presence(bus, self.instance, ttl_s=ttl_s)
         self.peers: Final = RollCall(every_ms=PEER_EVERY_MS, again_ms=PEER_AGAIN_MS)
@@ -104,6 +106,7 @@ class Scheduler:
         self._bus.on_disconnect(self._disconnected)
         await self._registry.start()
         await self._specs.start()
+        await self._catalog.start()
         await self._sessions.start()
         self._audit.start()
         try:
@@ -184,6 +187,7 @@ class Scheduler:
             dead=self._dead,
             sessions=self._sessions,
             accounts=self._accounts,
+            models=self._catalog.models,
         )
 
     async def _serve(self, loop: TermLoop) -> None:

@@ -44,6 +44,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message, Responder, Subscription, Unanswered
 from llorch_shared.dead_letters import DeadLetters
 from llorch_shared.live_table import LiveTable
+from llorch_shared.models import Models
 from llorch_shared.pool_policy import with_tenants
 from llorch_shared.session_store import SessionStore
 from llorch_shared.session_table import SessionTable
@@ -89,6 +90,7 @@ class TermLoop:
         dead: DeadLetters,
         sessions: SessionTable,
         accounts: SessionStore,
+        models: Models,
     ) -> None:
         self._bus: Final = bus
         self.term: Final = term
@@ -105,7 +107,13 @@ class TermLoop:
         self.core: Final = SchedulerCore(actor=actor, limits=limits)
         self._inbox: Final = Inbox()
         self._admissions: Final = Admissions(
-            bus, dead, put=self._put, now_ms=now_ms, going=lambda: term.active, had_model=self._had_model
+            bus,
+            dead,
+            put=self._put,
+            now_ms=now_ms,
+            going=lambda: term.active,
+            had_model=self._had_model,
+            models=models,
         )
         self._performer: Final = Performer(
             bus, term, self._admissions, audit, narration, actor=actor, emit=self._offer, now_ms=now_ms

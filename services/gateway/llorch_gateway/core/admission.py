@@ -6,11 +6,11 @@ checked by the node, which ends the task with INVALID_PARAMS.
 
 from collections.abc import Collection, Mapping
 
-from llorch_gateway.core.catalog import Models
 from llorch_gateway.core.prospect import Prospect, prospect_for
 from llorch_gateway.core.refusals import deadline_unmet, shed
 from llorch_shared.errors import invalid
 from llorch_shared.guards import check_content, check_request
+from llorch_shared.models import Models
 from llorch_shared.routing import Replicas, route
 from llorch_shared.wire.registry import PoolLoad
 from llorch_shared.wire.spec import PoolSpec

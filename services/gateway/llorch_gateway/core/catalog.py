@@ -1,17 +1,12 @@
-"""The life of a model in the catalog, and what it means for tasks that ask for it (ORCH-3069..3073). Pure."""
+"""The life of a model in the catalog (ORCH-3069, 3072). What it means for tasks is in `llorch_shared.models`. Pure."""
 
-from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
-from llorch_gateway.core.trust import untrusted
-from llorch_shared.errors import ErrorCode, OrchError, invalid
-from llorch_shared.wire.catalog import CatalogEntry, ModelState, StateChange, VerifyResult
-from llorch_shared.wire.registry import ReplicaRecord
-from llorch_shared.wire.task import TaskRequest
+from llorch_shared.errors import invalid
+from llorch_shared.wire.catalog import CatalogEntry, ModelState, StateChange
 
-SCHEME: Final = "catalog:"
 _S = ModelState
 MOVES: Final[dict[ModelState, frozenset[ModelState]]] = {
     _S.DRAFT: frozenset({_S.ACTIVE, _S.CANARY, _S.RETIRED}),
@@ -21,74 +16,6 @@ MOVES: Final[dict[ModelState, frozenset[ModelState]]] = {
     _S.RETIRED: frozenset({_S.ACTIVE}),
 }
 """To itself it always may; a draft nothing becomes again."""
-ADMITTED: Final = frozenset({_S.ACTIVE, _S.CANARY})
-
-
-class Models:
-    """The entries, as admission asks for them. A model that is in no entry is admitted as ever."""
-
-    def __init__(self) -> None:
-        self._entries: dict[str, CatalogEntry] = {}
-        self._by_source: dict[str, list[CatalogEntry]] = {}
-
-    def put(self, model_id: str, entry: CatalogEntry | None) -> None:
-        self._entries.pop(model_id, None)
-        if entry is not None:
-            self._entries[model_id] = entry
-        by_source: dict[str, list[CatalogEntry]] = {}
-        for one in self._entries.values():
-            by_source.setdefault(one.source_url, []).append(one)
-        self._by_source = by_source
-
-    def resolved(self, request: TaskRequest) -> TaskRequest:
-        """With the reference that pools know in place of `catalog:<id or tag>`. Raises OrchError."""
-        if not request.model_ref.startswith(SCHEME):
-            return request
-        name = request.model_ref.removeprefix(SCHEME)
-        entry = self._entries.get(name) or holder(name, self._entries.values())
-        if entry is None:
-            raise invalid(f"model_ref: the catalog has no {name[:128]!r}", engine=request.engine)
-        self._check([entry], request)
-        return msgspec.structs.replace(request, model_ref=entry.source_url)
-
-    def check(self, request: TaskRequest) -> None:
-        """Raises OrchError MODEL_DEPRECATED, UNTRUSTED_ARTIFACT."""
-        if found := self._by_source.get(request.model_ref):
-            self._check(found, request)
-
-    def check_served(self, request: TaskRequest, replicas: Sequence[ReplicaRecord]) -> None:
-        """What the replicas say that they have loaded is what the catalog says it is. Raises OrchError."""
-        if not (found := self._by_source.get(request.model_ref)):
-            return
-        known = {entry.digest for entry in found if entry.state in ADMITTED}
-        loaded = {replica.model_digest for replica in replicas if replica.model_digest}
-        if loaded and not loaded & known:
-            raise untrusted(f"{request.model_ref} is loaded with another digest than the catalog has")
-
-    def _check(self, entries: Sequence[CatalogEntry], request: TaskRequest) -> None:
-        """Several entries of one source are versions of it: one that may be used is enough."""
-        usable = [entry for entry in entries if entry.state in ADMITTED]
-        if not usable:
-            entry = entries[0]
-            raise OrchError(
-                ErrorCode.MODEL_DEPRECATED,
-                f"model {entry.id} is {entry.state} and takes no new tasks",
-                engine=request.engine,
-            )
-        failed = [entry for entry in usable if _has_failed(entry)]
-        if len(failed) == len(usable):
-            assert failed[0].verification is not None
-            raise untrusted(f"model {failed[0].id} failed its verification: {failed[0].verification.message}")
-
-
-def _has_failed(entry: CatalogEntry) -> bool:
-    return entry.verification is not None and entry.verification.result is VerifyResult.FAIL
-
-
-def holder(tag: str, entries: Iterable[CatalogEntry]) -> CatalogEntry | None:
-    """Whoever was entered last with the tag has it, among those in use; equal inputs give the same model."""
-    having = [entry for entry in entries if tag in entry.tags and entry.state in ADMITTED]
-    return max(having, key=lambda entry: (entry.created_ms, entry.id), default=None)
 
 
 def moved(entry: CatalogEntry, change: StateChange, now_ms: int) -> CatalogEntry:

@@ -1,0 +1,36 @@
+"""The catalog as admission asks for it, followed on the bus."""
+
+import logging
+from typing import Final
+
+import msgspec
+
+from llorch_shared.bus.port import Bus
+from llorch_shared.live_table import LiveTable
+from llorch_shared.metrics import Metrics
+from llorch_shared.models import Models
+from llorch_shared.wire.catalog import ENTRY_DECODER
+
+log = logging.getLogger(__name__)
+
+
+class ModelTable:
+    def __init__(self, bus: Bus, metrics: Metrics | None = None) -> None:
+        self.models: Final = Models()
+        self._table: Final = LiveTable(bus, bucket="CAT", changed=self._changed, metrics=metrics)
+
+    async def start(self) -> None:
+        """Raises BusError when the bucket cannot be read."""
+        await self._table.start()
+
+    async def close(self) -> None:
+        await self._table.close()
+
+    def _changed(self, key: str, value: bytes | None) -> None:
+        kind, _, name = key.partition(".")
+        if kind != "model":
+            return
+        try:
+            self.models.put(name, None if value is None else ENTRY_DECODER.decode(value))
+        except msgspec.MsgspecError as error:
+            log.warning("the catalog's entry of %s cannot be read: %s", name, error)
