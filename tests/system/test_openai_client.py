@@ -236,6 +236,48 @@ async def test_two_clients_at_once_read_each_its_own(client: openai.AsyncOpenAI)
     assert await asyncio.gather(one(1), one(2)) == [text_of(PROMPT, 1, 50), text_of(PROMPT, 2, 50)]
 
 
+async def test_responses_are_made_whole_and_streamed(client: openai.AsyncOpenAI) -> None:
+    wish: Any = {"model": FAST.model, "instructions": "Be brief.", "input": "Say something.", "max_output_tokens": 40}
+    same: Any = {"extra_headers": {"X-Llorch-Task-Id": str(uuid.uuid4())}}
+    whole = await client.responses.create(**wish, **same)
+    assert len(whole.output_text.split()) == 40
+    assert whole.incomplete_details is not None
+    assert whole.usage is not None
+    assert (whole.status, whole.usage.input_tokens, whole.usage.output_tokens) == (
+        "incomplete",
+        len(PROMPT.split()),
+        40,
+    )
+    stream = await client.responses.create(**wish, **same, stream=True)
+    got = [event async for event in stream]
+    assert "".join(event.delta for event in got if event.type == "response.output_text.delta") == whole.output_text
+    assert got[-1].type == "response.incomplete"
+    assert got[-1].response.output == whole.output, "it is the same task"
+    async with client.responses.stream(**wish, **same) as helper:
+        async for _ in helper:
+            pass
+    with pytest.raises(openai.BadRequestError, match="previous_response_id is not served"):
+        await client.responses.create(**wish, previous_response_id=whole.id)
+
+
+async def test_a_response_calls_a_tool_and_goes_on(client: openai.AsyncOpenAI) -> None:
+    tool: Any = {"type": "function", "strict": True, **OFFER["function"]}
+    ask: Any = {"role": "user", "content": "The weather in Paris?"}
+    wish: Any = {"model": FAST.model, "tools": [tool], "max_output_tokens": 30}
+    called = await client.responses.create(**wish, input=[ask], tool_choice="required")
+    (call,) = called.output
+    assert call.type == "function_call"
+    assert (called.status, call.name, list(json.loads(call.arguments))) == ("completed", "get_weather", ["city"])
+    async with client.responses.stream(**wish, input=[ask], tool_choice="required") as stream:
+        final = await stream.get_final_response()
+    (again,) = final.output
+    assert again.type == "function_call"
+    assert list(json.loads(again.arguments)) == ["city"]
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    after = await client.responses.create(**wish, input=[ask, call, result])
+    assert after.output_text
+
+
 WEATHER: Final[Any] = {
     "name": "get_weather",
     "description": "Weather of a city",

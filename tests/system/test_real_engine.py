@@ -353,3 +353,26 @@ async def test_the_anthropic_client_gets_text_and_calls_of_a_real_model(real: Sy
         assert (message.stop_reason, use.name, use.input) == ("tool_use", "get_weather", {"city": "Paris"})
     assert whole.usage.input_tokens == streamed.usage.input_tokens
     assert whole.usage.output_tokens == streamed.usage.output_tokens
+
+
+async def test_a_response_of_a_real_model_says_what_its_chat_says(real: System) -> None:
+    schema: Any = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+    ask = "Name three colours."
+    async with openai.AsyncOpenAI(base_url=f"{real.url()}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        chat = await client.chat.completions.create(
+            model="small", messages=[{"role": "user", "content": ask}], temperature=0, max_tokens=24
+        )
+        whole = await client.responses.create(model="small", input=ask, temperature=0, max_output_tokens=24)
+        async with client.responses.stream(model="small", input=ask, temperature=0, max_output_tokens=24) as stream:
+            streamed = "".join([event.delta async for event in stream if event.type == "response.output_text.delta"])
+        bound = await client.responses.create(
+            model="small",
+            input=ask,
+            max_output_tokens=40,
+            text={"format": {"type": "json_schema", "name": "c", "schema": schema, "strict": True}},
+        )
+    assert whole.output_text == streamed == chat.choices[0].message.content
+    assert chat.usage is not None
+    assert whole.usage is not None
+    assert whole.usage.output_tokens == chat.usage.completion_tokens
+    assert json.loads(bound.output_text)["colour"] in ("red", "blue")

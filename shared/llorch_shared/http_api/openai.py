@@ -16,6 +16,7 @@ from llorch_shared.wire.openai import (
     TextCompletion,
     TextCompletionRequest,
 )
+from llorch_shared.wire.openai_responses import ResponseObject, ResponsesRequest
 from llorch_shared.wire.openai_results import EmbeddingList, EmbeddingRequest, Ranking, RerankRequest
 from llorch_shared.wire.task import Priority, TaskId
 
@@ -80,6 +81,18 @@ OPENAI: Final[tuple[Operation, ...]] = (
         request=TextCompletionRequest,
         replies=(
             Reply(status=200, description="The answer, whole or in chunks (`stream`)", body=TextCompletion),
+            Reply(status=200, description="", body=str, media_type=EVENT_STREAM),
+        ),
+        **COMPLETION,
+    ),
+    Operation(
+        path="/v1/responses",
+        operation_id="createResponse",
+        requirements=("FR-DP-001",),
+        summary="A task as OpenAI's Responses API asks for it, whole or streamed. Nothing is stored",
+        request=ResponsesRequest,
+        replies=(
+            Reply(status=200, description="The answer, whole or as events (`stream`)", body=ResponseObject),
             Reply(status=200, description="", body=str, media_type=EVENT_STREAM),
         ),
         **COMPLETION,

@@ -11,10 +11,11 @@ from llorch_shared.errors import OrchError
 CHAT_PATH: Final = "/v1/chat/completions"
 TEXT_PATH: Final = "/v1/completions"
 MODELS_PATH: Final = "/v1/models"
+RESPONSES_PATH: Final = "/v1/responses"
 EMBEDDINGS_PATH: Final = "/v1/embeddings"
 RERANK_PATH: Final = "/v1/rerank"
 RESULT_PATHS: Final = frozenset({EMBEDDINGS_PATH, RERANK_PATH})
-_PATHS: Final = frozenset({CHAT_PATH, TEXT_PATH, MODELS_PATH, *RESULT_PATHS})
+_PATHS: Final = frozenset({CHAT_PATH, TEXT_PATH, RESPONSES_PATH, MODELS_PATH, *RESULT_PATHS})
 
 
 def is_openai(path: str) -> bool:

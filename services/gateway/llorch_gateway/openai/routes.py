@@ -11,8 +11,19 @@ from llorch_gateway.call import Call
 from llorch_gateway.openai.core import models
 from llorch_gateway.openai.core.answer import Chunks, Whole
 from llorch_gateway.openai.core.request import Asked, read
+from llorch_gateway.openai.core.responses_answer import Events
+from llorch_gateway.openai.core.responses_answer import Whole as WholeResponse
+from llorch_gateway.openai.core.responses_request import AskedResponse
+from llorch_gateway.openai.core.responses_request import read as read_response
 from llorch_gateway.openai.door import Door, reply
-from llorch_gateway.openai.replies import CHAT_PATH, MODELS_PATH, RESULT_PATHS, TEXT_PATH, openai_error_reply
+from llorch_gateway.openai.replies import (
+    CHAT_PATH,
+    MODELS_PATH,
+    RESPONSES_PATH,
+    RESULT_PATHS,
+    TEXT_PATH,
+    openai_error_reply,
+)
 from llorch_gateway.openai.results import ResultRoutes
 from llorch_gateway.streams import Opened
 from llorch_shared.errors import invalid
@@ -30,7 +41,7 @@ class OpenAiRoutes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send, call: Call, answered: Counted) -> None:
         """Raises OrchError, BusError before the response has begun."""
         path = scope["path"]
-        allowed = "POST" if path in (CHAT_PATH, TEXT_PATH) or path in RESULT_PATHS else "GET"
+        allowed = "POST" if path in (CHAT_PATH, TEXT_PATH, RESPONSES_PATH) or path in RESULT_PATHS else "GET"
         if scope["method"] != allowed:
             error = invalid(f"this path takes {allowed}", status=405)
             await reply_error(send, error, call.correlation_id, allow=allowed, told=openai_error_reply)
@@ -39,6 +50,15 @@ class OpenAiRoutes:
         elif path in RESULT_PATHS:
             task_id, body = await answered(self._results(scope, receive, call))
             await reply(send, call, body, task_id)
+        elif path == RESPONSES_PATH:
+            response, opened = await answered(self._admit_response(scope, receive, call))
+            created = now_ms() // 1000
+            if response.asked.stream:
+                await self._door.stream(Events(response, created=created), opened, receive, send, call)
+            else:
+                made = WholeResponse(response, created=created)
+                await answered(self._door.collect(made, opened, receive, call))
+                await reply(send, call, made.body(), opened.task)
         else:
             asked, opened = await answered(self._admit(scope, receive, call, chat=path == CHAT_PATH))
             created = now_ms() // 1000
@@ -66,3 +86,10 @@ class OpenAiRoutes:
             replicas=self._snapshot.replicas,
         )
         return asked, await self._door.admit(asked.task, call)
+
+    async def _admit_response(self, scope: Scope, receive: Receive, call: Call) -> tuple[AskedResponse, Opened]:
+        """Raises OrchError, BusError."""
+        body, headers = await self._door.read(scope, receive)
+        pools, replicas = self._snapshot.pools, self._snapshot.replicas
+        response = read_response(body, headers, new_id=str(uuid.uuid4()), pools=pools, replicas=replicas)
+        return response, await self._door.admit(response.asked.task, call)
