@@ -1,15 +1,20 @@
 """Bus clients are equals: submit, read, cancel and look up with nothing but NATS."""
 
 import asyncio
+import json
+import os
+import sys
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import msgspec
 import nats
 import pytest
 
+from llorch_shared.client import connect
 from llorch_shared.errors import ErrorBody
-from llorch_shared.wire.frames import Event, split_events
+from llorch_shared.wire.frames import End, Event, Token, split_events
 from llorch_shared.wire.registry import Capabilities
 from llorch_shared.wire.run import TaskView
 from llorch_shared.wire.task import TaskAccepted, TaskState
@@ -17,6 +22,20 @@ from support.client import task_request
 from support.system import System
 
 pytestmark = pytest.mark.system
+
+EXAMPLES = Path(__file__).parents[2] / "contracts" / "examples" / "bus"
+STAND_IN = """
+import asyncio, os, sys
+import nats
+
+async def main(verb, raw, subject, payload):
+    assert (verb, raw) == ("req", "--raw")
+    bus = await nats.connect(os.environ["NATS_URL"])
+    print((await bus.request(subject, payload.encode(), timeout=10)).data.decode())
+    await bus.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +133,44 @@ async def test_a_correlation_id_reaches_the_line_about_the_engine(system: System
         return all(mark in log for log in logs)
 
     await system.until(told, "the correlation id in three logs", 15)
+
+
+async def test_the_example_with_nothing_but_nats_py_prints_the_words_of_a_task(system: System) -> None:
+    said, status = await _run(sys.executable, str(EXAMPLES / "task.py"), system.nats.url, "straight on the bus")
+    assert status == 0, said
+    words, end = said.strip().split("\n")
+    assert len(words.split()) == 32
+    assert json.loads(end)["tokens_out"] == 32
+
+
+async def test_the_example_with_the_command_line_asks_what_the_bus_answers(system: System, tmp_path: Path) -> None:
+    """The tool of NATS is not among the packages that tests may install: a stand-in does what its page says of `req`,
+    so that the script's subjects and payloads are tried."""
+    stand_in = tmp_path / "nats"
+    stand_in.write_text(f"#!{sys.executable}\n{STAND_IN}")
+    stand_in.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NATS_URL": system.nats.url}
+    said, status = await _run("sh", str(EXAMPLES / "task.sh"), **environment)
+    assert status == 0, said
+    view = msgspec.json.decode(said.strip().split("\n")[-1], type=TaskView)
+    assert (view.state, view.tokens_out) == (TaskState.DONE, 32)
+
+
+async def _run(*command: str, **environment: str) -> tuple[str, int]:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env={**os.environ, **environment}
+    )
+    async with asyncio.timeout(60):
+        said, _ = await process.communicate()
+    assert process.returncode is not None
+    return said.decode(), process.returncode
+
+
+async def test_a_typed_client_reads_what_it_submitted(system: System) -> None:
+    async with connect(system.nats.url) as client:
+        request = task_request(max_tokens=12)
+        await client.submit(request)
+        events = [event async for event in client.stream(request.task_id)]
+        assert [event.i for event in events if isinstance(event, Token)] == list(range(12))
+        assert isinstance(events[-1], End)
+        assert (await client.get(request.task_id)).state is TaskState.DONE
