@@ -15,7 +15,7 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 2 ? 2
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-browser check contracts bench chaos chaos-long drill lock clean
+.PHONY: help demo up test test-browser check contracts compiled bench chaos chaos-long drill lock clean
 
 # $(call step,title,command): one line with its time; what the command said only when it failed.
 define step
@@ -49,6 +49,12 @@ check: $(READY) ## ruff, mypy --strict, import rules, contracts equal to the cod
 
 contracts: $(READY) ## write contracts/ from the wire types
 	$(call step,contracts,$(PY) -m llorch_shared.contracts)
+
+compiled: $(READY) ## a wheel in dist/ with the scheduler's core compiled (needs gcc), and the scheduler's tests against it
+	@rm -rf dist build/compiled
+	$(call step,wheel with a compiled core,HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(PY) -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .)
+	$(call step,unpacked in build/compiled,$(PY) -m zipfile -e dist/*.whl build/compiled)
+	@$(PY) -m pytest -n $(WORKERS) -o pythonpath="build/compiled tests" $(ARGS) tests/scheduler
 
 bench: $(READY) ## measure admission and relay with the mock engine; JSON and a table
 	@PYTHONPATH=tests $(PY) -m bench $(ARGS)

@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from llorch_scheduler.core.affinity import Last
+from llorch_scheduler.core.decision import Decision
 from llorch_scheduler.core.fleet import Fleet
 from llorch_scheduler.core.job import Job, Phase
 from llorch_scheduler.core.peers import speed_of
-from llorch_scheduler.core.placement import ABOUT, Decision
+from llorch_scheduler.core.placement import ABOUT
 from llorch_scheduler.core.pool_fleet import PoolFleet
 from llorch_scheduler.core.replica import Replica
 from llorch_scheduler.core.replica_sets import ReplicaSets, SetKey, set_key, side_of

@@ -40,7 +40,7 @@ def waiting(
     cost_ms: float = 100.0,
     due_ms: int = FAR,
     tokens: float = 0.0,
-    kv_mb: float = 0.0,
+    kv_mb: int = 0,
     shape: Shape = ANY,
     came_back: bool = False,
 ) -> Job:

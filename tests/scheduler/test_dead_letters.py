@@ -15,6 +15,8 @@ import nats
 import pytest
 
 from llorch_ctl import dead_letters
+from llorch_scheduler.core.effects import Effect
+from llorch_scheduler.core.scheduler import SchedulerCore
 from llorch_shared import streams, subjects
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.dead import DeadLetter, Reason, decode_letter
@@ -211,22 +213,29 @@ async def test_a_queue_goes_on_while_letters_cannot_be_stored() -> None:
         assert len(await letters(place)) == 2
 
 
+class Fragile:
+    """A core that breaks on one prompt."""
+
+    def __init__(self, core: SchedulerCore) -> None:
+        self._core = core
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def handle(self, event: Any) -> list[Effect]:
+        if getattr(getattr(event, "request", None), "prompt", "") == "cursed":
+            raise KeyError("nobody foresaw this")
+        return self._core.handle(event)
+
+
 async def test_an_admission_on_which_the_core_breaks_is_set_aside_before_the_process_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with town(MemoryWorld()) as place:
         process, _ = await serve(place)
         cursed, fine = request(prompt="cursed"), request()
-        term = next(iter(process.scheduler.terms.values()))
-        handle = term.core.handle
-
-        def breaks(event: Any) -> Any:
-            if getattr(getattr(event, "request", None), "prompt", "") == "cursed":
-                raise KeyError("nobody foresaw this")
-            return handle(event)
-
         for loop in process.scheduler.terms.values():
-            monkeypatch.setattr(loop.core, "handle", breaks)
+            monkeypatch.setattr(loop, "core", Fragile(loop.core))
         await place.client.admit(cursed)
         await asyncio.wait({process.task}, timeout=10)
         assert process.task.exception() is not None

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from llorch_scheduler.asking import Asking
+from llorch_scheduler.build import core_is_compiled
 from llorch_scheduler.core.balance import Balance, Facts
 from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.core.roll_call import RollCall
@@ -300,9 +301,10 @@ async def main(settings: Settings, stop: Stop) -> int:
         endpoint.close()
         return 0
     scheduler = Scheduler(bus, settings, metrics)
+    core = "a compiled" if core_is_compiled() else "an interpreted"
     narrate(
         log,
-        f"Scheduler {scheduler.instance} is up as standby; metrics on http://{address}/metrics",
+        f"Scheduler {scheduler.instance} is up as standby with {core} core; metrics on http://{address}/metrics",
         actor=f"scheduler/{scheduler.instance}",
         action="start",
         metrics_addr=address,

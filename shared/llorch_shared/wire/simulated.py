@@ -228,6 +228,8 @@ class SimulatorProgress(msgspec.Struct, frozen=True, kw_only=True):
     simulated_s: float
     wall_s: float
     tasks_per_s: float
+    compiled: bool = False
+    """The core is a compiled one: the same decisions in half the time."""
 
 
 def encode(result: Result) -> bytes:

@@ -6,6 +6,7 @@ import pytest
 
 from llorch_scheduler.core.effects import Audit, End, Place, TellLoad
 from llorch_scheduler.core.events import Tick
+from llorch_scheduler.core.tenant_books import BOOKS_MAX
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.audit import AuditEvent
 from llorch_shared.wire.policy import (
@@ -291,9 +292,10 @@ def test_a_tenant_at_its_bound_gets_appointments_of_its_own_and_others_need_none
     assert world.core.pools["p1"].tenant_books.get(("default", Priority.INTERACTIVE)) is None
 
 
-def test_without_room_for_another_book_a_tenant_is_told_its_pace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llorch_scheduler.core.tenant_books.BOOKS_MAX", 0)
+def test_without_room_for_another_book_a_tenant_is_told_its_pace(world: World) -> None:
     world.respec(queue=QueueSpec(capacity=64, tenant_capacity=1))
+    for number in range(BOOKS_MAX):
+        world.core.pools["p1"].tenant_books.open((f"t{number}", Priority.INTERACTIVE))
     question = AppointmentRequest(
         task_id=task_id(1), pool_id="p1", priority=Priority.INTERACTIVE, tenant="t", tenant_refused=True
     )

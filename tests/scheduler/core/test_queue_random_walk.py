@@ -77,7 +77,7 @@ class Twins:
                 cost_ms=dice.randint(1, 400),
                 due_ms=self.now + dice.randint(0, 3_000),
                 tokens=float(dice.randint(0, 900)),
-                kv_mb=float(dice.choice([0, 10, 60])),
+                kv_mb=dice.choice([0, 10, 60]),
                 shape=dice.choice(SHAPES),
             )
             self.push(job)

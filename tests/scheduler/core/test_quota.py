@@ -242,7 +242,7 @@ class Walk:
                 self.dice.choice((INTERACTIVE, BATCH)),
                 cost_ms=self.dice.randint(10, 2_000),
                 tokens=tokens,
-                kv_mb=self.dice.choice([0.0, 20.0, 60.0]),
+                kv_mb=self.dice.choice([0, 20, 60]),
                 due_ms=self.dice.randint(1, 10**6),
             )
             self.queue.push(job, self.slots.now)

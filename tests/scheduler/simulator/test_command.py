@@ -21,11 +21,14 @@ from llorch_ctl.exits import Exit, Problem
 from llorch_scheduler.simulator.page import page
 from llorch_scheduler.simulator.scenarios import SCENARIOS
 from llorch_scheduler.simulator.scenarios import scenario as shipped
+from llorch_scheduler.simulator.simulation import Simulation
 from llorch_scheduler.simulator.summary import summarise
+from llorch_shared.wire.simulated import encode
 from scheduler.simulator_scenarios import Watched
 
 ARGV = [sys.executable, "-m", "llorch_scheduler.simulator"]
 PACKAGE = Path(llorch_scheduler.simulator.__file__).parent
+SOURCES = [Path(__file__).parents[3] / folder for folder in ("services/scheduler", "shared")]
 IMPURE = {"asyncio", "nats", "os", "time", "logging", "pathlib", "sys", "signal", "subprocess"}
 AT_THE_EDGE = {"command.py", "__main__.py"}
 
@@ -59,6 +62,15 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
     assert pages[0].read_bytes() == pages[1].read_bytes()
     assert json.loads(first)["requeues"], "nothing was lost, so little was shown"
     assert simulate("node-loss", "--tasks=1200", "--seed=8") != first
+
+
+@pytest.mark.parametrize("name", ["team", "deadline-mix", "node-loss"])
+def test_the_core_at_hand_gives_the_bytes_that_its_sources_give(name: str) -> None:
+    """The one at hand may be compiled (`make compiled`)."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES))}
+    arguments = [*ARGV, name, "--tasks=400", "--seed=5"]
+    interpreted = subprocess.run(arguments, env=env, check=True, capture_output=True).stdout
+    assert encode(summarise(Simulation(shipped(name, tasks=400), 5).run(), scale=1.0)) == interpreted
 
 
 def test_a_comparison_under_overload_is_equal_to_the_byte(tmp_path: Path) -> None:

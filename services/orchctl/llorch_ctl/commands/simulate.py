@@ -129,6 +129,7 @@ def _run(arguments: list[str], result: Path, *, shown: bool) -> tuple[int, bytes
 
         def told(line: SimulatorProgress) -> None:
             speed = f"{line.simulated_s:,.0f} s simulated, {line.tasks_per_s:,.0f} tasks/s"
+            speed += " with a compiled core" if line.compiled else ""
             bar.update(task, total=line.tasks, completed=line.ended, speed=speed)
 
         return simulation.simulate(arguments, result, told)

@@ -5,9 +5,8 @@ and for the life of the engine that had it. Memory is bounded: the sessions that
 """
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Final
-
-import msgspec
 
 from llorch_scheduler.core.replica import Replica
 
@@ -15,7 +14,8 @@ SESSIONS_MAX: Final = 65_536
 """Per pool. Some hundred bytes each: more sessions than that are not warm anywhere."""
 
 
-class Last(msgspec.Struct, frozen=True, gc=False):
+@dataclass(slots=True, eq=False)
+class Last:
     replica_id: str
     incarnation: str
     """The life of its engine: the cache ends with it."""
@@ -70,7 +70,7 @@ class Affinity:
         """A task of the session has generated there."""
         known = self._last.get(session_id.lower())
         if known is not None and not known.warm and (known.replica_id, known.incarnation) == (replica_id, incarnation):
-            self._last[session_id.lower()] = msgspec.structs.replace(known, warm=True)
+            known.warm = True
 
     def drop(self, session_id: str) -> None:
         """Its next task may go anywhere."""

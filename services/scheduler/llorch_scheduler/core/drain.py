@@ -6,10 +6,9 @@ per slot, so that a lost or new replica counts at once. It is less one standard 
 leave than join: in the long run as many leave as join for the same slot time.
 """
 
+from dataclasses import dataclass
 from math import sqrt
 from typing import Final
-
-import msgspec
 
 DRAIN_KEEP: Final = 0.998
 """Of the places given back, which are promised far ahead: the last 500."""
@@ -18,7 +17,8 @@ ASKED_KEEP: Final = 0.98
 _PRIOR: Final = 4.0
 
 
-class Drain(msgspec.Struct, frozen=True, gc=False):
+@dataclass(frozen=True, slots=True)
+class Drain:
     """How places of a queue are given back."""
 
     per_ms: float

@@ -6,8 +6,8 @@ carries their ticket. The others have no outcome the core waits for.
 
 import msgspec
 
+from llorch_scheduler.core.decision import DecisionLog
 from llorch_scheduler.core.events import AdmissionRef
-from llorch_scheduler.core.placement import DecisionLog
 from llorch_shared.wire.audit import AuditRecord
 from llorch_shared.wire.registry import PoolLoad
 from llorch_shared.wire.run import PreemptRequest, RunRecord

@@ -12,9 +12,9 @@ error larger.
 """
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 from msgspec import structs
 
 from llorch_scheduler.core.drain import Drain, DrainMeter
@@ -41,7 +41,8 @@ _FLOW_KNOWN: Final = 3.0
 """Weight of samples from which on a flow's own share is believed."""
 
 
-class Behind(msgspec.Struct, frozen=True, gc=False):
+@dataclass(slots=True, eq=False)
+class Behind:
     """Tasks that still wait when one has left the queue."""
 
     in_pool: int

@@ -54,7 +54,7 @@ def _oldest(classes: Mapping[Priority, ClassQueue]) -> Job | None:
     """Of the lowest class that has one: with two classes the oldest batch task, else the oldest of all."""
     for priority in reversed(CLASSES):
         line = classes[priority].by_age
-        if line:
+        if line is not None and line.size:
             return line.head
     return None
 

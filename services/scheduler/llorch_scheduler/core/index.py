@@ -107,7 +107,7 @@ class PoolIndex:
             heap = peers.heap
             while heap:
                 first = heap[0]
-                if first[4].entry is first:
+                if first[4].stamp == first[3]:
                     found.append(first)
                     break
                 heappop(heap)
@@ -124,7 +124,7 @@ class PoolIndex:
         if first is None or peers.free < 2:
             return None
         next_best = heap[2] if len(heap) > 2 and heap[2] < heap[1] else heap[1]
-        if next_best[4].entry is next_best:
+        if next_best[4].stamp == next_best[3]:
             return next_best
         heappop(heap)
         runner_up = self.best(peers)
@@ -211,15 +211,16 @@ class PoolIndex:
         elif entry[0] == vram and entry[1] == taken:
             return
         self._stamp += 1
+        standing.stamp = self._stamp
         standing.entry = entry = (vram, taken, replica.replica_id, self._stamp, standing)
         heappush(peers.heap, entry)
         if len(peers.heap) > 2 * peers.free + _COMPACT_MIN:
-            peers.heap = [entry for entry in peers.heap if entry[4].entry is entry]
+            peers.heap = [entry for entry in peers.heap if entry[4].stamp == entry[3]]
             heapify(peers.heap)
 
     def _withdraw(self, standing: Standing) -> None:
         if standing.entry is not None:
-            standing.entry = None
+            standing.entry, standing.stamp = None, 0
             self._free(standing, -1)
 
     def _free(self, standing: Standing, change: int) -> None:

@@ -93,7 +93,7 @@ class JobList:
             block.append(entry)
         else:
             insort(block, entry)
-        if block[0] is entry and at < 0:
+        if block[0][4] is entry[4] and at < 0:
             self.head = entry[4]
         if len(block) > 2 * BLOCK:
             self._split(block, at)

@@ -48,7 +48,7 @@ class Speed(NamedTuple):
 
 Entry = tuple[int, int, str, int, "Standing"]
 """(-free VRAM, taken slots, id, stamp, whose it is). Stamps differ, so the last is never compared. An entry counts
-while its owner says that it is its entry."""
+while its owner has its stamp."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,6 +104,8 @@ class Standing:
     kind: Kind | None = None
     peers: Peers | None = None
     entry: Entry | None = None
+    stamp: int = 0
+    """That of its entry; 0 while it has none."""
     version: SetKey | None = None
     """Of its engine when it was ready last."""
     returns: SetKey | None = None

@@ -11,11 +11,9 @@ A replica that was not measured yet counts as one of the soonest: its first task
 from collections.abc import Collection, Sequence
 from typing import Final
 
-import msgspec
-
+from llorch_scheduler.core.decision import Offers
 from llorch_scheduler.core.index import PoolIndex
 from llorch_scheduler.core.peers import Abilities, Entry, Peers
-from llorch_scheduler.core.replica import Replica
 from llorch_scheduler.core.replica_sets import ReplicaSets, side_of
 from llorch_scheduler.core.shape import CANARY, STABLE, Shape
 from llorch_shared.errors import PolicyLabel
@@ -42,47 +40,6 @@ ABOUT: Final = 1.15
 worth more than the difference."""
 _TERMS: Final = ("free_vram_mb", "active_slots", "replica_id")
 _CTX_CLASS_LEAST: Final = 256
-
-
-class DecisionLog(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Why a task goes where it goes (ORCH-3906). `selected` is empty when no replica was picked."""
-
-    selected: str
-    candidates_considered: int
-    filters_applied: tuple[str, ...]
-    """Filters that removed a candidate, with how many, for example `slots:2`."""
-    tie_breakers_applied: tuple[str, ...]
-    """Parts of the score that had to be looked at until one candidate was left."""
-    pinned: bool
-    fallback_used: bool
-    decision_reason: str
-    replica_set: str = ""
-    """Version of the set that the task goes to; empty when versions may mix."""
-    predicted_end_ms: float = 0
-    """From the placement; 0 when the replica was not measured yet."""
-    free_vram_mb: int = 0
-    active_slots: int = 0
-    """Of the selected replica, before this task."""
-    kv_warmth: bool | None = None
-    """As in `Decision`."""
-
-
-class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """`busy` is true when a replica could take the task as soon as a slot, or memory, is free. Neither a replica nor
-    busy: no replica of the pool can serve it as they are."""
-
-    replica: Replica | None
-    log: DecisionLog
-    busy: bool = False
-    kv_warmth: bool | None = None
-    """Whether it goes where its session was last; None for a session that was not seen within its time to live."""
-
-
-class Offers(msgspec.Struct, frozen=True, gc=False):
-    """Peers with a free replica that has room, and when a task ends there: 0 when their speed was not measured."""
-
-    peers: list[Peers]
-    ends_ms: list[float]
 
 
 def shape_of(request: TaskRequest, spec: PoolSpec, ctx_limits: Collection[int] = ()) -> Shape:
@@ -152,7 +109,7 @@ def tie_breakers(
     peers = picked[4].peers
     runner_up = index.second(peers) if peers is not None else None
     for best in bests:
-        if best is not picked and (runner_up is None or best < runner_up):
+        if best[4] is not picked[4] and (runner_up is None or best < runner_up):
             runner_up = best
     if runner_up is None:
         return first

@@ -6,10 +6,10 @@ from typing import Final
 from msgspec.structs import replace
 
 from llorch_scheduler.core.contest import IsOpen
+from llorch_scheduler.core.decision import Decision
 from llorch_scheduler.core.effects import Place
 from llorch_scheduler.core.job import PLACING, Job
 from llorch_scheduler.core.peers import Slots
-from llorch_scheduler.core.placement import Decision
 from llorch_scheduler.core.pool import Pool
 from llorch_scheduler.core.pool_fleet import PoolFleet
 from llorch_scheduler.core.preempting import Preempting

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from llorch_scheduler.core.affinity import Affinity, Last
+from llorch_scheduler.core.decision import Decision, DecisionLog, Offers
 from llorch_scheduler.core.feasibility import Feasibility, View
 from llorch_scheduler.core.index import PoolIndex
 from llorch_scheduler.core.job import Job
 from llorch_scheduler.core.peers import Entry, Peers
 from llorch_scheduler.core.placement import (
-    Decision,
-    DecisionLog,
-    Offers,
     fell_back,
     nobody,
     pinned,

@@ -1,8 +1,7 @@
 """Which class goes next, and which task may pass it over to be in time. Who is next inside a class: `turn`."""
 
+from dataclasses import dataclass
 from typing import Final
-
-import msgspec
 
 from llorch_scheduler.core.class_queue import ClassQueue
 from llorch_scheduler.core.contest import IsOpen
@@ -14,7 +13,8 @@ from llorch_shared.wire.policy import PreemptionSpec
 from llorch_shared.wire.task import Priority
 
 
-class Pick(msgspec.Struct, frozen=True, gc=False):
+@dataclass(slots=True)
+class Pick:
     job: Job
     passed_over: Priority | None = None
     """The class whose turn it was, when the task goes before it to be in time."""

@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from llorch_scheduler.build import core_is_compiled
 from llorch_scheduler.simulator import comparison
 from llorch_scheduler.simulator.comparison import Replaying, compared
 from llorch_scheduler.simulator.page import comparison_page, page
@@ -78,6 +79,7 @@ class _Watch:
             simulated_s=round(simulation.clock.now_ms / 1000, 1),
             wall_s=round(wall_s, 2),
             tasks_per_s=round(ended / wall_s, 1) if wall_s > 0 else 0.0,
+            compiled=core_is_compiled(),
         )
         sys.stderr.write(msgspec.json.encode(line).decode() + "\n")
         sys.stderr.flush()

@@ -25,7 +25,7 @@ _ROUNDING_MS: Final = 1e-3
 """An end that is foreseen again from a later moment may come by less than this sooner."""
 
 
-class SlotExceeded(AssertionError):
+class SlotExceeded(Exception):
     """More tasks than slots were started on an engine: the core broke its word."""
 
 
