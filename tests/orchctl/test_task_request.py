@@ -58,6 +58,13 @@ def test_of_two_pools_of_one_model_the_ready_one_is_taken() -> None:
     assert found[1].pool_id == "b"
 
 
+def test_a_prompt_is_not_offered_to_a_pool_that_completes_none() -> None:
+    both = system(offered("a", "m"), offered("b", "embeds", workloads=(Workload.EMBEDDING,)))
+    assert choose(both, wish())[1].pool_id == "a"
+    with pytest.raises(NoChoice):
+        choose(both, wish(pool="b"))
+
+
 def test_two_models_must_be_told_apart() -> None:
     two = system(offered("a", "m"), offered("b", "n"))
     with pytest.raises(NoChoice, match=r"a .*m.*b .*n"):

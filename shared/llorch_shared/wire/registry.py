@@ -262,7 +262,7 @@ class EngineCapability(msgspec.Struct, frozen=True, kw_only=True):
 class PoolCapability(msgspec.Struct, frozen=True, kw_only=True):
     pool_id: Name
     model_ref: str
-    workloads: tuple[Workload, ...]
+    workloads: tuple[Workload, ...] = (Workload.COMPLETION,)
     ctx_max: int
     slots_total: int
     slots_free: int

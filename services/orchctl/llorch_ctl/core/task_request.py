@@ -55,7 +55,12 @@ def chatml(text: str) -> str:
 
 def choose(capabilities: Capabilities, wish: Wish) -> tuple[Engine, PoolCapability]:
     """The one engine and model that fit the wish. Raises NoChoice."""
-    offers = [(engine.engine, pool) for engine in capabilities.engines for pool in engine.pools]
+    offers = [
+        (engine.engine, pool)
+        for engine in capabilities.engines
+        for pool in engine.pools
+        if Workload.COMPLETION in pool.workloads
+    ]
     fit = [
         (engine, pool)
         for engine, pool in offers
