@@ -36,7 +36,8 @@ class TokenEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
     """Digest of the token, lower-case hex."""
     tenant: Name
-    """Whose tasks its tasks are, and all it may see. Its weight and quotas are the pools' (`admission.fairness`)."""
+    """Whose tasks its tasks are, and all it may see. Its weight and quotas are the tenant's (`/v1/tenants`), or what a
+    pool says of it."""
     priorities: Annotated[tuple[Priority, ...], Meta(min_length=1)] = tuple(Priority)
     requests_per_s: Annotated[float, Meta(gt=0)] | None = None
     """Requests per second in the long run, of each gateway process; without it there is no limit."""
