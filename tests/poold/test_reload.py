@@ -139,4 +139,11 @@ async def test_a_drained_pool_takes_nothing_lets_tasks_end_until_its_deadline_an
         assert (run.state, run.replica_id, run.preemptions) == (TaskState.PLACED, "", 1), "it made way"
         assert not Path(f"/proc/{pid}").exists()
         await node.bus.store(key, b"", headers={"KV-Operation": "DEL"})
-        await node.ready(other_than=before.incarnation)
+        again = await node.ready(other_than=before.incarnation)
+
+        task = await node.place(max_tokens=1_000)
+        await node.until_tokens(task, 2)
+        await drained(600_000)
+        await node.state(ReplicaState.DRAINING)
+        await node.bus.store(key, b"", headers={"KV-Operation": "DEL"})
+        await node.ready(other_than=again.incarnation)

@@ -213,14 +213,19 @@ class Node:
     def _spec_changed(self, key: str, value: bytes | None) -> None:
         self._dirty.set()
         self._reloads.look()
-        if key.startswith("drain.") and value is not None:
+        if key.startswith("drain."):
             self._drain_again(key.partition(".")[2])
 
     def _drain_again(self, pool_id: str) -> None:
-        """The end of a drain may have changed: the last word counts for the replicas that drain already."""
+        """The drain of a pool has another end, which counts for the replicas that drain already; or it is taken back,
+        and the pool is served again as soon as they are gone."""
         drain = wishes(self._specs, "drain", DRAIN_DECODER).get(pool_id)
         for replica in self._replicas.values():
-            if drain is not None and replica.leaving and replica.spec.id == pool_id and not self._stopping:
+            if not replica.leaving or replica.spec.id != pool_id or self._stopping:
+                continue
+            if drain is None:
+                replica.hurry()
+            else:
                 replica.drain("its pool is drained", max(0, drain.until_ms - now_ms()) / 1000)
 
     def _tell(self, replica: Replica) -> None:

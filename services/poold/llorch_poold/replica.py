@@ -114,6 +114,11 @@ class Replica:
         self._drain.wish(reason)
         self._slots.close()
 
+    def hurry(self) -> None:
+        """Whatever time was given to a drain that is under way: no more than the node gives from now on."""
+        timeout_s = self._node.settings.drain_timeout_ms / 1000
+        self._drain_until = min(self._drain_until, asyncio.get_running_loop().time() + timeout_s)
+
     @property
     def leaving(self) -> bool:
         return bool(self._drain)

@@ -175,6 +175,17 @@ def test_one_replica_that_fails_ends_the_reload_with_its_cause() -> None:
     assert (told.state, told.ended_ms, told.last_error) == (ReloadState.FAILED, 1_234, found.reason)
 
 
+def test_a_place_that_was_not_served_before_decides_nothing() -> None:
+    refused = held("n2", StandbyState.FAILED, last_error="no usable GPU")
+    before = msgspec.structs.replace(held("n2", standby=None), state=ReplicaState.FAILED)
+    assert decided(held("n1"), refused, before) is SWITCH
+    assert decided(held("n1", StandbyState.COMING), refused, before) is None
+    twice = held("n2", StandbyState.FAILED, number=2, last_error="no such file")
+    spec = pool(replicas=2)
+    assert "no such file" in str(decided(held("n1"), held("n1", number=2), refused, twice, before, spec=spec))
+    assert "no usable GPU" in str(decided(refused, before, nodes=("n2",))), "somebody has to have shown that it runs"
+
+
 def test_a_reload_fails_when_its_time_is_up() -> None:
     assert decided(held("n1"), now_ms=1_499) is None
     assert decided(held("n1"), now_ms=1_500) == Failed("not ready within 500 ms on node n2")

@@ -3,7 +3,8 @@
 Each node brings up a replica with the new model at each of the pool's places and holds it back. When all of them are
 ready the specification gets the new model, in one write: that is the moment at which the pool changes over. When one
 fails, or time is up, the specification stays as it is, and the held ones go. Any node may decide, and compare-and-set
-lets one of them; a node that dies meanwhile is not waited for, and one that joins is.
+lets one of them; a node that dies meanwhile is not waited for, and one that joins is. Where the pool could not be
+served before (no usable GPU, say), that the new model cannot be either decides nothing.
 """
 
 from collections import Counter
@@ -15,7 +16,7 @@ import msgspec
 
 from llorch_poold.core.reconcile import place_names
 from llorch_shared.wire.desired import PoolReload, ReloadState
-from llorch_shared.wire.registry import ReplicaRecord, StandbyState
+from llorch_shared.wire.registry import ReplicaRecord, ReplicaState, Standby, StandbyState
 from llorch_shared.wire.spec import PoolSpec
 
 
@@ -57,22 +58,33 @@ def verdict(
         return Failed("the pool was drained meanwhile")
     if spec.model != reload.old_model_ref:
         return Failed(f"somebody else gave the pool the model {spec.model} meanwhile")
+    mine = list(replicas)
+    broken = Counter(each.node_id for each in mine if each.standby is None and each.state is ReplicaState.FAILED)
     held: Counter[str] = Counter()
-    for replica in replicas:
+    failed = ""
+    for replica in mine:
         standby = replica.standby
         if standby is None or standby.reload_id != reload.id:
             continue
         if standby.state is StandbyState.FAILED:
-            return Failed(f"replica {replica.replica_id}: {replica.last_error or 'no cause is known'}")
-        held[replica.node_id] += standby.state is StandbyState.READY
+            failed = f"replica {replica.replica_id}: {replica.last_error or 'no cause is known'}"
+            broken[replica.node_id] -= 1
+            if broken[replica.node_id] < 0:
+                return Failed(failed)
+        held[replica.node_id] += standby.state is not StandbyState.COMING
     serving = [node for node in nodes if not spec.nodes or node in spec.nodes]
     missing = sorted(node for node in serving if held[node] < len(place_names(spec, node)))
     if serving and not missing:
-        return SWITCH
+        return Failed(failed) if failed and not _any_ready(mine, reload) else SWITCH
     if now_ms - reload.requested_ms < reload.deadline_ms:
         return None
     who = f"node {', '.join(missing)}" if missing else "any node: none that serves the pool is alive"
     return Failed(f"not ready within {reload.deadline_ms} ms on {who}")
+
+
+def _any_ready(replicas: Iterable[ReplicaRecord], reload: PoolReload) -> bool:
+    ready = Standby(reload_id=reload.id, state=StandbyState.READY)
+    return any(replica.standby == ready for replica in replicas)
 
 
 def ended(reload: PoolReload, outcome: Done | Failed, now_ms: int) -> PoolReload:
