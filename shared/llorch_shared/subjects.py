@@ -139,6 +139,11 @@ def audits_of_task(task: str) -> str:
     return f"llorch.aud.*.{token(task)}"
 
 
+def audits(event: str = "", task: str = "") -> str:
+    """Of one event, one task, both or all."""
+    return f"llorch.aud.{token(event) if event else '*'}.{token(task) if task else '*'}"
+
+
 def dead_letter(what: str, pool: str) -> str:
     return f"llorch.dead.{token(what)}.{token(pool)}"
 

@@ -16,6 +16,8 @@ import msgspec
 
 from llorch_gateway import (
     artifacts_api,
+    audit_api,
+    listing_api,
     open_files,
     pools_api,
     process_api,
@@ -35,6 +37,7 @@ from llorch_gateway.cors import Cors
 from llorch_gateway.entrance import Entrance
 from llorch_gateway.identity import Identities, TokenTable
 from llorch_gateway.limits import Limits
+from llorch_gateway.listing import Listing
 from llorch_gateway.openai.door import Door
 from llorch_gateway.openai.routes import OpenAiRoutes
 from llorch_gateway.relay.log_life import LogLife
@@ -136,6 +139,8 @@ class Gateway:
         self._verifiers: Final = (self.tokens, *_oidc(wanted.oidc))
         handlers = {
             **tasks_api.handlers(self.tasks, admissions),
+            **listing_api.handlers(Listing(bus, self.snapshot)),
+            **audit_api.handlers(bus, self.tasks),
             **sessions_api.handlers(self.sessions),
             **pools_api.handlers(self.snapshot, bus, self._author),
             **tenants_api.handlers(bus, self._author),

@@ -72,13 +72,13 @@ class Snapshot:
             del self._load_seen[pool]
             self.loads.pop(pool, None)
 
+    def pool_names(self) -> set[str]:
+        """Where tasks may be queued: every pool that was ever wanted. The tasks of a removed one stay."""
+        return {name for kind, _, name in (key.partition(".") for key in self._spec.known) if kind == "pool"}
+
     def shards(self) -> set[int]:
-        """Where tasks may be queued: the shards of every pool that was ever wanted. The tasks of a removed one stay."""
-        return {
-            subjects.shard_of(name)
-            for kind, _, name in (key.partition(".") for key in self._spec.known)
-            if kind == "pool"
-        }
+        """Those of `pool_names`."""
+        return {subjects.shard_of(name) for name in self.pool_names()}
 
     def tenant_weight(self, pool: PoolSpec, tenant: str) -> int:
         """Share of the tenant among those of its class. O(1)."""

@@ -31,21 +31,6 @@ def accounts(bus: Bus) -> AsyncIterator[list[Message]]:
     return _pages(bus, streams.SES, subjects.ALL_SESSIONS, 1, RUNS_PAGE)
 
 
-async def first_since(bus: Bus, from_ms: int) -> int:
-    """The sequence of the first audit record that was stored at `from_ms` (Unix milliseconds) or later; one more than
-    the last when there is none. Raises BusError."""
-    state = await bus.stream_state(streams.AUD)
-    low, high = max(1, state.first_seq), state.last_seq + 1
-    while low < high:
-        middle = (low + high) // 2
-        found = await bus.replay(streams.AUD, subjects.ALL_AUDITS, from_seq=middle, limit=1)
-        if found and found[0].stored_ms < from_ms:
-            low = found[0].seq + 1
-        else:
-            high = middle
-    return low
-
-
 async def _pages(bus: Bus, stream: str, subject: str, from_seq: int, size: int) -> AsyncIterator[list[Message]]:
     seq = from_seq
     while True:

@@ -19,6 +19,7 @@ from llorch_ctl.core.audit_report import Report, report
 from llorch_ctl.core.audit_sessions import SessionBooks, unsettled
 from llorch_ctl.core.findings import Fault, Findings, Violation
 from llorch_shared import streams, subjects
+from llorch_shared.audit_times import first_since
 from llorch_shared.bus.port import Bus, BusError, Message
 from llorch_shared.states import FINAL
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditRecord
@@ -55,7 +56,7 @@ class Verification:
     async def run(self, *, since_ms: int = 0) -> Report:
         """`since_ms`: look at what was stored from then on, Unix milliseconds. Raises BusError."""
         state = await self._bus.stream_state(streams.AUD)
-        from_seq = await audit_pages.first_since(self._bus, since_ms) if since_ms else max(1, state.first_seq)
+        from_seq = await first_since(self._bus, since_ms) if since_ms else max(1, state.first_seq)
         self._from_ms = since_ms
         chains = Chains(self._findings, cut=from_seq > 1)
         read = await self._read_audits(chains, from_seq, state.last_seq)

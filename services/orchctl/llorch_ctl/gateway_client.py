@@ -7,8 +7,9 @@ becomes a `Problem` with its exit code: 429 and 503 are refusals for now, 400 is
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Final, Self, TypeVar
+from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
@@ -21,7 +22,7 @@ from llorch_shared.http_api import LAST_EVENT_ID_HEADER
 from llorch_shared.settings import Secret, Settings
 from llorch_shared.wire.frames import Event, parse_cursor
 from llorch_shared.wire.registry import Capabilities, PoolHealth
-from llorch_shared.wire.run import TaskView
+from llorch_shared.wire.run import LIST_MAX, TaskList, TaskView
 from llorch_shared.wire.task import TaskAccepted, TaskRequest
 
 ANSWER_WITHIN_S: Final = 30.0
@@ -102,6 +103,18 @@ class GatewayClient:
         answer = await self._call("GET", f"/v1/tasks/{task_id}", TaskView)
         assert answer is not None
         return answer
+
+    async def tasks(self, filters: Mapping[str, str], limit: int) -> AsyncIterator[TaskView]:
+        """At most `limit` of them, page by page. `filters` as GET /v1/tasks takes them."""
+        cursor: str | None = ""
+        while cursor is not None and limit > 0:
+            asked = {**filters, "limit": str(min(limit, LIST_MAX)), **({"cursor": cursor} if cursor else {})}
+            page = await self._call("GET", f"/v1/tasks?{urlencode(asked)}", TaskList)
+            assert page is not None
+            for view in page.tasks:
+                yield view
+            limit -= len(page.tasks)
+            cursor = page.cursor
 
     async def cancel(self, task_id: str) -> TaskView | None:
         """None is the receipt (204): the task has ended and its slot is free. A view means: the wish is stored."""

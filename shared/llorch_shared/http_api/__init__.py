@@ -9,6 +9,7 @@ from typing import Final
 
 from llorch_shared.http_api.anthropic import ANTHROPIC
 from llorch_shared.http_api.artifacts import ARTIFACTS
+from llorch_shared.http_api.audit import AUDIT
 from llorch_shared.http_api.catalog import CATALOG
 from llorch_shared.http_api.openai import OPENAI
 from llorch_shared.http_api.operation import (
@@ -71,6 +72,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *POOLS,
     *TENANTS,
     *ARTIFACTS,
+    *AUDIT,
     *CATALOG,
     *PROCESS,
 )

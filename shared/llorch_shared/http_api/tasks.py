@@ -6,6 +6,7 @@ from msgspec import Meta
 
 from llorch_shared.errors import ErrorCode
 from llorch_shared.http_api.operation import (
+    BAD_ID,
     BODY_ERRORS,
     BUDGET_HEADERS,
     BUS_AWAY,
@@ -21,8 +22,8 @@ from llorch_shared.http_api.operation import (
     Reply,
     usual,
 )
-from llorch_shared.wire.run import TaskView
-from llorch_shared.wire.task import TaskAccepted, TaskRequest
+from llorch_shared.wire.run import LIST_CURSOR_PATTERN, LIST_MAX, TaskList, TaskView
+from llorch_shared.wire.task import Name, TaskAccepted, TaskId, TaskRequest, TaskState
 
 _LAST_EVENT_ID: Final = Parameter(
     name=LAST_EVENT_ID_HEADER,
@@ -63,6 +64,36 @@ TASKS: Final[tuple[Operation, ...]] = (
             ),
             *BODY_ERRORS,
         ),
+    ),
+    Operation(
+        method="GET",
+        path="/v1/tasks",
+        operation_id="listTasks",
+        twin="tasks.list",
+        plane=Plane.DATA,
+        requirements=("ORCH-2001",),
+        summary="Tasks of 72 hours: what waits, in the order of its queues, then the others, last changed first. One "
+        "that moves while its list is read may be missed, or stand as it was",
+        parameters=(
+            Parameter(name="state", where="query", type=TaskState, description="only in this state"),
+            Parameter(name="session", where="query", type=TaskId, description="only of this session"),
+            Parameter(name="tenant", where="query", type=Name, description="only of this tenant"),
+            Parameter(name="pool", where="query", type=Name, description="only of this pool"),
+            Parameter(
+                name="limit",
+                where="query",
+                type=Annotated[int, Meta(ge=1, le=LIST_MAX)],
+                description="How many at most; 50 when absent",
+            ),
+            Parameter(
+                name="cursor",
+                where="query",
+                type=Annotated[str, Meta(pattern=LIST_CURSOR_PATTERN)],
+                description="`cursor` of the page before",
+            ),
+        ),
+        replies=(Reply(status=200, description="One page; another tenant's tasks are not in it", body=TaskList),),
+        errors=(*BAD_ID, *BUS_AWAY),
     ),
     Operation(
         method="GET",

@@ -78,6 +78,14 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """First 128 bits of the SHA-256 of the subject, a line feed, and the payload up to this field; hexadecimal."""
 
 
+class AuditList(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /v1/audit: records in the order in which they were stored."""
+
+    records: tuple[AuditRecord, ...] = ()
+    cursor: str | None = None
+    """Of the next page; null on the last. A page may hold fewer records than asked for, and none."""
+
+
 def admission_detail(request: TaskRequest, *, queue_position: int, predicted_start_ms: int) -> Detail:
     """What an `admitted` record says about the task: all that a replay of the hour needs, and nothing of its text."""
     return {

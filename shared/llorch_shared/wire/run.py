@@ -67,6 +67,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
     error: ErrorBody | None = None
     request: TaskRequest | None = None
     """Kept while the task may have to run again; dropped in a final state."""
+    session_id: str = ""
+    """The request's, for lists of ended tasks."""
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,6 +153,22 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: ErrorBody | None = None
     restarted_at: int | None = None
     """The result begins at this token; what was sent before is void. `tokens_out` counts all that was sent."""
+    tenant: str = ""
+    """Told in lists."""
+    session_id: str = ""
+    """Told in lists."""
+
+
+LIST_MAX: Final = 500
+LIST_CURSOR_PATTERN: Final = r"^(q\.[a-z0-9][a-z0-9_-]{0,62}\.(interactive|batch)\.[0-9]{1,18}|r\.[0-9]{1,18})$"
+
+
+class TaskList(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /v1/tasks: what waits in the queues, then what was placed, last changed first."""
+
+    tasks: tuple[TaskView, ...] = ()
+    cursor: str | None = None
+    """Of the next page; null on the last. A page may hold fewer tasks than asked for, and none."""
 
 
 RUN_DECODER: Final = msgspec.json.Decoder(RunRecord)

@@ -1,5 +1,7 @@
 """What a task's stored record says to its clients: the view of GET /v1/tasks/{id}."""
 
+import msgspec
+
 from llorch_shared.states import FINAL
 from llorch_shared.wire.frames import Cursor
 from llorch_shared.wire.run import Located, RunRecord, TaskView, WaitsFor
@@ -44,6 +46,11 @@ def view_of_run(record: RunRecord) -> TaskView:
         error=record.error,
         restarted_at=record.restarted_at,
     )
+
+
+def listed(record: RunRecord, session: str) -> TaskView:
+    """As lists show it, where tasks of several tenants and sessions stand side by side."""
+    return msgspec.structs.replace(view_of_run(record), tenant=record.tenant, session_id=session)
 
 
 def view_of_queued(task: str, located: Located) -> TaskView:

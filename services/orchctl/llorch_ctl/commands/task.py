@@ -140,6 +140,34 @@ def cancel(task: TaskArgument, config: ConfigOption = None, as_json: JsonOption 
     raise typer.Exit(run(main))
 
 
+@app.command("list")
+def list_(
+    state: Annotated[TaskState | None, typer.Option(help="Only in this state.")] = None,
+    session: Annotated[str, typer.Option(help="Only of this session.")] = "",
+    tenant: Annotated[str, typer.Option(help="Only of this tenant.")] = "",
+    pool: Annotated[str, typer.Option(help="Only of this pool.")] = "",
+    *,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 50,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tasks of the last 72 hours: what waits, then the others, last changed first."""
+    settings = settings_from(config)
+    wanted = {"state": state.value if state else "", "session": session, "tenant": tenant, "pool": pool}
+
+    async def main() -> int:
+        async with _client(settings) as client:
+            async for view in client.tasks({name: value for name, value in wanted.items() if value}, limit):
+                if as_json:
+                    write_json(view, lines=True)
+                else:
+                    at = _readable("admitted_ms", view.admitted_ms)
+                    OUT.print(f"{view.task_id}  {view.state:<9}  {at}  {view.pool_id}  {view.tenant}", markup=False)
+        return Exit.OK
+
+    raise typer.Exit(run(main))
+
+
 @app.command("show")
 def show(task: TaskArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """State of a task."""

@@ -131,6 +131,7 @@ def arrived(event: TaskArrived) -> Job:
             channel=event.channel,
             admitted_ms=event.admitted_ms,
             request=event.request,
+            session_id=event.request.session_id if event.request else "",
             session=event.session,
         ),
         state=_WAITS,
