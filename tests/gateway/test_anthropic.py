@@ -87,6 +87,11 @@ def test_a_named_tool_is_the_only_one_and_none_are_none() -> None:
     assert ask(tools=[TOOL], thinking={"type": "disabled"}, metadata={"user_id": "u"}).task.tool_choice == "auto"
 
 
+def test_a_schema_binds_the_output() -> None:
+    task = ask(output_config={"format": {"type": "json_schema", "schema": SCHEMA}}, speed="fast").task
+    assert (task.output_mode, task.response_schema) == ("json", SCHEMA)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -104,6 +109,8 @@ def test_a_named_tool_is_the_only_one_and_none_are_none() -> None:
         {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "nobody"}},
         {"tool_choice": {"type": "any"}},
         {"colour": 1},
+        {"output_config": {"effort": "high"}},
+        {"container": "c"},
         {"model": "nobody"},
     ],
 )

@@ -23,6 +23,8 @@ WRITTEN_BY_THE_OUTSIDE = {
     "Artifact",
     "CalledFunction",
     "NamedFunction",
+    "OutputConfig",
+    "OutputFormat",
     "FunctionChoice",
     "FunctionTool",
     "InputItem",

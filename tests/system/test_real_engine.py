@@ -336,10 +336,10 @@ async def test_the_anthropic_client_gets_text_and_calls_of_a_real_model(real: Sy
     function = WEATHER["function"]
     tool: Any = {"name": function["name"], "description": "Weather of a city", "input_schema": function["parameters"]}
     plain: Any = {"model": "small", "messages": [{"role": "user", "content": "Name three colours."}], "max_tokens": 24}
-    wish: Any = {"model": "small", "messages": weather_messages(), "tools": [tool], "max_tokens": 60, "temperature": 0}
+    wish: Any = {"model": "small", "messages": weather_messages(), "tools": [tool], "max_tokens": 60}
     async with anthropic.AsyncAnthropic(base_url=real.url(), api_key="none", max_retries=0, timeout=120) as client:
-        said = await client.messages.create(**plain, temperature=0)
-        async with client.messages.stream(**plain, temperature=0) as stream:
+        said = await client.messages.create(**plain, extra_body={"temperature": 0})
+        async with client.messages.stream(**plain, extra_body={"temperature": 0}) as stream:
             text = "".join([piece async for piece in stream.text_stream])
         whole = await client.messages.create(**wish, tool_choice={"type": "any"})
         async with client.messages.stream(**wish, tool_choice={"type": "any"}) as stream:
@@ -357,6 +357,7 @@ async def test_the_anthropic_client_gets_text_and_calls_of_a_real_model(real: Sy
 
 async def test_a_response_of_a_real_model_says_what_its_chat_says(real: System) -> None:
     schema: Any = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+    schema["additionalProperties"] = False
     ask = "Name three colours."
     async with openai.AsyncOpenAI(base_url=f"{real.url()}/v1", api_key="none", max_retries=0, timeout=120) as client:
         chat = await client.chat.completions.create(
@@ -368,6 +369,7 @@ async def test_a_response_of_a_real_model_says_what_its_chat_says(real: System) 
         bound = await client.responses.create(
             model="small",
             input=ask,
+            temperature=0,
             max_output_tokens=40,
             text={"format": {"type": "json_schema", "name": "c", "schema": schema, "strict": True}},
         )

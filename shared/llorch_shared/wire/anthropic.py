@@ -70,6 +70,16 @@ class Thinking(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     type: Literal["disabled"]
 
 
+class OutputFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+    """The engine cannot leave it."""
+
+
+class OutputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    format: OutputFormat | None = None
+
+
 class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """POST /v1/messages."""
 
@@ -86,10 +96,17 @@ class MessagesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     tools: Annotated[tuple[MessageTool, ...], Meta(max_length=TOOLS_MAX)] | None = None
     tool_choice: MessageToolChoice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
     llorch: Extensions | None = None
     """As on the OpenAI routes; their headers are taken here, too."""
+    cache_control: Any = None
+    diagnostics: Any = None
+    inference_geo: Any = None
     metadata: Any = None
     service_tier: Any = None
+    speed: Any = None
+    user_profile_id: Any = None
+    workspace_id: Any = None
 
 
 class MessageText(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):

@@ -16,6 +16,7 @@ from llorch_shared.routing import Replicas
 from llorch_shared.wire.anthropic import (
     MessagesRequest,
     MessageTurn,
+    OutputConfig,
     TextBlock,
     ToolResultBlock,
     ToolUseBlock,
@@ -23,10 +24,13 @@ from llorch_shared.wire.anthropic import (
 from llorch_shared.wire.openai import (
     ChatCompletionRequest,
     ChatTurn,
+    JsonSchemaFormat,
     NamedFunction,
     NamedTool,
     OfferedFunction,
     OfferedTool,
+    ResponseFormat,
+    ResponseFormatKind,
 )
 from llorch_shared.wire.task import CalledFunction, ToolCall
 
@@ -52,9 +56,17 @@ def read(body: bytes, headers: Mapping[bytes, bytes], *, new_id: str, pools: Poo
         top_p=wish.top_p,
         top_k=wish.top_k,
         llorch=wish.llorch,
+        response_format=_format(wish.output_config),
         **_tools(wish),
     )
     return as_asked(asked, headers, new_id=new_id, pools=pools, replicas=replicas)
+
+
+def _format(wanted: OutputConfig | None) -> ResponseFormat | None:
+    if wanted is None or wanted.format is None:
+        return None
+    schema = JsonSchemaFormat(name="output", schema=wanted.format.schema)
+    return ResponseFormat(type=ResponseFormatKind.JSON_SCHEMA, json_schema=schema)
 
 
 def _turns(number: int, message: MessageTurn) -> Iterator[ChatTurn]:
