@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-from llorch_shared.contracts import examples_of_pools
+from llorch_shared.contracts import examples_of_documents, examples_of_pools
 from llorch_shared.errors import ErrorBody, ErrorCode, PolicyLabel
 from llorch_shared.wire import frames
 from llorch_shared.wire.registry import Capabilities, EngineCapability, PoolCapability, PoolHealth, ReplicaRecord
@@ -169,6 +169,7 @@ OPERATION_EXAMPLES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
     "getCapabilities": ({"name": "one engine", "status": 200, "response": CAPABILITIES},),
     "getPoolHealth": ({"name": "ready", "status": 200, "response": HEALTH},),
     **examples_of_pools.OPERATION_EXAMPLES,
+    **examples_of_documents.OPERATION_EXAMPLES,
 }
 
 
