@@ -51,6 +51,8 @@ async def test_an_admitted_task_is_placed_claimed_and_its_place_is_given_back() 
         assert run.request == task
         await node.end(task.task_id)
         await becomes_true(lambda: _includes(place.client.audited(task.task_id), "placed"))
+        (placed,) = await place.client.bus.replay(streams.AUD, subjects.audit("placed", task.task_id))
+        assert AUDIT_DECODER.decode(placed.data).at_ms == run.placed_ms, "the decision, not the ack that it waited for"
 
 
 async def _is(value: object, wanted: object) -> bool:

@@ -202,7 +202,8 @@ class Performer:
             return
         self._emit(WriteDone(at_ms=self._now_ms(), ticket=effect.ticket, task_id=task_id, run_seq=seq))
         if not isinstance(effect, End):
-            await self._audit.record(audit_of(effect, seq, self._now_ms(), self._actor))
+            at_ms = effect.record.placed_ms if isinstance(effect, Place) else self._now_ms()
+            await self._audit.record(audit_of(effect, seq, at_ms, self._actor))
 
     async def _ack(self, ref: AdmissionRef | None) -> None:
         if ref is not None:
