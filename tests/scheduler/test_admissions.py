@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from llorch_scheduler.admissions import Admissions, Queue
-from llorch_scheduler.core.events import BacklogRead, Event, TaskArrived
+from llorch_scheduler.core.events import AdmissionRef, BacklogRead, Event, TaskArrived
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Consumer, Delivery
 from llorch_shared.dead_letters import DeadLetters
@@ -54,6 +54,53 @@ async def admit(bus: Bus, count: int) -> list[str]:
     for task in tasks:
         await bus.store(subjects.admission("p1", "interactive", "default"), msgspec.json.encode(task))
     return [task.task_id for task in tasks]
+
+
+class LosingServer(SlowServer):
+    """Delivers all but one message, once."""
+
+    def __init__(self, consumer: Consumer, lost_seq: int) -> None:
+        super().__init__(consumer, 0)
+        self._lost_seq = lost_seq
+
+    async def fetch(self, limit: int, wait_s: float) -> Sequence[Delivery]:
+        return [each for each in await super().fetch(limit, wait_s) if each.message.seq != self._lost_seq]
+
+
+@pytest.mark.parametrize("lost_seq", [1, 2, 3])
+async def test_a_delivery_that_reached_nobody_is_found_when_it_is_the_oldest(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, lost_seq: int
+) -> None:
+    monkeypatch.setattr("llorch_scheduler.admissions.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("llorch_scheduler.admissions.FETCH_WAIT_S", 0.01)
+    events: list[Event] = []
+
+    async def put(some: Sequence[Event]) -> None:
+        events.extend(some)
+
+    make, made = bus.consumer, 0
+
+    async def losing(stream: str, durable: str) -> SlowServer:
+        nonlocal made
+        made += 1
+        return LosingServer(await make(stream, durable), lost_seq if made == 1 else 0)
+
+    bus.consumer = losing  # type: ignore[method-assign,assignment]
+    wanted = await admit(bus, 3)
+    admissions = Admissions(
+        bus, DeadLetters(bus, actor="scheduler/test"), put=put, now_ms=lambda: 1, going=lambda: True
+    )
+    queue = admissions.queues[QUEUE] = Queue(pool_spec(), "p1", Priority.INTERACTIVE)
+    queue.backlog_read = True
+    pulling = asyncio.create_task(admissions.pull(queue))
+    await eventually(lambda: len(queue.held) == 2, 15)
+    for seq in [seq for seq in queue.held if seq != lost_seq]:
+        await admissions.ack(AdmissionRef(QUEUE, seq))
+    await eventually(lambda: lost_seq in queue.held, 15)
+    pulling.cancel()
+    await asyncio.wait({pulling})
+    assert {event.task_id for event in events if isinstance(event, TaskArrived)} == set(wanted)
+    assert made == 2
 
 
 async def pulled(bus: Bus, *, silent: int = 0) -> list[Event]:

@@ -9,6 +9,7 @@ its letter stands.
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -29,6 +30,8 @@ FETCH_MESSAGES: Final = 2000
 """A backlog is pulled in few round trips; what trickles in comes at once all the same."""
 FETCH_WAIT_S: Final = 2.0
 BACKLOG_WAIT_S: Final = 0.05
+LOOK_EVERY_S: Final = 5.0
+"""How often it is asked whether the oldest stored message is held here."""
 ACK_TRIES: Final = 3
 _RETRY_S: Final = 0.2
 
@@ -48,6 +51,10 @@ class Queue:
         self.backlog_read = False
         self.held: Final[dict[int, Delivery]] = {}
         """What is not acknowledged, by its sequence in the stream."""
+        self.stored_seq = 0
+        """The last message at the last look."""
+        self.missing_seq = 0
+        """The oldest message, when it was there at the look before and is not held; 0 when all is well."""
         self.unset: Final[dict[int, bool]] = {}
         """Poison whose letter is not stored yet, by its sequence: true when it is to be acknowledged then."""
 
@@ -107,6 +114,7 @@ class Admissions:
     async def _pull_on(self, queue: Queue, consumer: Consumer) -> None:
         """The server sends the next batch while this one is read."""
         backlog = await self._bus.stream_state(queue.stream)
+        look_at = time.monotonic() + LOOK_EVERY_S
         fetching = asyncio.create_task(consumer.fetch(FETCH_MESSAGES, 0), name=f"fetch from {queue.stream}")
         try:
             while self._going():
@@ -123,9 +131,29 @@ class Admissions:
                         queue.advanced.notify_all()
                 elif not queue.backlog_read and await self._holds_all(queue):
                     await self._backlog_is_read(queue, backlog.last_seq)
+                if queue.backlog_read and time.monotonic() >= look_at:
+                    look_at = time.monotonic() + LOOK_EVERY_S
+                    if await self._misses_the_oldest(queue):
+                        log.warning(
+                            "message %d of %s reached nobody, all is read again", queue.missing_seq, queue.stream
+                        )
+                        return
         finally:
             fetching.cancel()
             await asyncio.wait({fetching})
+
+    async def _misses_the_oldest(self, queue: Queue) -> bool:
+        """Found at two looks in a row: in a cluster a delivery, or the removal after an ack, may get lost between the
+        servers while the connection from here stands. The server would deliver again after the hour of `ack_wait`."""
+        missed, queue.missing_seq = queue.missing_seq, 0
+        try:
+            state = await self._bus.stream_state(queue.stream)
+        except BusError:
+            return False
+        if state.messages and state.first_seq <= queue.stored_seq and state.first_seq not in queue.held:
+            queue.missing_seq = state.first_seq
+        queue.stored_seq = state.last_seq
+        return bool(queue.missing_seq) and queue.missing_seq == missed
 
     async def _holds_all(self, queue: Queue) -> bool:
         """The end of the backlog may have gone meanwhile; a server that is just slow has more than what is held."""
