@@ -11,11 +11,12 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from bench import cancel, core, open_streams, takeover, waiting
+from bench import cancel, core, disconnect, open_streams, takeover, waiting
 from bench.scenarios import SCENARIOS, Row, measure
 
 CORE: Final = "core"
 CANCEL: Final = "cancel"
+DISCONNECT: Final = "disconnect"
 CANCEL_REAL: Final = "cancel_real"
 """Only when it is asked for: it fetches an engine and a model."""
 OPEN_STREAMS: Final = "open_streams"
@@ -80,7 +81,7 @@ def show_figures(title: str, row: Any, console: Console) -> None:
 
 
 async def main() -> None:
-    names = [*(scenario.name for scenario in SCENARIOS), CORE, CANCEL, OPEN_STREAMS, TAKEOVER, WAITING]
+    names = [*(scenario.name for scenario in SCENARIOS), CORE, CANCEL, DISCONNECT, OPEN_STREAMS, TAKEOVER, WAITING]
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--only", nargs="+", choices=[*names, CANCEL_REAL])
@@ -113,6 +114,10 @@ async def main() -> None:
         console.print(f"· {cancel.SLOTS} long prompts are cancelled before their first token, at another gateway")
         report["cancel"] = await cancel.measure(cancel.mock_case(), sync_always=not options.lazy_sync)
         show_figures("cancel", report["cancel"], console)
+    if DISCONNECT in chosen:
+        console.print("· readers leave: until the gateway knows")
+        report["disconnect"] = await disconnect.measure()
+        show_figures("disconnect, p50 / p99 / longest", report["disconnect"], console)
     if CANCEL_REAL in chosen:
         console.print(f"· the same with {cancel.REAL_SLOTS} long prompts in a real engine")
         report["cancel_real"] = await cancel.measure(cancel.real_case(), sync_always=not options.lazy_sync)
