@@ -17,8 +17,11 @@ from llorch_shared.wire.task import Engine, Priority, TaskRequest, TaskState
 from support.client import task_request
 
 WRITTEN_BY_THE_OUTSIDE = {
+    "DrainRequest",
     "Empty",
     "ModelSpec",
+    "ReloadRequest",
+    "Tenant",
     "PackageSpec",
     "Artifact",
     "CalledFunction",

@@ -158,7 +158,7 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     output: tuple[OutputMessage | OutputCall, ...] = ()
     parallel_tool_calls: bool = True
-    previous_response_id: None = None
+    previous_response_id: str | None = None
     store: bool = False
     temperature: float | None = None
     text: TextSettings | None = None
