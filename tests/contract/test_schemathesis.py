@@ -7,24 +7,28 @@ contract says so. The last test checks that the generated requests got that far.
 """
 
 import contextlib
+import json
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+import jsonschema
 import msgspec
 import pytest
 import requests
 import schemathesis
-from anyio.from_thread import start_blocking_portal
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
-from llorch_shared.contracts import openapi
-from llorch_shared.http_api import Plane
+from llorch_shared import subjects
+from llorch_shared.contracts import openapi, twins
+from llorch_shared.http_api import OPERATIONS, Plane
 from llorch_shared.identifiers import is_name, is_uuid
 from llorch_shared.wire.frames import split_events
 from llorch_shared.wire.openai import ChatCompletionRequest, TextCompletionRequest
@@ -54,6 +58,7 @@ CONFIG = SchemathesisConfig.from_dict(
 DATA = schemathesis.openapi.from_dict(openapi.document(Plane.DATA), config=CONFIG)
 CONTROL = schemathesis.openapi.from_dict(openapi.document(Plane.CONTROL), config=CONFIG)
 FEW = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FEWER = settings(FEW, max_examples=12)
 WALKS = settings(
     max_examples=4, stateful_step_count=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
@@ -65,6 +70,11 @@ ended: list[str] = []
 waiting: list[str] = []
 answers: Counter[tuple[str, int]] = Counter()
 """(operation, status) → how often."""
+bus_answers: Counter[tuple[str, str]] = Counter()
+"""(operation, status of the refusal or nothing) → how often, on the bus."""
+portals: list[BlockingPortal] = []
+"""The thread of the system's event loop."""
+TWINS = {(operation.method, operation.path): operation for operation in OPERATIONS if operation.twin}
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +99,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         portal.wrap_async_context_manager(system),
     ):
         portal.call(admit)
+        portals.append(portal)
         yield system
 
 
@@ -195,6 +206,39 @@ def test_the_control_plane_answers_as_its_contract_says(
     case.call_and_validate(base_url=base_url, session=session)
 
 
+@DATA.parametrize()
+@FEWER
+def test_the_bus_takes_the_data_planes_requests_as_http_does(case: schemathesis.Case, system: System) -> None:
+    ask_on_the_bus(case, system)
+
+
+@CONTROL.parametrize()
+@FEWER
+def test_the_bus_takes_the_control_planes_requests_as_http_does(case: schemathesis.Case, system: System) -> None:
+    ask_on_the_bus(case, system)
+
+
+def ask_on_the_bus(case: schemathesis.Case, system: System) -> None:
+    """The generated request as its twin takes it: answered in the twin's form, and never with an internal error."""
+    operation = TWINS.get((case.method, case.operation.path))
+    if operation is None:
+        return
+    given = {"path": case.path_parameters, "query": case.query, "header": case.headers}
+    flat = {
+        parameter.key: given[parameter.where][parameter.name]
+        for parameter in operation.parameters
+        if parameter.name in (given[parameter.where] or {})
+    }
+    body = case.body if operation.request is not None and isinstance(case.body, dict) else {}
+    payload = json.dumps({**body, **flat}, default=str).encode()
+    answer = portals[0].call(partial(system.bus.request, subjects.api(operation.twin), payload, timeout_s=20))
+    status = answer.headers.get("Nats-Service-Error-Code", "")
+    bus_answers[f"{case.method} {case.operation.path}", status] += 1
+    assert status != "500", answer.data
+    if answer.data:
+        jsonschema.validate(json.loads(answer.data), json.loads(twins.answer_schema_text(operation)))
+
+
 def test_a_task_can_be_followed_from_its_admission_to_its_end(base_url: str, session: requests.Session) -> None:
     """Walks along the contract's links: submit, then get, stream, cancel in any order."""
 
@@ -243,6 +287,23 @@ def test_a_task_can_be_followed_from_its_admission_to_its_end(base_url: str, ses
 )
 def test_the_generated_requests_reached(answer: tuple[str, int]) -> None:
     assert answers[answer] > 0, f"seen: {sorted(answers.items())}"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ("POST /v1/tasks", ""),
+        ("POST /v1/tasks", "400"),
+        ("GET /v1/tasks/{id}", ""),
+        ("GET /v1/tasks/{id}", "404"),
+        ("POST /v1/tasks/{id}/cancel", ""),
+        ("GET /v1/pools/{id}/health", ""),
+        ("GET /v1/capabilities", ""),
+    ],
+    ids=str,
+)
+def test_the_generated_requests_reached_it_on_the_bus(answer: tuple[str, str]) -> None:
+    assert bus_answers[answer] > 0, f"seen: {sorted(bus_answers.items())}"
 
 
 def test_without_a_bus_the_answers_are_still_those_of_the_contract(system: System, base_url: str) -> None:

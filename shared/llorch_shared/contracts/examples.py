@@ -1,10 +1,11 @@
-"""Examples for the contracts, made of wire types so that they cannot drift from them."""
+"""Examples for the contracts: values of wire types, and what a real gateway answered, so that they cannot drift."""
 
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from llorch_shared.contracts import examples_of_documents, examples_of_pools
 from llorch_shared.errors import ErrorBody, ErrorCode, PolicyLabel
 from llorch_shared.wire import frames
 from llorch_shared.wire.registry import Capabilities, EngineCapability, PoolCapability, PoolHealth, ReplicaRecord
@@ -110,72 +111,80 @@ LOST: Final = ErrorBody(
     code=ErrorCode.WORKER_RESET, message="the engine was lost and the stream cannot be continued", engine="llamacpp"
 )
 
-_BEGIN: Final = (
-    frames.encode_started(
-        frames.Started(
-            queue_position=2,
-            predicted_start_ms=850,
-            engine=Engine.LLAMACPP,
-            engine_version="b9999",
-            pool_id="small",
-            replica_id="small-node-1-0",
-            device="cuda:0",
-            tokens_in=14,
-        )
-    )
-    + frames.encode_token(1, 0, "Rivers")
-    + frames.encode_token(1, 1, " flow.")
-)
-STREAM_END: Final = _BEGIN + frames.encode_end(
-    1,
-    frames.End(
-        tokens_out=2, decode_ms=40, decode_time_ms=40, finish_reason="stop", tokens_in=14, latency_first_token_ms=61
-    ),
-)
-STREAM_ERROR: Final = _BEGIN + frames.encode_error(1, 2, LOST)
-STREAM_RESUMED: Final = (
-    frames.encode_metrics(frames.Metrics(attempt=2, kv_migrated=False, kv_warmth=False))
-    + frames.encode_token(2, 2, " Often.")
-    + frames.encode_end(2, frames.End(tokens_out=3, decode_ms=61, decode_time_ms=61, finish_reason="stop"))
-)
-STREAM_RESTARTED: Final = (
-    _BEGIN
-    + frames.encode_metrics(frames.Metrics(attempt=2, kv_migrated=False, kv_warmth=False))
-    + frames.encode_metrics(frames.Metrics(attempt=2, kv_migrated=False, kv_warmth=False, restarted_at=2))
-    + frames.encode_token(2, 2, "Streams")
-    + frames.encode_token(2, 3, " run.")
-    + frames.encode_end(
-        2, frames.End(tokens_out=4, decode_ms=40, decode_time_ms=40, finish_reason="stop", tokens_in=14, restarted_at=2)
+STREAM_BEGIN: Final = frames.encode_started(
+    frames.Started(
+        queue_position=2,
+        predicted_start_ms=850,
+        engine=Engine.LLAMACPP,
+        engine_version="b9999",
+        pool_id="small",
+        replica_id="small-node-1-0",
+        device="cuda:0",
+        tokens_in=14,
     )
 )
+_TWO_TOKENS: Final = (
+    STREAM_BEGIN,
+    frames.encode_token(1, 0, "Rivers"),
+    frames.encode_token(1, 1, " flow."),
+)
+_ELSEWHERE: Final = frames.encode_metrics(frames.Metrics(attempt=2, kv_migrated=False, kv_warmth=False))
 
-STREAMS: Final[dict[str, str]] = {
-    "from the beginning": STREAM_END.decode(),
-    "ended by an error": STREAM_ERROR.decode(),
-    "resumed after 1-1 on another replica": STREAM_RESUMED.decode(),
-    "begun anew on another replica": STREAM_RESTARTED.decode(),
-}
-
-OPERATION_EXAMPLES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
-    "submitTask": (
-        {"name": "accepted", "request": REQUEST, "status": 202, "response": ACCEPTED},
-        {"name": "invalid", "status": 400, "response": INVALID},
-        {"name": "queue full", "request": REQUEST, "status": 429, "response": FULL},
+STREAM_FRAMES: Final[dict[str, tuple[bytes, ...]]] = {
+    "from the beginning": (
+        *_TWO_TOKENS,
+        frames.encode_end(
+            1,
+            frames.End(
+                tokens_out=2,
+                decode_ms=40,
+                decode_time_ms=40,
+                finish_reason="stop",
+                tokens_in=14,
+                latency_first_token_ms=61,
+            ),
+        ),
     ),
-    "getTask": ({"name": "ended", "status": 200, "response": VIEW},),
-    "streamTask": tuple({"name": name, "status": 200, "response": text} for name, text in STREAMS.items()),
-    "cancelTask": ({"name": "receipt", "status": 204},),
-    "deleteTask": ({"name": "receipt", "status": 204},),
-    "getCapabilities": ({"name": "one engine", "status": 200, "response": CAPABILITIES},),
-    "getPoolHealth": ({"name": "ready", "status": 200, "response": HEALTH},),
-    **examples_of_pools.OPERATION_EXAMPLES,
-    **examples_of_documents.OPERATION_EXAMPLES,
+    "ended by an error": (*_TWO_TOKENS, frames.encode_error(1, 2, LOST)),
+    "going on with another replica": (
+        *_TWO_TOKENS,
+        _ELSEWHERE,
+        frames.encode_token(2, 2, " Often."),
+        frames.encode_end(2, frames.End(tokens_out=3, decode_ms=61, decode_time_ms=61, finish_reason="stop")),
+    ),
+    "begun anew with another replica": (
+        *_TWO_TOKENS,
+        _ELSEWHERE,
+        frames.encode_metrics(frames.Metrics(attempt=2, kv_migrated=False, kv_warmth=False, restarted_at=2)),
+        frames.encode_token(2, 2, "Streams"),
+        frames.encode_token(2, 3, " run."),
+        frames.encode_end(
+            2,
+            frames.End(
+                tokens_out=4, decode_ms=40, decode_time_ms=40, finish_reason="stop", tokens_in=14, restarted_at=2
+            ),
+        ),
+    ),
 }
+"""The messages of a stream, as a node publishes them."""
+STREAMS: Final[dict[str, str]] = {name: b"".join(sent).decode() for name, sent in STREAM_FRAMES.items()}
+
+RECORD: Final = Path(__file__).with_name("recorded_examples.json")
+"""What a real gateway was asked and answered; written by the tests (`contract.story`), which tell the story again."""
 
 
 def of_operation(operation_id: str) -> list[dict[str, Any]]:
     """`x-examples` of an operation (OC-CTRL-2067, 2069)."""
-    return list(_as_json(OPERATION_EXAMPLES.get(operation_id, ())))
+    found = _recorded().get(operation_id, [])
+    assert isinstance(found, list)
+    return found
+
+
+@cache
+def _recorded() -> dict[str, Any]:
+    recorded = msgspec.json.decode(RECORD.read_bytes())
+    assert isinstance(recorded, dict)
+    return recorded
 
 
 def of_type(name: str) -> Any:
