@@ -14,7 +14,7 @@ from llorch_shared.auth import NonLoopbackWithoutToken, check_bind
 from llorch_shared.settings import Secret, Settings
 
 REPOSITORY = Path(__file__).parents[2]
-EXAMPLES = REPOSITORY / "examples" / "config"
+EXAMPLES = REPOSITORY / "contracts" / "examples" / "config"
 SCHEMA = json.loads((REPOSITORY / "contracts" / "config-schema.json").read_text())
 
 
@@ -24,7 +24,7 @@ def example(name: str) -> Settings:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
 def test_every_example_is_in_the_readme_and_fits_what_reads_it(path: Path) -> None:
-    assert f"examples/config/{path.name}" in (REPOSITORY / "README.md").read_text()
+    assert f"contracts/examples/config/{path.name}" in (REPOSITORY / "README.md").read_text()
     raw = tomllib.loads(path.read_text())
     if path.name != "tokens.toml":
         jsonschema.validate(raw, SCHEMA)
