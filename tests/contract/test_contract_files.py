@@ -19,6 +19,7 @@ from llorch_shared import errors, http_api, metrics, subjects
 from llorch_shared.contracts import asyncapi, examples, files, lists, openapi, schemas
 from llorch_shared.http_api import OPERATIONS, Operation, Plane
 from llorch_shared.settings import Settings
+from llorch_shared.subject_table import SUBJECTS
 from llorch_shared.wire import frames
 from llorch_shared.wire.task import Engine, TaskRequest
 
@@ -194,7 +195,7 @@ def test_the_stream_examples_are_real_frames() -> None:
 
 def test_every_subject_is_a_channel_with_its_services_and_promise() -> None:
     channels = BUS["channels"]
-    assert len(subjects.SUBJECTS) == len(asyncapi.channel_names())
+    assert len(SUBJECTS) == len(asyncapi.channel_names())
     for name, subject in asyncapi.channel_names().items():
         channel = channels[name]
         assert channel["address"] == subject.pattern
@@ -211,7 +212,7 @@ def test_every_subject_is_a_channel_with_its_services_and_promise() -> None:
 
 
 def test_every_subject_constant_has_a_row() -> None:
-    patterns = {subject.pattern for subject in subjects.SUBJECTS}
+    patterns = {subject.pattern for subject in SUBJECTS}
     for name, value in vars(subjects).items():
         if name.isupper() and isinstance(value, str) and value.startswith(("llorch.", "$KV.")):
             assert name.startswith("ALL_") or value in patterns, name
@@ -219,7 +220,7 @@ def test_every_subject_constant_has_a_row() -> None:
 
 def test_every_payload_on_the_bus_is_a_wire_type() -> None:
     known = set(schemas.wire_types()) | {asyncapi.FRAMES, "text/plain", "application/octet-stream"}
-    for subject in subjects.SUBJECTS:
+    for subject in SUBJECTS:
         names = asyncapi.payload_names(subject.payload)
         names += asyncapi.payload_names(subject.reply) if subject.reply else []
         assert set(names) <= known, subject.pattern

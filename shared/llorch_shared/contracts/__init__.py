@@ -1,7 +1,7 @@
 """The contracts as files, written from the code: `python -m llorch_shared.contracts [--check] [--out contracts]`.
 
     openapi/data.yaml, control.yaml   HTTP, from http_api.OPERATIONS
-    asyncapi.yaml                     the bus, from subjects.SUBJECTS
+    asyncapi.yaml                     the bus, from subject_table.SUBJECTS
     schemas/<Type>.json               every wire type, JSON Schema 2020-12
     errors.md                         from errors.ERRORS
     metrics.lint.json                 from metrics.METRICS

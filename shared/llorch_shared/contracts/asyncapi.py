@@ -7,7 +7,7 @@ from llorch_shared import subjects
 from llorch_shared.contracts import examples, schemas, twins
 from llorch_shared.http_api import API_VERSION
 from llorch_shared.identifiers import CORRELATION_PATTERN, NAME_PATTERN
-from llorch_shared.subjects import SUBJECTS, Subject
+from llorch_shared.subject_table import SUBJECTS, Subject
 from llorch_shared.wire import dead
 from llorch_shared.wire.version import VERSION_HEADER
 

@@ -11,7 +11,7 @@ from llorch_shared import subjects
 from llorch_shared.contracts import schemas
 from llorch_shared.http_api import OPERATIONS, Operation
 from llorch_shared.identifiers import CORRELATION_PATTERN
-from llorch_shared.subjects import Delivery
+from llorch_shared.subject_table import Delivery
 
 Document = dict[str, Any]
 
