@@ -9,7 +9,7 @@ import pytest
 from llorch_scheduler.admissions import Admissions, Queue
 from llorch_scheduler.core.events import AdmissionRef, BacklogRead, Event, TaskArrived
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, Consumer, Delivery
+from llorch_shared.bus.port import Bus, Consumer, Delivery, Unanswered
 from llorch_shared.dead_letters import DeadLetters
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.task import Priority
@@ -101,6 +101,34 @@ async def test_a_delivery_that_reached_nobody_is_found_when_it_is_the_oldest(
     await asyncio.wait({pulling})
     assert {event.task_id for event in events if isinstance(event, TaskArrived)} == set(wanted)
     assert made == 2
+
+
+async def test_a_task_that_cannot_be_read_is_told_again_when_nobody_took_it(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its letter must not keep it from being read again."""
+    monkeypatch.setattr("llorch_scheduler.admissions._RETRY_S", 0.01)
+    events: list[Event] = []
+    refused = 0
+
+    async def put(some: Sequence[Event]) -> None:
+        nonlocal refused
+        if not refused and any(isinstance(event, TaskArrived) for event in some):
+            refused += 1
+            raise Unanswered("the accounts of sessions cannot be asked")
+        events.extend(some)
+
+    task = msgspec.to_builtins(request()) | {"max_tokens": "many"}
+    await bus.store(subjects.admission("p1", "interactive", "default"), msgspec.json.encode(task))
+    admissions = Admissions(
+        bus, DeadLetters(bus, actor="scheduler/test"), put=put, now_ms=lambda: 1, going=lambda: True
+    )
+    queue = admissions.queues[QUEUE] = Queue(pool_spec(), "p1", Priority.INTERACTIVE)
+    pulling = asyncio.create_task(admissions.pull(queue))
+    await eventually(lambda: any(isinstance(event, TaskArrived) for event in events), 15)
+    pulling.cancel()
+    await asyncio.wait({pulling})
+    assert queue.unset == {1: False}
 
 
 async def pulled(bus: Bus, *, silent: int = 0) -> list[Event]:

@@ -167,7 +167,9 @@ class Admissions:
         await self._put((read,))
 
     async def _arrived(self, queue: Queue, deliveries: Sequence[Delivery]) -> None:
+        """Poison is set aside once its event, too, is handed over: what `put` does not take is read again."""
         events: list[Event] = []
+        poison: list[tuple[_Poison, bool]] = []
         for delivery in deliveries:
             message = delivery.message
             queue.held[message.seq] = delivery
@@ -175,13 +177,16 @@ class Admissions:
                 continue
             reading = self._read(queue, message)
             if reading.poison is not None:
-                queue.unset[message.seq] = reading.event is None
                 task_id = reading.event.task_id if reading.event is not None else ""
-                self._poison.put_nowait(_Poison(queue, message, reading.poison, task_id))
+                poison.append((_Poison(queue, message, reading.poison, task_id), reading.event is None))
             if reading.event is not None:
                 events.append(reading.event)
             delivery.drop_payload()
         await self._put(events)
+        for each, acknowledged in poison:
+            if each.message.seq not in queue.unset:
+                queue.unset[each.message.seq] = acknowledged
+                self._poison.put_nowait(each)
 
     def _read(self, queue: Queue, message: Message) -> Reading:
         try:
