@@ -13,7 +13,7 @@ most its own deadline, and is stopped by its node when that is used up.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -33,6 +33,8 @@ from llorch_shared.wire.task import TaskRequest, Workload
 
 RETRY_MS = 1_000
 """What other tasks of a session have reserved comes back when they end; when is not known."""
+RENEWED_AFTER_MS: Final = 5_000
+"""A task that is handed in again after this is reserved for anew: nobody takes it for one that was never queued."""
 
 
 class Wish(NamedTuple):
@@ -109,9 +111,10 @@ def reserve(record: SessionRecord, wish: Wish, policy: SessionPolicy, now_ms: in
         return record
     hold = record.open.get(wish.task_id)
     if hold is not None:
-        if wish.owner in hold.owners:
+        if wish.owner in hold.owners and now_ms - hold.at_ms < RENEWED_AFTER_MS:
             return record
-        shared = msgspec.structs.replace(hold, owners=(*hold.owners, wish.owner), pool_id=wish.pool_id)
+        owners = hold.owners if wish.owner in hold.owners else (*hold.owners, wish.owner)
+        shared = msgspec.structs.replace(hold, owners=owners, pool_id=wish.pool_id, at_ms=max(now_ms, hold.at_ms))
         return msgspec.structs.replace(record, open={**record.open, wish.task_id: shared})
     if is_over(record, policy, now_ms):
         raise _over(record, wish.engine)
@@ -132,7 +135,19 @@ def reserve(record: SessionRecord, wish: Wish, policy: SessionPolicy, now_ms: in
         standing = _Standing(limits.time_ms, record.spent.time_ms, held.time_ms)
         _check_fits(wish, "ms of decode time", 1, standing)
         time_ms = min(max(1, wish.time_ms), limits.time_ms - record.spent.time_ms - held.time_ms)
-    amounts = SessionAmounts(tokens=wish.tokens, time_ms=time_ms, nano=nano)
+    return _held(record, wish, time_ms, now_ms)
+
+
+def charge(record: SessionRecord, wish: Wish, now_ms: int) -> SessionRecord:
+    """Held for a task that was accepted before its session had this account, or this policy: it is not refused any
+    more, and the session pays for it whatever it has left."""
+    if wish.task_id in record.settled or wish.task_id in record.open:
+        return record
+    return _held(record, wish, 0, now_ms)
+
+
+def _held(record: SessionRecord, wish: Wish, time_ms: int, now_ms: int) -> SessionRecord:
+    amounts = SessionAmounts(tokens=wish.tokens, time_ms=time_ms, nano=wish.tokens * record.nano_per_token)
     new = SessionHold(amounts=amounts, at_ms=now_ms, pool_id=wish.pool_id, owners=(wish.owner,))
     return msgspec.structs.replace(record, open={**record.open, wish.task_id: new}, used_ms=max(now_ms, record.used_ms))
 

@@ -9,6 +9,7 @@ import pytest
 from llorch_scheduler import session_keeper
 from llorch_shared import session_account, streams, subjects
 from llorch_shared.errors import PolicyLabel
+from llorch_shared.session_store import Known
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.session import (
@@ -88,6 +89,32 @@ async def test_a_bus_clients_task_over_its_budget_ends_with_the_refusal() -> Non
         assert run.error is not None
         assert run.error.policy_label is PolicyLabel.SESSION_BUDGET
         assert (await account(place)).turns == 0
+
+
+async def test_what_a_gateway_accepted_before_its_session_had_a_budget_runs_and_is_paid_for() -> None:
+    async with town(MemoryWorld()) as place:
+        await place.scheduler()
+        node = await place.node()
+        await store(place, opened(tokens_budget=10))
+        task = request(session_id=SESSION, max_tokens=16)
+        await place.client.admit(task)
+        await eventually(lambda: task.task_id in node.held, 15)
+        assert set((await account(place)).open) == {task.task_id}
+        assert await node.end(task.task_id)
+        await becomes_true(lambda: has_settled(place, task.task_id))
+
+
+async def test_what_was_reserved_for_anew_while_it_was_looked_for_is_kept() -> None:
+    async with town(MemoryWorld()) as place:
+        process = await place.scheduler()
+        await place.node()
+        await eventually(lambda: process.active, 15)
+        keeper = process.scheduler.terms[min(process.shards)]._keeper
+        task_id = str(uuid.uuid4())
+        old = held(opened(tokens_budget=30), task_id, at_ms=now_ms() - 2 * session_keeper.NEVER_QUEUED_MS)
+        await store(place, held(old, task_id, at_ms=now_ms()))
+        await keeper._release_unless_queued(Known(old, 1), task_id, old.open[task_id])
+        assert set((await account(place)).open) == {task_id}
 
 
 async def test_what_was_reserved_and_never_queued_comes_free() -> None:

@@ -126,6 +126,22 @@ def test_what_ran_without_a_reservation_is_paid_for_once() -> None:
     assert account.remaining(record, FREE).tokens_budget_remaining == 0
 
 
+def test_a_task_that_is_handed_in_again_is_held_as_long_as_a_new_one() -> None:
+    record = account.reserve(opened(tokens_budget=10), wish(owner="gw-1"), FREE, 1)
+    assert account.reserve(record, wish(owner="gw-1"), FREE, 2) is record
+    assert account.reserve(record, wish(owner="gw-2"), FREE, 20_000).open["t1"].at_ms == 20_000
+    assert account.reserve(record, wish(owner="gw-1"), FREE, 20_000).open["t1"].at_ms == 20_000
+
+
+def test_what_was_accepted_before_the_budget_is_held_and_paid_for_once() -> None:
+    record = account.charge(opened(tokens_budget=5), wish(), 1)
+    assert account.remaining(record, FREE).tokens_budget_remaining == 0
+    assert account.charge(record, wish(), 2) is record
+    record = account.settle(record, used(), 3)
+    assert (record.spent.tokens, record.open) == (10, {})
+    assert account.charge(record, wish(), 4) is record
+
+
 def test_the_cache_is_warm_from_the_first_token_on() -> None:
     record = account.reserve(opened(), wish(), FREE, 1)
     assert not record.kv_warmth

@@ -1,9 +1,11 @@
 """Tasks whose session has an account, on their way from the queue into the core: nothing is placed that was not
 reserved for. A gateway has done that already; a bus client that put its task into the queue itself has not, and is
-refused here as it would have been there: its task ends with the error.
+refused here as it would have been there: its task ends with the error. What a gateway has accepted is not refused any
+more, also when its session got its account or its policy only after that: the session pays for it.
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,13 +14,15 @@ import msgspec
 from llorch_scheduler.core.events import Event, TaskArrived
 from llorch_shared import session_account
 from llorch_shared.bus.port import Unanswered
-from llorch_shared.errors import OrchError
+from llorch_shared.errors import ErrorCode, OrchError
 from llorch_shared.session_store import Known, SessionStore
 from llorch_shared.session_table import SessionTable
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent
 from llorch_shared.wire.session import SessionRecord, SessionRequest
 from llorch_shared.wire.task import TaskRequest
+
+log = logging.getLogger(__name__)
 
 OWNER: Final = "scheduler"
 AT_ONCE: Final = 32
@@ -60,8 +64,11 @@ class SessionGate:
                 async with self._room:
                     known = await self._reserve(event, request, known)
         except OrchError as error:
-            if error.status >= 500:
+            if error.code is ErrorCode.POOL_UNAVAILABLE:
                 raise Unanswered(str(error)) from error
+            if event.channel == "http":
+                log.warning("task %s runs without an account: %s", event.task_id, error)
+                return event
             return msgspec.structs.replace(event, problem=error.body)
         if known is None:
             return event
@@ -81,7 +88,12 @@ class SessionGate:
                 record = session_account.opened(session_id, tenant, policy, SessionRequest(), now_ms())
             if wish.task_id in record.open:
                 return record
-            after = session_account.reserve(record, wish, policy, now_ms())
+            try:
+                after = session_account.reserve(record, wish, policy, now_ms())
+            except OrchError:
+                if event.channel != "http":
+                    raise
+                after = session_account.charge(record, wish, now_ms())
             reserved = after is not record
             return after
 

@@ -124,7 +124,7 @@ class SessionKeeper:
         if run is not None and run.state in FINAL:
             await self._settle_held(known, run)
         elif run is None and now_ms() - hold.at_ms > NEVER_QUEUED_MS:
-            await self._release_unless_queued(known, task_id)
+            await self._release_unless_queued(known, task_id, hold)
 
     async def _settle_held(self, known: Known, run: RunRecord) -> None:
         """What the bus last said may be behind: it is settled once whatever is seen here."""
@@ -135,14 +135,15 @@ class SessionKeeper:
             run = msgspec.structs.replace(run, session=terms)
         await self._settled(run, repaired=True)
 
-    async def _release_unless_queued(self, known: Known, task_id: str) -> None:
+    async def _release_unless_queued(self, known: Known, task_id: str, hold: SessionHold) -> None:
+        """Not when it was reserved for anew since: then it is being queued now."""
         if (await self._locator.locate(task_id)).found or await self._run(task_id) is not None:
             return
         record, released = known.record, False
 
         def change(stored: SessionRecord | None) -> SessionRecord | None:
             nonlocal released
-            if stored is None:
+            if stored is None or stored.open.get(task_id) != hold:
                 return None
             after = session_account.release(stored, task_id, None)
             released = after is not stored
