@@ -40,6 +40,7 @@ TASK: Final = "6f1d3c1e-64a0-4e1a-9f53-{:012d}"
 READY: Final = "a pool serves mock:words"
 WAITING: Final = "a task waits in the queue of mock:busy"
 ENDED: Final = "a task of three tokens has ended"
+SPENT: Final = "a session has 100 tokens left"
 FULL: Final = "the queue of mock:busy is full"
 CROWDED: Final = "newcomers come to the full queue of mock:dropping"
 UNREADY: Final = "no node serves mock:nowhere"
@@ -49,6 +50,14 @@ HANGING: Final = "the engine of mock:words falls silent"
 LOST: Final = "the engine of mock:words loses a task that must not go on"
 DAMAGED: Final = "a task refers to a prompt that is damaged"
 
+_SESSION: Final = {
+    "session_id": TASK.format(13),
+    "ttl_ms_remaining": match.integer(600_000),
+    "turns": match.integer(0),
+    "kv_bytes": match.integer(0),
+    "kv_warmth": match.boolean(False),
+    "tokens_budget_remaining": 100,
+}
 _CORRELATION: Final = match.regex("9d2c4f0e-5b1a-4c7d-8e9f-102030405060", regex=r"^[A-Za-z0-9._:-]{1,128}$")
 _SECONDS: Final = match.regex("2", regex=r"^[1-9][0-9]*$")
 _MILLISECONDS: Final = match.regex("2000", regex=r"^[0-9]+$")
@@ -128,6 +137,15 @@ def _task(title: str, state: str, method: str, suffix: str, status: int, number:
     return Promise(title, state, method, f"/v1/tasks/{task}{suffix}", status, ask, **more)
 
 
+def _call(title: str, state: str, method: str, path: str, status: int, *, answer: Any = None) -> Promise:
+    async def ask(url: str) -> object:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+            reply = await http.request(method, path)
+            return reply.raise_for_status().content
+
+    return Promise(title, state, method, path, status, ask, answer=answer)
+
+
 def _error(code: str, **more: Any) -> dict[str, Any]:
     return {"code": code, "message": _WORDS, "engine": "mock", **more}
 
@@ -177,6 +195,8 @@ PROMISES: Final[tuple[Promise, ...]] = (
         content_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     ),
+    _call("a session", SPENT, "GET", f"/v1/sessions/{TASK.format(13)}", 200, answer=_SESSION),
+    _call("the end of a session", SPENT, "DELETE", f"/v1/sessions/{TASK.format(13)}", 204),
     _submit(
         4,
         "mock:busy",

@@ -76,6 +76,7 @@ class Provider:
             pacts.READY: self._ready,
             pacts.WAITING: self._waiting,
             pacts.ENDED: self._ended,
+            pacts.SPENT: self._spent,
             pacts.FULL: self._full,
             pacts.CROWDED: self._crowded,
             pacts.UNREADY: self._unready,
@@ -142,6 +143,11 @@ class Provider:
         task = pacts.TASK.format(3)
         self._submit("mock:words", task_id=task, max_tokens=3)
         self._run(follow(self._system.clients, task))
+
+    def _spent(self) -> None:
+        client = self._system.client()
+        session = f"/v1/sessions/{pacts.TASK.format(13)}"
+        self._run(client.http.put(session, json={"tokens_budget": 100})).raise_for_status()
 
     def _unready(self) -> None:
         self._run(self._system.put_pool(NOWHERE))

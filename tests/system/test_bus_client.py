@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 import uuid
 from collections.abc import AsyncIterator
@@ -11,18 +12,27 @@ from pathlib import Path
 import msgspec
 import nats
 import pytest
+from nats.aio.msg import Msg
 
+from llorch_shared import subjects
 from llorch_shared.client import connect
+from llorch_shared.contracts import asyncapi
 from llorch_shared.errors import ErrorBody
+from llorch_shared.wire.artifacts import ArtifactRef
+from llorch_shared.wire.desired import PoolDrain
 from llorch_shared.wire.frames import End, Event, Token, split_events
 from llorch_shared.wire.registry import Capabilities
 from llorch_shared.wire.run import TaskView
+from llorch_shared.wire.session import SessionInfo
 from llorch_shared.wire.task import TaskAccepted, TaskState
 from support.client import task_request
 from support.system import System
 
 pytestmark = pytest.mark.system
 
+HEARD: set[str] = set()
+NOT_OURS = ("_INBOX", "$JS.", "$SYS.", "$SRV.")
+"""Answers on their way back, and what NATS says to itself."""
 EXAMPLES = Path(__file__).parents[2] / "contracts" / "examples" / "bus"
 STAND_IN = """
 import asyncio, os, sys
@@ -45,9 +55,17 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 @pytest.fixture(scope="module")
 async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
-    """One for all of them."""
+    """One for all of them; what its bus carries meanwhile is in `HEARD`."""
     async with System(tmp_path_factory.mktemp("system")) as running:
+        listener = await nats.connect(running.nats.url)
+
+        async def hear(message: Msg) -> None:
+            HEARD.add(message.subject)
+
+        await listener.subscribe(">", cb=hear)
+        await listener.flush()
         yield running
+        await listener.close()
 
 
 async def test_a_plain_publish_is_an_accepted_task(system: System) -> None:
@@ -174,3 +192,30 @@ async def test_a_typed_client_reads_what_it_submitted(system: System) -> None:
         assert [event.i for event in events if isinstance(event, Token)] == list(range(12))
         assert isinstance(events[-1], End)
         assert (await client.get(request.task_id)).state is TaskState.DONE
+
+
+async def test_every_subject_that_was_used_is_in_the_contract(system: System) -> None:
+    async with connect(system.nats.url) as client:
+        request = task_request(max_tokens=500, session_id=str(uuid.uuid4()))
+        await client.call("putSession", SessionInfo, session_id=request.session_id, tokens_budget=1_000)
+        await client.submit(request)
+        await client.cancel(request.task_id)
+        await client.call("createArtifact", ArtifactRef, kind="plan", content={"steps": ["one"]})
+        await client.call("drainPool", PoolDrain, pool_id="mock", deadline_ms=60_000)
+        await client.command("undrainPool", pool_id="mock")
+    used = {subject for subject in HEARD if not subject.startswith(NOT_OURS)}
+    addresses = [channel["address"] for channel in asyncapi.document()["channels"].values() if channel["address"]]
+    patterns = {address: re.compile(_as_pattern(address)) for address in addresses}
+    unknown = {subject for subject in used if not any(each.fullmatch(subject) for each in patterns.values())}
+    assert not unknown
+    met = {address for address, pattern in patterns.items() if any(pattern.fullmatch(subject) for subject in used)}
+    expected = (subjects.ADMISSION, subjects.RUN, subjects.PLACEMENT, subjects.TOKENS, subjects.CANCEL, subjects.AUDIT)
+    assert met >= {*expected, subjects.REGISTRY, subjects.SPEC, subjects.LOAD, subjects.api("tasks.submit")}
+
+
+def _as_pattern(address: str) -> str:
+    """A key of a bucket may hold several tokens, any other parameter is one."""
+    parts = re.split(r"\{(\w+)\}", address)
+    return "".join(
+        re.escape(part) if index % 2 == 0 else ".+" if part == "key" else r"[^.]+" for index, part in enumerate(parts)
+    )
