@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from llorch_poold.adapters.port import EngineBroke, Generation, GenerationCall
+from llorch_poold.adapters.port import EngineBroke, Generation, GenerationCall, TokenSink
 from llorch_poold.core.task import Phase
 from llorch_poold.engine_life import EngineLife
 from llorch_poold.node_context import NodeContext, ReplicaFacts
@@ -89,11 +89,11 @@ class Slots:
 
     # what tasks ask of their engine
 
-    def submit(self, call: GenerationCall, run: TaskRun) -> Generation:
+    def submit(self, call: GenerationCall, sink: TokenSink) -> Generation:
         if self._life is None or not self._life.alive:
-            asyncio.get_running_loop().call_soon(run.on_failure, EngineBroke("the engine is gone"))
+            asyncio.get_running_loop().call_soon(sink.on_failure, EngineBroke("the engine is gone"))
             return _NoGeneration()
-        return self._life.submit(call, run)
+        return self._life.submit(call, sink)
 
     @property
     def engine_lives(self) -> bool:
