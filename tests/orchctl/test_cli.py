@@ -20,7 +20,8 @@ from llorch_ctl.exits import MEANINGS, Exit
 from llorch_ctl.gpu import GpuSurvey
 from llorch_ctl.ports import any_free
 from llorch_shared.bus.nats import connect
-from llorch_shared.settings import NatsSettings, load
+from llorch_shared.settings import NatsSettings
+from llorch_shared.settings_loading import load
 from support.nats_server import NatsServer
 
 Orchctl = Callable[..., tuple[int, str, str]]

@@ -12,7 +12,7 @@ from llorch_ctl import config_file, ports
 from llorch_ctl.exits import Problem
 from llorch_ctl.logfiles import LogFile, LogView, read_line
 from llorch_ctl.state_dir import StateDir
-from llorch_shared.settings import load
+from llorch_shared.settings_loading import load
 
 JSON_LINE = b'{"ts":"2026-01-01T00:00:00.000Z","level":"%b","service":"gateway","human":"a task [bold]comes[/] in"}'
 NATS_LINE = b"[12] 2026/01/01 00:00:00.000000 [%b] Server is ready"

@@ -13,7 +13,8 @@ import yaml
 
 from llorch_ctl.config_file import embedded_pool
 from llorch_ctl.embedded import PAYLOAD_BYTES_MAX
-from llorch_shared.settings import ENVIRONMENT, SECRET_NAMES, Settings
+from llorch_shared.settings import Settings
+from llorch_shared.settings_loading import ENVIRONMENT, SECRET_NAMES
 from support.workers import HEAVY
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from llorch_gateway.service import is_guarded
-from llorch_shared import settings, token_file
+from llorch_shared import settings_loading, token_file
 from llorch_shared.auth import NonLoopbackWithoutToken, check_bind
 from llorch_shared.settings import Secret, Settings
 
@@ -19,7 +19,7 @@ SCHEMA = json.loads((REPOSITORY / "contracts" / "config-schema.json").read_text(
 
 
 def example(name: str) -> Settings:
-    return settings.load({}, file=EXAMPLES / name)
+    return settings_loading.load({}, file=EXAMPLES / name)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
@@ -28,7 +28,7 @@ def test_every_example_is_in_the_readme_and_fits_what_reads_it(path: Path) -> No
     raw = tomllib.loads(path.read_text())
     if path.name != "tokens.toml":
         jsonschema.validate(raw, SCHEMA)
-        assert settings.load({}, file=path) != Settings()
+        assert settings_loading.load({}, file=path) != Settings()
 
 
 def test_the_local_example_serves_this_machine_alone() -> None:

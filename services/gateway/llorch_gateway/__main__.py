@@ -3,8 +3,9 @@
 import sys
 
 from llorch_gateway.service import run
-from llorch_shared import lifecycle, logs, settings
+from llorch_shared import lifecycle, logs, settings_loading
 from llorch_shared.auth import NonLoopbackWithoutToken
+from llorch_shared.settings import SettingsError
 from llorch_shared.token_file import TokenFileError
 
 CONFIG_EXIT = 78
@@ -12,11 +13,11 @@ CONFIG_EXIT = 78
 
 def main() -> int:
     try:
-        loaded = settings.load()
-        token, password = settings.secret("AUTH_TOKEN"), settings.secret("NATS_PASSWORD")
+        loaded = settings_loading.load()
+        token, password = settings_loading.secret("AUTH_TOKEN"), settings_loading.secret("NATS_PASSWORD")
         logs.configure("gateway", level=loaded.log_level, style=loaded.log_format)
         return lifecycle.run(lambda stop: run(loaded, token, stop, bus_password=password))
-    except (settings.SettingsError, NonLoopbackWithoutToken, TokenFileError) as error:
+    except (SettingsError, NonLoopbackWithoutToken, TokenFileError) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return CONFIG_EXIT
 

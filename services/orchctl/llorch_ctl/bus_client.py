@@ -9,7 +9,8 @@ from llorch_ctl.exits import Exit, Problem
 from llorch_shared.bus import nats
 from llorch_shared.bus.port import Bus, NoStream
 from llorch_shared.logs import redact
-from llorch_shared.settings import NatsSettings, secret
+from llorch_shared.settings import NatsSettings
+from llorch_shared.settings_loading import secret
 
 CONNECT_WITHIN_S: Final = 3.0
 

@@ -18,7 +18,8 @@ from llorch_ctl.embedded import ServerMissing, server_binary, server_version
 from llorch_ctl.gpu_engine import gpu_engine_command
 from llorch_ctl.system import nats_is_embedded
 from llorch_shared.embedded_defaults import DEFAULT_ENGINE_PACKAGE
-from llorch_shared.settings import Settings, SettingsError, load
+from llorch_shared.settings import Settings, SettingsError
+from llorch_shared.settings_loading import load
 
 PYTHON_MIN: Final = (3, 11)
 DISK_FREE_MIN_MB: Final = 2048

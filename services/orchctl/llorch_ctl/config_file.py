@@ -8,7 +8,8 @@ import msgspec
 import tomli_w
 
 from llorch_shared.embedded_defaults import DEFAULT_ENGINE, DEFAULT_MODEL_REF
-from llorch_shared.settings import ENVIRONMENT, Settings
+from llorch_shared.settings import Settings
+from llorch_shared.settings_loading import ENVIRONMENT
 from llorch_shared.wire.spec import PoolSpec, ProvisioningSpec
 from llorch_shared.wire.task import Engine
 

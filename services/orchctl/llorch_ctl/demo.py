@@ -22,7 +22,7 @@ from llorch_ctl.gateway_client import GatewayClient
 from llorch_ctl.system import System
 from llorch_shared import subjects
 from llorch_shared.bus.port import Message
-from llorch_shared.settings import secret
+from llorch_shared.settings_loading import secret
 from llorch_shared.wire.frames import split_events
 from llorch_shared.wire.run import TaskView
 from llorch_shared.wire.task import Priority, TaskRequest, Workload

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from llorch_ctl import config_file, gpu, ports
 from llorch_ctl.gpu_engine import gpu_engine_command
-from llorch_shared.settings import Settings, load
+from llorch_shared.settings import Settings
+from llorch_shared.settings_loading import load
 
 POOL: Final = "demo"
 _KEPT_ENVIRONMENT: Final = ("LLORCH_OFFLINE", "LLORCH_CACHE_DIR", "LLORCH_LOG_LEVEL")

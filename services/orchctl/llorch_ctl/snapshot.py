@@ -19,7 +19,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Message
 from llorch_shared.desired.pools import DRAINS
 from llorch_shared.logs import redact
-from llorch_shared.settings import secret
+from llorch_shared.settings_loading import secret
 from llorch_shared.wire.registry import (
     LEASE_DECODER,
     LOAD_DECODER,

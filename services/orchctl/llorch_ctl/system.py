@@ -29,7 +29,8 @@ from llorch_ctl.supervisor import Supervisor
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.http_api import Readiness
-from llorch_shared.settings import Settings, secret
+from llorch_shared.settings import Settings
+from llorch_shared.settings_loading import secret
 from llorch_shared.wire.registry import LEASE_DECODER, NODE_DECODER
 
 NATS: Final = "nats-server"

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from llorch_ctl.core.assignments import assigned
 from llorch_ctl.exits import Exit, Problem
-from llorch_shared.settings import Settings, SettingsError, load
+from llorch_shared.settings import Settings, SettingsError
+from llorch_shared.settings_loading import load
 
 OUT: Final = Console(highlight=False, soft_wrap=True)
 ERR: Final = Console(stderr=True, highlight=False, soft_wrap=True)

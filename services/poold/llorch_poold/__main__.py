@@ -4,17 +4,18 @@ import os
 import sys
 
 from llorch_poold.service import serve
-from llorch_shared import lifecycle, logs, settings
+from llorch_shared import lifecycle, logs, settings_loading
+from llorch_shared.settings import SettingsError
 
 
 def main() -> int:
     """Exit code 0 after a wish to stop, 2 for wrong settings, 3 when the bus is lost for good."""
     try:
-        chosen = settings.load()
-        password = settings.secret("NATS_PASSWORD")
+        chosen = settings_loading.load()
+        password = settings_loading.secret("NATS_PASSWORD")
         logs.configure("poold", level=chosen.log_level, style=chosen.log_format)
         return lifecycle.run(lambda stop: serve(chosen, os.environ, password, stop))
-    except settings.SettingsError as error:
+    except SettingsError as error:
         sys.stderr.write(f"poold: {error}\n")
         return 2
 

@@ -4,7 +4,8 @@ import sys
 
 from llorch_scheduler.service import main
 from llorch_shared import lifecycle, logs
-from llorch_shared.settings import SettingsError, load
+from llorch_shared.settings import SettingsError
+from llorch_shared.settings_loading import load
 
 
 def start() -> int:

@@ -42,7 +42,8 @@ from llorch_shared.metrics_endpoint import MetricsEndpoint
 from llorch_shared.model_table import ModelTable
 from llorch_shared.session_store import SessionStore
 from llorch_shared.session_table import SessionTable
-from llorch_shared.settings import Settings, secret
+from llorch_shared.settings import Settings
+from llorch_shared.settings_loading import secret
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.desired import TENANT_DECODER
 from llorch_shared.wire.policy import TenantSpec

@@ -17,7 +17,8 @@ from llorch_ctl.exits import Exit, Problem
 from llorch_ctl.gateway_client import GatewayClient, gateway_url, trust
 from llorch_ctl.terminal import ERR, OUT, ConfigOption, JsonOption, run, settings_from, write_json
 from llorch_shared.identifiers import is_uuid
-from llorch_shared.settings import Settings, secret
+from llorch_shared.settings import Settings
+from llorch_shared.settings_loading import secret
 from llorch_shared.wire.frames import Event, parse_cursor
 from llorch_shared.wire.task import Determinism, Engine, Failover, Priority, TaskRequest, TaskState
 
