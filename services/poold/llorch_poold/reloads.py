@@ -85,6 +85,8 @@ class Reloads:
         specs = wishes(self._specs, "pool", POOL_DECODER)
         drains = wishes(self._specs, "drain", DRAIN_DECODER)
         for pool_id, reload in underway.items():
+            if any(self._specs.is_newer(key) for key in (subjects.pool_key(pool_id), subjects.reload_key(pool_id))):
+                continue  # what a newer release wrote is known to its nodes alone, and would be overwritten unread
             seq, spec = self._specs.seq(subjects.pool_key(pool_id)), specs.get(pool_id)
             found = verdict(
                 reload,
