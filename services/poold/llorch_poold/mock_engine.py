@@ -19,9 +19,10 @@ import msgspec
 
 from llorch_poold.mock_chat import ChatWish
 from llorch_poold.mock_faults import Fault, FaultKind
-from llorch_poold.mock_generation import Completion, Generation, MockEngine, asked_as_chat, tokens_of
+from llorch_poold.mock_generation import Completion, Generation, asked_as_chat, tokens_of
 from llorch_poold.mock_log import GenerationLog
 from llorch_poold.mock_results import EmbeddingsAsked, RerankAsked, ResultJob
+from llorch_poold.mock_slots import MockEngine
 from llorch_poold.mock_text import Chat, chatml
 from llorch_shared.lifecycle import Stop, die_with_parent, run
 

@@ -1,31 +1,24 @@
-"""Generations of the mock engine: deterministic words at a set pace, many streams on one timer.
+"""Generations of the mock engine: deterministic words, sent when they are due.
 
-The mock is also the load source of the benchmarks, so it must cost little: frames are made once and kept, a paced
-engine advances all its streams on one wheel of ticks, an unthrottled one writes blocks and stops while a socket is
-full. The text follows from prompt and seed: word 0 is their digest, word k is `w<k>`. With stamps on, each word is the
+The text follows from prompt and seed: word 0 is their digest, word k is `w<k>`. With stamps on, each word is the
 monotonic clock in microseconds instead.
+
+Not here: slots and pace of the engine (`mock_slots.py`).
 """
 
-import asyncio
 import hashlib
-import time
-from collections import deque
-from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from llorch_poold.mock_chat import ChatWish, call_deltas, frame, last_frames
 from llorch_poold.mock_chat import progress as chat_progress
-from llorch_poold.mock_faults import BROKEN, FLOOD_BYTES, MISCOUNTED, STOPS, Fault, FaultKind, Faults
-from llorch_poold.mock_log import GenerationLog
+from llorch_poold.mock_faults import BROKEN, FLOOD_BYTES, MISCOUNTED, STOPS, Fault, FaultKind
+from llorch_poold.mock_frames import LAST_CHUNK, chunk, frames, stamped_frames, weighed_frame, word_frame
 from llorch_poold.mock_prefill import Prefill
 from llorch_poold.mock_text import cut_at, stop_in
 
-TICK_S: Final = 0.004
 BLOCK_TOKENS: Final = 48
-DEFERRED_MAX: Final = 1024
-LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 class Completion(msgspec.Struct, kw_only=True):
@@ -58,17 +51,6 @@ def asked_as_chat(wish: ChatWish) -> Completion:
     )
 
 
-class Occupant(Protocol):
-    """Who has a slot."""
-
-    prompt_tokens: int
-    prompt_read: int
-    sent: int
-
-    @property
-    def total(self) -> int: ...
-
-
 class Socket(Protocol):
     """Where a generation writes."""
 
@@ -77,33 +59,6 @@ class Socket(Protocol):
     def cut(self) -> None: ...
 
     def ended(self) -> None: ...
-
-
-def chunk(payload: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(payload), payload)
-
-
-def _frame(index: int, text: str) -> bytes:
-    return b'data: {"index":0,"content":"%b","tokens":[%d],"stop":false,"id_slot":-1,"tokens_predicted":%d}\n\n' % (
-        text.encode(),
-        index,
-        index + 1,
-    )
-
-
-_FRAMES: Final[list[bytes]] = []
-
-
-def frames(first: int, count: int) -> bytes:
-    """Frames of words `first` to `first + count - 1`, first at least 1."""
-    while len(_FRAMES) < first + count:
-        _FRAMES.append(_frame(len(_FRAMES), f" w{len(_FRAMES)}"))
-    return _FRAMES[first] if count == 1 else b"".join(_FRAMES[first : first + count])
-
-
-def stamped_frames(first: int, count: int) -> bytes:
-    text = f" {time.monotonic_ns() // 1000}"
-    return b"".join(_frame(index, text) for index in range(first, first + count))
 
 
 def digest(prompt: str, seed: int) -> str:
@@ -119,20 +74,34 @@ def tokens_of(prompt: str) -> int:
     return max(1, len(prompt.split()))
 
 
-class Job(Occupant, Protocol):
-    """A call that has its answer whole."""
+class Pace(Protocol):
+    """The engine that its generations share, as `MockEngine` has it."""
 
-    prompt: str
-    slot: int
-    log_number: int
+    tokens_total: int
 
-    def begin(self) -> None: ...
+    @property
+    def rate(self) -> float: ...
+
+    @property
+    def prefill_s(self) -> float: ...
+
+    @property
+    def stamp(self) -> bool: ...
+
+    @property
+    def prefill(self) -> Prefill: ...
+
+    def now(self) -> float: ...
+
+    def schedule(self, generation: "Generation") -> None: ...
+
+    def end(self, generation: "Generation") -> None: ...
 
 
 class Generation:
     """One completion, from its request to its last frame or the loss of its reader."""
 
-    def __init__(self, engine: "MockEngine", socket: Socket, request: Completion, fault: Fault | None) -> None:
+    def __init__(self, engine: Pace, socket: Socket, request: Completion, fault: Fault | None) -> None:
         self._engine: Final = engine
         self._socket: Socket | None = socket
         self._fault: Final = fault
@@ -268,13 +237,13 @@ class Generation:
         elif self._engine.stamp:
             data = stamped_frames(first, count)
         elif self._fault is not None and self._kind is FaultKind.DRIFT and first >= self._fault.after:
-            data = b"".join(_frame(index, f" d{index}") for index in range(first, first + count))
+            data = b"".join(word_frame(index, f" d{index}") for index in range(first, first + count))
         elif self._fault is not None and self._kind is FaultKind.GAP and first <= self._fault.after < first + count:
             data = b"".join(self._frame(index) for index in range(first, first + count) if index != self._fault.after)
         elif self._cut is not None:
-            data = b"".join(_frame(index, self._cut[index]) for index in range(first, first + count))
+            data = b"".join(word_frame(index, self._cut[index]) for index in range(first, first + count))
         elif first == 0:
-            data = _frame(0, f" {digest(self.request.prompt, self.request.seed)}")
+            data = word_frame(0, f" {digest(self.request.prompt, self.request.seed)}")
             if count > 1:
                 data += frames(1, count - 1)
         else:
@@ -294,17 +263,10 @@ class Generation:
         return b"" if delta is None else frame(index + 1, {"tool_calls": [delta]})
 
     def _weighed_frame(self, index: int) -> bytes:
-        """Every word is sure, and each further one half as likely as the one before."""
-        word = self._word(index)
-        likely = [
-            {"id": rank, "token": word if not rank else f" x{rank}", "bytes": None, "logprob": -0.5 * rank}
-            for rank in range(self.request.n_probs)
-        ]
-        told = msgspec.json.encode([{**likely[0], "top_logprobs": likely}])
-        return _frame(index, word).removesuffix(b"}\n\n") + b',"completion_probabilities":%b}\n\n' % told
+        return weighed_frame(index, self._word(index), self.request.n_probs)
 
     def _frame(self, index: int) -> bytes:
-        return frames(index, 1) if index else _frame(0, f" {digest(self.request.prompt, self.request.seed)}")
+        return frames(index, 1) if index else word_frame(0, f" {digest(self.request.prompt, self.request.seed)}")
 
     def _last(self, content: str) -> dict[str, object]:
         return {
@@ -348,133 +310,6 @@ class Generation:
                 b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
             )
             socket.ended()
-
-
-class MockEngine:
-    """Slots, pace and faults of one mock engine. `rate` is tokens per second of each stream, 0 is unthrottled."""
-
-    def __init__(
-        self,
-        *,
-        slots: int,
-        ctx: int,
-        rate: float,
-        prefill_s: float,
-        stamp: bool,
-        prefill_rate: float = 0.0,
-        batch: int = 512,
-        log: GenerationLog | None = None,
-    ) -> None:
-        self.ctx: Final = ctx
-        self.rate: Final = rate
-        self.prefill_s: Final = prefill_s
-        self.stamp: Final = stamp
-        self._log: Final = log
-        self.slots: Final[list[Occupant | None]] = [None] * slots
-        self.deferred: deque[Generation] = deque()
-        self.tokens_total = 0
-        self.prompt_tokens_total = 0
-        self._faults: Final = Faults()
-        self.prefill: Final = Prefill(rate=prefill_rate, batch=batch)
-        self._loop: Final = asyncio.get_running_loop()
-        self._wheel: dict[int, list[Generation]] = {}
-        self._turn = 0
-        self._ticking = False
-        self.now: Final = self._loop.time
-
-    def set_faults(self, faults: Iterable[Fault]) -> None:
-        self._faults.set(faults)
-
-    def take_fault(self, seed: int) -> Fault | None:
-        """The fault of the next generation."""
-        return self._faults.take(seed)
-
-    def take_result_fault(self) -> Fault | None:
-        """The fault of the next result of an input."""
-        return self._faults.take_result()
-
-    def enter(self, job: "Job", slot: int) -> None:
-        """A call that is answered at once or not at all. Raises OverflowError when the slot that it wishes, or every
-        one, is busy: nobody here asks for more than there are."""
-        free = [number for number in range(len(self.slots)) if self.slots[number] is None and slot in (-1, number)]
-        if not free:
-            raise OverflowError
-        job.slot = free[0]
-        self.slots[job.slot] = job
-        self.prompt_tokens_total += job.prompt_tokens
-        if self._log is not None:
-            job.log_number = self._log.begun(prompt=job.prompt, seed=0, total=job.total)
-        job.begin()
-
-    def leave(self, job: "Job") -> None:
-        self.slots[job.slot] = None
-        self.tokens_total += job.sent
-        if self._log is not None:
-            self._log.ended(job.log_number, job.sent)
-        self._fill()
-
-    def submit(self, socket: Socket, request: Completion, fault: Fault | None) -> Generation:
-        """Raises OverflowError when too many wait."""
-        generation = Generation(self, socket, request, fault)
-        if len(self.deferred) >= DEFERRED_MAX:
-            raise OverflowError
-        self.deferred.append(generation)
-        self._fill()
-        return generation
-
-    def end(self, generation: Generation) -> None:
-        if generation.over:
-            return
-        generation.over = True
-        if generation.slot >= 0:
-            if self._log is not None:
-                self._log.ended(generation.log_number, generation.sent)
-            self.slots[generation.slot] = None
-            self._fill()
-        elif generation in self.deferred:
-            self.deferred.remove(generation)
-
-    def schedule(self, generation: Generation) -> None:
-        if generation.due <= self.now():
-            self._loop.call_soon(self._advance, generation)
-            return
-        tick = max(self._turn + 1, int(generation.due / TICK_S)) if self._ticking else int(generation.due / TICK_S)
-        self._wheel.setdefault(tick, []).append(generation)
-        if not self._ticking:
-            self._ticking = True
-            self._turn = int(self.now() / TICK_S)
-            self._loop.call_later(TICK_S, self._tick)
-
-    def _advance(self, generation: Generation) -> None:
-        generation.advance(self.now())
-
-    def _tick(self) -> None:
-        now = self.now()
-        self._turn = int(now / TICK_S)
-        for tick in sorted(tick for tick in self._wheel if tick <= self._turn):
-            for generation in self._wheel.pop(tick):
-                generation.advance(now)
-        if self._wheel:
-            self._loop.call_later(TICK_S, self._tick)
-        else:
-            self._ticking = False
-
-    def _fill(self) -> None:
-        for generation in list(self.deferred):
-            wanted = generation.request.id_slot
-            candidates = range(len(self.slots)) if not 0 <= wanted < len(self.slots) else (wanted,)
-            free = next((slot for slot in candidates if self.slots[slot] is None), None)
-            if free is not None:
-                self.deferred.remove(generation)
-                self.slots[free] = generation
-                generation.slot = free
-                self.prompt_tokens_total += generation.prompt_tokens
-                if self._log is not None:
-                    request = generation.request
-                    generation.log_number = self._log.begun(
-                        prompt=request.prompt, seed=request.seed, total=generation.total
-                    )
-                generation.begin()
 
 
 def _directive(prompt: str) -> int | None:

@@ -14,7 +14,9 @@ from typing import Any, Final
 import msgspec
 
 from llorch_poold.mock_faults import BROKEN, Fault, FaultKind
-from llorch_poold.mock_generation import MockEngine, Socket, chunk, tokens_of
+from llorch_poold.mock_frames import chunk
+from llorch_poold.mock_generation import Socket, tokens_of
+from llorch_poold.mock_slots import MockEngine
 
 DIMENSIONS: Final = 64
 _FLOOD: Final = b"x" * 65536
