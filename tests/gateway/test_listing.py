@@ -172,8 +172,11 @@ async def test_a_tenant_reads_what_concerns_its_tasks(cluster: Cluster, shared: 
     assert await records(shared, "", ALICE) == [("admitted", task)]
     assert await records(shared, f"task={task}", ALICE) == [("admitted", task), ("running", task)]
     assert await records(shared, "", BOB) == []
-    assert (await shared.request("GET", f"/v1/audit?task={task}", headers=BOB)).status == 404
-    assert len(await records(shared, "", STATIC)) == 3
+    await happened(cluster, task, AuditEvent.DONE, tenant="red")
+    assert await records(shared, f"task={task}", ALICE) == [("admitted", task), ("running", task)]
+    for other in (task, "p1"):
+        assert (await shared.request("GET", f"/v1/audit?task={other}", headers=BOB)).status == 404
+    assert len(await records(shared, "", STATIC)) == 4
 
 
 async def test_on_the_bus_the_lists_are_the_same(cluster: Cluster, door: Door) -> None:

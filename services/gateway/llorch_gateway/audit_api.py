@@ -11,6 +11,8 @@ from llorch_gateway.tasks import Tasks
 from llorch_shared import streams, subjects
 from llorch_shared.audit_times import first_since
 from llorch_shared.bus.port import Bus, Message
+from llorch_shared.errors import not_found
+from llorch_shared.identifiers import is_uuid
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditList, AuditRecord
 
 LIMIT_DEFAULT: Final = 100
@@ -26,6 +28,8 @@ def handlers(bus: Bus, tasks: Tasks) -> Handlers:
         given = ask.given
         task = given.get("task", "").lower()
         if task and ask.call.bound:
+            if not is_uuid(task):
+                raise not_found(f"task {task}")
             await tasks.find(task, ask.call)
         if cursor := given.get("cursor"):
             start = int(cursor)
@@ -53,7 +57,7 @@ async def _page(bus: Bus, call: Call, given: Mapping[str, Any], task: str, start
             record = _record(message)
             if record is None or not from_ms <= record.at_ms <= until_ms:
                 continue
-            if task or call.may_see(record.tenant):
+            if call.may_see(record.tenant) or (task and not record.tenant):
                 found.append(record)
         if not page.more:
             return AuditList(records=tuple(found))
