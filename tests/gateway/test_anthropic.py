@@ -23,7 +23,7 @@ from llorch_shared.wire.frames import (
     encode_started,
     encode_token,
 )
-from llorch_shared.wire.task import ChatRole, Priority, Sampling, Tool, ToolChoice
+from llorch_shared.wire.task import MESSAGES_MAX, TOOLS_MAX, ChatRole, Priority, Sampling, Tool, ToolChoice
 from support.client import task_request
 from support.gateways import pool_spec, replica
 
@@ -77,6 +77,18 @@ def test_blocks_are_the_turns_that_templates_know() -> None:
     assert (call.id, call.function.name, json.loads(call.function.arguments)) == ("c1", "f", {"city": "Rome"})
     assert task.tools == (Tool(name="f", description="d", parameters=SCHEMA),)
     assert (task.tool_choice, task.parallel_tool_calls) == (ToolChoice.REQUIRED, False)
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"role": "assistant", "content": [USE] * (TOOLS_MAX + 1)}],
+        [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1"}] * (MESSAGES_MAX + 1)}],
+    ],
+)
+def test_blocks_are_no_more_turns_and_calls_than_a_task_may_have(turns: list[dict[str, Any]]) -> None:
+    with pytest.raises(ParamError, match="at most"):
+        ask(messages=turns)
 
 
 def test_a_named_tool_is_the_only_one_and_none_are_none() -> None:
@@ -190,9 +202,10 @@ def test_a_whole_message_has_all_blocks() -> None:
     assert (body["stop_reason"], body["usage"]) == ("tool_use", {"input_tokens": 3, "output_tokens": 5})
 
 
-def test_a_call_that_the_limit_cut_off_is_no_block_of_a_whole_message() -> None:
+@pytest.mark.parametrize("reason", ["length", "budget"])
+def test_a_call_that_the_limit_cut_off_is_no_block_of_a_whole_message(reason: str) -> None:
     whole = Whole(HOW)
-    whole.feed(b"".join(TOKENS[:4]) + end("length"))
+    whole.feed(b"".join(TOKENS[:4]) + end(reason))
     body = json.loads(whole.body())
     assert ([block["type"] for block in body["content"]], body["stop_reason"]) == (["text"], "max_tokens")
     broken = Whole(HOW)

@@ -171,8 +171,8 @@ class Whole(Answer):
         for index, call in self._calls.by_index():
             try:
                 _ARGUMENTS.decode("".join(call.arguments) or "{}")
-            except msgspec.DecodeError:
-                if self.end is not None and self.end.finish_reason == "length":
+            except (msgspec.DecodeError, RecursionError):
+                if self.end is not None and self.end.finish_reason in ("length", "budget"):
                     self._calls.drop(index)
                 else:
                     self.error = _UNREADABLE

@@ -29,8 +29,10 @@ from llorch_shared.wire.openai import (
 from llorch_shared.wire.task import (
     CTX_MAX,
     MAX_TOKENS_MAX,
+    MESSAGES_MAX,
     STOP_CHARS_MAX,
     STOPS_MAX,
+    TOOLS_MAX,
     ChatMessage,
     ChatRole,
     Determinism,
@@ -181,6 +183,8 @@ def _prompt(wish: Wish) -> str | None:
 def _messages(wish: Wish) -> tuple[ChatMessage, ...] | None:
     if not isinstance(wish, ChatCompletionRequest):
         return None
+    if len(wish.messages) > MESSAGES_MAX:
+        raise ParamError("messages", f"{len(wish.messages)} turns; at most {MESSAGES_MAX} are taken")
     return tuple(_message(number, turn) for number, turn in enumerate(wish.messages))
 
 
@@ -193,6 +197,8 @@ def _message(number: int, turn: ChatTurn) -> ChatMessage:
     calls = turn.tool_calls or ()
     if calls and role is not ChatRole.ASSISTANT:
         raise ParamError(f"{where}.tool_calls", "only an assistant calls tools")
+    if len(calls) > TOOLS_MAX:
+        raise ParamError(f"{where}.tool_calls", f"{len(calls)} calls in a turn; at most {TOOLS_MAX} are taken")
     if (role is ChatRole.TOOL) != (turn.tool_call_id is not None):
         raise ParamError(f"{where}.tool_call_id", "tool_call_id goes with the role tool, and the role with it")
     if turn.content is None and not calls:
