@@ -171,7 +171,11 @@ async def test_a_token_that_is_bound_to_a_tenant_operates_nothing(cluster: Clust
         reply = await ask(door, method, path, {} if method in ("POST", "PUT") else None, if_match="1", **ALICE)
         assert said(reply) == (403, ErrorCode.INVALID_PARAMS), path
     assert (await cluster.bus.stream_state(streams.SPEC)).last_seq == before
-    assert (await ask(door, "GET", "pools/p1/health", **ALICE)).status == 200
+    await ask(door, "POST", "pools/p1/drain", {"deadline_ms": 5})
+    for headers, knows in (({}, True), (ALICE, False)):
+        health = (await ask(door, "GET", "pools/p1/health", **headers)).json(PoolHealth)
+        assert health.drain is not None
+        assert bool(health.drain.identity) is knows
 
 
 async def test_who_has_no_token_does_not_say_what_nodes_run(cluster: Cluster) -> None:

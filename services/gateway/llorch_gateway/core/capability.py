@@ -135,9 +135,15 @@ def pool_health(
 
 
 def without_tasks(health: PoolHealth) -> PoolHealth:
-    """The same, and no word about which tasks run there."""
+    """The same, and no word about which tasks run there, or who operates the pool."""
     replicas = tuple(msgspec.structs.replace(replica, active=()) for replica in health.replicas)
-    return msgspec.structs.replace(health, replicas=replicas)
+    drain, reload = health.drain, health.reload
+    return msgspec.structs.replace(
+        health,
+        replicas=replicas,
+        drain=drain and msgspec.structs.replace(drain, identity=""),
+        reload=reload and msgspec.structs.replace(reload, identity="", channel=""),
+    )
 
 
 def _ready(replicas: Sequence[ReplicaRecord]) -> list[ReplicaRecord]:
