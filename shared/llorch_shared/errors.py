@@ -160,6 +160,10 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which case of the code it is, where one has several: `ResetDetail`, `PayloadDetail`."""
 
 
+MESSAGE_CHARS_MAX: Final = 1_000
+"""Of an error: it may repeat what a client sent, and goes into logs and records."""
+
+
 class OrchError(Exception):
     """Something a client is told. `status` differs from the code's usual one for 404, 405 and 413 only."""
 
@@ -176,6 +180,7 @@ class OrchError(Exception):
         policy_label: PolicyLabel | None = None,
         hint: str | None = None,
     ) -> None:
+        message = message[:MESSAGE_CHARS_MAX]
         super().__init__(message)
         facts = ERRORS[code]
         self.status = facts.status if status is None else status

@@ -5,6 +5,7 @@ import pytest
 
 from llorch_shared.errors import (
     ERRORS,
+    MESSAGE_CHARS_MAX,
     POLICY_LABELS,
     RESET_DETAILS,
     ErrorBody,
@@ -80,6 +81,11 @@ def test_an_unknown_thing_is_404_with_the_code_of_bad_parameters() -> None:
     assert (error.status, error.code) == (404, ErrorCode.INVALID_PARAMS)
     assert "task x" in error.body.message
     assert invalid("too big", status=413).status == 413
+
+
+def test_a_message_that_repeats_what_a_client_sent_is_bounded() -> None:
+    error = invalid("unknown field " + "x" * 1_000_000)
+    assert len(error.body.message) == len(str(error)) == MESSAGE_CHARS_MAX
 
 
 def test_unknown_fields_of_an_envelope_from_a_newer_service_are_ignored() -> None:

@@ -8,6 +8,7 @@ import msgspec
 from llorch_shared.errors import ERRORS, ErrorBody, ErrorCode, OrchError
 from llorch_shared.wire.openai import OpenAiError, OpenAiErrorBody
 
+PATH_CHARS_MAX: Final = 200
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _PATH: Final = re.compile(r"at `\$\.([^`]+)`$")
 _UNKNOWN: Final = re.compile(r"unknown field `([^`]+)`")
@@ -28,7 +29,7 @@ def unreadable(error: Exception) -> ParamError:
     at = _PATH.search(message)
     field = _UNKNOWN.search(message) or _MISSING.search(message)
     path = ".".join(part for part in (at[1] if at else "", field[1] if field else "") if part)
-    return ParamError(path, message)
+    return ParamError(path[:PATH_CHARS_MAX], message)
 
 
 def told(error: OrchError) -> OpenAiErrorBody:
