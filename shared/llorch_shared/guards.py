@@ -4,7 +4,8 @@ scheduler to what bus clients put there themselves. One set, so that both doors 
 What only the engine can know (the exact number of prompt tokens) is checked by the node.
 """
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 import msgspec
 
@@ -29,6 +30,8 @@ BYTES_PER_TOKEN_MAX: Final = 128
 by this many tokens: what is refused for its length could not have fit with any of them."""
 ESCAPED_BYTES_MAX: Final = 6
 """Of JSON for one byte of text."""
+NESTING_MAX: Final = 128
+"""Of what clients write as they like. Who reads it next has less room on its stack, perhaps, than who took it."""
 
 
 def check_request(request: TaskRequest) -> None:
@@ -64,6 +67,8 @@ def check_pool(request: TaskRequest, pool: PoolSpec, *, had_model: bool = False)
 def check_content(request: TaskRequest) -> None:
     """What its workload takes, and nothing else, or a reference to it; how its output is bound. What lies behind a
     reference is looked at by who has read it."""
+    if nests_deeply(request.response_schema) or any(nests_deeply(tool.parameters) for tool in request.tools):
+        raise invalid(f"a schema is nested more than {NESTING_MAX} deep", engine=request.engine)
     if request.workload is Workload.COMPLETION or request.payload_ref is not None:
         _check_one(request)
     else:
@@ -75,6 +80,22 @@ def check_content(request: TaskRequest) -> None:
         )
     _check_output(request)
     _check_tools(request)
+
+
+def nests_deeply(value: Any) -> bool:
+    """Whether decoded JSON is nested more than `NESTING_MAX` deep."""
+    level = [value]
+    for _ in range(NESTING_MAX + 1):
+        level = [inner for outer in level for inner in _inside(outer) if isinstance(inner, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _check_tools(request: TaskRequest) -> None:

@@ -1,12 +1,13 @@
 """Guards of a request alone: what it gives its workload, and how its output is bound."""
 
+from functools import reduce
 from typing import Any
 
 import msgspec
 import pytest
 
 from llorch_shared.errors import OrchError
-from llorch_shared.guards import check_budget, check_content, check_pool, content_bytes, prompt_tokens_min
+from llorch_shared.guards import NESTING_MAX, check_budget, check_content, check_pool, content_bytes, prompt_tokens_min
 from llorch_shared.wire.spec import Pooling, PoolSpec
 from llorch_shared.wire.task import (
     INPUTS_MAX,
@@ -17,10 +18,12 @@ from llorch_shared.wire.task import (
     OutputMode,
     Sampling,
     TaskRequest,
+    Tool,
     Workload,
 )
 from support.node_harness import task_request
 
+DEEP: dict[str, Any] = reduce(lambda inner, _: {"anyOf": [inner]}, range(NESTING_MAX), {})
 HI = ChatMessage(role=ChatRole.USER, content="Grüße")
 
 
@@ -51,6 +54,8 @@ def test_the_bytes_of_a_chat_are_those_of_its_messages() -> None:
             {"response_schema": {"description": "x" * SCHEMA_BYTES_MAX}, "output_mode": OutputMode.JSON},
             "bytes of response_schema",
         ),
+        ({"response_schema": DEEP, "output_mode": OutputMode.JSON}, "nested more than"),
+        ({"prompt": None, "messages": (HI,), "tools": (Tool(name="f", parameters=DEEP),)}, "nested more than"),
         (
             {"prompt": None, "messages": (ChatMessage(role=ChatRole.USER, content="x" * (PROMPT_BYTES_MAX + 1)),)},
             "bytes of prompt",

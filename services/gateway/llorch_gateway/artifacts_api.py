@@ -5,6 +5,7 @@ from llorch_gateway.operations import Answer, Ask, Handlers
 from llorch_shared.artifacts import Artifacts, UnknownParent
 from llorch_shared.bus.port import Bus, Full
 from llorch_shared.errors import invalid, not_found
+from llorch_shared.guards import NESTING_MAX, nests_deeply
 from llorch_shared.wire.artifacts import Artifact
 
 LIMIT_DEFAULT = 50
@@ -14,8 +15,11 @@ def handlers(bus: Bus) -> Handlers:
     artifacts = Artifacts(bus)
 
     async def create(ask: Ask) -> Answer:
+        artifact = ask.body(Artifact)
+        if nests_deeply(artifact.content) or nests_deeply(artifact.metadata):
+            raise invalid(f"content and metadata are nested at most {NESTING_MAX} deep")
         try:
-            ref = await artifacts.create(ask.body(Artifact), ask.call.tenant)
+            ref = await artifacts.create(artifact, ask.call.tenant)
         except UnknownParent as error:
             raise invalid(f"parent: artifact {error} is not known here") from error
         except ValueError as error:

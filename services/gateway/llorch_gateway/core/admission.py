@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from llorch_gateway.core.prospect import Prospect, prospect_for
 from llorch_gateway.core.refusals import deadline_unmet, shed
 from llorch_shared.errors import invalid
-from llorch_shared.guards import check_content, check_request
+from llorch_shared.guards import check_budget, check_content, check_deadline
 from llorch_shared.models import Models
 from llorch_shared.routing import Replicas, route
 from llorch_shared.wire.registry import PoolLoad
@@ -31,7 +31,8 @@ def admit(
     check_content(request)
     request = models.resolved(request)
     models.check(request)
-    check_request(request)
+    check_budget(request)
+    check_deadline(request)
     pool = route(request, pools, replicas, loads, tenant=tenant, drained=drained)
     models.check_served(request, replicas.get(pool.id, ()))
     return request, pool
