@@ -1,5 +1,6 @@
 """Artifacts over HTTP and on the bus: kept once, read back, and not shown to other tenants."""
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from support.tokens import bearer, write_tokens
 
 ALICE, BOB, STATIC = bearer("alice-token"), bearer("bob-token"), bearer("static")
 PLAN = {"kind": "plan", "content": {"steps": ["a"]}, "tags": ["task:1"], "metadata": {"by": "me"}}
+DEEP: dict[str, Any] = reduce(lambda inner, _: {"a": inner}, range(200), {})
 
 
 @pytest.fixture
@@ -51,6 +53,8 @@ async def test_an_artifact_is_kept_read_and_listed_by_its_tenant(door: Door) -> 
         {"tags": ["a b"]},
         {"tags": ["x"] * 33},
         {"parent": "sha256:1"},
+        {"content": DEEP},
+        {"metadata": DEEP},
         {"parent": f"sha256:{'0' * 64}"},
     ],
 )
@@ -62,6 +66,13 @@ async def test_what_is_no_artifact_is_refused(door: Door, changes: dict[str, Any
 @pytest.mark.parametrize("query", ["kind=poem", "limit=0", "limit=201", "cursor=x", "tag=a%20b"])
 async def test_a_list_is_asked_for_in_its_own_words(door: Door, query: str) -> None:
     assert (await door.get(f"/v1/artifacts?{query}", **ALICE)).status == 400
+
+
+async def test_an_answer_that_no_message_holds_is_refused_on_the_bus(cluster: Cluster, door: Door) -> None:
+    ref = (await door.post("/v1/artifacts", json(content={"text": "x" * 2**20}), **STATIC)).json(ArtifactRef)
+    payload = msgspec.json.encode({"artifact_id": ref.id})
+    answer = await cluster.bus.request(subjects.api("artifacts.get"), payload, timeout_s=15)
+    assert answer.headers["Nats-Service-Error-Code"] == "413"
 
 
 async def test_bus_clients_have_the_same_operations(cluster: Cluster, door: Door) -> None:

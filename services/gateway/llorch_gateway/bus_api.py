@@ -16,11 +16,15 @@ from llorch_gateway.micro import QUEUE, Discovery, Endpoint
 from llorch_gateway.operations import OPERATION, Handler, Handlers, asked_on_the_bus
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, Message, Responder, Subscription
+from llorch_shared.errors import invalid
+from llorch_shared.http_api import Operation
 
 CONCURRENCY: Final = 256
 BUS_IDENTITY: Final = "bus"
 ERROR_CODE_HEADER: Final = "Nats-Service-Error-Code"
 ERROR_HEADER: Final = "Nats-Service-Error"
+ANSWER_BYTES_MAX: Final = 1024 * 1024 - 8192
+"""A message of 1 MiB, which every server takes, with its headers."""
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -59,13 +63,25 @@ class BusApi:
             call = Call(correlation, BUS_IDENTITY, "nats", self._tenant)
             try:
                 answer = await handler(asked_on_the_bus(endpoint.operation, call, message.data))
+                data = _fitting(answer.encoded(), endpoint.operation)
                 endpoint.count(began)
-                return answer.encoded(), {**headers, **dict(answer.headers)}
+                return data, {**headers, **dict(answer.headers)}
             except Exception as error:  # noqa: BLE001  (this is the edge: every failure becomes an answer)
                 told = as_orch_error(error, correlation)
-                endpoint.count(began, f"{told.status}:{told.body.message}")
+                endpoint.count(began, f"{told.status}:{told.code}")
                 headers[ERROR_CODE_HEADER] = str(told.status)
                 headers[ERROR_HEADER] = told.code
                 return _encode(told.body), headers
 
         return respond
+
+
+def _fitting(data: bytes, operation: Operation) -> bytes:
+    """Raises OrchError 413: nobody would hear of an answer that no message holds."""
+    if len(data) <= ANSWER_BYTES_MAX:
+        return data
+    raise invalid(
+        f"the answer has {len(data)} bytes; a message holds {ANSWER_BYTES_MAX}",
+        status=413,
+        hint=f"{operation.method} {operation.path} has it, or ask for fewer with `limit`",
+    )
