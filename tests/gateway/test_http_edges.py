@@ -9,6 +9,7 @@ from llorch_gateway.http_errors import error_reply
 from llorch_shared.bus.memory import MemoryBus
 from llorch_shared.errors import ERRORS, ErrorCode, OrchError, PolicyLabel, Refused
 from llorch_shared.http_api import OPERATIONS, Liveness, Operation, Plane, Readiness
+from llorch_shared.wire.anthropic import AnthropicErrorBody
 from llorch_shared.wire.openai import OpenAiErrorBody
 from llorch_shared.wire.registry import Capabilities, PoolHealth
 from support.gateways import Cluster, Door, cluster_of, load_report, pool_spec, replica
@@ -17,7 +18,9 @@ STREAM = {("GET", "/v1/tasks/{id}/stream")}
 """Answered before Litestar; so is a submission, whose route is there for its path's other methods."""
 
 
-OPENAI = {(each.method, each.path) for each in OPERATIONS if each.error_body is OpenAiErrorBody}
+OTHERS = (OpenAiErrorBody, AnthropicErrorBody)
+VENDORS = {(each.method, each.path) for each in OPERATIONS if each.error_body in OTHERS}
+"""What other vendors' clients ask, in their own shapes."""
 
 
 def concrete(operation: Operation, task: str) -> str:
@@ -34,7 +37,7 @@ async def test_litestar_serves_the_rest_of_the_table_and_nothing_else(door: Door
         for method in getattr(route, "methods", ())
         if method in ("GET", "POST", "DELETE", "PUT", "PATCH")
     }
-    assert served == {(operation.method, operation.path) for operation in OPERATIONS} - STREAM - OPENAI
+    assert served == {(operation.method, operation.path) for operation in OPERATIONS} - STREAM - VENDORS
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.operation_id)
@@ -48,7 +51,7 @@ async def test_every_operation_answers_with_a_status_of_its_table_row(door: Door
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.operation_id)
 async def test_another_method_is_refused_with_what_is_allowed(door: Door, operation: Operation) -> None:
     reply = await door.request("PATCH", concrete(operation, str(uuid.uuid4())))
-    error = reply.json(OpenAiErrorBody).error if operation.error_body is OpenAiErrorBody else reply.error
+    error = reply.json(operation.error_body).error if operation.error_body in OTHERS else reply.error
     assert (reply.status, error.code) == (405, ErrorCode.INVALID_PARAMS)
     allowed = sorted(other.method for other in OPERATIONS if other.path == operation.path)
     assert reply.headers["allow"] == ", ".join(allowed)

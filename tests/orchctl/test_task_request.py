@@ -7,7 +7,7 @@ import pytest
 
 from llorch_ctl.commands.task import _print_stream
 from llorch_ctl.core.task_request import NoChoice, Template, Wish, build, choose
-from llorch_shared.contracts.examples import STREAM_RESTARTED
+from llorch_shared.contracts.examples import STREAMS
 from llorch_shared.wire.frames import Event, split_events
 from llorch_shared.wire.registry import Capabilities, EngineCapability, PoolCapability
 from llorch_shared.wire.task import Determinism, Engine, Failover, PlacementMode, Workload
@@ -96,7 +96,7 @@ def test_what_becomes_of_a_cut_stream_is_asked_for() -> None:
 
 async def test_a_person_is_told_that_the_text_above_is_void(capsys: pytest.CaptureFixture[str]) -> None:
     async def events() -> AsyncIterator[Event]:
-        for event in split_events(STREAM_RESTARTED):
+        for event in split_events(STREAMS["begun anew with another replica"].encode()):
             yield event
 
     assert await _print_stream(events(), as_json=False) == 0

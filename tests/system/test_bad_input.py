@@ -66,7 +66,7 @@ async def test_bad_input_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
         ("GET", f"/v1/tasks/{uuid.UUID(int=7)}/stream", 404),
         ("POST", f"/v1/tasks/{uuid.UUID(int=7)}/cancel", 404),
         ("PUT", "/v1/tasks", 405),
-        ("GET", "/v1/tasks", 405),
+        ("GET", "/v1/tasks?state=finished", 400),
         ("PATCH", f"/v1/tasks/{uuid.UUID(int=7)}", 405),
         ("GET", "/v1/pools/unheard-of/health", 404),
         ("GET", "/v1/pools/NOT A NAME/health", 400),
