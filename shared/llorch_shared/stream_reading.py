@@ -55,6 +55,8 @@ class StreamReading:
         self._loop: Final = asyncio.get_running_loop()
         self._position = 1
         self._missing_since: float | None = None
+        self._lacks: tuple[int, float] | None = None
+        """The next token, and since when it is known that the task has ended and has it."""
 
     def lost(self) -> None:
         self._reader.lost()
@@ -142,7 +144,13 @@ class StreamReading:
             return
         reader = self._reader
         if record.state is not TaskState.CANCELLED and reader.next_index < record.tokens_out:
-            reader.lost()
+            now = self._loop.time()
+            if self._lacks is None or self._lacks[0] != reader.next_index:
+                self._lacks = reader.next_index, now
+            if now - self._lacks[1] > GONE_AFTER_S:
+                reader.finish(endings.frames_gone())
+            else:
+                reader.lost()
             return
         reader.finish(endings.terminal_frame(record))
 

@@ -82,6 +82,20 @@ async def test_an_end_that_nobody_heard_is_told_by_the_record(cluster: Cluster, 
     assert events[-1].finish_reason == "stop"
 
 
+@pytest.mark.parametrize("kept", [(), (STARTED, tokens(0, 1))])
+async def test_a_stream_whose_tokens_nobody_keeps_any_more_ends_with_an_error(
+    cluster: Cluster, client: Client, monkeypatch: pytest.MonkeyPatch, kept: tuple[bytes, ...]
+) -> None:
+    monkeypatch.setattr("llorch_shared.stream_reading.GONE_AFTER_S", 0.1)
+    monkeypatch.setattr("llorch_shared.stream_reading.QUIET_S", 0.05)
+    task = task_request().task_id
+    await cluster.publish("gw-1", task, *kept)
+    await cluster.record(run_record(task, TaskState.DONE, tokens_out=5, finish_reason="stop"))
+    events = await collected(client, task)
+    assert len(indices(events)) == (2 if kept else 0)
+    assert isinstance(events[-1], ErrorBody)
+
+
 async def test_an_error_is_the_last_event(cluster: Cluster, client: Client) -> None:
     task = task_request().task_id
     told = frames.encode_error(1, 1, ErrorBody(code=ErrorCode.DECODE_TIMEOUT, message="silent"))
