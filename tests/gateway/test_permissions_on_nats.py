@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llorch_gateway.service import Gateway
+from llorch_gateway.gateway import Gateway
 from llorch_shared import streams, subjects
 from llorch_shared.bus.nats import NatsBus, connect
 from llorch_shared.bus.port import Denied

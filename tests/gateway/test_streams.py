@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llorch_gateway import service
+from llorch_gateway import gateway
 from llorch_gateway.tasks import Tasks
 from llorch_shared import streams, subjects
 from llorch_shared.bus.memory import MemoryBus
@@ -220,7 +220,7 @@ async def test_stopping_ends_every_stream_with_a_word_and_the_client_goes_on_els
 async def test_a_cancel_that_waits_for_its_receipt_is_answered_before_the_gateway_goes(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "ANSWERS_STOP_S", 0.05)
+    monkeypatch.setattr(gateway, "ANSWERS_STOP_S", 0.05)
     door = await cluster.gateway(cancel_wait_ms=60_000)
     task = await door.submit()
     await cluster.record(run_record(task, TaskState.RUNNING, lane=door.lane))
@@ -242,7 +242,7 @@ async def test_a_reader_whose_stream_is_not_open_yet_is_answered_before_the_gate
     async def never(*_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(service, "ANSWERS_STOP_S", 0.05)
+    monkeypatch.setattr(gateway, "ANSWERS_STOP_S", 0.05)
     door = await cluster.gateway()
     monkeypatch.setattr(Tasks, "find", never)
     reply = door.stream(task_request().task_id)

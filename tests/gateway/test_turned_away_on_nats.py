@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 import msgspec
 import pytest
 
-from llorch_gateway.service import Gateway
+from llorch_gateway.gateway import Gateway
 from llorch_shared import streams, subjects
 from llorch_shared.bus.nats import connect
 from llorch_shared.bus.port import Bus, Message

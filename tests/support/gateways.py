@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from llorch_gateway.service import Gateway
+from llorch_gateway.gateway import Gateway
 from llorch_shared import streams, subjects
 from llorch_shared.bus.memory import MemoryBus
 from llorch_shared.bus.memory_server import MemoryServer
