@@ -13,7 +13,7 @@ from llorch_poold.core.devices import CPU, DeviceMask
 from llorch_poold.core.reconcile import Desired
 from llorch_poold.gguf import NotGguf, read_facts
 from llorch_poold.gpu.probe import GpuReport
-from llorch_poold.preparation import Prepared, prepare
+from llorch_poold.preparation import NoRoom, Prepared, prepare
 from llorch_poold.provisioning import NotProvisioned
 from llorch_shared.wire.provision import PreparedEngine, ResolvedModel
 from llorch_shared.wire.registry import Gpu
@@ -97,6 +97,16 @@ async def test_a_model_that_does_not_fit_is_not_started(tmp_path: Path) -> None:
     assert prepared.engine_version == "b1"
     with pytest.raises(EngineBroke, match="lower ctx or slots"):
         await prepare(provisioning, desired(MASK, slots=64, ctx=32_768), one_gpu(8_000), print)
+
+
+async def test_a_model_that_never_fits_makes_no_room_by_itself(tmp_path: Path) -> None:
+    """Whether it would fit alone counts what an engine needs that reads an input in one batch."""
+    provisioning: Any = FakeProvisioning(gguf(tmp_path / "m.gguf", 1000))
+    for workload, alone in (("completion", True), ("embedding", False)):
+        wanted = desired(MASK, slots=12, ctx=32_768, workloads=[workload])
+        with pytest.raises(NoRoom) as told:
+            await prepare(provisioning, wanted, one_gpu(1_000), print)
+        assert told.value.fits_alone is alone
 
 
 async def test_a_damaged_model_is_not_started_on_a_gpu(tmp_path: Path) -> None:

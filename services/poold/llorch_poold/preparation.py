@@ -75,7 +75,7 @@ async def _check_vram(spec: PoolSpec, device: DeviceMask, model: ResolvedModel, 
     plan = vram.plan(facts, ctx_total=spec.ctx * spec.slots, slots=spec.slots, free_mb=free, ubatch=ubatch)
     if not plan.fits:
         whole = [gpu.vram_total_mb for gpu in report.gpus if gpu.uuid in device.uuids]
-        alone = vram.plan(facts, ctx_total=spec.ctx * spec.slots, slots=spec.slots, free_mb=whole)
+        alone = vram.plan(facts, ctx_total=spec.ctx * spec.slots, slots=spec.slots, free_mb=whole, ubatch=ubatch)
         raise NoRoom(plan.reason, fits_alone=alone.fits)
 
 
