@@ -111,6 +111,14 @@ async def test_what_finds_no_place_gives_back_what_was_reserved() -> None:
         assert (set(record.open), record.turns) == ({first}, 1)
 
 
+async def test_what_was_accepted_before_the_budget_is_the_same_task_when_it_is_sent_again(door: Door) -> None:
+    task = str(uuid.uuid4())
+    assert (await door.post_task(session_id=SESSION, task_id=task, max_tokens=10)).status == 202
+    await put(door, tokens_budget=5)
+    assert (await door.post_task(session_id=SESSION, task_id=task, max_tokens=10)).status == 202
+    assert (await door.post_task(session_id=SESSION, max_tokens=10)).status == 400
+
+
 async def test_what_may_be_queued_keeps_what_was_reserved(
     cluster: Cluster, door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord, admission_detail
 from llorch_shared.wire.policy import FullPolicy
 from llorch_shared.wire.run import Located
+from llorch_shared.wire.session import SessionRemaining
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import REQUEST_DECODER, TaskAccepted, TaskRequest
 
@@ -145,7 +146,7 @@ class Admissions:
             models=snapshot.models,
         )
         await self.ownership.check_before(request, self.tenant_of(request.task_id), call)
-        left = await self._sessions.reserve(request, pool.id, call)
+        left = await self._reserve(request, pool, call)
         try:
             taken = await self._take(request, pool, call)
         except BaseException as error:
@@ -177,6 +178,15 @@ class Admissions:
         else:
             self._resubmissions.saw(record)
         return with_budget(accepted, left)
+
+    async def _reserve(self, request: TaskRequest, pool: PoolSpec, call: Call) -> SessionRemaining | None:
+        """Raises OrchError when the session takes no such task, unless it was accepted before."""
+        try:
+            return await self._sessions.reserve(request, pool.id, call)
+        except OrchError as error:
+            if error.status >= 500 or await self._known(request.task_id) is None:
+                raise
+            return None
 
     async def _take(self, request: TaskRequest, pool: PoolSpec, call: Call) -> _Taken:
         """Put the task into its queue, or find that it was accepted before. Its tokens are expected before there can
