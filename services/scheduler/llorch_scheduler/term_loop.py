@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from llorch_scheduler.admissions import Admissions
+from llorch_scheduler.answers import Answers
 from llorch_scheduler.audit_repair import repair_audit
 from llorch_scheduler.change_repair import repair_changes
 from llorch_scheduler.core.events import (
@@ -41,7 +42,7 @@ from llorch_scheduler.rebuild import Floor, read_cancels, read_floor, read_runs
 from llorch_scheduler.session_gate import SessionGate
 from llorch_scheduler.session_keeper import SessionKeeper
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, BusError, Message, Responder, Subscription, Unanswered
+from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.dead_letters import DeadLetters
 from llorch_shared.live_table import LiveTable
 from llorch_shared.models import Models
@@ -51,9 +52,8 @@ from llorch_shared.session_table import SessionTable
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.desired import RELOAD_DECODER
 from llorch_shared.wire.policy import TenantSpec
-from llorch_shared.wire.registry import APPOINTMENT_REQUEST_DECODER, REPLICA_DECODER, ReplicaRecord
+from llorch_shared.wire.registry import REPLICA_DECODER, ReplicaRecord
 from llorch_shared.wire.run import RunRecord
-from llorch_shared.wire.session import SESSION_QUESTION_DECODER
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,6 @@ EVENTS_PER_TURN: Final = 256
 """Events decided before other tasks of the process get their turn."""
 STUMBLE_S: Final = 5.0
 """How long a broken term may take to set aside what it broke on."""
-
-_encode: Final = msgspec.json.Encoder().encode
 
 
 class TermLoop:
@@ -131,12 +129,16 @@ class TermLoop:
         """Newest run sequence of another shard."""
         self._newer_seq: int | None = None
         """Lowest run sequence seen that a newer release wrote: the floor must not pass it."""
-        self.decides = False
-        """The takeover is complete, and questions are answered."""
         self._leaving: Final = asyncio.Event()
+        self._answers: Final = Answers(bus, term, self.core, self._locator)
         self._tasks: asyncio.TaskGroup | None = None
         self._replica_ids: Final[dict[str, tuple[str, str]]] = {}
         """Registry key → pool and replica, for keys that expire."""
+
+    @property
+    def decides(self) -> bool:
+        """The takeover is complete, and questions are answered."""
+        return self._answers.given
 
     # what the bus tells; these run in its reader
 
@@ -261,7 +263,7 @@ class TermLoop:
         tasks.create_task(self._admissions.set_aside(), name="dead letters")
         tasks.create_task(self._tick(), name="tick")
         tasks.create_task(self._write_floor(), name="floor")
-        tasks.create_task(self._serve(), name="answers")
+        tasks.create_task(self._answers.serve(self._leaving), name="answers")
         tasks.create_task(self._repair_audit(), name="audit repair")
         tasks.create_task(self._keeper.keep(), name="sessions")
         await self._decide()
@@ -376,35 +378,6 @@ class TermLoop:
         """Every pool of the shard that was ever wanted."""
         known = (pool_id for key in self._specs.known if (pool_id := _pool_of(key)))
         return [pool_id for pool_id in known if subjects.shard_of(pool_id) == self.shard]
-
-    async def _serve(self) -> None:
-        answers: dict[str, Responder] = {
-            subjects.locate(self.shard): self._locator.answer,
-            subjects.appoint(self.shard): self._appoint,
-            subjects.session_seen(self.shard): self._session,
-        }
-        subscriptions: list[Subscription] = []
-        try:
-            for subject, answer in answers.items():
-                subscriptions.append(await self._bus.serve(subject, answer))
-            self.decides = True
-            await self._leaving.wait()
-        except BusError as error:
-            self.term.end(f"questions cannot be answered: {error}")
-        finally:
-            for subscription in subscriptions:
-                await subscription.close()
-
-    async def _appoint(self, message: Message) -> tuple[bytes, Mapping[str, str]]:
-        """May this task be admitted now? Raises Unanswered when the term is over: then the server alone decides."""
-        if not self.term.active:
-            raise Unanswered(f"this scheduler no longer decides: {self.term.reason}")
-        return _encode(self.core.appoint(APPOINTMENT_REQUEST_DECODER.decode(message.data), now_ms())), {}
-
-    async def _session(self, message: Message) -> tuple[bytes, Mapping[str, str]]:
-        if not self.term.active:
-            raise Unanswered(f"this scheduler no longer decides: {self.term.reason}")
-        return _encode(self.core.session(SESSION_QUESTION_DECODER.decode(message.data), now_ms())), {}
 
 
 def _pool_of(key: str) -> str:
