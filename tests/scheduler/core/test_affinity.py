@@ -101,3 +101,13 @@ def test_memory_is_bounded_and_the_sessions_seen_last_are_kept() -> None:
     assert affinity.last("often", at_ms=1_000, ttl_ms=10_000) is not None
     assert affinity.last("s999", at_ms=1_000, ttl_ms=10_000) is not None
     assert affinity.last("s1", at_ms=1_000, ttl_ms=10_000) is None
+
+
+def test_a_session_that_another_tenant_names_tells_nothing_of_the_first() -> None:
+    affinity = Affinity()
+    affinity.saw("s1", "r1", "life", 1, tenant="blue", task_id="t1")
+    affinity.spoke("s1", "r1", "life")
+    affinity.saw("s1", "r1", "life", 2, tenant="red", task_id="t2")
+    last = affinity.last("s1", at_ms=3, ttl_ms=100)
+    assert last is not None
+    assert (last.tenant, last.turns, last.warm) == ("red", 1, False)

@@ -51,7 +51,8 @@ class Affinity:
     def saw(
         self, session_id: str, replica_id: str, incarnation: str, at_ms: int, *, tenant: str = "", task_id: str = ""
     ) -> None:
-        """A task of the session was placed there. What was placed earlier than what is known changes nothing."""
+        """A task of the session was placed there. What was placed earlier than what is known changes nothing. Another
+        tenant's session of that id is another session, and the later one is remembered."""
         session = session_id.lower()
         sessions = self._last
         known = sessions.get(session)
@@ -60,8 +61,13 @@ class Affinity:
             if known.at_ms > at_ms:
                 return
             sessions.move_to_end(session)
-            turns = known.turns + (known.task_id != task_id)
-            warm = known.warm and (known.replica_id, known.incarnation) == (replica_id, incarnation)
+            if known.tenant == tenant:
+                turns = known.turns + (known.task_id != task_id)
+            warm = (
+                known.tenant == tenant
+                and known.warm
+                and (known.replica_id, known.incarnation) == (replica_id, incarnation)
+            )
         sessions[session] = Last(replica_id, incarnation, at_ms, turns, tenant, task_id, warm)
         if len(sessions) > self._max:
             sessions.popitem(last=False)
