@@ -16,6 +16,7 @@ from llorch_shared.wire.policy import AdmissionSpec, FairnessSpec, PrioritySpec,
 from llorch_shared.wire.registry import Capabilities, PoolHealth
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Priority
+from llorch_shared.wire.version import VERSION_HEADER
 from support.asgi import Reply
 from support.gateways import Cluster, Door, pool_spec, replica, settle
 from support.tokens import bearer, write_tokens
@@ -176,6 +177,12 @@ async def test_a_token_that_is_bound_to_a_tenant_operates_nothing(cluster: Clust
         health = (await ask(door, "GET", "pools/p1/health", **headers)).json(PoolHealth)
         assert health.drain is not None
         assert bool(health.drain.identity) is knows
+
+
+async def test_what_a_newer_release_wrote_is_left_to_it(cluster: Cluster, door: Door) -> None:
+    newer = {VERSION_HEADER: "99"}
+    await cluster.bus.store(subjects.spec("tenant.blue"), b"{}", headers=newer)
+    assert said(await ask(door, "GET", "tenants/blue")) == (503, ErrorCode.POOL_UNAVAILABLE)
 
 
 async def test_who_has_no_token_does_not_say_what_nodes_run(cluster: Cluster) -> None:

@@ -5,6 +5,7 @@ from typing import Final
 
 from llorch_shared.bus.port import BusError, Denied, TooLarge
 from llorch_shared.errors import ErrorCode, OrchError, invalid
+from llorch_shared.wire.version import NewerVersion
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ def as_orch_error(error: BaseException, correlation_id: str) -> OrchError:
     if isinstance(error, Denied):
         log.error("the bus forbids what a client asked for: %s", error, extra={"correlation_id": correlation_id})
         return unavailable("the bus does not permit this gateway to do that")
+    if isinstance(error, NewerVersion):
+        return unavailable("a newer release wrote what this asks for; ask another gateway")
     if isinstance(error, BusError):
         return unavailable(f"the bus does not answer: {error}")
     log.error(
