@@ -112,8 +112,8 @@ async def remove(bus: Bus, pool_id: str, by: Author, *, over: int | None = None)
             if attempt == TRIES_MAX or over is not None:
                 raise
         else:
-            await _forget(bus, pool_id)
             await _audit(by, pool_id, "remove", before.seq, ["removed"])
+            await _forget(bus, pool_id)
             return True
     raise AssertionError("unreachable: the last try returns or raises")
 
@@ -131,12 +131,18 @@ def with_hidden_values(pool: PoolSpec, before: PoolSpec | None) -> PoolSpec:
 
 
 async def _forget(bus: Bus, pool_id: str) -> None:
-    """A pool of this id that is made later is not born resting."""
-    drain, reload = await DRAINS.read(bus, pool_id), await RELOADS.read(bus, pool_id)
-    if drain.value is not None:
-        await DRAINS.remove(bus, pool_id, over=drain.seq)
-    if reload.value is not None:
-        await RELOADS.remove(bus, pool_id, over=reload.seq)
+    """A pool of this id that is made later is not born resting. Nodes may end its reload at the same time."""
+    for attempt in range(1, TRIES_MAX + 1):
+        drain, reload = await DRAINS.read(bus, pool_id), await RELOADS.read(bus, pool_id)
+        try:
+            if drain.value is not None:
+                await DRAINS.remove(bus, pool_id, over=drain.seq)
+            if reload.value is not None:
+                await RELOADS.remove(bus, pool_id, over=reload.seq)
+            return
+        except WrongSequence:
+            if attempt == TRIES_MAX:
+                raise
 
 
 async def _write(bus: Bus, before: Entry[PoolSpec], pool: PoolSpec, command: str, by: Author) -> Changed:
