@@ -139,8 +139,8 @@ def reserve(record: SessionRecord, wish: Wish, policy: SessionPolicy, now_ms: in
 
 
 def charge(record: SessionRecord, wish: Wish, now_ms: int) -> SessionRecord:
-    """Held for a task that was accepted before its session had this account, or this policy: it is not refused any
-    more, and the session pays for it whatever it has left."""
+    """Held for a task that was accepted before its session had an account: it is not refused any more, and the session
+    pays for it whatever it has left."""
     if wish.task_id in record.settled or wish.task_id in record.open:
         return record
     return _held(record, wish, 0, now_ms)

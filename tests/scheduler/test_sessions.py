@@ -95,7 +95,7 @@ async def test_what_a_gateway_accepted_before_its_session_had_a_budget_runs_and_
     async with town(MemoryWorld()) as place:
         await place.scheduler()
         node = await place.node()
-        await store(place, opened(tokens_budget=10))
+        await store(place, msgspec.structs.replace(opened(tokens_budget=10), created_ms=now_ms() + 60_000))
         task = request(session_id=SESSION, max_tokens=16)
         await place.client.admit(task)
         await eventually(lambda: task.task_id in node.held, 15)

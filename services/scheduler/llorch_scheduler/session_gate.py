@@ -1,7 +1,7 @@
 """Tasks whose session has an account, on their way from the queue into the core: nothing is placed that was not
 reserved for. A gateway has done that already; a bus client that put its task into the queue itself has not, and is
-refused here as it would have been there: its task ends with the error. What a gateway has accepted is not refused any
-more, also when its session got its account or its policy only after that: the session pays for it.
+refused here as it would have been there: its task ends with the error. What a gateway has accepted before there
+was the account is not refused any more: the session pays for it.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class SessionGate:
         except OrchError as error:
             if error.code is ErrorCode.POOL_UNAVAILABLE:
                 raise Unanswered(str(error)) from error
-            if event.channel == "http":
+            if event.channel == "http" and error.code is ErrorCode.INTERNAL:
                 log.warning("task %s runs without an account: %s", event.task_id, error)
                 return event
             return msgspec.structs.replace(event, problem=error.body)
@@ -91,7 +91,7 @@ class SessionGate:
             try:
                 after = session_account.reserve(record, wish, policy, now_ms())
             except OrchError:
-                if event.channel != "http":
+                if event.channel != "http" or record.created_ms <= event.admitted_ms:
                     raise
                 after = session_account.charge(record, wish, now_ms())
             reserved = after is not record
