@@ -2,9 +2,12 @@
 
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from llorch_shared.bus.memory import MemoryBus
+from llorch_shared.bus.port import Unanswered
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.registry import PoolHealth
 from llorch_shared.wire.run import Located, TaskView
@@ -75,13 +78,48 @@ async def test_anothers_task_id_admits_nobody(cluster: Cluster, door: Door, know
     cluster.queued[task] = Located(found=True, pool_id="p1", lane="x", tenant="blue", priority=Priority.INTERACTIVE)
     if known == "running":
         await cluster.record(run_record(task, TaskState.RUNNING, lane=door.lane, tenant="blue"))
-    models = ["mock:words"] if known == "queued elsewhere" else ["mock:words", "mock:other"]
-    for model in models:
+    for model in ("mock:words", "mock:other"):
         refused = await door.post_task(BOB, task_id=task, model_ref=model)
         assert (refused.status, refused.error.code) == (400, ErrorCode.INVALID_PARAMS)
         assert "in use" in refused.error.message
     assert len(await cluster.admissions()) == 1
     assert (await door.post_task(ALICE, task_id=task)).status == 202
+
+
+async def test_while_nobody_can_tell_whose_an_id_is_it_is_admitted_and_nothing_is_shown_of_it(
+    cluster: Cluster, door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.add_pool(pool_spec("p2", model="mock:other"), replica("p2", model_ref="mock:other"))
+    elsewhere = await cluster.gateway(token="static", tokens_file=str(tmp_path / "tokens.toml"))
+    task = await elsewhere.submit(ALICE)
+    request = MemoryBus.request
+
+    async def silent(bus: MemoryBus, subject: str, data: bytes, **more: Any) -> Any:
+        if subject.endswith(".locate"):
+            raise Unanswered("no scheduler is in office")
+        return await request(bus, subject, data, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryBus, "request", silent)
+        assert (await door.post_task(BOB, task_id=task, model_ref="mock:other")).status == 202
+    cluster.queued[task] = Located(found=True, pool_id="p1", lane="x", tenant="blue", priority=Priority.INTERACTIVE)
+    assert [reply.status for reply in await asked(door, task, BOB)] == [404] * 4
+
+
+async def test_who_is_not_bound_is_admitted_without_a_question(
+    cluster: Cluster, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, subjects_asked = MemoryBus.request, list[str]()
+
+    async def noted(bus: MemoryBus, subject: str, data: bytes, **more: Any) -> Any:
+        subjects_asked.append(subject)
+        return await request(bus, subject, data, **more)
+
+    monkeypatch.setattr(MemoryBus, "request", noted)
+    assert (await door.post_task(STATIC)).status == 202
+    assert subjects_asked == []
+    assert (await door.post_task(ALICE)).status == 202
+    assert len(subjects_asked) == 1
 
 
 async def test_a_pools_health_names_tasks_only_to_who_sees_all(cluster: Cluster, door: Door) -> None:

@@ -87,7 +87,7 @@ class Admissions:
         self._sessions: Final = sessions
         self._actor: Final = actor
         self._enqueue: Final = Enqueue(bus=bus, snapshot=snapshot, lane=router.lane)
-        self.ownership: Final = Ownership(bus)
+        self.ownership: Final = Ownership()
         self._recent: OrderedDict[str, Located] = OrderedDict()
         self._seqs: dict[str, int] = {}
         self._dues_ms: dict[str, int] = {}
@@ -145,7 +145,7 @@ class Admissions:
             drained=snapshot.drains,
             models=snapshot.models,
         )
-        await self.ownership.check_before(request, self.tenant_of(request.task_id), call)
+        certain = await self.ownership.check_before(request, self.tenant_of(request.task_id), call)
         left = await self._reserve(request, pool, call)
         try:
             taken = await self._take(request, pool, call)
@@ -169,7 +169,7 @@ class Admissions:
             predicted_start_ms=prospect.start_ms,
             correlation_id=call.correlation_id,
         )
-        if not stored.duplicate:
+        if certain and not stored.duplicate:
             self._remember(request, pool, call, stored.seq, accepted)
         record = self._record(request, pool, call, prospect, taken.on_time)
         if not stored.duplicate or taken.tries > 1:

@@ -99,6 +99,7 @@ class Gateway:
             cancel_wait_s=wanted.cancel_wait_ms / 1000,
         )
         admissions.ownership.owner = self.tasks.owner
+        admissions.ownership.owner_if_any = self.tasks.owner_if_any
         self._presence: Final = Presence(
             bus=bus,
             router=self.router,

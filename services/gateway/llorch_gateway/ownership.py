@@ -5,32 +5,32 @@ admitted under another's: he would read what is not his own. Everybody else goes
 from collections.abc import Awaitable, Callable
 
 from llorch_gateway.call import Call
-from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus
 from llorch_shared.errors import invalid
 from llorch_shared.wire.task import TaskRequest
 
 Owner = Callable[[str], Awaitable[str]]
 """The tenant of a task that exists, wherever it is."""
+OwnerIfAny = Callable[[str], Awaitable[str | None]]
+"""The same of one that may exist: empty for one that does not; None when somebody who may know does not answer."""
 
 
 class Ownership:
-    """`owner` is given by who can look tasks up, which is made after who admits them."""
+    """`owner` and `owner_if_any` are given by who can look tasks up, which is made after who admits them."""
 
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+    def __init__(self) -> None:
         self.owner: Owner | None = None
+        self.owner_if_any: OwnerIfAny | None = None
 
-    async def check_before(self, request: TaskRequest, lately: str | None, call: Call) -> None:
-        """`lately` is whose id it is if this process knows it. Raises OrchError, BusError."""
-        if not call.bound:
-            return
-        if lately is not None:
-            _check(request, lately, call)
-            return
-        record = await self._bus.last(streams.RUN, subjects.run(request.task_id))
-        if record is not None and not record.deleted:
-            await self.check_stored(request, call)
+    async def check_before(self, request: TaskRequest, lately: str | None, call: Call) -> bool:
+        """`lately` is whose id it is if this process knows it. Whoever waits in a queue has no record yet, so those who
+        pull the queues are asked. False when one of them is silent: the task has its place, but whose the id is has to
+        be asked again before anything is shown of it. Raises OrchError, BusError."""
+        if not call.bound or self.owner_if_any is None:
+            return True
+        tenant = lately if lately is not None else await self.owner_if_any(request.task_id)
+        if tenant:
+            _check(request, tenant, call)
+        return tenant is not None
 
     async def check_stored(self, request: TaskRequest, call: Call) -> None:
         """For an id under which something is stored. Raises OrchError, BusError."""

@@ -17,7 +17,7 @@ from llorch_gateway.relay.router import Router
 from llorch_gateway.snapshot import Snapshot
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, NoResponder, Unanswered
-from llorch_shared.errors import invalid, not_found
+from llorch_shared.errors import OrchError, invalid, not_found
 from llorch_shared.identifiers import is_uuid
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
@@ -33,6 +33,7 @@ LOCATE_PATIENCE_S: Final = 6.0
 """A shard is handed from one scheduler to the next in a moment, and taken over from a dead one in a few seconds:
 whoever looks for a task meanwhile waits for the one who knows."""
 LOCATE_AGAIN_S: Final = 0.1
+NOT_FOUND: Final = 404
 RECORD_POLL_S: Final = 0.2
 """While a cancel waits, how often the record is read in case its terminal frame gets lost."""
 
@@ -105,6 +106,17 @@ class Tasks:
     async def owner(self, task: str) -> str:
         """Whose task it is. Raises as `find`."""
         return (await self._find(task)).tenant
+
+    async def owner_if_any(self, task: str) -> str | None:
+        """Whose task it is, empty for nobody's; asked once, None when somebody who may know does not answer. Raises
+        OrchError 503, BusError."""
+        try:
+            found = await self._look(task)
+        except OrchError as error:
+            if error.status == NOT_FOUND:
+                return ""
+            raise
+        return None if found is None else found.tenant
 
     async def _find(self, task: str) -> Found:
         deadline = time.monotonic() + LOCATE_PATIENCE_S
