@@ -64,12 +64,12 @@ class AttemptEnd:
         else:
             await self._finish(outcome, measured)
 
-    async def give_back(self, outcome: Lost) -> None:
+    async def give_back(self, outcome: Lost, decode_s: float) -> None:
         """Another attempt may begin at once. Not while the node may not speak: what readers lack of this attempt is
         published first. Nothing is said on the stream, where the next attempt announces itself."""
         await self._node.outlet.wait_open()
         self._core.released()
-        record = self._core.given_back_record()
+        record = self._core.given_back_record(decode_ms=round(decode_s * 1000))
         if await self._store(record):
             self._audit = requeue_of(record, self._core.seq, self._node.node_id, at_ms=now_ms(), reason=outcome.again)
 
@@ -123,7 +123,7 @@ class AttemptEnd:
         """Give the task back to the scheduler, then tell its readers where it goes on. In this order: from the frame
         on they take nothing of this attempt, and a node that lost the task meanwhile has no say."""
         before, resume_from = self._core.run, self._stream.next_index(self._core.tokens_out)
-        record = self._core.preempted_record(resume_from=resume_from)
+        record = self._core.preempted_record(resume_from=resume_from, decode_ms=round(measured.decode_s * 1000))
         if not await self._store(record):
             return
         at_ms = now_ms()

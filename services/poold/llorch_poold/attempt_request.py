@@ -98,7 +98,7 @@ class AttemptRequest:
         except (BacklogUnread, EngineFailure) as error:
             self._conclude(Lost(str(error)))
             return None
-        permitted = within(request, self._core.run.session, self._core.first)
+        permitted = within(request, self._core.run.session, self._core.first, self._core.run.decode_ms)
         if permitted is None:
             self._conclude(Finished(BUDGET, self._core.tokens_in, 0))
             return None

@@ -21,6 +21,7 @@ from llorch_poold.adapters.port import (
 )
 from llorch_poold.attempt_clock import AttemptClock
 from llorch_poold.attempt_request import BUDGET, AttemptRequest, Conclude, failed
+from llorch_poold.core.budget import time_left_ms
 from llorch_poold.core.prefix import PrefixMismatch
 from llorch_poold.core.seed import seed_of
 from llorch_poold.core.task import Finished, Lost, Outcome, Phase, TaskCore
@@ -219,9 +220,10 @@ class EngineCall:
         self._leave_line()
         terms = self._core.run.session
         if terms is not None:
-            if terms.time_max_ms is not None:
+            limit_ms = time_left_ms(terms, self._core.run.decode_ms)
+            if limit_ms is not None:
                 self._timed = True
-                self._clock.decodes_for(terms.time_max_ms, self._out_of_time)
+                self._clock.decodes_for(limit_ms, self._out_of_time)
             self._warmed(terms)
         self._facts.pace.first_token(self._clock.first_token_s)
         if not self._stream.sent_before:

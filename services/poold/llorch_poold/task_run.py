@@ -241,7 +241,7 @@ class TaskRun:
         self._voice.tell("task.lost", says, level=logging.WARNING)
         try:
             if self._core.gives_back() and self._host.engine_lives:
-                await self._end.give_back(outcome)
+                await self._end.give_back(outcome, self._call.decode_s)
             else:
                 self._core.dropped()
         finally:

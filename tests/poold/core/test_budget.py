@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llorch_poold.core.budget import left_after, within
+from llorch_poold.core.budget import left_after, time_left_ms, within
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.session import SessionRemaining, SessionTerms
 from llorch_shared.wire.task import Priority, TaskState
@@ -28,13 +28,21 @@ def final(terms: SessionTerms | None, **changes: Any) -> RunRecord:
 
 def test_an_attempt_may_take_what_is_left_of_what_was_reserved() -> None:
     request, terms = task_request(max_tokens=20), SessionTerms(session_id="s", tokens_max=20)
-    assert within(request, None, 500) is request
-    assert within(request, SessionTerms(session_id="s"), 500) is request
-    assert within(request, terms, 0) is request
-    again = within(request, terms, 15)
+    assert within(request, None, 500, 9) is request
+    assert within(request, SessionTerms(session_id="s"), 500, 9) is request
+    assert within(request, terms, 0, 9) is request
+    again = within(request, terms, 15, 9)
     assert again is not None
     assert again.max_tokens == 5
-    assert within(request, terms, 20) is None
+    assert within(request, terms, 20, 9) is None
+
+
+def test_an_attempt_has_the_time_that_earlier_ones_have_left() -> None:
+    request, terms = task_request(max_tokens=20), SessionTerms(session_id="s", time_max_ms=1_000)
+    assert time_left_ms(SessionTerms(session_id="s"), 9) is None
+    assert [time_left_ms(terms, decoded_ms) for decoded_ms in (0, 300, 1_000, 1_001)] == [1_000, 700, 0, 0]
+    assert within(request, terms, 5, 999) is request
+    assert within(request, terms, 5, 1_000) is None
 
 
 def test_what_is_left_at_the_end_is_what_was_not_used() -> None:

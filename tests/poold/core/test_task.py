@@ -73,7 +73,7 @@ def test_the_first_lost_attempt_is_given_back_as_the_scheduler_would_take_it_bac
     assert core.conclude(Lost("garbage", again="engine_failed"))
     assert core.gives_back()
     core.released()
-    record = core.given_back_record()
+    record = core.given_back_record(decode_ms=0)
     assert (record.state, record.attempt, record.preemptions) == (TaskState.PLACED, 2, 0)
     assert (record.replica_id, record.node_id, record.incarnation, record.started_ms) == ("", "", "", 0)
     assert (record.determinism_class, record.token_log) == ("c1", "a#7")
@@ -93,6 +93,25 @@ def test_what_is_lost_again_waits_for_the_scheduler(
     core.claimed(claim_record(placed, now_ms=5, **CLAIM), 5)
     core.conclude(Lost("garbage", again=again))
     assert core.gives_back() is gives_back
+
+
+def test_the_time_of_attempts_that_ended_in_order_adds_up() -> None:
+    core = running()
+    core.conclude(Lost("garbage", again="engine_failed"))
+    core.released()
+    record = core.given_back_record(decode_ms=300)
+    for total in (500, 700):
+        core = TaskCore(record, 6)
+        core.claimed(claim_record(record, now_ms=5, **CLAIM), 7)
+        core.conclude(Preempted("u-1"))
+        core.released()
+        record = core.preempted_record(resume_from=3, decode_ms=200)
+        assert record.decode_ms == total
+    core = TaskCore(record, 8)
+    core.claimed(claim_record(record, now_ms=5, **CLAIM), 9)
+    core.conclude(Finished("stop", 3, 5))
+    core.released()
+    assert core.final_record(now_ms=9, decode_ms=40).decode_ms == 740
 
 
 def test_an_attempt_that_goes_on_counts_the_stream() -> None:
@@ -201,7 +220,7 @@ def test_a_preempted_task_goes_back_to_the_scheduler_with_all_it_needs() -> None
     assert not core.conclude(Lost("died"))
     core.released()
     assert not core.conclude(Cancelled("client")), "too late: the stored wish is for whoever has it next"
-    record = core.preempted_record(resume_from=3)
+    record = core.preempted_record(resume_from=3, decode_ms=0)
     assert (record.state, record.attempt, record.preemptions) == (TaskState.PLACED, 3, 2)
     assert (record.replica_id, record.node_id, record.incarnation) == ("", "", "")
     assert (record.tokens_in, record.tokens_out) == (7, 3)
@@ -224,7 +243,7 @@ def test_the_audit_of_a_preemption_names_the_attempt_that_was_stopped() -> None:
     core = running()
     core.conclude(Preempted("u-1"))
     core.released()
-    after = core.preempted_record(resume_from=4)
+    after = core.preempted_record(resume_from=4, decode_ms=0)
     audit = preemption_of(core.run, after, 6, at_ms=9, stop_ms=12, urgent_task_id="u-1")
     assert (audit.event, audit.attempt, audit.replica_id, audit.run_seq) == ("preempted", 1, "r", 6)
     assert audit.detail == {"resume_from": 4, "preemptions": 1, "stop_ms": 12, "urgent_task_id": "u-1"}

@@ -7,12 +7,20 @@ from llorch_shared.wire.session import NANO, SessionRemaining, SessionTerms
 from llorch_shared.wire.task import TaskRequest
 
 
-def within(request: TaskRequest, terms: SessionTerms | None, sent: int) -> TaskRequest | None:
-    """What the engine may be asked for when the stream has `sent` tokens already; None when nothing more."""
+def within(request: TaskRequest, terms: SessionTerms | None, sent: int, decoded_ms: int) -> TaskRequest | None:
+    """What the engine may be asked for when the stream has `sent` tokens already, which took earlier attempts
+    `decoded_ms`; None when nothing more."""
+    if terms is not None and time_left_ms(terms, decoded_ms) == 0:
+        return None
     if terms is None or terms.tokens_max is None or request.max_tokens <= terms.tokens_max - sent:
         return request
     left = terms.tokens_max - sent
     return msgspec.structs.replace(request, max_tokens=left) if left > 0 else None
+
+
+def time_left_ms(terms: SessionTerms, decoded_ms: int) -> int | None:
+    """Of decode time, for one more attempt; None without a limit."""
+    return None if terms.time_max_ms is None else max(0, terms.time_max_ms - decoded_ms)
 
 
 def left_after(run: RunRecord) -> SessionRemaining | None:

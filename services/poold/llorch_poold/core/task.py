@@ -167,7 +167,7 @@ class TaskCore:
         self._move(_P.ENDED)
 
     def final_record(self, *, now_ms: int, decode_ms: int, cancel_ms: int | None = None) -> RunRecord:
-        """The run record of the outcome; the request is not kept any longer."""
+        """The run record of the outcome; the request is not kept any longer. `decode_ms`: of this attempt."""
         outcome = self.outcome
         if isinstance(outcome, Finished):
             state, reason, error = TaskState.DONE, outcome.reason, None
@@ -185,7 +185,7 @@ class TaskCore:
             tokens_in=self.tokens_in,
             tokens_out=max(self.tokens_out, self.sent_before, self.run.tokens_out),
             restarted_at=self.restarted_at,
-            decode_ms=decode_ms,
+            decode_ms=self.run.decode_ms + decode_ms,
             finish_reason=reason,
             stop_sequence=outcome.stop_sequence if isinstance(outcome, Finished) else None,
             cancel_ms=cancel_ms if isinstance(outcome, Cancelled) else None,
@@ -193,12 +193,12 @@ class TaskCore:
             request=None,
         )
 
-    def preempted_record(self, *, resume_from: int) -> RunRecord:
+    def preempted_record(self, *, resume_from: int, decode_ms: int) -> RunRecord:
         """The run record of a preempted task: placed on no replica, for the scheduler to place again. The request is
-        kept; `resume_from` tokens of its stream were sent."""
+        kept; `resume_from` tokens of its stream were sent, and this attempt decoded for `decode_ms`."""
         check_move(self.run.state, TaskState.PLACED)
         return msgspec.structs.replace(
-            self._off_replica(),
+            self._off_replica(decode_ms),
             attempt=self.run.attempt + 1,
             preemptions=self.run.preemptions + 1,
             tokens_in=self.tokens_in,
@@ -212,14 +212,21 @@ class TaskCore:
         lost = self.run.attempt - self.run.preemptions
         return isinstance(self.outcome, Lost) and bool(self.outcome.again) and lost == 1
 
-    def given_back_record(self) -> RunRecord:
+    def given_back_record(self, *, decode_ms: int) -> RunRecord:
         """The run record of a task that is given back: placed on no replica, as if the scheduler had taken it back."""
         check_move(self.run.state, TaskState.PLACED)
-        return msgspec.structs.replace(self._off_replica(), attempt=self.run.attempt + 1)
+        return msgspec.structs.replace(self._off_replica(decode_ms), attempt=self.run.attempt + 1)
 
-    def _off_replica(self) -> RunRecord:
+    def _off_replica(self, decode_ms: int) -> RunRecord:
         return msgspec.structs.replace(
-            self.run, state=TaskState.PLACED, replica_id="", node_id="", incarnation="", placed_ms=0, started_ms=0
+            self.run,
+            state=TaskState.PLACED,
+            replica_id="",
+            node_id="",
+            incarnation="",
+            placed_ms=0,
+            started_ms=0,
+            decode_ms=self.run.decode_ms + decode_ms,
         )
 
     def _move(self, after: Phase) -> None:
