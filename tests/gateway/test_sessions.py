@@ -111,6 +111,21 @@ async def test_what_finds_no_place_gives_back_what_was_reserved() -> None:
         assert (set(record.open), record.turns) == ({first}, 1)
 
 
+async def test_an_id_that_is_found_to_be_anothers_gives_back_what_was_reserved(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    write_tokens(tmp_path / "tokens.toml", alice="blue", bob="red")
+    here, elsewhere = [await cluster.gateway(tokens_file=str(tmp_path / "tokens.toml")) for _ in range(2)]
+    alice, bob, task = bearer("alice-token"), bearer("bob-token"), str(uuid.uuid4())
+    payload = {"session_id": SESSION, "task_id": task, "max_tokens": 10}
+    assert (await put(here, headers=bob, tokens_budget=50)).status == 200
+    assert (await elsewhere.post_task(alice, **payload)).status == 202
+    refused = await here.post_task(bob, **payload)
+    assert refused.status == 404, "the schedulers know nothing of it, and the queue has it"
+    record = await account(cluster, "red")
+    assert (record.open, record.turns) == ({}, 0)
+
+
 async def test_what_was_accepted_before_the_budget_is_the_same_task_when_it_is_sent_again(door: Door) -> None:
     task = str(uuid.uuid4())
     assert (await door.post_task(session_id=SESSION, task_id=task, max_tokens=10)).status == 202

@@ -149,13 +149,13 @@ class Admissions:
         left = await self._reserve(request, pool, call)
         try:
             taken = await self._take(request, pool, call)
+            if taken.stored.duplicate:
+                await self.ownership.check_stored(request, call)
         except BaseException as error:
             if left is not None:
                 await self._sessions.give_back(request, call, error)
             raise
         stored = taken.stored
-        if stored.duplicate:
-            await self.ownership.check_stored(request, call)
         prospect = prospect_of(
             snapshot.loads.get(pool.id),
             request.priority,
