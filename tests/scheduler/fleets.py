@@ -21,7 +21,7 @@ from scheduler.samples import replica_record, request, spec
 POOL = "p1"
 
 
-def job(number: int, *, at_ms: int = 0, **fields: Any) -> Job:
+def job(number: int, *, at_ms: int = 0, tenant: str = "default", **fields: Any) -> Job:
     """One that is about to be placed."""
     wish = request(number, **fields)
     record = RunRecord(
@@ -30,7 +30,7 @@ def job(number: int, *, at_ms: int = 0, **fields: Any) -> Job:
         pool_id=POOL,
         lane="gw-1",
         correlation_id="c",
-        tenant="default",
+        tenant=tenant,
         priority=wish.priority,
         admitted_ms=at_ms,
         request=wish,
@@ -57,7 +57,7 @@ def place(replicas: PoolFleet, task: Job, *, at_ms: int = 0) -> Decision:
     """Decide, and hold the slot."""
     wish = task.record.request
     assert wish is not None
-    decision = replicas.decide(wish, at_ms=at_ms)
+    decision = replicas.decide(wish, tenant=task.record.tenant, at_ms=at_ms)
     if decision.replica is not None:
         task.held_ms = at_ms
         decision.replica.hold(task)

@@ -95,19 +95,23 @@ def test_tasks_found_running_after_a_takeover_tell_where_their_sessions_are() ->
 def test_memory_is_bounded_and_the_sessions_seen_last_are_kept() -> None:
     affinity = Affinity(sessions_max=100)
     for number in range(1_000):
-        affinity.saw("often", "r1", "i1", number)
-        affinity.saw(f"s{number}", "r1", "i1", number)
+        affinity.saw("a", "often", "r1", "i1", number)
+        affinity.saw("a", f"s{number}", "r1", "i1", number)
     assert len(affinity) == 100
-    assert affinity.last("often", at_ms=1_000, ttl_ms=10_000) is not None
-    assert affinity.last("s999", at_ms=1_000, ttl_ms=10_000) is not None
-    assert affinity.last("s1", at_ms=1_000, ttl_ms=10_000) is None
+    assert affinity.last("a", "often", at_ms=1_000, ttl_ms=10_000) is not None
+    assert affinity.last("a", "s999", at_ms=1_000, ttl_ms=10_000) is not None
+    assert affinity.last("a", "s1", at_ms=1_000, ttl_ms=10_000) is None
 
 
-def test_a_session_that_another_tenant_names_tells_nothing_of_the_first() -> None:
-    affinity = Affinity()
-    affinity.saw("s1", "r1", "life", 1, tenant="blue", task_id="t1")
-    affinity.spoke("s1", "r1", "life")
-    affinity.saw("s1", "r1", "life", 2, tenant="red", task_id="t2")
-    last = affinity.last("s1", at_ms=3, ttl_ms=100)
-    assert last is not None
-    assert (last.tenant, last.turns, last.warm) == ("red", 1, False)
+def test_another_tenants_session_of_the_same_id_is_another_one() -> None:
+    _, replicas = fleet_of(ready("r1", slots=4), ready("r2", slots=4))
+    for number, tenant in ((1, "blue"), (2, "red")):
+        place(replicas, job(number, session_id=ONE, tenant=tenant), at_ms=number)
+    affinity = replicas.affinity
+    affinity.spoke("blue", ONE, "r1", ready("r1").incarnation)
+    kept = {each.tenant: (each.replica_id, each.turns, each.warm) for each in affinity.of_any(ONE, at_ms=3, ttl_ms=9)}
+    assert kept == {"blue": ("r1", 1, True), "red": ("r2", 1, False)}
+    decision = place(replicas, job(3, session_id=ONE, tenant="blue"), at_ms=3)
+    assert (picked(decision), decision.kv_warmth) == ("r1", True)
+    affinity.drop("red", ONE)
+    assert [each.tenant for each in affinity.of_any(ONE, at_ms=3, ttl_ms=9)] == ["blue"]

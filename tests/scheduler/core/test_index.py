@@ -82,8 +82,10 @@ class Walk:
         )
         wish = task.record.request
         assert wish is not None
-        last = self.pool.affinity.last(wish.session_id, at_ms=self.now, ttl_ms=self.spec.affinity.ttl_ms)
-        decision = self.pool.decide(wish, at_ms=self.now)
+        last = self.pool.affinity.last(
+            task.record.tenant, wish.session_id, at_ms=self.now, ttl_ms=self.spec.affinity.ttl_ms
+        )
+        decision = self.pool.decide(wish, tenant=task.record.tenant, at_ms=self.now)
         everyone = self.pool.index.replicas.values()
         assert (picked(decision), decision.busy or decision.replica is not None) == scan(
             everyone, wish, self.spec, sets=self.pool.sets, last=last
@@ -174,4 +176,4 @@ def test_the_second_best_is_told_without_losing_the_best() -> None:
     second = replicas.index.second(peers)
     assert second is not None
     assert second[2] == "r3"
-    assert picked(replicas.decide(request(1), at_ms=0)) == "r1"
+    assert picked(replicas.decide(request(1), tenant="default", at_ms=0)) == "r1"

@@ -88,9 +88,9 @@ def test_a_long_prefill_is_part_of_the_end() -> None:
         ready("r1", perf_tokens_per_s=100, perf_first_token_ms=2_000),
         ready("r2", perf_tokens_per_s=50, perf_first_token_ms=100),
     )
-    assert picked(replicas.decide(request(1, max_tokens=10), at_ms=0)) == "r2"
-    assert picked(replicas.decide(request(1, max_tokens=400), at_ms=0)) == "r1"
-    assert picked(replicas.decide(request(1, max_tokens=400), at_ms=0, expected_tokens=10)) == "r2"
+    assert picked(replicas.decide(request(1, max_tokens=10), tenant="default", at_ms=0)) == "r2"
+    assert picked(replicas.decide(request(1, max_tokens=400), tenant="default", at_ms=0)) == "r1"
+    assert picked(replicas.decide(request(1, max_tokens=400), tenant="default", at_ms=0, expected_tokens=10)) == "r2"
 
 
 def test_a_replica_that_was_not_measured_gets_the_task_that_measures_it() -> None:

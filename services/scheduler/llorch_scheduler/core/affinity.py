@@ -13,6 +13,9 @@ from llorch_scheduler.core.replica import Replica
 SESSIONS_MAX: Final = 65_536
 """Per pool. Some hundred bytes each: more sessions than that are not warm anywhere."""
 
+Key = tuple[str, str]
+"""Tenant, session: another tenant's session of the same id is another session."""
+
 
 @dataclass(slots=True, eq=False)
 class Last:
@@ -37,57 +40,71 @@ class Last:
 
 
 class Affinity:
-    """All methods cost O(1), amortised."""
+    """All methods but `of_any` cost O(1), amortised."""
 
-    __slots__ = ("_last", "_max")
+    __slots__ = ("_last", "_max", "_tenants")
 
     def __init__(self, sessions_max: int = SESSIONS_MAX) -> None:
-        self._last: Final[OrderedDict[str, Last]] = OrderedDict()
+        self._last: Final[OrderedDict[Key, Last]] = OrderedDict()
+        self._tenants: Final[dict[str, dict[str, None]]] = {}
+        """Those that have a session of this id."""
         self._max: Final = sessions_max
 
     def __len__(self) -> int:
         return len(self._last)
 
     def saw(
-        self, session_id: str, replica_id: str, incarnation: str, at_ms: int, *, tenant: str = "", task_id: str = ""
+        self, tenant: str, session_id: str, replica_id: str, incarnation: str, at_ms: int, *, task_id: str = ""
     ) -> None:
-        """A task of the session was placed there. What was placed earlier than what is known changes nothing. Another
-        tenant's session of that id is another session, and the later one is remembered."""
-        session = session_id.lower()
+        """A task of the session was placed there. What was placed earlier than what is known changes nothing."""
+        key = tenant, session_id.lower()
         sessions = self._last
-        known = sessions.get(session)
+        known = sessions.get(key)
         turns, warm = 1, False
         if known is not None:
             if known.at_ms > at_ms:
                 return
-            sessions.move_to_end(session)
-            if known.tenant == tenant:
-                turns = known.turns + (known.task_id != task_id)
-            warm = (
-                known.tenant == tenant
-                and known.warm
-                and (known.replica_id, known.incarnation) == (replica_id, incarnation)
-            )
-        sessions[session] = Last(replica_id, incarnation, at_ms, turns, tenant, task_id, warm)
+            sessions.move_to_end(key)
+            turns = known.turns + (known.task_id != task_id)
+            warm = known.warm and (known.replica_id, known.incarnation) == (replica_id, incarnation)
+        else:
+            self._tenants.setdefault(key[1], {})[tenant] = None
+        sessions[key] = Last(replica_id, incarnation, at_ms, turns, tenant, task_id, warm)
         if len(sessions) > self._max:
-            sessions.popitem(last=False)
+            self._gone(sessions.popitem(last=False)[0])
 
-    def spoke(self, session_id: str, replica_id: str, incarnation: str) -> None:
+    def spoke(self, tenant: str, session_id: str, replica_id: str, incarnation: str) -> None:
         """A task of the session has generated there."""
-        known = self._last.get(session_id.lower())
+        known = self._last.get((tenant, session_id.lower()))
         if known is not None and not known.warm and (known.replica_id, known.incarnation) == (replica_id, incarnation):
             known.warm = True
 
-    def drop(self, session_id: str) -> None:
+    def drop(self, tenant: str, session_id: str) -> None:
         """Its next task may go anywhere."""
-        self._last.pop(session_id.lower(), None)
+        key = tenant, session_id.lower()
+        if self._last.pop(key, None) is not None:
+            self._gone(key)
 
     def forget(self) -> None:
         self._last.clear()
+        self._tenants.clear()
 
-    def last(self, session_id: str, *, at_ms: int, ttl_ms: int) -> Last | None:
+    def last(self, tenant: str, session_id: str, *, at_ms: int, ttl_ms: int) -> Last | None:
         """None for a session that was not seen within `ttl_ms`."""
-        last = self._last.get(session_id.lower())
+        last = self._last.get((tenant, session_id.lower()))
         if last is None or at_ms - last.at_ms >= ttl_ms:
             return None
         return last
+
+    def of_any(self, session_id: str, *, at_ms: int, ttl_ms: int) -> list[Last]:
+        """The sessions of this id, of whichever tenants. O(tenants that have one)."""
+        tenants = self._tenants.get(session_id.lower(), ())
+        found = [self.last(tenant, session_id, at_ms=at_ms, ttl_ms=ttl_ms) for tenant in tenants]
+        return [last for last in found if last is not None]
+
+    def _gone(self, key: Key) -> None:
+        tenant, session = key
+        tenants = self._tenants[session]
+        del tenants[tenant]
+        if not tenants:
+            del self._tenants[session]

@@ -217,7 +217,7 @@ class Outcomes:
         request = job.record.request
         if request is not None:
             if record.tokens_out:
-                pool.fleet.affinity.spoke(request.session_id, record.replica_id, record.incarnation)
+                pool.fleet.affinity.spoke(record.tenant, request.session_id, record.replica_id, record.incarnation)
             pool.forecast.service.add(
                 tenant=record.tenant,
                 priority=record.priority,

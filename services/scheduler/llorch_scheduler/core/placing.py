@@ -50,7 +50,9 @@ class Placing:
             return False
         if not self._may_place(pool, at_ms) or pool.shapes_version != fleet.shapes_version:
             return False
-        decision = fleet.decide(request, at_ms=at_ms, expected_tokens=job.tokens_out, shape=job.shape)
+        decision = fleet.decide(
+            request, tenant=job.record.tenant, at_ms=at_ms, expected_tokens=job.tokens_out, shape=job.shape
+        )
         if decision.replica is None:
             return False
         pool.queue.took_at_once(job, at_ms)
@@ -70,7 +72,9 @@ class Placing:
             job = pick.job
             request = job.record.request
             assert request is not None, "a task without its request never waits"
-            decision = fleet.decide(request, at_ms=at_ms, expected_tokens=job.tokens_out, shape=job.shape)
+            decision = fleet.decide(
+                request, tenant=job.record.tenant, at_ms=at_ms, expected_tokens=job.tokens_out, shape=job.shape
+            )
             if decision.replica is None:
                 closed.add(job.shape)
                 is_open = partial(_can_take, fleet, closed)

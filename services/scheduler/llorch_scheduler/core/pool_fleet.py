@@ -58,11 +58,11 @@ class PoolFleet:
         incarnation = record.incarnation if record is not None else job.record.incarnation
         if request is not None and incarnation:
             self.affinity.saw(
+                job.record.tenant,
                 request.session_id,
                 replica.replica_id,
                 incarnation,
                 job.held_ms,
-                tenant=job.record.tenant,
                 task_id=job.task_id,
             )
 
@@ -113,16 +113,22 @@ class PoolFleet:
         return most
 
     def decide(
-        self, request: TaskRequest, *, at_ms: int, expected_tokens: float | None = None, shape: Shape | None = None
+        self,
+        request: TaskRequest,
+        *,
+        tenant: str,
+        at_ms: int,
+        expected_tokens: float | None = None,
+        shape: Shape | None = None,
     ) -> Decision:
-        """Pick the replica that takes the task now. `expected_tokens` will be generated; by default as many as the
-        client expects or permits. `shape`: that of the request, if it is known."""
+        """Pick the replica that takes the tenant's task now. `expected_tokens` will be generated; by default as many as
+        the client expects or permits. `shape`: that of the request, if it is known."""
         spec = self._feasibility.spec
         assert spec is not None, "nothing is placed on a pool that is not wanted"
         view = self._feasibility.view(shape if shape is not None else self.shape_of(request))
         expected = expected_tokens if expected_tokens is not None else request.expected_tokens or request.max_tokens
         offers, removed = self._offers(view, request, expected)
-        last = self.affinity.last(request.session_id, at_ms=at_ms, ttl_ms=spec.affinity.ttl_ms)
+        last = self.affinity.last(tenant, request.session_id, at_ms=at_ms, ttl_ms=spec.affinity.ttl_ms)
         if not offers.peers:
             reason = "all_slots_taken" if view.kinds else nobody(request)
             log = self._log(request, spec, view, removed, reason=reason)

@@ -16,14 +16,14 @@ def seen(pools: Mapping[str, Pool], question: SessionQuestion, at_ms: int) -> Se
         if pool.spec is None:
             continue
         ttl_ms = pool.spec.affinity.ttl_ms
-        last = pool.fleet.affinity.last(question.session_id, at_ms=at_ms, ttl_ms=ttl_ms)
-        if last is None or (question.tenant and last.tenant != question.tenant):
-            continue
-        turns += last.turns
-        if best is None or last.at_ms > best[0].at_ms:
-            best = last, pool_id, ttl_ms
-        if question.forget:
-            pool.fleet.affinity.drop(question.session_id)
+        for last in pool.fleet.affinity.of_any(question.session_id, at_ms=at_ms, ttl_ms=ttl_ms):
+            if question.tenant and last.tenant != question.tenant:
+                continue
+            turns += last.turns
+            if best is None or last.at_ms > best[0].at_ms:
+                best = last, pool_id, ttl_ms
+            if question.forget:
+                pool.fleet.affinity.drop(last.tenant, question.session_id)
     if best is None:
         return SessionSeen(found=False)
     last, found_in, ttl_ms = best
