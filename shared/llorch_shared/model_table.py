@@ -3,12 +3,11 @@
 import logging
 from typing import Final
 
-import msgspec
-
 from llorch_shared.bus.port import Bus
 from llorch_shared.live_table import LiveTable
 from llorch_shared.metrics import Metrics
 from llorch_shared.models import Models
+from llorch_shared.readable import readable
 from llorch_shared.wire.catalog import ENTRY_DECODER
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,6 @@ class ModelTable:
         kind, _, name = key.partition(".")
         if kind != "model":
             return
-        try:
-            self.models.put(name, None if value is None else ENTRY_DECODER.decode(value))
-        except msgspec.MsgspecError as error:
-            log.warning("the catalog's entry of %s cannot be read: %s", name, error)
+        entry = None if value is None else readable(ENTRY_DECODER, value, f"the catalog's entry of {name}")
+        if value is None or entry is not None:
+            self.models.put(name, entry)

@@ -15,6 +15,7 @@ import msgspec
 from llorch_shared import session_account, streams, subjects
 from llorch_shared.bus.port import Bus, Message, NoStream, Unanswered, WrongSequence
 from llorch_shared.errors import ErrorCode, OrchError
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord, Detail
 from llorch_shared.wire.run import RunRecord
@@ -175,5 +176,5 @@ def known(message: Message | None) -> Known | None:
         return None
     try:
         return Known(SESSION_DECODER.decode(message.data), message.seq)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise OrchError(ErrorCode.INTERNAL, f"the account at {message.subject} cannot be read") from error

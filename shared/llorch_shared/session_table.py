@@ -10,10 +10,9 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final
 
-import msgspec
-
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message, Subscription
+from llorch_shared.readable import readable
 from llorch_shared.session_store import Known
 from llorch_shared.wire.session import SESSION_DECODER, SESSIONS_SPEC_DECODER, SessionPolicy, SessionsSpec
 
@@ -60,10 +59,7 @@ class SessionTable:
         if value is None:
             self.policies = SessionsSpec()
             return
-        try:
-            self.policies = SESSIONS_SPEC_DECODER.decode(value)
-        except msgspec.MsgspecError as error:
-            log.warning("the policy of sessions cannot be read: %s", error)
+        self.policies = readable(SESSIONS_SPEC_DECODER, value, "the policy of sessions") or self.policies
 
     def policy(self, tenant: str) -> SessionPolicy:
         return self.policies.of(tenant)
@@ -114,7 +110,6 @@ class SessionTable:
     def _apply(self, message: Message) -> None:
         if message.deleted:
             return
-        try:
-            self.saw(Known(SESSION_DECODER.decode(message.data), message.seq))
-        except msgspec.MsgspecError as error:
-            log.warning("%s is no account of a session: %s", message.subject, error)
+        record = readable(SESSION_DECODER, message.data, f"the account of a session at {message.subject}")
+        if record is not None:
+            self.saw(Known(record, message.seq))

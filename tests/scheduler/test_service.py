@@ -352,6 +352,8 @@ async def test_the_limits_of_a_tenant_count_in_every_pool_while_they_stand() -> 
     key = subjects.spec(subjects.tenant_key("default"))
     async with town(MemoryWorld()) as place:
         bus = place.client.bus
+        for foreign in (subjects.tenant_key("other"), subjects.pool_key("other"), subjects.SESSION_POLICY_KEY):
+            await bus.store(subjects.spec(foreign), b'{"id":"\xff"}')
         await bus.store(key, msgspec.json.encode(Tenant(id="default", max_concurrent=1)))
         await place.scheduler()
         node = await place.node(slots=3)

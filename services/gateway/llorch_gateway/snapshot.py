@@ -12,6 +12,7 @@ from llorch_shared.bus.port import Bus, Message, Subscription
 from llorch_shared.live_table import LiveTable
 from llorch_shared.metrics import Metrics
 from llorch_shared.model_table import ModelTable
+from llorch_shared.readable import readable
 from llorch_shared.wire.desired import (
     DRAIN_DECODER,
     RELOAD_DECODER,
@@ -93,10 +94,9 @@ class Snapshot:
             return
         before = self._records.pop(key, None)
         if value is not None:
-            try:
-                self._records[key] = REPLICA_DECODER.decode(value)
-            except msgspec.MsgspecError as error:
-                log.warning("the registry key %s is not a replica record: %s", key, error)
+            record = readable(REPLICA_DECODER, value, f"the registry key {key}")
+            if record is not None:
+                self._records[key] = record
         after = self._records.get(key)
         for pool in {record.pool_id for record in (before, after) if record is not None}:
             self._group(pool)
@@ -118,11 +118,10 @@ class Snapshot:
         self.pools.pop(name, None)
         self._weights.pop(name, None)
         if value is not None:
-            try:
-                pool = self.pools[name] = POOL_DECODER.decode(value)
+            pool = readable(POOL_DECODER, value, f"the desired state of pool {name}")
+            if pool is not None:
+                self.pools[name] = pool
                 self._weights[name] = {tenant.id: tenant.weight for tenant in pool.admission.fairness.tenants}
-            except msgspec.MsgspecError as error:
-                log.warning("the desired state of pool %s cannot be read: %s", name, error)
 
     def _wish_changed(self, kind: str, name: str, value: bytes | None) -> None:
         """A drain, a reload or a tenant. What cannot be read counts as absent."""
@@ -136,16 +135,13 @@ class Snapshot:
         held, decoder = known[kind]
         held.pop(name, None)
         if value is not None:
-            try:
-                held[name] = decoder.decode(value)
-            except msgspec.MsgspecError as error:
-                log.warning("the key %s.%s of the desired state cannot be read: %s", kind, name, error)
+            wish = readable(decoder, value, f"the key {kind}.{name} of the desired state")
+            if wish is not None:
+                held[name] = wish
 
     def _load(self, message: Message) -> None:
-        try:
-            load = LOAD_DECODER.decode(message.data)
-        except msgspec.MsgspecError as error:
-            log.warning("%s is not a load report: %s", message.subject, error)
+        load = readable(LOAD_DECODER, message.data, f"the load report at {message.subject}")
+        if load is None:
             return
         self.loads[load.pool_id] = load
         self._load_seen[load.pool_id] = asyncio.get_running_loop().time()

@@ -6,6 +6,7 @@ import msgspec
 
 from llorch_shared import audit_chain, streams, subjects
 from llorch_shared.bus.port import Bus, WrongSequence
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.session import SESSIONS_SPEC_DECODER, SessionsSpec
@@ -42,7 +43,7 @@ def _stored(data: bytes | None) -> SessionsSpec | None:
         return SessionsSpec()
     try:
         return SESSIONS_SPEC_DECODER.decode(data)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
 
 

@@ -29,6 +29,7 @@ from llorch_shared.bus.port import BusError, Message
 from llorch_shared.here import here
 from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.settings import Settings
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.desired import DRAIN_DECODER, RELOAD_DECODER, PoolDrain
@@ -199,7 +200,7 @@ class Node:
                 continue
             try:
                 pools.append(POOL_DECODER.decode(value))
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 narrate(
                     log,
                     f"the specification {key} cannot be read and is ignored: {error}",

@@ -18,6 +18,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import BusError, WrongSequence
 from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
+from llorch_shared.readable import readable
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.desired import DRAIN_DECODER, RELOAD_DECODER, PoolReload, ReloadState
@@ -38,10 +39,9 @@ def wishes(specs: LiveTable, kind: str, decoder: "msgspec.json.Decoder[T]") -> d
     found: dict[str, T] = {}
     for key, value in specs.values.items():
         if key.startswith(f"{kind}."):
-            try:
-                found[key.partition(".")[2]] = decoder.decode(value)
-            except msgspec.MsgspecError as error:
-                log.warning("the key %s of the desired state cannot be read and is ignored: %s", key, error)
+            wish = readable(decoder, value, f"the key {key} of the desired state")
+            if wish is not None:
+                found[key.partition(".")[2]] = wish
     return found
 
 

@@ -15,6 +15,7 @@ import msgspec
 from llorch_scheduler.core import spec_change
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent, AuditRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 
@@ -80,5 +81,5 @@ def _spec(message: Message) -> PoolSpec | msgspec.UnsetType | None:
         return None
     try:
         return POOL_DECODER.decode(message.data)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return msgspec.UNSET

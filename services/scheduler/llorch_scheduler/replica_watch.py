@@ -9,13 +9,12 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
-import msgspec
-
 from llorch_scheduler.asking import Asking
 from llorch_scheduler.core.roll_call import RollCall
 from llorch_scheduler.term_loop import TermLoop
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus
+from llorch_shared.readable import readable
 from llorch_shared.wire.registry import NODE_DECODER, REPLICA_DECODER
 
 log = logging.getLogger(__name__)
@@ -53,10 +52,9 @@ class ReplicaWatch:
         if value is None:
             self._incarnations.pop(node, None)
             return
-        try:
-            self._incarnations[node] = NODE_DECODER.decode(value).incarnation
-        except msgspec.DecodeError:
-            log.exception("the registry key %s cannot be read", key)
+        record = readable(NODE_DECODER, value, f"the registry key {key}")
+        if record is not None:
+            self._incarnations[node] = record.incarnation
 
     def replica_changed(self, key: str, value: bytes | None) -> None:
         node = _node_of(key)
@@ -67,10 +65,8 @@ class ReplicaWatch:
             if not pools:
                 self._pools.pop(node, None)
             return
-        try:
-            record = REPLICA_DECODER.decode(value)
-        except msgspec.DecodeError:
-            log.exception("the registry key %s cannot be read", key)
+        record = readable(REPLICA_DECODER, value, f"the registry key {key}")
+        if record is None:
             return
         self._pools.setdefault(node, {})[key] = record.pool_id
         if (loop := self._loop_of(record.pool_id)) is not None:

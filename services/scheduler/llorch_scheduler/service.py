@@ -13,8 +13,6 @@ import secrets
 import time
 from typing import Final
 
-import msgspec
-
 from llorch_scheduler.asking import Asking
 from llorch_scheduler.build import core_is_compiled
 from llorch_scheduler.core.balance import Balance, Facts
@@ -40,6 +38,7 @@ from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
 from llorch_shared.model_table import ModelTable
+from llorch_shared.readable import readable
 from llorch_shared.session_store import SessionStore
 from llorch_shared.session_table import SessionTable
 from llorch_shared.settings import Settings
@@ -264,11 +263,8 @@ class Scheduler:
 
     def _tenant_changed(self, name: str, value: bytes | None) -> None:
         self._tenants.pop(name, None)
-        if value is not None:
-            try:
-                self._tenants[name] = TENANT_DECODER.decode(value)
-            except msgspec.MsgspecError:
-                log.exception("the limits of tenant %s cannot be read", name)
+        if value is not None and (tenant := readable(TENANT_DECODER, value, f"the specification's key tenant.{name}")):
+            self._tenants[name] = tenant
         for loop in self.terms.values():
             loop.tenants_changed()
 

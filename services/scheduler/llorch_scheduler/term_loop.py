@@ -12,8 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import msgspec
-
 from llorch_scheduler.admissions import Admissions
 from llorch_scheduler.answers import Answers
 from llorch_scheduler.audit_repair import repair_audit
@@ -47,6 +45,7 @@ from llorch_shared.dead_letters import DeadLetters
 from llorch_shared.live_table import LiveTable
 from llorch_shared.models import Models
 from llorch_shared.pool_policy import with_tenants
+from llorch_shared.readable import readable
 from llorch_shared.session_store import SessionStore
 from llorch_shared.session_table import SessionTable
 from llorch_shared.wall_clock import now_ms
@@ -184,21 +183,16 @@ class TermLoop:
             self._offer(PoolRemoved(at_ms=now_ms(), pool_id=pool_id, seq=seq))
             self._follow_pool(pool_id, None)
             return
-        try:
-            spec = POOL_DECODER.decode(value)
-        except msgspec.DecodeError:
-            log.exception("the specification of pool %s cannot be read", pool_id)
+        spec = readable(POOL_DECODER, value, f"the specification of pool {pool_id}")
+        if spec is None:
             return
         self._offer(PoolChanged(at_ms=now_ms(), spec=with_tenants(spec, self._tenants), seq=seq))
         self._follow_pool(spec.id, spec)
 
     def _had_model(self, pool_id: str, model_ref: str, at_ms: int) -> bool:
         value = self._specs.values.get(subjects.reload_key(pool_id))
-        try:
-            return value is not None and RELOAD_DECODER.decode(value).had(model_ref, at_ms)
-        except msgspec.DecodeError:
-            log.exception("the reload of pool %s cannot be read", pool_id)
-            return False
+        reload = None if value is None else readable(RELOAD_DECODER, value, f"the reload of pool {pool_id}")
+        return reload is not None and reload.had(model_ref, at_ms)
 
     def tenants_changed(self) -> None:
         """In effect with the next tick, however many change at once."""
@@ -296,10 +290,8 @@ class TermLoop:
     def _replica_stands(self, key: str, value: bytes) -> None:
         if not key.startswith("replica."):
             return
-        try:
-            record = REPLICA_DECODER.decode(value)
-        except msgspec.DecodeError:
-            log.exception("the registry key %s cannot be read", key)
+        record = readable(REPLICA_DECODER, value, f"the registry key {key}")
+        if record is None:
             return
         if subjects.shard_of(record.pool_id) == self.shard:
             self.replica_reported(key, record)
