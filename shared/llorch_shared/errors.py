@@ -88,6 +88,7 @@ class PolicyLabel(StrEnum):
     SESSION_BUDGET = "session-budget"
     SESSION_TURNS = "session-turns"
     SESSION_ENDED = "session-ended"
+    SESSION_ACCOUNTS = "session-accounts"
     PINNED_INFEASIBLE = "pinned_pool_infeasible"
     PREFERRED_INFEASIBLE = "no_preferred_feasible"
 
@@ -105,6 +106,7 @@ POLICY_LABELS: Final[dict[PolicyLabel, str]] = {
     "under way may give some back, 400 where it is spent.",
     PolicyLabel.SESSION_TURNS: "The session has had as many tasks as it may (400).",
     PolicyLabel.SESSION_ENDED: "The session was deleted, or had no task for longer than its ttl_ms (400).",
+    PolicyLabel.SESSION_ACCOUNTS: "The tenant has as many sessions with an account as `accounts_max` permits.",
     PolicyLabel.PINNED_INFEASIBLE: "The pool that `placement` pins does not serve this task.",
     PolicyLabel.PREFERRED_INFEASIBLE: "No pool of `placement.prefer_pools` serves it, and no other is permitted.",
 }

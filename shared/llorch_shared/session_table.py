@@ -6,12 +6,13 @@ accounts than are held, one that is not here is looked up in the bucket.
 """
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from typing import Final
 
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message, Subscription
+from llorch_shared.errors import PolicyLabel, Refused
 from llorch_shared.readable import readable
 from llorch_shared.session_store import Known
 from llorch_shared.wire.session import SESSION_DECODER, SESSIONS_SPEC_DECODER, SessionPolicy, SessionsSpec
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 SESSIONS_MAX: Final = 50_000
 """About a kilobyte each."""
 LOOKS_MAX: Final = 16
+SWEEP_EVERY_MS: Final = 60_000
+"""How often a tenant without room makes this process look for accounts whose time in the bucket is over."""
+EXPIRED_AFTER_MS: Final = streams.SESSION_KEPT_S * 1000 + 60_000
 Key = tuple[str, str]
 """Tenant, session."""
 
@@ -33,6 +37,8 @@ class SessionTable:
         self._max: Final = sessions_max
         self._sessions: Final[OrderedDict[Key, Known]] = OrderedDict()
         self._open: Final[dict[Key, None]] = {}
+        self._counts: Final[Counter[str]] = Counter()
+        self._swept_ms = 0
         self._subscription: Subscription | None = None
         self._gone = False
         self.whole = True
@@ -77,6 +83,8 @@ class SessionTable:
         before = self._sessions.get(key)
         if before is not None and before.seq >= known.seq:
             return
+        if before is None:
+            self._counts[key[0]] += 1
         self._sessions[key] = known
         self._sessions.move_to_end(key)
         if known.record.open:
@@ -86,11 +94,39 @@ class SessionTable:
         if len(self._sessions) > self._max:
             self._let_go()
 
+    def check_room(self, tenant: str, now_ms: int) -> None:
+        """For one more account of the tenant. Raises Refused."""
+        most = self.policy(tenant).accounts_max
+        if self._counts[tenant] >= most and now_ms - self._swept_ms >= SWEEP_EVERY_MS:
+            self._swept_ms = now_ms
+            self._sweep(now_ms)
+        if self._counts[tenant] >= most:
+            raise Refused(
+                f"the tenant has {most} sessions with an account, as many as it may",
+                policy_label=PolicyLabel.SESSION_ACCOUNTS,
+                retry_after_ms=SWEEP_EVERY_MS,
+            )
+
     def under_way(self) -> Iterator[Known]:
         """Accounts that hold something for a task."""
         for key in tuple(self._open):
             if (known := self._sessions.get(key)) is not None:
                 yield known
+
+    def _sweep(self, now_ms: int) -> None:
+        """Of accounts that the bucket has no more."""
+        for key, known in tuple(self._sessions.items()):
+            record = known.record
+            written_ms = max(record.used_ms, record.closed_ms)
+            if key not in self._open and written_ms + record.limits.ttl_ms + EXPIRED_AFTER_MS < now_ms:
+                del self._sessions[key]
+                self._uncount(key)
+
+    def _uncount(self, key: Key) -> None:
+        self._open.pop(key, None)
+        self._counts[key[0]] -= 1
+        if not self._counts[key[0]]:
+            del self._counts[key[0]]
 
     def _let_go(self) -> None:
         """Of the one that was changed longest ago and holds nothing. It is missed only where an id alone tells whether
@@ -102,7 +138,7 @@ class SessionTable:
             self._sessions[key] = known
         else:
             key, _ = self._sessions.popitem(last=False)
-            self._open.pop(key, None)
+        self._uncount(key)
         self._gone = True
         if not self.policy(key[0]).keeps:
             self.whole = False

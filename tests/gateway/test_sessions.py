@@ -99,6 +99,19 @@ async def test_a_tenants_policy_keeps_the_account_of_every_session(cluster: Clus
     assert (await account(cluster)).limits.nano == 100_000
 
 
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_tenant_has_no_more_accounts_than_its_policy_permits(cluster: Cluster, door: Door, kept: bool) -> None:
+    await policy(cluster, accounts_max=1, every_session=kept)
+    assert (await put(door)).status == 200
+    another = str(uuid.uuid4())
+    refused = await put(door, another)
+    assert (refused.status, refused.error.policy_label) == (429, PolicyLabel.SESSION_ACCOUNTS)
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (await door.post_task(session_id=another)).status == (429 if kept else 202)
+    assert (await put(door, turns_max=3)).status == 200, "the one it has may be changed"
+    assert (await cluster.bus.stream_state(streams.SES)).messages == 1
+
+
 async def test_what_finds_no_place_gives_back_what_was_reserved() -> None:
     async with cluster_of(pool_spec(capacity=1)) as cluster:
         door = await cluster.gateway()

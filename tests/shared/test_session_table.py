@@ -1,13 +1,15 @@
 """Which sessions a process looks up, and what it forgets when there are many."""
 
 import msgspec
+import pytest
 
 from llorch_shared import session_account
 from llorch_shared.bus.memory import MemoryBus
 from llorch_shared.bus.memory_server import MemoryServer
+from llorch_shared.errors import PolicyLabel, Refused
 from llorch_shared.session_account import Wish
 from llorch_shared.session_store import Known
-from llorch_shared.session_table import SessionTable
+from llorch_shared.session_table import EXPIRED_AFTER_MS, SWEEP_EVERY_MS, SessionTable
 from llorch_shared.wire.session import SessionPolicy, SessionRequest, SessionsSpec
 
 FREE = SessionPolicy()
@@ -54,6 +56,21 @@ async def test_what_holds_something_is_not_forgotten_and_what_is_forgotten_is_lo
     assert not made.whole
     assert made.concerns("a", "never seen")
     assert made.get("a", "s0") is not None
+
+
+async def test_a_tenant_has_room_for_so_many_accounts_until_the_first_are_gone_from_the_bucket() -> None:
+    made = table(accounts_max=2)
+    for number in range(2):
+        made.check_room("b", 0)
+        made.saw(known(number, tenant="b"))
+        made.saw(Known(known(number, tenant="b").record, number + 10))
+    for now_ms in (1, FREE.ttl_ms):
+        with pytest.raises(Refused) as refused:
+            made.check_room("b", now_ms)
+        assert (refused.value.status, refused.value.body.policy_label) == (429, PolicyLabel.SESSION_ACCOUNTS)
+    made.check_room("a", 1)
+    made.check_room("b", FREE.ttl_ms + EXPIRED_AFTER_MS + SWEEP_EVERY_MS)
+    assert made.get("b", "s0") is None
 
 
 async def test_a_policy_that_asks_for_less_makes_what_was_forgotten_count() -> None:

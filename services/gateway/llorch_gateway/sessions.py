@@ -72,6 +72,7 @@ class Sessions:
             if record is None:
                 if not policy.keeps:
                     return None
+                self.table.check_room(tenant, now_ms())
                 record = session_account.opened(session_id, tenant, policy, SessionRequest(), now_ms())
             after = session_account.reserve(record, wish, policy, now_ms())
             reserved = wish.task_id in after.open and wish.task_id not in record.open
@@ -135,6 +136,7 @@ class Sessions:
         def change(record: SessionRecord | None) -> SessionRecord:
             nonlocal event
             if record is None:
+                self.table.check_room(call.tenant, now_ms())
                 return session_account.opened(session_id, call.tenant, policy, wanted, now_ms())
             event = AuditEvent.SESSION_CHANGED
             return session_account.rewritten(record, policy, wanted, now_ms())

@@ -2,18 +2,20 @@
 reserved for. A gateway has done that already; a bus client that put its task into the queue itself has not, and is
 refused here as it would have been there: its task ends with the error. What a gateway has accepted before there
 was the account is not refused any more: the session pays for it.
+
+While accounts cannot be written, the tasks that need one wait aside, and all others pass.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
-from llorch_scheduler.core.events import Event, TaskArrived
+from llorch_scheduler.core.events import AdmissionRef, Event, TaskArrived
 from llorch_shared import session_account
-from llorch_shared.bus.port import Unanswered
+from llorch_shared.bus.port import BusError, Unanswered
 from llorch_shared.errors import ErrorCode, OrchError
 from llorch_shared.session_store import Known, SessionStore
 from llorch_shared.session_table import SessionTable
@@ -26,43 +28,76 @@ log = logging.getLogger(__name__)
 
 OWNER: Final = "scheduler"
 AT_ONCE: Final = 32
+WAIT_S: Final = 1.0
+"""How long the first tasks that wait aside hold up those that came with them: usually accounts are written sooner, and
+the tasks get in together."""
+RETRY_S: Final = 0.5
 
 
 class SessionGate:
-    def __init__(self, table: SessionTable, store: SessionStore) -> None:
+    """`offer` takes a task that waited aside, sooner or later."""
+
+    def __init__(self, table: SessionTable, store: SessionStore, offer: Callable[[Event], None]) -> None:
         self._table: Final = table
         self._store: Final = store
+        self._offer: Final = offer
         self._room: Final = asyncio.Semaphore(AT_ONCE)
+        self._aside: Final[dict[AdmissionRef, TaskArrived]] = {}
+        """Bounded as what the queues hold."""
 
-    async def through(self, events: Sequence[Event]) -> Sequence[Event]:
-        """The events with the terms of their sessions. Costs nothing where no session has an account. Raises
-        BusError."""
-        concerned = {
-            number: event
-            for number, event in enumerate(events)
-            if isinstance(event, TaskArrived)
-            and event.request is not None
-            and event.problem is None
-            and self._table.concerns(event.tenant, event.request.session_id.lower())
-        }
-        if not concerned:
-            return events
-        passed = list(events)
-        told = await asyncio.gather(*(self._reserved(event) for event in concerned.values()))
-        for number, event in zip(concerned, told, strict=True):
-            passed[number] = event
+    def waits(self, task_id: str) -> bool:
+        """Whether this task waits aside."""
+        return any(event.task_id == task_id for event in self._aside.values())
+
+    async def through(self, events: Sequence[Event], tasks: asyncio.TaskGroup) -> Sequence[Event]:
+        """The events that may go on, with the terms of their sessions; the others are offered when they may. Costs
+        nothing where no session has an account."""
+        passed: list[Event] = []
+        begun: list[asyncio.Task[None]] = []
+        crowded = bool(self._aside)
+        for event in events:
+            if not isinstance(event, TaskArrived) or not self._concerns(event):
+                passed.append(event)
+            elif (known := self._holds(event)) is not None:
+                passed.append(self._with_terms(event, known))
+            elif event.ref not in self._aside:
+                self._aside[event.ref] = event
+                begun.append(tasks.create_task(self._see_to(event), name=f"account for {event.task_id}"))
+        if begun and not crowded:
+            await asyncio.wait(begun, timeout=WAIT_S)
         return passed
 
+    def _concerns(self, event: TaskArrived) -> bool:
+        request = event.request
+        if request is None or event.problem is not None:
+            return False
+        return self._table.concerns(event.tenant, request.session_id.lower())
+
+    def _holds(self, event: TaskArrived) -> Known | None:
+        """The account that holds something for this task already, as far as it is known here."""
+        assert event.request is not None
+        known = self._table.get(event.tenant, event.request.session_id.lower())
+        return known if known is not None and event.task_id in known.record.open else None
+
+    async def _see_to(self, event: TaskArrived) -> None:
+        async with self._room:
+            while True:
+                try:
+                    told = await self._reserved(event)
+                    break
+                except BusError as error:
+                    log.warning("task %s waits for the account of its session: %s", event.task_id, error)
+                await asyncio.sleep(RETRY_S)
+        del self._aside[event.ref]
+        self._offer(told)
+
     async def _reserved(self, event: TaskArrived) -> TaskArrived:
+        """Raises BusError."""
         request = event.request
         assert request is not None
-        wish = session_account.wish_of(request, event.pool_id, OWNER)
-        tenant, session_id = event.tenant, request.session_id.lower()
-        known = self._table.get(tenant, session_id)
+        known = self._table.get(event.tenant, request.session_id.lower())
         try:
-            if known is None or wish.task_id not in known.record.open:
-                async with self._room:
-                    known = await self._reserve(event, request, known)
+            known = await self._reserve(event, request, known)
         except OrchError as error:
             if error.code is ErrorCode.POOL_UNAVAILABLE:
                 raise Unanswered(str(error)) from error
@@ -70,9 +105,12 @@ class SessionGate:
                 log.warning("task %s runs without an account: %s", event.task_id, error)
                 return event
             return msgspec.structs.replace(event, problem=error.body)
-        if known is None:
-            return event
-        terms = session_account.terms(known.record, wish, self._table.policy(tenant))
+        return event if known is None else self._with_terms(event, known)
+
+    def _with_terms(self, event: TaskArrived, known: Known) -> TaskArrived:
+        assert event.request is not None
+        wish = session_account.wish_of(event.request, event.pool_id, OWNER)
+        terms = session_account.terms(known.record, wish, self._table.policy(event.tenant))
         return msgspec.structs.replace(event, session=terms)
 
     async def _reserve(self, event: TaskArrived, request: TaskRequest, known: Known | None) -> Known | None:
@@ -85,6 +123,8 @@ class SessionGate:
             if record is None:
                 if not policy.keeps:
                     return None
+                if event.channel != "http":
+                    self._table.check_room(tenant, now_ms())
                 record = session_account.opened(session_id, tenant, policy, SessionRequest(), now_ms())
             if wish.task_id in record.open:
                 return record

@@ -50,6 +50,9 @@ class SessionPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cost_budget: Cost | None = None
     cost_per_token: Annotated[float, Meta(ge=0, le=1_000)] = 0.000002
     """Price of a generated token, in whatever the operator counts. The default is the placeholder of the API."""
+    accounts_max: Annotated[int, Meta(ge=1, le=10_000_000)] = 20_000
+    """Sessions of one tenant with an account, those that ended in the last 72 hours too: all tenants share one bucket,
+    and the oldest account makes room for a new one. More than 50 000 are not counted."""
 
     @property
     def keeps(self) -> bool:
