@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from llorch_scheduler import session_keeper
+from llorch_scheduler import locate, session_gate, session_keeper
 from llorch_shared import session_account, streams, subjects
+from llorch_shared.bus.port import Denied, Stored, Unanswered
 from llorch_shared.errors import PolicyLabel
 from llorch_shared.session_store import Known
 from llorch_shared.wall_clock import now_ms
@@ -102,6 +103,42 @@ async def test_what_a_gateway_accepted_before_its_session_had_a_budget_runs_and_
         assert set((await account(place)).open) == {task.task_id}
         assert await node.end(task.task_id)
         await becomes_true(lambda: has_settled(place, task.task_id))
+
+
+async def test_while_accounts_cannot_be_written_only_the_tasks_that_need_one_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_gate, "RETRY_S", 0.01)
+    monkeypatch.setattr(locate, "CATCH_UP_S", 20.0)
+    async with town(MemoryWorld()) as place:
+        process = await place.scheduler()
+        node = await place.node(slots=3)
+        await store(place, opened(tokens_budget=30))
+        await eventually(lambda: process.active, 15)
+        bus, written = process.scheduler._bus, False
+        write = bus.store
+
+        async def refused(subject: str, *args: Any, **kwargs: Any) -> Stored:
+            if subject == subjects.session("default", SESSION) and not written:
+                raise Denied("no account can be written")
+            return await write(subject, *args, **kwargs)
+
+        monkeypatch.setattr(bus, "store", refused)
+        first, free, second = request(session_id=SESSION, max_tokens=8), request(), request(session_id=SESSION)
+        for task in (first, free, second):
+            await place.client.admit(task, lane="")
+        await eventually(lambda: free.task_id in node.held)
+        loop = process.scheduler.terms[subjects.shard_of("p1")]
+        await eventually(lambda: loop._gate.waits(first.task_id) and loop._gate.waits(second.task_id))
+        assert set(node.held) == {free.task_id}
+        with pytest.raises(Unanswered):
+            await loop._locator.locate(first.task_id)
+        written = True
+        await eventually(lambda: first.task_id in node.held)
+        run, _ = node.held[first.task_id]
+        assert run.session is not None
+        assert run.session.tokens_max == 8
+        assert not loop._gate.waits(first.task_id)
 
 
 async def test_what_was_reserved_for_anew_while_it_was_looked_for_is_kept() -> None:

@@ -4,7 +4,7 @@
 streams when the question came has been pulled and decided on, and the run record has been looked for once more.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -26,12 +26,24 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Locator:
-    def __init__(self, bus: Bus, term: Term, core: SchedulerCore, admissions: Admissions, inbox: Inbox) -> None:
+    """`waits`: whether a task waits aside, pulled and not yet decided on."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        term: Term,
+        core: SchedulerCore,
+        admissions: Admissions,
+        inbox: Inbox,
+        *,
+        waits: Callable[[str], bool],
+    ) -> None:
         self._bus: Final = bus
         self._term: Final = term
         self._core: Final = core
         self._admissions: Final = admissions
         self._inbox: Final = inbox
+        self._waits: Final = waits
 
     async def answer(self, message: Message) -> tuple[bytes, Mapping[str, str]]:
         """Raises Unanswered when there is no certain answer: the asker's timeout tells it so."""
@@ -42,6 +54,8 @@ class Locator:
             return found
         if not await self._admissions.caught_up(CATCH_UP_S):
             raise Unanswered("the queues are not pulled up to now")
+        if self._waits(task_id):
+            raise Unanswered("it waits for the account of its session")
         await self._inbox.settled()
         return self._known(task_id) or await self._recorded(task_id)
 

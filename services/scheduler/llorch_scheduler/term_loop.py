@@ -117,8 +117,8 @@ class TermLoop:
         )
         self._pool_queues: Final = PoolQueues(bus, term, self._admissions, stream_replicas=stream_replicas)
         self._audit: Final = audit
-        self._gate: Final = SessionGate(sessions, accounts)
-        self._locator: Final = Locator(bus, term, self.core, self._admissions, self._inbox)
+        self._gate: Final = SessionGate(sessions, accounts, self._offer)
+        self._locator: Final = Locator(bus, term, self.core, self._admissions, self._inbox, waits=self._gate.waits)
         self._keeper: Final = SessionKeeper(bus, term, self.core, self._locator, table=sessions, store=accounts)
         self._actor: Final = actor
         self._rebuilt_seq = 0
@@ -149,7 +149,8 @@ class TermLoop:
 
     async def _put(self, events: Sequence[Event]) -> None:
         await self._inbox.drained()
-        for event in await self._gate.through(events):
+        assert self._tasks is not None
+        for event in await self._gate.through(events, self._tasks):
             self._offer(event)
 
     def run_changed(self, record: RunRecord, seq: int) -> None:
