@@ -12,7 +12,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jsonschema
@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance
 
 from llorch_shared import subjects
 from llorch_shared.contracts import openapi, twins
-from llorch_shared.http_api import OPERATIONS, Plane
+from llorch_shared.http_api import OPERATIONS, Operation, Plane
 from llorch_shared.identifiers import is_name, is_uuid
 from llorch_shared.wire.frames import split_events
 from llorch_shared.wire.openai import ChatCompletionRequest, TextCompletionRequest
@@ -236,7 +236,12 @@ def ask_on_the_bus(case: schemathesis.Case, system: System) -> None:
     bus_answers[f"{case.method} {case.operation.path}", status] += 1
     assert status != "500", answer.data
     if answer.data:
-        jsonschema.validate(json.loads(answer.data), json.loads(twins.answer_schema_text(operation)))
+        _answers_of(operation).validate(json.loads(answer.data))
+
+
+@cache
+def _answers_of(operation: Operation) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads(twins.answer_schema_text(operation)))
 
 
 def test_a_task_can_be_followed_from_its_admission_to_its_end(base_url: str, session: requests.Session) -> None:
