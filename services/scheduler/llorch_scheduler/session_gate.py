@@ -80,13 +80,15 @@ class SessionGate:
         return known if known is not None and event.task_id in known.record.open else None
 
     async def _see_to(self, event: TaskArrived) -> None:
+        level = logging.WARNING
         async with self._room:
             while True:
                 try:
                     told = await self._reserved(event)
                     break
                 except BusError as error:
-                    log.warning("task %s waits for the account of its session: %s", event.task_id, error)
+                    log.log(level, "task %s waits for the account of its session: %s", event.task_id, error)
+                    level = logging.DEBUG
                 await asyncio.sleep(RETRY_S)
         del self._aside[event.ref]
         self._offer(told)
