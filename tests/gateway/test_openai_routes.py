@@ -117,3 +117,14 @@ async def test_models_by_both_names(cluster: Cluster, door: Door) -> None:
         assert (await door.get(f"/v1/models/{name}")).json() == listed["data"][0]
     assert (await door.get(f"/v1/models/{POOL}")).json()["ready"] is True
     assert (await door.get("/v1/models/nobody")).status == 404
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_says_what_its_session_has_left(cluster: Cluster, door: Door, stream: bool) -> None:
+    session = "0b9c6a52-9a53-4a5e-8d0a-5f1c3a8e7d11"
+    made = await door.request("PUT", f"/v1/sessions/{session}", b'{"tokens_budget": 100}', JSON)
+    assert made.status == 200
+    reply, task = await ask(cluster, door, stream=stream, llorch={"session": session})
+    await cluster.publish(door.lane, task, STARTED, tokens(0, 2), end(3))
+    await reply.end()
+    assert (reply.status, reply.headers["x-budget-tokens-remaining"]) == (200, "91")

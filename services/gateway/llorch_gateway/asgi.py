@@ -191,7 +191,7 @@ class Front:
                     JSON_TYPE,
                     (b"content-length", str(len(accepted)).encode()),
                     (CORRELATION, call.correlation_id.encode()),
-                    *_budget(told),
+                    *budget_lines(told),
                     *SAFE,
                 ],
             }
@@ -217,7 +217,7 @@ class Front:
         async def write(data: bytes) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
-        headers_sent = [*STREAM_HEADERS, correlation, *_budget(opened.left)]
+        headers_sent = [*STREAM_HEADERS, correlation, *budget_lines(opened.left)]
         started = False
 
         async def start() -> None:
@@ -282,7 +282,7 @@ async def _empty(send: Send, headers: Headers) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def _budget(left: SessionRemaining | TaskAccepted | None) -> Headers:
+def budget_lines(left: SessionRemaining | TaskAccepted | None) -> Headers:
     return [(name.lower().encode(), value.encode()) for name, value in budget_headers(left)]
 
 

@@ -31,7 +31,7 @@ class AnthropicRoutes:
         else:
             whole = Whole(asked)
             await answered(self._door.collect(whole, opened, receive, call))
-            await reply(send, call, whole.body(), opened.task)
+            await reply(send, call, whole.body(), opened)
 
     async def _admit(self, scope: Scope, receive: Receive, call: Call) -> tuple[Asked, Opened]:
         """Raises OrchError, BusError."""

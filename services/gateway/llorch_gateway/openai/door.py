@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 from llorch_gateway.admissions import Admissions
-from llorch_gateway.asgi import STOPPING, STREAM_HEADERS, Receive, Scope, Send
+from llorch_gateway.asgi import STOPPING, STREAM_HEADERS, Receive, Scope, Send, budget_lines
 from llorch_gateway.bodies import check_json, read_body
 from llorch_gateway.call import Call
 from llorch_gateway.failures import as_orch_error, unavailable
@@ -92,7 +92,7 @@ class Door:
             if out:
                 if not started:
                     started = True
-                    headers = [*STREAM_HEADERS, *names(call, opened.task)]
+                    headers = [*STREAM_HEADERS, *names(call, opened)]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                 await send({"type": "http.response.body", "body": out, "more_body": True})
             if answer.over:
@@ -144,14 +144,17 @@ def failure(error: ErrorBody | None, opened: Opened) -> OrchError:
     return unavailable(STOPPING if opened.seat.closed == "stopping" else "nobody reads this answer any more")
 
 
-def names(call: Call, task_id: str = "") -> Headers:
-    """Ids to look it up by; `x-request-id` is what OpenAI's clients show, `request-id` what Anthropic's do."""
+def names(call: Call, opened: Opened | None = None) -> Headers:
+    """Ids to look it up by, and what its session has left; `x-request-id` is what OpenAI's clients show, `request-id`
+    what Anthropic's do."""
     correlation = call.correlation_id.encode()
-    task = [(b"x-llorch-task-id", task_id.encode())] if task_id else []
-    return [(CORRELATION, correlation), (b"x-request-id", correlation), (b"request-id", correlation), *task]
+    told = [(CORRELATION, correlation), (b"x-request-id", correlation), (b"request-id", correlation)]
+    if opened is not None:
+        told += [(b"x-llorch-task-id", opened.task.encode()), *budget_lines(opened.left)]
+    return told
 
 
-async def reply(send: Send, call: Call, body: bytes, task_id: str = "") -> None:
-    headers = [JSON_TYPE, (b"content-length", str(len(body)).encode()), *names(call, task_id), *SAFE]
+async def reply(send: Send, call: Call, body: bytes, opened: Opened | None = None) -> None:
+    headers = [JSON_TYPE, (b"content-length", str(len(body)).encode()), *names(call, opened), *SAFE]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -8,14 +8,15 @@ from llorch_gateway.call import Call
 from llorch_gateway.openai.core.results import Results, Scores, Vectors, read_embedding, read_rerank
 from llorch_gateway.openai.door import Door
 from llorch_gateway.openai.replies import RERANK_PATH
+from llorch_gateway.streams import Opened
 
 
 class ResultRoutes:
     def __init__(self, door: Door) -> None:
         self._door: Final = door
 
-    async def __call__(self, scope: Scope, receive: Receive, call: Call) -> tuple[str, bytes]:
-        """The task's id, and the answer. Raises OrchError, BusError."""
+    async def __call__(self, scope: Scope, receive: Receive, call: Call) -> tuple[Opened, bytes]:
+        """The answer, and what it was read from. Raises OrchError, BusError."""
         ranks = scope["path"] == RERANK_PATH
         body, headers = await self._door.read(scope, receive)
         snapshot, new_id = self._door.snapshot, str(uuid.uuid4())
@@ -24,4 +25,4 @@ class ResultRoutes:
         opened = await self._door.admit(asked.task, call)
         answer: Results = Scores(asked) if ranks else Vectors(asked)
         await self._door.collect(answer, opened, receive, call)
-        return asked.task.task_id, answer.body()
+        return opened, answer.body()

@@ -48,8 +48,8 @@ class OpenAiRoutes:
         elif allowed == "GET":
             await reply(send, call, self._models(path))
         elif path in RESULT_PATHS:
-            task_id, body = await answered(self._results(scope, receive, call))
-            await reply(send, call, body, task_id)
+            opened, body = await answered(self._results(scope, receive, call))
+            await reply(send, call, body, opened)
         elif path == RESPONSES_PATH:
             response, opened = await answered(self._admit_response(scope, receive, call))
             created = now_ms() // 1000
@@ -58,7 +58,7 @@ class OpenAiRoutes:
             else:
                 made = WholeResponse(response, created=created)
                 await answered(self._door.collect(made, opened, receive, call))
-                await reply(send, call, made.body(), opened.task)
+                await reply(send, call, made.body(), opened)
         else:
             asked, opened = await answered(self._admit(scope, receive, call, chat=path == CHAT_PATH))
             created = now_ms() // 1000
@@ -67,7 +67,7 @@ class OpenAiRoutes:
             else:
                 whole = Whole(asked, created=created)
                 await answered(self._door.collect(whole, opened, receive, call))
-                await reply(send, call, whole.body(), opened.task)
+                await reply(send, call, whole.body(), opened)
 
     def _models(self, path: str) -> bytes:
         pools, replicas = self._snapshot.pools, self._snapshot.replicas
