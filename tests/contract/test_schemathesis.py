@@ -311,6 +311,15 @@ def test_the_generated_requests_reached_it_on_the_bus(answer: tuple[str, str]) -
     assert bus_answers[answer] > 0, f"seen: {sorted(bus_answers.items())}"
 
 
+def test_no_stream_is_left_behind(system: System) -> None:
+    """Who asked has had its answer, so nothing is read for anybody any more."""
+
+    async def none_is_open() -> bool:
+        return await system.metric("gateway-1", "sse_streams_open") == 0
+
+    portals[0].call(system.until, none_is_open, "no open stream", 30)
+
+
 def test_without_a_bus_the_answers_are_still_those_of_the_contract(system: System, base_url: str) -> None:
     """What needs the nats-server, which is away, answers 503 in the documented form; the rest goes on."""
     unknown = {"id": str(uuid.uuid4())}
