@@ -23,12 +23,13 @@ from llorch_shared.bus.port import Bus, Message, NoResponder, Unanswered
 from llorch_shared.errors import ErrorBody
 from llorch_shared.http_api import OPERATIONS
 from llorch_shared.objects import Objects
+from llorch_shared.payloads import fitted
 from llorch_shared.settings import NatsSettings, Secret
 from llorch_shared.stream_reading import StreamEvent, StreamReading
 from llorch_shared.wire.frames import parse_cursor
 from llorch_shared.wire.registry import Capabilities, PoolHealth
 from llorch_shared.wire.run import TaskView
-from llorch_shared.wire.task import INLINE_BYTES_MAX, Payload, TaskAccepted, TaskRequest
+from llorch_shared.wire.task import TaskAccepted, TaskRequest
 
 T = TypeVar("T")
 
@@ -83,7 +84,8 @@ class Client:
     async def submit(self, request: TaskRequest) -> TaskAccepted:
         """The same task_id again is the same task, so this repeats itself while nobody answers. Prompts that no message
         holds go into the object store first. Raises Refusal, BusError, ValueError for more than any object holds."""
-        return await self._asked("submitTask", await self._fitted(request), TaskAccepted)
+        _, data = await fitted(Objects(self._bus), request)
+        return await self._asked("submitTask", data, TaskAccepted)
 
     async def get(self, task_id: str) -> TaskView:
         return await self.call("getTask", TaskView, task_id=task_id)
@@ -117,14 +119,6 @@ class Client:
                 yield event
         finally:
             self._readings.discard(reading)
-
-    async def _fitted(self, request: TaskRequest) -> bytes:
-        data = _encode(request)
-        if len(data) <= INLINE_BYTES_MAX or request.payload_ref is not None:
-            return data
-        payload = Payload(prompt=request.prompt, messages=request.messages, inputs=request.inputs)
-        ref = await Objects(self._bus).put(_encode(payload))
-        return _encode(msgspec.structs.replace(request, prompt=None, messages=None, inputs=None, payload_ref=ref))
 
     async def _asked(self, operation_id: str, payload: bytes, answer: type[T]) -> T:
         return msgspec.json.decode((await self._answered(operation_id, payload)).data, type=answer)

@@ -1,21 +1,16 @@
-"""Prompts that no bus message holds: put into the object store before their task is admitted, which refers to them.
-
-The same prompt again is the same object, so a repeated request costs one question. What a client refers to by itself is
-looked for, so that it hears at once, and not from its task, that there is no such thing.
+"""Prompts that no bus message holds, as callers are told of them. What a client refers to by itself is looked for, so
+that it hears at once, and not from its task, that there is no such thing.
 """
 
 from typing import Final
 
-import msgspec
-
 from llorch_gateway.call import Call
 from llorch_gateway.failures import unavailable
+from llorch_shared import payloads
 from llorch_shared.bus.port import Bus, Full
 from llorch_shared.errors import invalid
 from llorch_shared.objects import ObjectDamaged, Objects
-from llorch_shared.wire.task import INLINE_BYTES_MAX, Payload, TaskRequest
-
-_encode: Final = msgspec.json.Encoder().encode
+from llorch_shared.wire.task import TaskRequest
 
 
 class Payloads:
@@ -40,15 +35,9 @@ class Payloads:
 
     async def fitted(self, request: TaskRequest) -> tuple[TaskRequest, bytes]:
         """The request as its message can carry it, and as JSON. Raises OrchError, BusError."""
-        data = _encode(request)
-        if len(data) <= INLINE_BYTES_MAX:
-            return request, data
-        payload = _encode(Payload(prompt=request.prompt, messages=request.messages, inputs=request.inputs))
         try:
-            ref = await self._objects.put(payload)
+            return await payloads.fitted(self._objects, request)
         except ValueError as error:
             raise invalid(f"the prompt is too large: {error}", status=413, engine=request.engine) from error
         except Full as error:
             raise unavailable("the object store has no room for a prompt of this size") from error
-        small = msgspec.structs.replace(request, prompt=None, messages=None, inputs=None, payload_ref=ref)
-        return small, _encode(small)

@@ -6,6 +6,7 @@ from typing import Any
 
 from granian.constants import SSLProtocols
 
+from llorch_shared import certificates
 from llorch_shared.settings import SettingsError, TlsSettings
 
 
@@ -17,7 +18,7 @@ def options(wanted: TlsSettings) -> dict[str, Any]:
         raise SettingsError("gateway.tls needs both cert_file and key_file")
     try:
         check = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        check.load_cert_chain(wanted.cert_file, wanted.key_file, password=_no_password)
+        certificates.show(check, wanted.cert_file, wanted.key_file)
         if wanted.client_ca_file:
             check.load_verify_locations(wanted.client_ca_file)
     except (OSError, ValueError) as error:
@@ -29,8 +30,3 @@ def options(wanted: TlsSettings) -> dict[str, Any]:
         "ssl_ca": Path(wanted.client_ca_file) if wanted.client_ca_file else None,
         "ssl_client_verify": bool(wanted.client_ca_file),
     }
-
-
-def _no_password() -> str:
-    """Without it the library would ask at the terminal, and a service would wait for ever."""
-    raise ValueError("the key is encrypted; give one that is not, readable by the gateway alone")

@@ -11,6 +11,7 @@ from typing import Any, Final
 import nats.errors
 from nats.aio.client import Client
 
+from llorch_shared import certificates
 from llorch_shared.bus.nats_parser import FastParser
 from llorch_shared.settings import NatsSettings, Secret, SettingsError
 
@@ -105,12 +106,7 @@ def tls_context(settings: NatsSettings) -> ssl.SSLContext | None:
     try:
         context = ssl.create_default_context(cafile=wanted.ca_file or None)
         if wanted.cert_file:
-            context.load_cert_chain(wanted.cert_file, wanted.key_file, password=_no_password)
+            certificates.show(context, wanted.cert_file, wanted.key_file)
     except (OSError, ValueError) as error:
         raise SettingsError(f"nats.tls cannot be used: {error}") from error
     return context
-
-
-def _no_password() -> str:
-    """Without it the library would ask at the terminal, and a service would wait for ever."""
-    raise ValueError("the key is encrypted; give one that is not, readable by the service alone")
