@@ -40,7 +40,7 @@ HASHED_HERE_BYTES: Final = 1024 * 1024
 """More is hashed in a thread: 16 MiB take ten milliseconds and more."""
 
 _ROLLUP: Final = {"Nats-Rollup": "sub"}
-_NUID: Final = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
+_NUID: Final = re.compile(r"^[A-Za-z0-9_-]{1,64}$(?!\n)")
 _encode: Final = msgspec.json.Encoder().encode
 
 

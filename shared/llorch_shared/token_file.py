@@ -33,7 +33,7 @@ class TokenEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     name: Name
     """For people, and what its limits are counted under."""
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
     """Digest of the token, lower-case hex."""
     tenant: Name
     """Whose tasks its tasks are, and all it may see. Its weight and quotas are the tenant's (`/v1/tenants`), or what a

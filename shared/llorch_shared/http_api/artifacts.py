@@ -22,7 +22,7 @@ _ID: Final = Parameter(
 CURSOR: Final = Parameter(
     name="cursor",
     where="query",
-    type=Annotated[str, Meta(pattern=r"^[0-9]{1,18}$")],
+    type=Annotated[str, Meta(pattern=r"^[0-9]{1,18}$(?!\n)")],
     description="`cursor` of the page before",
 )
 LIMIT: Final = Parameter(

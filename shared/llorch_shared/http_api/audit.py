@@ -45,7 +45,7 @@ AUDIT: Final[tuple[Operation, ...]] = (
             Parameter(
                 name="cursor",
                 where="query",
-                type=Annotated[str, Meta(pattern=r"^[0-9]{1,18}$")],
+                type=Annotated[str, Meta(pattern=r"^[0-9]{1,18}$(?!\n)")],
                 description="`cursor` of the page before; wins over from_ms",
             ),
         ),

@@ -24,8 +24,8 @@ TOKENS_REMAINING_HEADER: Final = "X-Budget-Tokens-Remaining"
 TIME_REMAINING_HEADER: Final = "X-Budget-Time-Remaining-Ms"
 COST_REMAINING_HEADER: Final = "X-Budget-Cost-Remaining"
 BUDGET_HEADERS: Final = (TOKENS_REMAINING_HEADER, TIME_REMAINING_HEADER, COST_REMAINING_HEADER)
-CURSOR_PATTERN: Final = r"^([0-9]{1,6}-)?[0-9]{1,9}$"
-LAST_EVENT_ID_PATTERN: Final = r"^(([0-9]{1,6}-)?[0-9]{1,9})?$"
+CURSOR_PATTERN: Final = r"^([0-9]{1,6}-)?[0-9]{1,9}$(?!\n)"
+LAST_EVENT_ID_PATTERN: Final = r"^(([0-9]{1,6}-)?[0-9]{1,9})?$(?!\n)"
 
 
 class Plane(StrEnum):

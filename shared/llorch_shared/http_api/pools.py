@@ -24,7 +24,7 @@ from llorch_shared.wire.spec import PoolSpec
 IF_MATCH: Final = Parameter(
     name="If-Match",
     where="header",
-    type=Annotated[str, Meta(pattern=r'^("[0-9]{1,18}"|[0-9]{1,18})$')],
+    type=Annotated[str, Meta(pattern=r'^("[0-9]{1,18}"|[0-9]{1,18})$(?!\n)')],
     description="`ETag` of the version that was read",
     required=True,
 )

@@ -162,7 +162,7 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 LIST_MAX: Final = 500
-LIST_CURSOR_PATTERN: Final = r"^(q\.[a-z0-9][a-z0-9_-]{0,62}\.(interactive|batch)\.[0-9]{1,18}|r\.[0-9]{1,18})$"
+LIST_CURSOR_PATTERN: Final = r"^(q\.[a-z0-9][a-z0-9_-]{0,62}\.(interactive|batch)\.[0-9]{1,18}|r\.[0-9]{1,18})$(?!\n)"
 
 
 class TaskList(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ PROMPT_BYTES_MAX: Final = OBJECT_BYTES_MAX
 MESSAGES_MAX: Final = 1_024
 INPUTS_MAX: Final = 2_048
 """Of one embedding or rerank task: as many as OpenAI takes."""
-TOOL_NAME_PATTERN: Final = r"^[a-zA-Z0-9_-]{1,64}$"
+TOOL_NAME_PATTERN: Final = r"^[a-zA-Z0-9_-]{1,64}$(?!\n)"
 STOPS_MAX: Final = 16
 STOP_CHARS_MAX: Final = 256
 SCHEMA_BYTES_MAX: Final = 64 * 1024

@@ -17,8 +17,8 @@ from llorch_provisioner.core.failure import Failure
 SCHEMES: Final = ("file:", "pypi:")
 
 _SCHEME: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
-_PACKAGE: Final = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$")
-_VERSION: Final = re.compile(r"^[0-9][A-Za-z0-9.+!_-]{0,63}$")
+_PACKAGE: Final = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$(?!\n)")
+_VERSION: Final = re.compile(r"^[0-9][A-Za-z0-9.+!_-]{0,63}$(?!\n)")
 
 
 class Package(msgspec.Struct, frozen=True):

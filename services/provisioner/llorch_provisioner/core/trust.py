@@ -10,7 +10,7 @@ from typing import Final
 
 from llorch_provisioner.core.failure import Failure, Untrusted
 
-_HEX: Final = re.compile(r"^(?:sha256:)?([0-9a-fA-F]{64})$")
+_HEX: Final = re.compile(r"^(?:sha256:)?([0-9a-fA-F]{64})$(?!\n)")
 
 
 def parse_digest(text: str) -> str:
