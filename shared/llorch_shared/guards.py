@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from llorch_shared.errors import ErrorCode, OrchError, invalid
+from llorch_shared.url_credentials import REFUSAL, has_credentials
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import (
     INLINE_BYTES_MAX,
@@ -67,6 +68,8 @@ def check_pool(request: TaskRequest, pool: PoolSpec, *, had_model: bool = False)
 def check_content(request: TaskRequest) -> None:
     """What its workload takes, and nothing else, or a reference to it; how its output is bound. What lies behind a
     reference is looked at by who has read it."""
+    if has_credentials(request.model_ref):
+        raise invalid(f"model_ref: {REFUSAL}", engine=request.engine)
     if nests_deeply(request.response_schema) or any(nests_deeply(tool.parameters) for tool in request.tools):
         raise invalid(f"a schema is nested more than {NESTING_MAX} deep", engine=request.engine)
     if request.workload is Workload.COMPLETION or request.payload_ref is not None:

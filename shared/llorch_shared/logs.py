@@ -22,14 +22,15 @@ _SECRETS: Final = re.compile(
 )
 _SECRET_MARKS: Final = re.compile(r"[\s:=]")
 """Every secret above follows one of these: ids and names, most of what is logged, are done after one short search."""
-_URL_PASSWORDS: Final = re.compile(r"(://[^/\s:@]*:)[^\s/@]+(?=@)")
+_URL_CREDENTIALS: Final = re.compile(r"(?<=://)(?:[^\s/@]+|[^\s/@:]*:[^\s@\"',]*)(?=@)")
+"""Users, too: a token may stand there. A password may hold a slash, although it should not."""
 
 
 def redact(text: str) -> str:
-    """Mask credentials of headers, API keys, `password=…` and the like, and passwords in URLs."""
+    """Mask credentials of headers, API keys, `password=…` and the like, and credentials in URLs."""
     if _SECRET_MARKS.search(text) is None:
         return text
-    return _URL_PASSWORDS.sub(r"\1***", _SECRETS.sub(r"\1***", text))
+    return _URL_CREDENTIALS.sub("***", _SECRETS.sub(r"\1***", text))
 
 
 def _masked(value: Any, name: str = "") -> Any:

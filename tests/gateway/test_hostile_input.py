@@ -21,6 +21,7 @@ from llorch_shared.contracts.schemas import wire_types
 from llorch_shared.errors import ErrorCode, OrchError
 from llorch_shared.guards import check_request
 from llorch_shared.http_api import OPERATIONS, Operation
+from support.client import task_request
 from support.gateways import Cluster, Door, pool_spec, replica
 
 NASTY: Final[tuple[Any, ...]] = (
@@ -160,6 +161,32 @@ def test_no_request_of_another_vendors_client_makes_a_fault(operation_id: str) -
         else:
             msgspec.json.encode(task)
     assert refusals <= {ErrorCode.INVALID_PARAMS, ErrorCode.DEADLINE_UNMET}
+
+
+DIGEST: Final = "sha256:" + "0" * 64
+WITH_CREDENTIALS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
+    "source": ("catalog/models", {"id": "m", "digest": DIGEST, "source_url": "@@"}),
+    "sbom": ("catalog/models", {"id": "m", "digest": DIGEST, "source_url": "x", "sbom": {"uri": "@@"}}),
+    "pool": ("pools", {"id": "m", "engine": "mock", "model": "@@"}),
+    "flags": ("pools", {"id": "m", "engine": "mock", "model": "x", "provisioning": {"flags": ["--url=@@"]}}),
+    "reload": ("pools/p1/reload", {"new_model_ref": "@@"}),
+    "artifact": ("artifacts", {"kind": "plan", "content": {}, "tags": ["@@"]}),
+    "task": ("tasks", msgspec.to_builtins(task_request(model_ref="@@"))),
+}
+
+
+@pytest.mark.parametrize("url", ["https://user:hunter2@host/model", "https://hunter2@host/model"])
+@pytest.mark.parametrize("where", WITH_CREDENTIALS)
+async def test_a_url_with_credentials_is_refused_and_told_to_nobody(
+    door: Door, where: str, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, body = WITH_CREDENTIALS[where]
+    with caplog.at_level("DEBUG"):
+        reply = await door.post(f"/v1/{path}", json.dumps(body).replace("@@", url).encode())
+    assert (reply.status, reply.error.code) == (400, ErrorCode.INVALID_PARAMS)
+    assert "user, password or token" in reply.error.message
+    assert b"hunter2" not in reply.body
+    assert "hunter2" not in caplog.text
 
 
 def patterns() -> Iterator[tuple[str, str]]:

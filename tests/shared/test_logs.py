@@ -115,6 +115,8 @@ def test_a_value_json_does_not_know_is_written_as_text() -> None:
         f"Authorization: Basic {SECRET}",
         f'{{"password": "{SECRET}"}}',
         f"nats://:{SECRET}@127.0.0.1:4222",
+        f"https://{SECRET}@host/path",
+        f"https://u:a/{SECRET}@host/path",
     ],
 )
 def test_a_planted_secret_does_not_reach_the_log(text: str) -> None:

@@ -19,6 +19,7 @@ from llorch_gateway.failures import unavailable
 from llorch_shared.auth import is_loopback
 from llorch_shared.logs import narrate
 from llorch_shared.settings import OidcSettings, SettingsError
+from llorch_shared.url_credentials import REFUSAL, has_credentials
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,8 @@ def check(wanted: OidcSettings) -> None:
     for name, url in (("issuer", wanted.issuer), ("jwks_url", wanted.jwks_url)):
         if url and not _is_safe(url):
             raise SettingsError(f"gateway.oidc.{name} must be an https:// URL; http:// is for this machine alone")
+        if has_credentials(url):
+            raise SettingsError(f"gateway.oidc.{name}: {REFUSAL}")
     if not wanted.audience:
         raise SettingsError("gateway.oidc.audience is not set: tokens for other services would be good here")
 

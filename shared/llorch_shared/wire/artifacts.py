@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+from llorch_shared import url_credentials
 from llorch_shared.wire.objects import Digest
 
 TAGS_MAX: Final = 32
@@ -31,6 +32,10 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     parent: Digest | None = None
     """Id of the artifact that this one was made from; it must be there."""
     metadata: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        for tag in self.tags:
+            url_credentials.check("tags", tag)
 
 
 class ArtifactRef(msgspec.Struct, frozen=True, kw_only=True):

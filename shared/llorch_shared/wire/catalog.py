@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from llorch_shared import url_credentials
 from llorch_shared.wire.objects import Digest
 from llorch_shared.wire.task import Name
 
@@ -86,6 +87,11 @@ class CatalogModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     trust_policy: TrustPolicy | None = None
     state: Literal["Draft", "Active"] = "Active"
     """A Draft takes no tasks until it is moved on."""
+
+    def __post_init__(self) -> None:
+        url_credentials.check("source_url", self.source_url)
+        if self.sbom is not None:
+            url_credentials.check("sbom.uri", self.sbom.uri)
 
 
 class VerifyResult(StrEnum):

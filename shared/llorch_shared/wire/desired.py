@@ -11,6 +11,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from llorch_shared import url_credentials
 from llorch_shared.wire.policy import TenantSpec
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Name
@@ -102,6 +103,9 @@ class ReloadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     new_model_ref: ModelRef
     deadline_ms: DeadlineMs = RELOAD_DEADLINE_MS
     """What is not ready after so many milliseconds has failed."""
+
+    def __post_init__(self) -> None:
+        url_credentials.check("new_model_ref", self.new_model_ref)
 
 
 class PoolView(msgspec.Struct, frozen=True, kw_only=True):

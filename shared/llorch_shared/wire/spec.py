@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from llorch_shared import url_credentials
 from llorch_shared.wire.policy import (
     AdmissionSpec,
     AffinitySpec,
@@ -112,6 +113,9 @@ class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     provisioning: ProvisioningSpec = ProvisioningSpec()
 
     def __post_init__(self) -> None:
+        url_credentials.check("model", self.model)
+        for argument in (*self.provisioning.command, *self.provisioning.flags):
+            url_credentials.check("provisioning", argument)
         if Workload.RERANK in self.serves and set(self.serves) != {Workload.RERANK}:
             raise ValueError("a pool that serves the workload rerank serves no other")
         if self.pooling is not UNSET and Workload.EMBEDDING not in self.serves:
