@@ -31,6 +31,10 @@ class Models:
             by_source.setdefault(one.source_url, []).append(one)
         self._by_source = by_source
 
+    def of_source(self, model_ref: str) -> Sequence[CatalogEntry]:
+        """The versions of what pools name so."""
+        return self._by_source.get(model_ref, ())
+
     def resolved(self, request: TaskRequest) -> TaskRequest:
         """With the reference that pools know in place of `catalog:<id or tag>`. Raises OrchError."""
         if not request.model_ref.startswith(SCHEME):

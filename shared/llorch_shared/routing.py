@@ -18,6 +18,8 @@ from llorch_shared.wire.task import PlacementMode, TaskRequest
 POOL_RETRY_MS: Final = 1_000
 """When to ask again for a pool that serves nothing now: engines need seconds to start."""
 
+_UNTRUSTED: Final = f"{ErrorCode.UNTRUSTED_ARTIFACT}: "
+
 Replicas = Mapping[str, Sequence[ReplicaRecord]]
 """Live replica records by pool."""
 
@@ -32,7 +34,8 @@ def route(
     drained: Collection[str] = (),
 ) -> PoolSpec:
     """The pool that will queue this task of `tenant`, none that is `drained`. Raises OrchError: INVALID_PARAMS when no
-    pool could ever serve, POOL_UNREADY, POOL_UNAVAILABLE or REPLICA_EXHAUSTED when one could and none does now. Where
+    pool could ever serve, POOL_UNREADY, POOL_UNAVAILABLE or REPLICA_EXHAUSTED when one could and none does now,
+    UNTRUSTED_ARTIFACT when none may. Where
     the client's own wish left no choice, the error's policy_label says so."""
     with wishes.labelled(request):
         return _route(request, pools, replicas, loads, tenant, drained=drained)
@@ -108,6 +111,13 @@ def _nobody(request: TaskRequest, pools: list[PoolSpec], replicas: Replicas) -> 
     failed = [pool for pool in pools if _state_of(replicas.get(pool.id, ())) == "failed"]
     if failed:
         cause = next((r.last_error for r in replicas[failed[0].id] if r.last_error), "no cause was recorded")
+        if all(replica.refused for pool in failed for replica in replicas[pool.id]):
+            return OrchError(
+                ErrorCode.UNTRUSTED_ARTIFACT,
+                f"no node may load the model of pool {failed[0].id}: {cause.removeprefix(_UNTRUSTED)}",
+                engine=request.engine,
+                pool_id=failed[0].id,
+            )
         return OrchError(
             ErrorCode.REPLICA_EXHAUSTED,
             f"every replica of pool {failed[0].id} has failed: {cause}",

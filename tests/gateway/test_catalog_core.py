@@ -9,10 +9,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from llorch_gateway.core.catalog import MOVES, moved
-from llorch_gateway.core.trust import effective, judge, registry_of
-from llorch_gateway.signatures import verify
 from llorch_shared.errors import ErrorCode, OrchError
 from llorch_shared.models import Models
+from llorch_shared.signatures import verify
+from llorch_shared.trust import effective, judge, registry_of
 from llorch_shared.wire.catalog import (
     CatalogEntry,
     CatalogModel,

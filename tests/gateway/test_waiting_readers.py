@@ -52,6 +52,12 @@ def test_what_is_here_and_not_ready_is_loading(state: ReplicaState) -> None:
     assert (metrics.waits_for, human) == (WaitsFor.MODEL, "waits for the model to load")
 
 
+def test_a_model_that_may_not_be_loaded_is_named_as_what_is_waited_for() -> None:
+    metrics, human = of([replica(state=ReplicaState.FAILED, refused="UNTRUSTED_ARTIFACT")], ready=0)
+    assert metrics.waits_for is WaitsFor.TRUST
+    assert "trust policy" in human
+
+
 def test_a_task_that_a_replica_holds_waits_no_more() -> None:
     assert notice("t", LOAD, [replica(active=("t",))], None) is None
 

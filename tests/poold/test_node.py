@@ -11,10 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from llorch_poold import ownership
+from llorch_poold import ownership, replica
 from llorch_poold.gpu.probe import GpuReport
 from llorch_poold.mock_generation import text_of
 from llorch_poold.outlet import fence_clock
+from llorch_poold.preparation import Prepared
+from llorch_poold.provisioning import NotProvisioned, Provisioning
 from llorch_poold.run_store import RunStore
 from llorch_shared import streams, subjects
 from llorch_shared.wire.registry import Gpu, ReplicaState
@@ -698,3 +700,27 @@ async def test_a_task_that_asks_for_another_sampler_profile_fails(nats_server: N
         await node.until_ended(task)
         assert task.data("error")[0]["code"] == "INVALID_PARAMS"
         assert [event.event for event in task.events] == ["error"]
+
+
+async def test_a_model_that_is_not_trusted_is_not_loaded_until_it_is(
+    nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted = asyncio.Event()
+
+    async def prepare(*_: Any) -> Prepared:
+        if not trusted.is_set():
+            raise NotProvisioned("nobody has signed it", final=True, code="UNTRUSTED_ARTIFACT")
+        return Prepared()
+
+    async def permitted(*_: Any) -> bool:
+        await trusted.wait()
+        return True
+
+    monkeypatch.setattr(replica, "prepare", prepare)
+    monkeypatch.setattr(replica, "TRUST_LOOK_FIRST_S", 0.01)
+    monkeypatch.setattr(Provisioning, "permitted", permitted)
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
+        refused = await node.state(ReplicaState.FAILED)
+        assert (refused.refused, refused.last_error) == ("UNTRUSTED_ARTIFACT", "nobody has signed it")
+        trusted.set()
+        assert (await node.ready()).refused == ""

@@ -72,6 +72,21 @@ async def test_a_refusal_is_final_and_says_why(bus: NatsBus) -> None:
     assert refused.value.final
 
 
+async def test_what_is_not_trusted_says_so_and_is_asked_for_again(bus: NatsBus) -> None:
+    refused = ProvisionPlan(job="j", steps=(), refusal="not signed", code="UNTRUSTED_ARTIFACT")
+    mismatch = {"error": "UNTRUSTED_ARTIFACT: other bytes", "code": "UNTRUSTED_ARTIFACT", "done": True}
+    await FakeProvisioner(bus, (refused, []), (refused, []), (PLAN, []), (PLAN, [mismatch])).serve()
+    asker = Provisioning(bus, "node-1")
+    with pytest.raises(NotProvisioned, match="not signed") as told:
+        await asker.model(SPEC, print)
+    assert (told.value.final, told.value.code) == (True, "UNTRUSTED_ARTIFACT")
+    assert not await asker.permitted(SPEC)
+    assert await asker.permitted(SPEC)
+    with pytest.raises(NotProvisioned, match="other bytes") as told:
+        await asker.model(SPEC, print)
+    assert (told.value.final, told.value.code) == (True, "UNTRUSTED_ARTIFACT")
+
+
 async def test_a_failed_job_may_be_tried_again(bus: NatsBus) -> None:
     await FakeProvisioner(bus, (PLAN, [{"error": "disk full", "hint": "free some space"}])).serve()
     with pytest.raises(NotProvisioned, match=r"disk full \(free some space\)") as failed:

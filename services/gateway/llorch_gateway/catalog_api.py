@@ -9,17 +9,17 @@ from typing import Any, Final
 from llorch_gateway.catalog_pools import rest, wake
 from llorch_gateway.catalog_verification import Verifications
 from llorch_gateway.core import catalog as core
-from llorch_gateway.core.trust import effective, judge
 from llorch_gateway.failures import unavailable
 from llorch_gateway.operations import Answer, Ask, Handler, Handlers
 from llorch_gateway.pools_api import Authors
-from llorch_gateway.signatures import verify
 from llorch_gateway.snapshot import Snapshot
 from llorch_shared.bus.port import Bus
 from llorch_shared.catalog import Catalog, Contended, Kept, Taken
 from llorch_shared.errors import invalid, not_found
 from llorch_shared.http_api.catalog import ETAG_HEADER, TRUST_POLICY_HEADER
 from llorch_shared.models import ADMITTED
+from llorch_shared.signatures import verify
+from llorch_shared.trust import effective, judge
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent
 from llorch_shared.wire.catalog import (

@@ -7,17 +7,15 @@ from typing import Final
 
 import msgspec
 
-from llorch_gateway.core.trust import effective, judge
-from llorch_gateway.signatures import verify
 from llorch_gateway.snapshot import Snapshot
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.errors import OrchError
+from llorch_shared.signatures import verify
+from llorch_shared.trust import judge_entry
 from llorch_shared.wire.catalog import (
     VERIFY_ANSWER_DECODER,
     CatalogEntry,
-    CatalogModel,
-    TrustMode,
     TrustPolicy,
     VerifyModel,
     VerifyResult,
@@ -58,9 +56,7 @@ def wish_of(entry: CatalogEntry, policy: TrustPolicy, *, engine: str) -> VerifyM
     """What is known of the entry without its file, by the policy in effect now and when it was entered."""
     result, reason, message = VerifyResult.PASS, "", ""
     try:
-        own = msgspec.structs.replace(entry.trust_policy, ca_roots=(), allowed_registries=())
-        strict = entry.trust_policy.mode is TrustMode.STRICT
-        verdict = judge(_as_entered(entry), effective(policy, own, strict=strict), verify)
+        verdict = judge_entry(entry, policy, verify)
         if verdict.problems:
             result, reason, message = verdict.result, "unsigned", "; ".join(verdict.problems)
     except OrchError as error:
@@ -73,14 +69,4 @@ def wish_of(entry: CatalogEntry, policy: TrustPolicy, *, engine: str) -> VerifyM
         result=result,
         reason=reason,
         message=message,
-    )
-
-
-def _as_entered(entry: CatalogEntry) -> CatalogModel:
-    return CatalogModel(
-        id=entry.id,
-        digest=entry.digest,
-        source_url=entry.source_url,
-        signatures=entry.signatures,
-        sbom=entry.sbom,
     )

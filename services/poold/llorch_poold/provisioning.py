@@ -31,11 +31,13 @@ Progress = Callable[[str], None]
 
 
 class NotProvisioned(Exception):
-    """The provisioner says no, or its job failed; the message says what to do. `final`: asking again will not help."""
+    """The provisioner says no, or its job failed; the message says what to do. `final`: asking again will not help,
+    but where `code` says that the model is not trusted: then the catalog may be changed."""
 
-    def __init__(self, message: str, *, final: bool) -> None:
+    def __init__(self, message: str, *, final: bool, code: str = "") -> None:
         super().__init__(message)
         self.final = final
+        self.code = code
 
 
 class Provisioning:
@@ -55,15 +57,18 @@ class Provisioning:
 
     async def model(self, spec: PoolSpec, progress: Progress) -> ResolvedModel:
         """Raises NotProvisioned. Waits for as long as the provisioner is away."""
-        order = EnsureModel(
-            model_ref=spec.model,
-            checksum=spec.provisioning.model.checksum,
-            cache_dir=spec.provisioning.model.cache_dir,
-        )
-        result = await self._ensure(subjects.provision_model(self._node), msgspec.json.encode(order), progress)
+        result = await self._ensure(subjects.provision_model(self._node), _model_order(spec), progress)
         if not isinstance(result, ResolvedModel):
             raise NotProvisioned("the provisioner answered with something that is no model", final=True)
         return result
+
+    async def permitted(self, spec: PoolSpec) -> bool:
+        """Whether the model that was refused may be fetched by now; if so, that has begun."""
+        try:
+            await self._ask(subjects.provision_model(self._node), _model_order(spec), _say_nothing)
+        except NotProvisioned as error:
+            return not error.code
+        return True
 
     async def _ensure(self, subject: str, order: bytes, progress: Progress) -> PreparedEngine | ResolvedModel:
         events: asyncio.Queue[ProvisionEvent] = asyncio.Queue(maxsize=256)
@@ -106,7 +111,7 @@ class Provisioning:
                 raise NotProvisioned(f"the provisioner's answer is not a plan: {error}", final=True) from error
             else:
                 if plan.refusal:
-                    raise NotProvisioned(plan.refusal, final=True)
+                    raise NotProvisioned(plan.refusal, final=True, code=plan.code)
                 return plan.job
             await asyncio.sleep(ASK_AGAIN_S)
 
@@ -123,8 +128,18 @@ class Provisioning:
             except TimeoutError:
                 return None
             if event.error:
-                raise NotProvisioned(f"{event.error}{f' ({event.hint})' if event.hint else ''}", final=False)
+                said = f"{event.error}{f' ({event.hint})' if event.hint else ''}"
+                raise NotProvisioned(said, final=bool(event.code), code=event.code)
             if event.done:
                 return event.result
             share = f" {100 * event.bytes_done // event.bytes_total} %" if event.bytes_total else ""
             progress(f"{event.target}: {event.detail or event.kind}{share}")
+
+
+def _model_order(spec: PoolSpec) -> bytes:
+    model = spec.provisioning.model
+    return msgspec.json.encode(EnsureModel(model_ref=spec.model, checksum=model.checksum, cache_dir=model.cache_dir))
+
+
+def _say_nothing(_progress: str) -> None:
+    """The reason why the replica does not run stands; nothing has come of asking."""

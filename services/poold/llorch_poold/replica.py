@@ -40,6 +40,8 @@ from llorch_shared.wire.spec import PoolSpec
 log = logging.getLogger(__name__)
 
 SCRAPE_EVERY_S: Final = 5.0
+TRUST_LOOK_FIRST_S: Final = 2.0
+TRUST_LOOK_MAX_S: Final = 60.0
 DRAIN_LOOK_S: Final = 0.5
 """How soon another end of a drain that is under way counts."""
 
@@ -82,6 +84,8 @@ class Replica:
         self._facts: ReplicaFacts | None = None
         self._pace: Final = Pace()
         self._progress = ""
+        self._refused_with = ""
+        self._look_again_s = TRUST_LOOK_FIRST_S
         self.incarnation = secrets.token_hex(8)
         self._slots: Final = Slots(node, timeouts=lambda: self.spec.timeouts, dropped=self._tell)
 
@@ -141,7 +145,10 @@ class Replica:
                 if happened is Happened.BROKE:
                     self.incarnation = secrets.token_hex(8)
                 before = self._core.state
-                step = self._core.handle(happened, now_ms=_clock_ms(), reason=reason, jitter=random.random())  # noqa: S311
+                jitter = random.random()  # noqa: S311
+                step = self._core.handle(
+                    happened, now_ms=_clock_ms(), reason=reason, code=self._refused_with, jitter=jitter
+                )
                 self._moved(before, reason)
                 if happened is Happened.BROKE:
                     await self._bury(reason)
@@ -181,6 +188,7 @@ class Replica:
             restart_count=core.restart_count,
             backoff_ms=core.backoff_ms,
             last_error=core.last_error,
+            refused=core.refused,
             progress="" if ready else self._progress,
             standby=self._standby(),
         )
@@ -225,14 +233,14 @@ class Replica:
                     self._node.metrics.counter("replica_restarts_total").labels(self.spec.id).inc()
                     return Happened.WAITED, ""
                 case _:
-                    await asyncio.Event().wait()
-                    raise AssertionError("a halted replica leaves only by a drain")
+                    return await self._halt()
         except NoRoom as failure:
             self.no_room = failure.fits_alone
             return Happened.BROKE, str(failure)
         except EngineFailure as failure:
             return Happened.BROKE, str(failure)
         except NotProvisioned as error:
+            self._refused_with = error.code
             return (Happened.REFUSED if error.final else Happened.BROKE), str(error)
         except Unlaunchable as error:
             return Happened.REFUSED, str(error)
@@ -242,9 +250,21 @@ class Replica:
             log.exception("replica %s: the node failed at step %s", self.replica_id, step)
             return Happened.BROKE, f"a fault of the node at step {step}: {error!r}"
 
+    async def _halt(self) -> tuple[Happened, str]:
+        """Nothing is tried again, but whether a model that is not trusted has become so: less often each time."""
+        if not self._core.refused:
+            await asyncio.Event().wait()
+        while True:
+            await asyncio.sleep(self._look_again_s)
+            self._look_again_s = min(2 * self._look_again_s, TRUST_LOOK_MAX_S)
+            if await self._provisioning.permitted(self.spec):
+                return Happened.PERMITTED, ""
+
     async def _provision(self) -> tuple[Happened, str]:
         self.no_room = False
+        self._refused_with = ""
         self._prepared = await prepare(self._provisioning, self.desired, self._gpus(), self._say)
+        self._look_again_s = TRUST_LOOK_FIRST_S
         return Happened.PROVISIONED, ""
 
     async def _spawn(self) -> tuple[Happened, str]:

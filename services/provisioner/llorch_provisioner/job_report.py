@@ -63,7 +63,7 @@ class JobReport:
         self._job.advance(done, total)
 
     def verified(self, matched: bool, what: str) -> None:
-        result, reason = ("ok", "matched") if matched else ("unverified", "no_digest")
+        result, reason = ("pass", "matched") if matched else ("warn", "no_digest")
         self._count(result, reason)
         if not matched:
             self._say(f"no digest was given for {what}: records what it is", "provision.unverified", logging.WARNING)
@@ -77,7 +77,7 @@ class JobReport:
     def failed(self, failure: Failure) -> None:
         """The job ended without a result."""
         if isinstance(failure, Untrusted):
-            self._count("failed", "untrusted")
+            self._count("fail", "untrusted")
         self._say(f"{self._target} failed: {failure.sentence()}", "provision.failed", logging.ERROR)
 
     def _count(self, result: str, reason: str) -> None:

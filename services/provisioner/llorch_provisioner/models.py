@@ -30,9 +30,9 @@ def cached_model(order: ModelOrder, cache: Cache) -> ResolvedModel | None:
     entry = cache.models.find(lambda known: known.local_path == str(path) and (not model_id or known.id == model_id))
     if entry is None or not _unchanged(entry, path):
         return None
-    if order.checksum and trust.parse_digest(entry.digest) != order.checksum:
+    if order.checksums and trust.parse_digest(entry.digest) not in order.checksums:
         return None
-    return entry.resolved(order.model_ref, verified=entry.verified or bool(order.checksum))
+    return entry.resolved(order.model_ref, verified=entry.verified or bool(order.checksums))
 
 
 def present_models(cache: Cache) -> tuple[ResolvedModel, ...]:
@@ -59,7 +59,7 @@ async def _use(order: UseFile, cache: Cache, report: Reporter) -> ResolvedModel:
     before = path.stat()
     report.begin("verify")
     digest = await asyncio.to_thread(files.sha256_of, path, report.advance)
-    verified = trust.verified(path.name, digest, (order.checksum,) if order.checksum else ())
+    verified = trust.verified(path.name, digest, order.checksums)
     report.verified(verified, path.name)
     report.begin("register")
     entry = ModelEntry(
@@ -109,7 +109,7 @@ async def _take(
             )
         )
         report.begin("verify")
-        verified = trust.verified(final.name, digest, (order.checksum,) if order.checksum else ())
+        verified = trust.verified(final.name, digest, order.checksums)
         report.verified(verified or known_wheel, final.name)
         report.begin("move")
         await asyncio.to_thread(files.move_file, staged, final)

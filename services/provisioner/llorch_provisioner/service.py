@@ -3,28 +3,32 @@
 It keeps working while the bus is away: jobs run on, and tell their state again once it is back.
 """
 
+import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import msgspec
 
 from llorch_provisioner.cache import Cache
+from llorch_provisioner.core import catalog_trust
 from llorch_provisioner.core.failure import Failure
 from llorch_provisioner.verification import Verifications
 from llorch_provisioner.workshop import Workshop
-from llorch_shared import subjects
+from llorch_shared import streams, subjects
 from llorch_shared.bus.nats import connect
 from llorch_shared.bus.patience import BUS_ENDED, BUS_LOST, unless_stopped
-from llorch_shared.bus.port import Bus, Message
+from llorch_shared.bus.port import Bus, BusError, Message
 from llorch_shared.embedded_defaults import CPU_ONLY_ON_LINUX
-from llorch_shared.lifecycle import Stop
+from llorch_shared.lifecycle import Stop, first_of
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
+from llorch_shared.model_table import ModelTable
 from llorch_shared.settings import Secret, Settings
+from llorch_shared.signatures import verify as verify_signature
 from llorch_shared.wire.catalog import VERIFY_DECODER, VerifyAnswer
 from llorch_shared.wire.provision import (
     ENSURE_ENGINE_DECODER,
@@ -39,6 +43,7 @@ log: Final = logging.getLogger(__name__)
 
 _ENCODER: Final = msgspec.json.Encoder()
 _NOT_A_REQUEST: Final = "invalid"
+CATALOG_RETRY_S: Final = 0.5
 
 
 async def run(settings: Settings, environment: Mapping[str, str], password: Secret, stop: Stop) -> int:
@@ -91,6 +96,14 @@ async def _serve(
     def tell(event: ProvisionEvent) -> None:
         bus.publish(subjects.provision_progress(node, event.job), _ENCODER.encode(event))
 
+    catalog = ModelTable(bus, metrics)
+    if not await _followed(bus, catalog, stop):
+        return
+
+    def permitted(model_ref: str) -> Collection[str] | None:
+        entries = catalog.models.of_source(model_ref)
+        return catalog_trust.permitted(model_ref, entries, settings.catalog.trust_policy, verify_signature)
+
     gpu_only = settings.profile == "gpu" and sys.platform == "linux"
     async with Workshop(
         cache,
@@ -99,6 +112,7 @@ async def _serve(
         environment=environment,
         tell=tell,
         metrics=metrics,
+        permitted=permitted,
         cpu_only=CPU_ONLY_ON_LINUX if gpu_only else frozenset(),
     ) as workshop:
 
@@ -124,6 +138,20 @@ async def _serve(
             await stop.wait()
         finally:
             await verifications.close()
+            await catalog.close()
+
+
+async def _followed(bus: Bus, catalog: ModelTable, stop: Stop) -> bool:
+    """Before the first model is judged, what the catalog says is known. False after a wish to stop."""
+    while not stop:
+        try:
+            await bus.stream_state(streams.CATALOG)
+            await catalog.start()
+            return True
+        except BusError as error:
+            log.info("the catalog cannot be read yet: %s", error)
+        await first_of(asyncio.sleep(CATALOG_RETRY_S), stop.wait())
+    return False
 
 
 def verify_answer(verifications: Verifications, data: bytes) -> VerifyAnswer:

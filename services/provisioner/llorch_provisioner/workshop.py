@@ -7,7 +7,7 @@ A wish is judged at once, without waiting for anything: plan or refusal. The job
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, assert_never
 
 from llorch_provisioner.cache import Cache
@@ -36,6 +36,16 @@ from llorch_shared.wire.provision import (
 
 log: Final = logging.getLogger(__name__)
 
+REFUSALS_KEPT_MAX: Final = 256
+"""Whose reason was said: the same again is said to who asks, and not to the log."""
+
+Permitted = Callable[[str], Collection[str] | None]
+"""The digests that a model of this reference may have, None for any. Raises Failure when it may not be loaded."""
+
+
+def _any_model(_model_ref: str) -> None:
+    return None
+
 
 class Workshop:
     """The jobs of one node. Use as an async context; leaving it stops what is under way."""
@@ -49,6 +59,7 @@ class Workshop:
         environment: Mapping[str, str],
         tell: Callable[[ProvisionEvent], None],
         metrics: Metrics,
+        permitted: Permitted = _any_model,
         known_wheels: planning.KnownWheels = KNOWN_WHEELS,
         cpu_only: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
@@ -60,6 +71,7 @@ class Workshop:
         self._node: Final = node_id
         self._environment: Final = environment
         self._known: Final = known_wheels
+        self._permitted: Final = permitted
         self._policy: Final = planning.Policy(
             offline=settings.offline, packages_allowed=settings.packages_allowed, cpu_only=cpu_only
         )
@@ -69,6 +81,7 @@ class Workshop:
         self._book: Final = JobBook()
         self._turns: Final = asyncio.Semaphore(settings.jobs_max)
         self._running: Final[set[asyncio.Task[None]]] = set()
+        self._refused: Final[dict[str, str]] = {}
 
     async def __aenter__(self) -> "Workshop":
         return self
@@ -103,9 +116,10 @@ class Workshop:
                 case never:
                     assert_never(never)
         except Failure as refusal:
-            return self._refuse(name, request, refusal.sentence())
+            return self._refuse(name, request, refusal)
         except OSError as error:
-            return self._refuse(name, request, _of_system(error).sentence())
+            return self._refuse(name, request, _of_system(error))
+        self._refused.pop(name, None)
         job = Job(name, self._node, _target(request), steps, now_ms())
         self._book.add(job)
         task = asyncio.create_task(self._run(job, request, order, result), name=f"provision {name}")
@@ -113,17 +127,26 @@ class Workshop:
         task.add_done_callback(self._running.discard)
         return ProvisionPlan(job=name, steps=steps)
 
-    def _refuse(self, name: str, request: EnsureEngine | EnsureModel, reason: str) -> ProvisionPlan:
+    def _refuse(self, name: str, request: EnsureEngine | EnsureModel, refusal: Failure) -> ProvisionPlan:
+        reason = refusal.sentence()
+        again = self._refused.get(name) == reason
+        self._refused[name] = reason
+        if len(self._refused) > REFUSALS_KEPT_MAX:
+            del self._refused[next(iter(self._refused))]
         narrate(
             log,
             f"refuses {_target(request)}: {reason}",
             actor=self._actor,
             action="provision.refused",
             target=_target(request),
-            level=logging.WARNING,
+            level=logging.DEBUG if again else logging.WARNING,
             job=name,
         )
-        return ProvisionPlan(job=name, steps=(), refusal=reason)
+        if refusal.code and not again:
+            engine = str(request.engine) if isinstance(request, EnsureEngine) else ""
+            counter = self.metrics.counter("catalog_verifications_total")
+            counter.labels(result="fail", reason="untrusted", engine=engine).inc()
+        return ProvisionPlan(job=name, steps=(), refusal=reason, code=refusal.code)
 
     def status(self) -> ProvisionerStatus:
         """What is here and what is being done."""
@@ -137,7 +160,7 @@ class Workshop:
     def _order(self, request: EnsureEngine | EnsureModel) -> planning.Order:
         if isinstance(request, EnsureEngine):
             return planning.engine_order(request, self._known, DEFAULT_ENGINE_PACKAGE)
-        return planning.model_order(request, self._known)
+        return planning.model_order(request, self._known, self._permitted(request.model_ref))
 
     def _cached(self, order: planning.Order) -> PreparedEngine | ResolvedModel | None:
         if isinstance(order, planning.ProbeExternal | planning.InstallPackage):
@@ -176,7 +199,7 @@ class Workshop:
                 self._teller.present(job)
                 raise
             except Failure as failure:
-                job.fail(str(failure), failure.hint, now_ms())
+                job.fail(str(failure), failure.hint, now_ms(), code=failure.code)
                 report.failed(failure)
             except OSError as error:
                 said = _of_system(error)

@@ -33,6 +33,8 @@ class ProvisionPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     steps: tuple[PlanStep, ...]
     refusal: str = ""
     """Why it cannot be done, with what to do about it; empty when the job runs."""
+    code: str = ""
+    """`UNTRUSTED_ARTIFACT` where the catalog or a digest forbids it; else empty."""
 
 
 class PreparedEngine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="engine"):
@@ -80,6 +82,8 @@ class ProvisionEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     done: bool = False
     error: str = ""
     hint: str = ""
+    code: str = ""
+    """Of the error, as in the plan."""
     result: PreparedEngine | ResolvedModel | None = None
     at_ms: int = 0
 

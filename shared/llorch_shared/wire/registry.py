@@ -98,6 +98,9 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     restart_count: int = 0
     backoff_ms: int = 0
     last_error: str = ""
+    refused: str = ""
+    """The error code of what forbids it to run, `UNTRUSTED_ARTIFACT`, while it is failed for that. It begins by itself
+    when it is permitted."""
     progress: str = ""
     """What it is busy with before it is ready, for people."""
     standby: Standby | None = None

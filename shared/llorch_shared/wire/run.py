@@ -123,6 +123,8 @@ class WaitsFor(StrEnum):
     """A replica that is ready: until then the model is loading, and predicted_start_ms counts that in."""
     DOWNLOAD = "download"
     """The same, while engine or model are still being fetched. Told on streams alone."""
+    TRUST = "trust"
+    """The trust policy lets no node load the model as the catalog has it. Told on streams alone."""
 
 
 class TaskView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

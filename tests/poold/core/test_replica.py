@@ -103,3 +103,12 @@ def test_a_random_life_keeps_its_bounds(seed: int) -> None:
         assert core.restart_count <= failures
         if ready_before and happened is Happened.BROKE:
             assert core.state in (ReplicaState.BACKOFF, ReplicaState.FAILED)
+
+
+def test_a_replica_that_must_not_run_begins_when_it_may() -> None:
+    core = ReplicaCore(POLICY)
+    assert core.handle(Happened.REFUSED, now_ms=0, reason="not signed", code="UNTRUSTED_ARTIFACT") is Step.HALT
+    assert (core.state, core.refused, core.last_error) == (ReplicaState.FAILED, "UNTRUSTED_ARTIFACT", "not signed")
+    assert core.handle(Happened.PERMITTED, now_ms=9) is Step.PROVISION
+    assert core.refused == ""
+    to_ready(core, 10)

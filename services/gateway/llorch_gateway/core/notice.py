@@ -50,6 +50,8 @@ def _reason(load: PoolLoad | None, replicas: Sequence[ReplicaRecord]) -> tuple[W
     """Of several replicas that come, the one that is furthest counts: it will take the task."""
     if any(replica.state is ReplicaState.READY for replica in replicas) or (load is not None and load.replicas_ready):
         return WaitsFor.SLOT, None
+    if replicas and all(replica.refused for replica in replicas):
+        return WaitsFor.TRUST, None
     fetching = [replica for replica in replicas if replica.state is ReplicaState.PROVISIONING]
     if not fetching or len(fetching) < len(replicas):
         return WaitsFor.MODEL, None
@@ -63,6 +65,8 @@ def _sentence(waits_for: WaitsFor, position: int | None, percent: int | None) ->
             return "waits for a download" if percent is None else f"waits for a download: {percent} %"
         case WaitsFor.MODEL:
             return "waits for the model to load"
+        case WaitsFor.TRUST:
+            return "waits for a model that may be loaded: the trust policy forbids this one"
         case WaitsFor.SLOT:
             if not position:
                 return "waits for a free slot"

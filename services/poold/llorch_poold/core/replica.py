@@ -33,6 +33,8 @@ class Happened(StrEnum):
     PROVISIONED = "provisioned"
     REFUSED = "refused"
     """It cannot be made to run as specified: trying again would not help."""
+    PERMITTED = "permitted"
+    """What forbade it does so no more."""
     LISTENING = "listening"
     PASSED = "passed"
     BROKE = "broke"
@@ -61,6 +63,7 @@ MOVES: Final[dict[tuple[ReplicaState, Happened], ReplicaState]] = {
     (_S.TESTING, Happened.BROKE): _S.BACKOFF,
     (_S.READY, Happened.BROKE): _S.BACKOFF,
     (_S.BACKOFF, Happened.WAITED): _S.PROVISIONING,
+    (_S.FAILED, Happened.PERMITTED): _S.PROVISIONING,
     **{(state, Happened.DRAIN_WISHED): _S.DRAINING for state in ReplicaState},
 }
 
@@ -87,6 +90,8 @@ class ReplicaCore:
         self._policy: Final = policy
         self.state = _S.FAILED if refusal else _S.PROVISIONING
         self.last_error = refusal
+        self.refused = ""
+        """The error code of what forbids it, while it is failed for that."""
         self.restart_count = 0
         self.backoff_ms = 0
         self._failures = 0
@@ -96,14 +101,16 @@ class ReplicaCore:
     def step(self) -> Step:
         return STEPS[self.state]
 
-    def handle(self, happened: Happened, *, now_ms: int, reason: str = "", jitter: float = 1.0) -> Step:
-        """Move on. `jitter` in [0, 1] spreads restarts: the wait is between half of the backoff and all of it."""
+    def handle(self, happened: Happened, *, now_ms: int, reason: str = "", code: str = "", jitter: float = 1.0) -> Step:
+        """Move on. `jitter` in [0, 1] spreads restarts: the wait is between half of the backoff and all of it. `code`:
+        the error code of what was refused, where that may be permitted later."""
         try:
             after = MOVES[self.state, happened]
         except KeyError:
             raise IllegalEvent(f"{happened} in state {self.state}") from None
         if reason:
             self.last_error = reason
+        self.refused = code if happened is Happened.REFUSED else ""
         if happened is Happened.BROKE:
             after = self._broke(now_ms, jitter)
         elif after is _S.READY:

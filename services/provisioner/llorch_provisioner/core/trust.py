@@ -28,6 +28,20 @@ def parse_digests(texts: Collection[str]) -> tuple[str, ...]:
     return tuple(parse_digest(text) for text in texts if text)
 
 
+def agreed(given: str, permitted: Collection[str] | None) -> tuple[str, ...]:
+    """Digests that a file may have when both the wish and the catalog may name some; empty: any. Raises Untrusted when
+    they exclude each other."""
+    if permitted is None:
+        return (given,) if given else ()
+    if given and given not in permitted:
+        known = " or ".join(f"sha256:{digest}" for digest in sorted(permitted))
+        raise Untrusted(
+            f"the pool asks for sha256:{given}, the catalog has {known}",
+            "correct provisioning.model.checksum, or the entry of the catalog",
+        )
+    return (given,) if given else tuple(sorted(permitted))
+
+
 def verified(what: str, computed: str, accepted: Collection[str]) -> bool:
     """True when `computed` is one of `accepted`, false when none is given. Raises Untrusted when it is not one."""
     if not accepted:

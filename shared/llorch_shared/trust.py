@@ -1,5 +1,6 @@
-"""Whether a model may enter the catalog, and whether it is still what entered (ORCH-3061, 3063, 3067). Pure: signatures
-are verified by who calls."""
+"""Whether a model may enter the catalog, and whether what entered may still be used (ORCH-3061, 3063, 3067): for the
+gateway at entry and verification, and for the provisioner before it loads. Pure: signatures are verified by who
+calls."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from typing import Final
 import msgspec
 
 from llorch_shared.errors import ErrorCode, OrchError
-from llorch_shared.wire.catalog import CatalogModel, Signature, TrustMode, TrustPolicy, VerifyResult
+from llorch_shared.wire.catalog import CatalogEntry, CatalogModel, Signature, TrustMode, TrustPolicy, VerifyResult
 
 ED25519: Final = "ed25519"
 _SCHEME: Final = re.compile(r"^([a-z][a-z0-9+.-]*):", re.IGNORECASE)
@@ -64,10 +65,7 @@ def effective(deployment: TrustPolicy, own: TrustPolicy | None, *, strict: bool)
 
 def judge(model: CatalogModel, policy: TrustPolicy, verify: Verifier) -> Verdict:
     """Raises OrchError UNTRUSTED_ARTIFACT where the policy does not take it."""
-    registry = registry_of(model.source_url)
-    allowed = {one.lower() for one in policy.allowed_registries}
-    if allowed and registry not in allowed:
-        raise untrusted(f"source_url: models from {registry} are not allowed here")
+    check_registry(model.source_url, policy)
     signatures = tuple(
         msgspec.structs.replace(
             one, verified=one.algo.lower() == ED25519 and verify(one, model.digest, policy.ca_roots)
@@ -83,6 +81,31 @@ def judge(model: CatalogModel, policy: TrustPolicy, verify: Verifier) -> Verdict
     if model.sbom is None and policy.require_sbom:
         raise untrusted("sbom: the trust policy requires one")
     return Verdict(signatures, tuple(problems))
+
+
+def policy_of(entry: CatalogEntry, deployment: TrustPolicy) -> TrustPolicy:
+    """The policy in effect now and when it was entered, whichever asks for more."""
+    own = msgspec.structs.replace(entry.trust_policy, ca_roots=(), allowed_registries=())
+    return effective(deployment, own, strict=entry.trust_policy.mode is TrustMode.STRICT)
+
+
+def judge_entry(entry: CatalogEntry, deployment: TrustPolicy, verify: Verifier) -> Verdict:
+    """What is known of it without its file. Raises OrchError UNTRUSTED_ARTIFACT."""
+    model = CatalogModel(
+        id=entry.id,
+        digest=entry.digest,
+        source_url=entry.source_url,
+        signatures=entry.signatures,
+        sbom=entry.sbom,
+    )
+    return judge(model, policy_of(entry, deployment), verify)
+
+
+def check_registry(source_url: str, policy: TrustPolicy) -> None:
+    """Raises OrchError UNTRUSTED_ARTIFACT where models from there are not allowed."""
+    registry = registry_of(source_url)
+    if policy.allowed_registries and registry not in {one.lower() for one in policy.allowed_registries}:
+        raise untrusted(f"source_url: models from {registry} are not allowed here")
 
 
 def _unsigned(signatures: Sequence[Signature], policy: TrustPolicy) -> str:
