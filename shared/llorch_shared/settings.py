@@ -118,6 +118,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     alone, for what stands before the gateway and speaks HTTP/2 badly."""
     body_bytes_max: Annotated[int, Meta(ge=1024, le=16 * 1024 * 1024)] = 16 * 1024 * 1024
     """Largest request body, bytes. What no bus message could hold travels by reference (object store)."""
+    answer_bytes_max: Annotated[int, Meta(ge=1024 * 1024, le=256 * 1024 * 1024)] = 64 * 1024 * 1024
+    """Most memory of one answer that is not streamed (completions, vectors), bytes; a larger one ends with an error as
+    soon as it is foreseen. All of a process together hold 256 MiB, beyond it 503."""
     streams_max: Annotated[int, Meta(ge=1)] = 4096
     """Open streams per gateway process; one more is refused with 503."""
     cancel_wait_ms: Annotated[int, Meta(ge=1)] = 5_000

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from llorch_gateway.answer_room import AnswerRoom
 from llorch_gateway.openai.core import models
 from llorch_gateway.openai.core.errors import ParamError
 from llorch_gateway.openai.core.results import AskedResults, Results, Scores, Vectors, read_embedding, read_rerank
 from llorch_poold.core.results import embedding_text, score_text
-from llorch_shared.errors import ErrorBody, ErrorCode
+from llorch_shared.errors import ErrorBody, ErrorCode, OrchError
 from llorch_shared.guards import check_request
 from llorch_shared.wire.frames import (
     End,
@@ -25,8 +26,10 @@ from llorch_shared.wire.frames import (
     encode_token,
 )
 from llorch_shared.wire.task import INPUTS_MAX, Priority, Workload
-from support.gateways import pool_spec, replica
+from support.bus_worlds import eventually
+from support.gateways import cluster_of, pool_spec, replica
 
+MIB = 1024 * 1024
 NEW_ID = "00000000-0000-4000-8000-000000000001"
 POOLS = {
     pool.id: pool
@@ -134,6 +137,10 @@ def fed(answer: Results, *frames: bytes) -> Results:
     return answer
 
 
+def told_by(answer: Results) -> Any:
+    return json.loads(b"".join(answer.parts()))
+
+
 TOKENS = [encode_token(1, index, embedding_text(index, vector, 3)) for index, vector in enumerate(VECTORS)]
 
 
@@ -141,12 +148,12 @@ def test_vectors_are_told_as_numbers_or_in_base64() -> None:
     """In whatever pieces the stream comes, and with what else is said on it."""
     numbers = fed(Vectors(embed()), b"retry: 1000\n\n", STARTED + FACTS, TOKENS[0] + TOKENS[1], b":\n\n", end(2))
     assert (numbers.over, numbers.error) == (True, None)
-    told = json.loads(numbers.body())
+    told = told_by(numbers)
     assert [each["embedding"] for each in told["data"]] == VECTORS
     assert [(each["object"], each["index"]) for each in told["data"]] == [("embedding", 0), ("embedding", 1)]
     assert (told["object"], told["model"]) == ("list", "mock:words")
     assert told["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
-    packed = json.loads(fed(Vectors(embed(encoding_format="base64")), *TOKENS, end(2)).body())
+    packed = told_by(fed(Vectors(embed(encoding_format="base64")), *TOKENS, end(2)))
     for each, vector in zip(packed["data"], VECTORS, strict=True):
         assert list(struct.unpack("<3f", base64.b64decode(each["embedding"]))) == [
             struct.unpack("<f", struct.pack("<f", number))[0] for number in vector
@@ -157,14 +164,14 @@ SCORES = [encode_token(1, index, score_text(index, score, 2)) for index, score i
 
 
 def test_documents_are_told_by_their_relevance() -> None:
-    told = json.loads(fed(Scores(rerank()), STARTED, *SCORES, end(3)).body())
+    told = told_by(fed(Scores(rerank()), STARTED, *SCORES, end(3)))
     assert told["results"] == [
         {"index": 1, "relevance_score": 2.25},
         {"index": 2, "relevance_score": 0.75},
         {"index": 0, "relevance_score": -0.5},
     ]
     assert (told["id"], told["model"]) == (f"rerank-{NEW_ID}", "mock:ranks")
-    best = json.loads(fed(Scores(rerank(top_n=1, return_documents=True)), *SCORES, end(3)).body())
+    best = told_by(fed(Scores(rerank(top_n=1, return_documents=True)), *SCORES, end(3)))
     assert best["results"] == [{"index": 1, "relevance_score": 2.25, "document": {"text": "y"}}]
 
 
@@ -181,3 +188,67 @@ def test_an_answer_that_is_not_whole_is_none(last: bytes, code: ErrorCode) -> No
     assert answer.over
     assert answer.error is not None
     assert answer.error.code is code
+
+
+@pytest.mark.parametrize("frames", [(encode_token(1, 0, " a word"), end(1)), (TOKENS[0], end(1)), (SCORES[0], end(1))])
+def test_the_id_of_another_requests_task_is_refused_and_is_no_fault(frames: tuple[bytes, ...]) -> None:
+    """The same task id is the same task, whatever it answers."""
+    answer = fed(Vectors(embed(llorch={"task_id": "00000000-0000-4000-8000-000000000002"})), STARTED, *frames)
+    assert answer.over
+    assert answer.error is not None
+    assert (answer.error.code, answer.error.hint) == (
+        ErrorCode.INVALID_PARAMS,
+        "the same task id is the same task for 72 hours; take a fresh UUID for another",
+    )
+
+
+def test_what_an_answer_will_hold_is_known_with_its_first_result() -> None:
+    answer = fed(Vectors(embed(input=["a"] * 2_000)), STARTED)
+    assert answer.held == 0
+    fed(answer, encode_token(1, 0, embedding_text(0, [0.1] * 4_096, 1)))
+    assert answer.held > 2_000 * 4_096 * 4
+
+
+def test_an_answer_holds_no_more_than_its_bound_and_its_share_of_the_room() -> None:
+    rooms = AnswerRoom(8 * MIB, together=10 * MIB)
+    with rooms.for_one() as one, rooms.for_one() as other:
+        one.grow(MIB)
+        one.grow(7 * MIB)
+        one.grow(6 * MIB)
+        other.grow(MIB)
+        with pytest.raises(OrchError) as refused:
+            other.grow(4 * MIB)
+        assert (refused.value.status, refused.value.body.retriable) == (503, True)
+        with pytest.raises(OrchError) as refused:
+            one.grow(8 * MIB + 1)
+        assert (refused.value.status, refused.value.body.retriable) == (400, False)
+    with rooms.for_one() as one:
+        one.grow(8 * MIB)
+
+
+async def test_vectors_that_are_too_large_together_end_with_the_first_of_them() -> None:
+    spec = pool_spec("vectors", workloads=["embedding"])
+    async with cluster_of(spec, replica("vectors", workloads=spec.serves)) as cluster:
+        door = await cluster.gateway(answer_bytes_max=MIB)
+        ask = {"model": "vectors", "input": ["a"] * 100, "llorch": {"task_id": NEW_ID}}
+        reply = door.open("POST", "/v1/embeddings", msgspec.json.encode(ask), {"content-type": "application/json"})
+        await eventually(lambda: bool(door.gateway.router.seats))
+        large = encode_token(1, 0, embedding_text(0, [0.25] * 4_096, 1))
+        await cluster.publish(door.lane, NEW_ID, STARTED, large)
+        assert (await reply.end()).status == 400
+        assert "at most 1048576 are kept" in reply.json()["error"]["message"]
+
+
+async def test_a_large_answer_is_sent_in_pieces() -> None:
+    spec = pool_spec("vectors", workloads=["embedding"])
+    async with cluster_of(spec, replica("vectors", workloads=spec.serves)) as cluster:
+        door = await cluster.gateway()
+        ask = {"model": "vectors", "input": ["a"] * 40, "llorch": {"task_id": NEW_ID}}
+        reply = door.open("POST", "/v1/embeddings", msgspec.json.encode(ask), {"content-type": "application/json"})
+        await eventually(lambda: bool(door.gateway.router.seats))
+        frames = [encode_token(1, index, embedding_text(index, [0.25] * 4_096, 1)) for index in range(40)]
+        await cluster.publish(door.lane, NEW_ID, STARTED, *frames, end(40))
+        told = (await reply.end()).json()
+        assert reply.headers["content-length"] == str(len(reply.body))
+        assert reply.pieces > 10
+        assert [len(each["embedding"]) for each in told["data"]] == [4_096] * 40

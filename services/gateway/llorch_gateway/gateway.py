@@ -139,6 +139,7 @@ class Gateway:
             snapshot=self.snapshot,
             body_bytes_max=wanted.body_bytes_max,
             body_read_s=wanted.body_read_ms / 1000,
+            answer_bytes_max=wanted.answer_bytes_max,
         )
         self.front: Final = Front(
             identities=Identities(

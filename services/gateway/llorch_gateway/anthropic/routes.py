@@ -30,8 +30,9 @@ class AnthropicRoutes:
             await self._door.stream(Events(asked, correlation), opened, receive, send, call)
         else:
             whole = Whole(asked)
-            await answered(self._door.collect(whole, opened, receive, call))
-            await reply(send, call, whole.body(), opened)
+            with self._door.answers.for_one() as held:
+                await answered(self._door.collect(whole, held, opened, receive, call))
+                await reply(send, call, [whole.body()], opened)
 
     async def _admit(self, scope: Scope, receive: Receive, call: Call) -> tuple[Asked, Opened]:
         """Raises OrchError, BusError."""

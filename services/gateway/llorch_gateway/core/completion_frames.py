@@ -19,6 +19,8 @@ RESTARTED: Final = ErrorBody(
     code=ErrorCode.WORKER_RESET,
     message="the output began anew, and what was sent of it cannot be taken back",
 )
+OBJECTS_FACTOR: Final = 4
+"""Memory of decoded log-probabilities over the bytes of their frames, and of the answer that is made of them."""
 _ID: Final = b"id: "
 _TEXTS: Final = re.compile(rb'\nevent: token\ndata: \{"t":"(.*)","i":[0-9]+\}\n\n')
 _DATA: Final = b"\nevent: token\ndata: "
@@ -56,9 +58,16 @@ class CompletionFrames(ABC):
         self.calls: list[ToolCallDelta] = []
         """What the last `take` found of calls."""
         self.logprobs: list[TokenLogprob] = []
+        self._taken = 0
+
+    @property
+    def held(self) -> int:
+        """At most so many bytes are kept of what was taken, where it is collected."""
+        return self._taken * (OBJECTS_FACTOR if self._rich else 1)
 
     def take(self, data: bytes) -> tuple[bytes, bool]:
         """Whole frames in. The JSON text of what they say, empty for nothing, and whether there was a heartbeat."""
+        self._taken += len(data)
         if not self.over and data.startswith(_ID):
             tokens = _TEXTS.findall(data)
             if len(tokens) == data.count(b"\n\n"):

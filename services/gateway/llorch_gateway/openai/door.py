@@ -2,10 +2,11 @@
 the stream on or collect it, reply. The clients of Anthropic come through it, too."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from llorch_gateway.admissions import Admissions
+from llorch_gateway.answer_room import AnswerRoom, Held
 from llorch_gateway.asgi import STOPPING, STREAM_HEADERS, Receive, Scope, Send, budget_lines
 from llorch_gateway.bodies import check_json, read_body
 from llorch_gateway.call import Call
@@ -19,6 +20,7 @@ from llorch_shared.wire.task import TaskRequest
 
 log = logging.getLogger(__name__)
 
+PIECE_BYTES: Final = 64 * 1024
 _WANTED: Final = frozenset({*HEADERS, b"content-length", b"content-type"})
 
 
@@ -27,6 +29,10 @@ class Collected(Protocol):
 
     over: bool
     error: ErrorBody | None
+
+    @property
+    def held(self) -> int:
+        """Bytes that it keeps."""
 
     def feed(self, data: bytes) -> None: ...
 
@@ -53,7 +59,9 @@ class Door:
         snapshot: Snapshot,
         body_bytes_max: int,
         body_read_s: float,
+        answer_bytes_max: int,
     ) -> None:
+        self.answers: Final = AnswerRoom(answer_bytes_max)
         self._admissions: Final = admissions
         self.streams: Final = streams
         self.snapshot: Final = snapshot
@@ -112,11 +120,14 @@ class Door:
             last = answer.broken(as_orch_error(error, call.correlation_id).body)
         await send({"type": "http.response.body", "body": last})
 
-    async def collect(self, answer: Collected, opened: Opened, receive: Receive, call: Call) -> None:
-        """Until it is over. Raises OrchError where it is not an answer then."""
+    async def collect(self, answer: Collected, held: Held, opened: Opened, receive: Receive, call: Call) -> None:
+        """Until it is over. Raises OrchError where it is not an answer then, or is too large to be kept."""
 
         async def write(data: bytes) -> None:
             answer.feed(data)
+            held.grow(answer.held)
+            if answer.over:
+                opened.seat.close("client")
 
         await self.streams.serve(opened, call, start=at_once, write=write, gone=leaving(receive))
         if not answer.over or answer.error is not None:
@@ -154,7 +165,31 @@ def names(call: Call, opened: Opened | None = None) -> Headers:
     return told
 
 
-async def reply(send: Send, call: Call, body: bytes, opened: Opened | None = None) -> None:
-    headers = [JSON_TYPE, (b"content-length", str(len(body)).encode()), *names(call, opened), *SAFE]
+async def reply(send: Send, call: Call, parts: Sequence[bytes], opened: Opened | None = None) -> None:
+    """In pieces, so that the server keeps one of them beside the answer itself."""
+    size = sum(map(len, parts))
+    headers = [JSON_TYPE, (b"content-length", str(size).encode()), *names(call, opened), *SAFE]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    if size <= PIECE_BYTES:
+        await send({"type": "http.response.body", "body": b"".join(parts)})
+        return
+    for piece in _pieces(parts):
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _pieces(parts: Sequence[bytes]) -> Iterator[bytes]:
+    """Small parts together, large ones cut."""
+    small: list[bytes] = []
+    size = 0
+    for part in parts:
+        if small and size + len(part) > PIECE_BYTES:
+            yield b"".join(small)
+            small, size = [], 0
+        if len(part) > PIECE_BYTES:
+            yield from (part[start : start + PIECE_BYTES] for start in range(0, len(part), PIECE_BYTES))
+        else:
+            small.append(part)
+            size += len(part)
+    if small:
+        yield b"".join(small)

@@ -46,10 +46,11 @@ class OpenAiRoutes:
             error = invalid(f"this path takes {allowed}", status=405)
             await reply_error(send, error, call.correlation_id, allow=allowed, told=openai_error_reply)
         elif allowed == "GET":
-            await reply(send, call, self._models(path))
+            await reply(send, call, [self._models(path)])
         elif path in RESULT_PATHS:
-            opened, body = await answered(self._results(scope, receive, call))
-            await reply(send, call, body, opened)
+            with self._door.answers.for_one() as held:
+                opened, parts = await answered(self._results(scope, receive, held, call))
+                await reply(send, call, parts, opened)
         elif path == RESPONSES_PATH:
             response, opened = await answered(self._admit_response(scope, receive, call))
             created = now_ms() // 1000
@@ -57,8 +58,9 @@ class OpenAiRoutes:
                 await self._door.stream(Events(response, created=created), opened, receive, send, call)
             else:
                 made = WholeResponse(response, created=created)
-                await answered(self._door.collect(made, opened, receive, call))
-                await reply(send, call, made.body(), opened)
+                with self._door.answers.for_one() as held:
+                    await answered(self._door.collect(made, held, opened, receive, call))
+                    await reply(send, call, [made.body()], opened)
         else:
             asked, opened = await answered(self._admit(scope, receive, call, chat=path == CHAT_PATH))
             created = now_ms() // 1000
@@ -66,8 +68,9 @@ class OpenAiRoutes:
                 await self._door.stream(Chunks(asked, created=created), opened, receive, send, call)
             else:
                 whole = Whole(asked, created=created)
-                await answered(self._door.collect(whole, opened, receive, call))
-                await reply(send, call, whole.body(), opened)
+                with self._door.answers.for_one() as held:
+                    await answered(self._door.collect(whole, held, opened, receive, call))
+                    await reply(send, call, [whole.body()], opened)
 
     def _models(self, path: str) -> bytes:
         pools, replicas = self._snapshot.pools, self._snapshot.replicas

@@ -1,7 +1,7 @@
 """Embeddings and rankings: a request as a task, and the frames of its stream as one answer.
 
 Each token of such a task is the result of one input. A vector that is asked for as numbers goes into the answer as the
-JSON that it came as.
+JSON that it came as. The answer is kept in the parts that it is sent in.
 """
 
 import base64
@@ -38,6 +38,11 @@ _TOKENS: Final = msgspec.json.Decoder(Token)
 _ENDS: Final = msgspec.json.Decoder(End)
 _ERRORS: Final = msgspec.json.Decoder(ErrorBody)
 _CANCELLED: Final = ErrorBody(code=ErrorCode.CANCELLED, message="the task of this answer was cancelled")
+_OTHERS: Final = ErrorBody(
+    code=ErrorCode.INVALID_PARAMS,
+    message="the task of this id has no such results: it is a task of another request",
+    hint="the same task id is the same task for 72 hours; take a fresh UUID for another",
+)
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -56,10 +61,11 @@ _SCORES: Final = msgspec.json.Decoder(_Score)
 
 @dataclass(frozen=True, slots=True)
 class AskedResults:
-    """`model`: as the client names it."""
+    """`model`: as the client names it. `named`: its client named the task, which may be there already."""
 
     task: TaskRequest
     wish: EmbeddingRequest | RerankRequest
+    named: bool
 
     @property
     def model(self) -> str:
@@ -81,7 +87,7 @@ def read_embedding(
         raise refusal from error
     inputs = (wish.input,) if isinstance(wish.input, str) else wish.input
     task = _task(wish, headers, Workload.EMBEDDING, None, inputs, new_id=new_id, pools=pools, replicas=replicas)
-    return AskedResults(_checked(task, "input"), wish)
+    return AskedResults(_checked(task, "input"), wish, named=task.task_id != new_id)
 
 
 def read_rerank(
@@ -94,7 +100,9 @@ def read_rerank(
         raise unreadable(error) from error
     inputs = tuple(each if isinstance(each, str) else each.text for each in wish.documents)
     task = _task(wish, headers, Workload.RERANK, wish.query, inputs, new_id=new_id, pools=pools, replicas=replicas)
-    return AskedResults(_checked(task, "query" if wish.query == "" else "documents"), wish)
+    return AskedResults(
+        _checked(task, "query" if wish.query == "" else "documents"), wish, named=task.task_id != new_id
+    )
 
 
 def _task(
@@ -145,14 +153,21 @@ def _checked(task: TaskRequest, param: str) -> TaskRequest:
 
 
 class Results(ABC):
-    """Collects the stream; `body` is the answer once it is `over` without an error."""
+    """Collects the stream; `parts` are the answer once it is `over` without an error."""
 
     def __init__(self, asked: AskedResults) -> None:
         self.asked: Final = asked
         self.over = False
         self.error: ErrorBody | None = None
-        self._texts: list[str] = []
+        self._kept = 0
+        self._count = 0
         self._end: End | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes that it keeps, or will when all results are as large as those that have come."""
+        wanted = len(self.asked.task.inputs or ())
+        return self._kept * wanted // self._count if self._count else 0
 
     def feed(self, data: bytes) -> None:
         """Whole frames."""
@@ -161,12 +176,20 @@ class Results(ABC):
                 self._take(event)
 
     @abstractmethod
-    def body(self) -> bytes:
+    def parts(self) -> list[bytes]:
         """The answer as JSON."""
+
+    @abstractmethod
+    def _keep(self, index: int, text: str) -> int:
+        """The result of an input. Returns the bytes that are kept of it. Raises MsgspecError when it is none."""
 
     def _take(self, event: Event) -> None:
         if event.event == "token":
-            self._texts.append(_TOKENS.decode(event.data).t)
+            try:
+                self._kept += self._keep(self._count, _TOKENS.decode(event.data).t)
+            except msgspec.MsgspecError:
+                self._fails(self._not_these("what is no result came of an input"))
+            self._count += 1
         elif event.event == "error":
             self._fails(_ERRORS.decode(event.data))
         elif event.event == "end":
@@ -176,11 +199,14 @@ class Results(ABC):
         inputs = self.asked.task.inputs or ()
         if end.finish_reason == "cancelled":
             self._fails(_CANCELLED)
-        elif len(self._texts) != len(inputs):
-            said = f"{len(self._texts)} results came of {len(inputs)} inputs"
-            self._fails(ErrorBody(code=ErrorCode.INTERNAL, message=said))
+        elif self._count != len(inputs):
+            self._fails(self._not_these(f"{self._count} results came of {len(inputs)} inputs"))
         else:
             self.over, self._end = True, end
+
+    def _not_these(self, said: str) -> ErrorBody:
+        """The same task id is the same task: whoever names one that is there gets what that one says."""
+        return _OTHERS if self.asked.named else ErrorBody(code=ErrorCode.INTERNAL, message=said)
 
     def _fails(self, error: ErrorBody) -> None:
         self.over, self.error = True, error
@@ -194,40 +220,57 @@ class Results(ABC):
 class Vectors(Results):
     """POST /v1/embeddings."""
 
-    def body(self) -> bytes:
-        wish = self.asked.wish
-        packed = isinstance(wish, EmbeddingRequest) and wish.encoding_format == "base64"
-        vectors = (_VECTORS.decode(text).embedding for text in self._texts)
-        data: list[dict[str, Any]] = [
-            {"object": "embedding", "index": index, "embedding": in_base64(vector) if packed else vector}
-            for index, vector in enumerate(vectors)
-        ]
-        return _encode({"object": "list", "data": data, "model": self.asked.model, "usage": self._usage()})
+    def __init__(self, asked: AskedResults) -> None:
+        super().__init__(asked)
+        self._packed: Final = isinstance(asked.wish, EmbeddingRequest) and asked.wish.encoding_format == "base64"
+        self._data: list[bytes] = []
+
+    def parts(self) -> list[bytes]:
+        tail = _encode({"model": self.asked.model, "usage": self._usage()})
+        return [b'{"object":"list","data":[', *self._data, b"]," + tail[1:]]
+
+    def _keep(self, index: int, text: str) -> int:
+        vector = _VECTORS.decode(text).embedding
+        told: Any = in_base64(vector) if self._packed else vector
+        data = _encode({"object": "embedding", "index": index, "embedding": told})
+        self._data.append(b"," + data if index else data)
+        return len(data)
 
 
 class Scores(Results):
     """POST /v1/rerank."""
 
-    def body(self) -> bytes:
+    def __init__(self, asked: AskedResults) -> None:
+        super().__init__(asked)
+        self._scores: list[float] = []
+
+    def parts(self) -> list[bytes]:
         wish, inputs = self.asked.wish, self.asked.task.inputs or ()
         assert isinstance(wish, RerankRequest)
         found = [
             Ranked(
                 index=index,
-                relevance_score=_SCORES.decode(text).relevance_score,
+                relevance_score=score,
                 document=Document(text=inputs[index]) if wish.return_documents else None,
             )
-            for index, text in enumerate(self._texts)
+            for index, score in enumerate(self._scores)
         ]
         found.sort(key=lambda each: -each.relevance_score)
-        return _encode(
-            Ranking(
-                id=f"rerank-{self.asked.task.task_id}",
-                model=self.asked.model,
-                results=tuple(found[: wish.top_n]),
-                usage=self._usage(),
+        return [
+            _encode(
+                Ranking(
+                    id=f"rerank-{self.asked.task.task_id}",
+                    model=self.asked.model,
+                    results=tuple(found[: wish.top_n]),
+                    usage=self._usage(),
+                )
             )
-        )
+        ]
+
+    def _keep(self, index: int, text: str) -> int:
+        """What its documents are was counted when they came."""
+        self._scores.append(_SCORES.decode(text).relevance_score)
+        return 0
 
 
 def in_base64(vector: msgspec.Raw) -> str:
