@@ -13,6 +13,7 @@ from llorch_shared.wire.task import TaskRequest
 
 SCHEME: Final = "catalog:"
 ADMITTED: Final = frozenset({ModelState.ACTIVE, ModelState.CANARY})
+_HINTS: Final = {ModelState.DEPRECATED: 'who operates the system may send it with "override": true'}
 
 
 class Models:
@@ -35,47 +36,58 @@ class Models:
         """The versions of what pools name so."""
         return self._by_source.get(model_ref, ())
 
-    def resolved(self, request: TaskRequest) -> TaskRequest:
-        """With the reference that pools know in place of `catalog:<id or tag>`. Raises OrchError."""
+    def resolved(self, request: TaskRequest, *, session_since_ms: int | None = None) -> TaskRequest:
+        """With the reference that pools know in place of `catalog:<id or tag>`. Raises OrchError as `check`."""
         if not request.model_ref.startswith(SCHEME):
             return request
         name = request.model_ref.removeprefix(SCHEME)
         entry = self._entries.get(name) or holder(name, self._entries.values())
         if entry is None:
             raise invalid(f"model_ref: the catalog has no {name[:128]!r}", engine=request.engine)
-        self._check([entry], request)
+        self._check([entry], request, session_since_ms)
         return msgspec.structs.replace(request, model_ref=entry.source_url)
 
-    def check(self, request: TaskRequest, *, stored_ms: int | None = None) -> None:
+    def check(self, request: TaskRequest, *, stored_ms: int | None = None, session_since_ms: int | None = None) -> None:
         """Raises OrchError MODEL_DEPRECATED, UNTRUSTED_ARTIFACT. `stored_ms`: of a task that waits already; what became
-        of a model after that does not count, for what was accepted is kept."""
+        of a model after that does not count, for what was accepted is kept. `session_since_ms`: when the account of its
+        session was opened; a session that is older than the deprecation of its model goes on (ORCH-3070)."""
         found = self._by_source.get(request.model_ref)
         if found and (stored_ms is None or all(_since_ms(entry) <= stored_ms for entry in found)):
-            self._check(found, request)
+            self._check(found, request, session_since_ms)
 
-    def check_served(self, request: TaskRequest, replicas: Sequence[ReplicaRecord]) -> None:
+    def check_served(
+        self, request: TaskRequest, replicas: Sequence[ReplicaRecord], *, session_since_ms: int | None = None
+    ) -> None:
         """What the replicas say that they have loaded is what the catalog says it is. Raises OrchError."""
         if not (found := self._by_source.get(request.model_ref)):
             return
-        known = {entry.digest for entry in found if entry.state in ADMITTED}
+        known = {entry.digest for entry in found if _may_serve(entry, request, session_since_ms)}
         loaded = {replica.model_digest for replica in replicas if replica.model_digest}
         if loaded and not loaded & known:
             raise _untrusted(f"{request.model_ref} is loaded with another digest than the catalog has")
 
-    def _check(self, entries: Sequence[CatalogEntry], request: TaskRequest) -> None:
+    def _check(self, entries: Sequence[CatalogEntry], request: TaskRequest, session_since_ms: int | None) -> None:
         """Several entries of one source are versions of it: one that may be used is enough."""
-        usable = [entry for entry in entries if entry.state in ADMITTED]
+        usable = [entry for entry in entries if _may_serve(entry, request, session_since_ms)]
         if not usable:
             entry = entries[0]
             raise OrchError(
                 ErrorCode.MODEL_DEPRECATED,
                 f"model {entry.id} is {entry.state} and takes no new tasks",
                 engine=request.engine,
+                hint=_HINTS.get(entry.state),
             )
         failed = [entry for entry in usable if _has_failed(entry)]
         if len(failed) == len(usable):
             assert failed[0].verification is not None
             raise _untrusted(f"model {failed[0].id} failed its verification: {failed[0].verification.message}")
+
+
+def _may_serve(entry: CatalogEntry, request: TaskRequest, session_since_ms: int | None) -> bool:
+    """A deprecated model is for the sessions that it had, and for those who say that they mean it."""
+    if entry.state is not ModelState.DEPRECATED:
+        return entry.state in ADMITTED
+    return request.override or (session_since_ms is not None and session_since_ms < entry.changed_ms)
 
 
 def _has_failed(entry: CatalogEntry) -> bool:

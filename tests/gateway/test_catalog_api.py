@@ -21,6 +21,7 @@ from llorch_shared.wire.catalog import (
     VerifyResult,
 )
 from llorch_shared.wire.desired import DRAIN_DECODER
+from llorch_shared.wire.task import TaskAccepted
 from support.asgi import Reply
 from support.bus_worlds import becomes_true
 from support.gateways import Cluster, Door, settle
@@ -123,6 +124,37 @@ async def test_a_retired_model_takes_no_tasks_and_its_pools_rest_until_it_is_act
         records = [AUDIT_DECODER.decode(one.data) for one in await cluster.bus.replay(streams.AUD, "llorch.aud.>")]
         changes = [one for one in records if one.event is AuditEvent.CATALOG_CHANGED]
         return [one.detail["change"] for one in changes] == ["created", "state", "state"]
+
+    await becomes_true(told)
+
+
+async def test_a_deprecated_model_is_used_by_old_sessions_and_by_operators_who_say_so(
+    cluster: Cluster, door: Door
+) -> None:
+    await enter(door)
+    old, new = "0" * 8 + "-0000-4000-8000-" + "0" * 12, "1" * 8 + "-0000-4000-8000-" + "0" * 12
+    made = await door.request("PUT", f"/v1/sessions/{old}", b"{}", {**STATIC, "content-type": "application/json"})
+    assert made.status in (200, 201)
+    assert (await set_state(door, "Deprecated")).status == 202
+
+    async def refused() -> bool:
+        return (await door.post_task(STATIC, session_id=new)).status == 403
+
+    await becomes_true(refused)
+    assert (await door.post_task(STATIC, session_id=old)).status == 202
+    reply = await door.post_task(ALICE, override=True)
+    assert (reply.status, reply.error.code) == (403, ErrorCode.INVALID_PARAMS)
+    taken = await door.post_task(STATIC, override=True)
+    assert taken.status == 202
+    task = taken.json(TaskAccepted).task_id
+
+    async def told() -> bool:
+        record = await cluster.bus.last(streams.AUD, subjects.audit("admitted", task))
+        if record is None:
+            return False
+        said = AUDIT_DECODER.decode(record.data)
+        assert said.identity.startswith("token:")
+        return (said.detail["override"], said.detail["model_ref"]) == (True, "mock:words")
 
     await becomes_true(told)
 

@@ -162,6 +162,28 @@ def test_only_a_model_in_use_takes_tasks(state: ModelState) -> None:
     held.check(task_request())
 
 
+@pytest.mark.parametrize("state", [ModelState.DRAFT, ModelState.DEPRECATED, ModelState.RETIRED])
+def test_a_deprecated_model_is_for_its_old_sessions_and_who_insists(state: ModelState) -> None:
+    held = models(entry(state=state, changed_ms=1_000), entry(id="other", state=ModelState.RETIRED, digest="sha256:o"))
+    cases: list[tuple[dict[str, Any], int | None, bool]] = [
+        ({"override": True}, None, True),
+        ({}, 999, True),
+        ({}, 1_000, False),
+        ({}, None, False),
+    ]
+    for changes, since_ms, taken in cases:
+        request = task_request(**changes)
+        if taken and state is ModelState.DEPRECATED:
+            held.check(request, session_since_ms=since_ms)
+            held.check_served(request, [replica(model_digest=DIGEST)], session_since_ms=since_ms)
+            by_id = task_request(model_ref="catalog:words", **changes)
+            assert held.resolved(by_id, session_since_ms=since_ms).model_ref == SOURCE
+        else:
+            with pytest.raises(OrchError) as refused:
+                held.check(request, session_since_ms=since_ms)
+            assert refused.value.code is ErrorCode.MODEL_DEPRECATED
+
+
 def test_what_waited_before_a_model_was_retired_is_kept() -> None:
     held = models(entry(state=ModelState.RETIRED, changed_ms=1_000))
     held.check(task_request(), stored_ms=999)

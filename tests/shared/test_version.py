@@ -118,13 +118,22 @@ def test_tools_and_logprobs_are_of_version_four(changes: dict[str, Any]) -> None
     for kind in (Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN):
         headers = version_headers(kind, request)
         assert headers == {VERSION_HEADER: "4"}
+        assert decode(kind, REQUEST_DECODER, msgspec.json.encode(request), headers) == request
+
+
+def test_an_override_is_of_version_five() -> None:
+    request = msgspec.structs.replace(task_request(), override=True)
+    check_request(request)
+    for kind in (Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN):
+        headers = version_headers(kind, request)
+        assert headers == {VERSION_HEADER: "5"}
         assert VERSIONS[kind] == int(headers[VERSION_HEADER])
         assert decode(kind, REQUEST_DECODER, msgspec.json.encode(request), headers) == request
 
 
 def test_a_newer_version_is_not_looked_at() -> None:
     headers = {VERSION_HEADER: str(VERSIONS[Kind.RUN] + 1)}
-    with pytest.raises(NewerVersion, match="run of version 5"):
+    with pytest.raises(NewerVersion, match="run of version 6"):
         decode(Kind.RUN, REQUEST_DECODER, b"not even json", headers)
     assert is_newer(Kind.RUN, headers)
 

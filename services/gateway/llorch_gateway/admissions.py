@@ -136,6 +136,8 @@ class Admissions:
         if not snapshot.held:
             raise unavailable("this gateway has not read the registry yet")
         check_priority(request, call.priorities)
+        if request.override:
+            call.check_operator()
         request, pool = admit(
             request,
             call.tenant,
@@ -144,6 +146,7 @@ class Admissions:
             snapshot.loads,
             drained=snapshot.drains,
             models=snapshot.models,
+            session_since_ms=self._sessions.since_ms(request, call),
         )
         certain = await self.ownership.check_before(request, self.tenant_of(request.task_id), call)
         left = await self._reserve(request, pool, call)

@@ -57,6 +57,11 @@ class Sessions:
         snapshot.on_session_policy = self.table.policy_changed
         self._of_task: Final[OrderedDict[str, Key]] = OrderedDict()
 
+    def since_ms(self, request: TaskRequest, call: Call) -> int | None:
+        """When the account of its session was opened, as far as is known here."""
+        known = self.table.get(call.tenant, request.session_id.lower())
+        return None if known is None or known.record.closed_ms else known.record.created_ms
+
     async def reserve(self, request: TaskRequest, pool_id: str, call: Call) -> SessionRemaining | None:
         """What the session has left when this task is reserved for; None for a session without an account. Raises
         OrchError when the session takes no such task, BusError."""

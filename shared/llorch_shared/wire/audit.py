@@ -88,7 +88,8 @@ class AuditList(msgspec.Struct, frozen=True, kw_only=True):
 
 def admission_detail(request: TaskRequest, *, queue_position: int, predicted_start_ms: int) -> Detail:
     """What an `admitted` record says about the task: all that a replay of the hour needs, and nothing of its text."""
-    return {
+    override: Detail = {"override": True, "model_ref": request.model_ref} if request.override else {}
+    return override | {
         "queue_position": queue_position,
         "predicted_start_ms": predicted_start_ms,
         "priority": str(request.priority),

@@ -219,6 +219,8 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whether the model may call several at once. Absent: as its template does."""
     top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
     """Tokens carry their log-probability, and those of so many likeliest tokens in their place."""
+    override: bool = False
+    """Take it although its model is Deprecated. For those who operate the system. Since version 5."""
 
 
 class TaskState(StrEnum):

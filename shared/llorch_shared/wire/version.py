@@ -12,6 +12,7 @@ Readers read every version up to theirs.
     admission, placement, run   2: TaskRequest.failover
                                 3: TaskRequest.messages, sampling, response_schema
                                 4: TaskRequest.payload_ref, trace, tools and what goes with them, top_logprobs
+                                5: TaskRequest.override
     spec                        2: PoolSpec.workloads, pooling
 
 A newer version is never half understood: `decode` does not look at the payload. What a reader does then is its own
@@ -45,7 +46,7 @@ class Kind(StrEnum):
 
 VERSIONS: Final[dict[Kind, int]] = {
     **dict.fromkeys(Kind, 1),
-    **dict.fromkeys((Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN), 4),
+    **dict.fromkeys((Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN), 5),
     Kind.SPEC: 2,
 }
 """Newest version of each kind that this release writes and reads."""
@@ -71,6 +72,8 @@ def spec_headers(value: object) -> dict[str, str]:
 
 
 def _version_of(request: TaskRequest) -> str:
+    if request.override:
+        return "5"
     if request.payload_ref is not None or request.trace or request.top_logprobs is not None:
         return "4"
     if request.tools or _tells_of_tools(request):

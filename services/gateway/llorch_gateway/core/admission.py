@@ -26,15 +26,17 @@ def admit(
     *,
     models: Models,
     drained: Collection[str] = (),
+    session_since_ms: int | None = None,
 ) -> tuple[TaskRequest, PoolSpec]:
-    """The request as pools know its model, and the pool whose queue takes it. Raises OrchError."""
+    """The request as pools know its model, and the pool whose queue takes it. `session_since_ms`: when the account of
+    its session was opened, where it has one. Raises OrchError."""
     check_content(request)
-    request = models.resolved(request)
-    models.check(request)
+    request = models.resolved(request, session_since_ms=session_since_ms)
+    models.check(request, session_since_ms=session_since_ms)
     check_budget(request)
     check_deadline(request)
     pool = route(request, pools, replicas, loads, tenant=tenant, drained=drained)
-    models.check_served(request, replicas.get(pool.id, ()))
+    models.check_served(request, replicas.get(pool.id, ()), session_since_ms=session_since_ms)
     return request, pool
 
 

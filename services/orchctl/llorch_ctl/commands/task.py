@@ -79,6 +79,7 @@ def submit(
         str | None, typer.Option(help="UUID; the same id again is the same task.", parser=_task_id)
     ] = None,
     session_id: Annotated[str | None, typer.Option(help="UUID of a session.", parser=_task_id)] = None,
+    override: Annotated[bool, typer.Option("--override", help="Although its model is Deprecated.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -103,6 +104,7 @@ def submit(
         failover=failover,
         seed=seed,
         deadline_ms=deadline_ms,
+        override=override,
         task_id=task_id or str(uuid.uuid4()),
         session_id=session_id or str(uuid.uuid4()),
     )

@@ -46,6 +46,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     failover: Failover = Failover.RESUME
     seed: int | None = None
     deadline_ms: int = 600_000
+    override: bool = False
 
 
 def chatml(text: str) -> str:
@@ -91,6 +92,7 @@ def build(engine: Engine, pool: PoolCapability, wish: Wish) -> TaskRequest:
         failover=wish.failover,
         prompt=chatml(wish.prompt) if wish.template is Template.CHATML else wish.prompt,
         placement=pinned,
+        override=wish.override,
     )
 
 
