@@ -24,13 +24,22 @@ class Models:
         self._by_source: dict[str, list[CatalogEntry]] = {}
 
     def put(self, model_id: str, entry: CatalogEntry | None) -> None:
-        self._entries.pop(model_id, None)
+        before = self._entries.pop(model_id, None)
+        if before is not None:
+            others = [one for one in self._by_source[before.source_url] if one is not before]
+            self._by_source[before.source_url] = others
+            if not others:
+                del self._by_source[before.source_url]
         if entry is not None:
             self._entries[model_id] = entry
-        by_source: dict[str, list[CatalogEntry]] = {}
-        for one in self._entries.values():
-            by_source.setdefault(one.source_url, []).append(one)
-        self._by_source = by_source
+            self._by_source.setdefault(entry.source_url, []).append(entry)
+
+    @property
+    def count(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, model_id: str) -> bool:
+        return model_id in self._entries
 
     def of_source(self, model_ref: str) -> Sequence[CatalogEntry]:
         """The versions of what pools name so."""

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from llorch_gateway import catalog_api
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Message
 from llorch_shared.errors import ErrorCode
@@ -72,6 +73,15 @@ async def test_a_model_is_entered_once_read_listed_and_forgotten(door: Door) -> 
     assert [reply.status for reply in gone] == [204, 404]
     again = await door.get("/v1/catalog/models?limit=2", **ALICE, if_none_match=pages[0].headers["etag"])
     assert again.status == 200
+
+
+async def test_there_is_a_most_of_models_and_of_what_one_says(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_api, "MODELS_MAX", 1)
+    assert (await enter(door)).status == 201
+    await settle()
+    assert [(await enter(door, id=name)).status for name in ("words", "other")] == [201, 409]
+    large = [{"signer": "s", "algo": "x", "signature": "a" * 4096} for _ in range(16)]
+    assert (await enter(door, signatures=large)).status == 413
 
 
 async def test_a_token_of_one_tenant_changes_nothing_in_the_catalog(cluster: Cluster, door: Door) -> None:

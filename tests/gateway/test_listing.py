@@ -1,21 +1,26 @@
 """Lists of tasks and of the audit record: filters, pages, whose they are, and that a page reads a bounded part."""
 
+import asyncio
 import uuid
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from llorch_gateway import audit_api, listing
+from llorch_gateway import audit_api, listing, lists
+from llorch_gateway.call import Call
 from llorch_gateway.core.listing import InQueue, InRuns, Wanted, parse_place, queues_from
+from llorch_gateway.listing import Listing
+from llorch_gateway.operations import Answer, Ask
 from llorch_shared import subjects
-from llorch_shared.errors import ErrorCode
+from llorch_shared.errors import ErrorCode, OrchError
 from llorch_shared.wire.audit import AuditEvent, AuditList, AuditRecord
 from llorch_shared.wire.run import TaskList, TaskView
 from llorch_shared.wire.task import Priority, TaskState
 from support.asgi import Reply
-from support.gateways import Cluster, Door, pool_spec, replica, run_record
+from support.gateways import Cluster, Door, pool_spec, replica, run_record, settle
 from support.tokens import bearer, write_tokens
 
 SESSION = str(uuid.uuid4())
@@ -99,6 +104,55 @@ async def test_a_page_reads_a_bounded_part_and_the_next_one_goes_on(
     sparse = await walk(door, "/v1/tasks", "state=failed")
     assert len(sparse) > 1
     assert [view.task_id for reply in sparse for view in reply.json(TaskList).tasks] == [ran[2]]
+
+
+async def test_lists_have_their_turn_and_those_that_would_wait_too_long_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lists, "WAITING_MAX", 3)
+    go, under_way = asyncio.Event(), 0
+
+    async def slow(_ask: Ask) -> Answer:
+        nonlocal under_way
+        under_way += 1
+        await go.wait()
+        return Answer({"tasks": []}, headers=(("ETag", "x"),))
+
+    turns = lists.Turns().of({"listTasks": slow, "getTask": slow})
+    ask = Ask(Call(correlation_id="c", identity="localhost", channel="http", tenant="default"), {})
+    asked = [asyncio.create_task(_of(turns["listTasks"](ask))) for _ in range(lists.AT_ONCE + 3)]
+    await settle()
+    assert under_way == lists.AT_ONCE
+    with pytest.raises(OrchError) as refused:
+        await turns["listTasks"](ask)
+    assert (refused.value.status, refused.value.body.retriable) == (503, True)
+    asked.append(asyncio.create_task(_of(turns["getTask"](ask))))
+    await settle()
+    assert under_way == lists.AT_ONCE + 1, "what is no list waits for none"
+    go.set()
+    answers = await asyncio.gather(*asked)
+    assert {(answer.encoded(), answer.headers) for answer in answers} == {(b'{"tasks":[]}', (("ETag", "x"),))}
+
+
+async def _of(answer: Awaitable[Answer]) -> Answer:
+    return await answer
+
+
+async def test_others_have_their_turn_while_a_page_of_small_records_is_read(cluster: Cluster, door: Door) -> None:
+    for _ in range(600):
+        await cluster.record(run_record(str(uuid.uuid4()), TaskState.DONE))
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(others())
+    await Listing(door.bus, door.gateway.snapshot).page(Wanted(state=TaskState.FAILED), None)
+    running.cancel()
+    assert turns > 600 / lists.STEP
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
 
+import msgspec
+
 from llorch_gateway.catalog_pools import rest, wake
 from llorch_gateway.catalog_verification import Verifications
 from llorch_gateway.core import catalog as core
@@ -23,6 +25,7 @@ from llorch_shared.trust import effective, judge
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent
 from llorch_shared.wire.catalog import (
+    ENTRY_BYTES_MAX,
     CatalogEntry,
     CatalogList,
     CatalogModel,
@@ -34,6 +37,8 @@ from llorch_shared.wire.catalog import (
 )
 
 LIMIT_DEFAULT: Final = 50
+MODELS_MAX: Final = 1_000
+"""Every scheduler and gateway holds each of them, and a list reads them all."""
 
 
 class CatalogApi:
@@ -58,13 +63,23 @@ class CatalogApi:
     async def create(self, ask: Ask) -> Answer:
         model = ask.body(CatalogModel)
         strict = ask.given.get(TRUST_POLICY_HEADER) == "strict"
+        size = len(msgspec.json.encode(model))
+        if size > ENTRY_BYTES_MAX:
+            raise invalid(f"the model has {size} bytes; an entry has at most {ENTRY_BYTES_MAX}", status=413)
         entry = self._entry(model, effective(self._policy, model.trust_policy, strict=strict))
+        if self._is_full(entry.id):
+            raise invalid(f"the catalog has {MODELS_MAX} models, and no more may be", status=409)
         try:
             kept = await self._catalog.create(entry)
         except Taken:
             return _with_tag(await self._same(entry), 201)
         await self._tell(ask, entry.id, change="created", digest=entry.digest, tags=list(entry.tags))
         return _with_tag(kept, 201)
+
+    def _is_full(self, model_id: str) -> bool:
+        """Of what this process has heard; a few made at the same time by others may go beyond it."""
+        models = self._snapshot.models
+        return models.count >= MODELS_MAX and model_id not in models
 
     def _entry(self, model: CatalogModel, policy: TrustPolicy) -> CatalogEntry:
         verdict = judge(model, policy, verify)

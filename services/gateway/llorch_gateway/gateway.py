@@ -30,6 +30,7 @@ from llorch_gateway.cors import Cors
 from llorch_gateway.identity import Identities, TokenTable
 from llorch_gateway.limits import Limits
 from llorch_gateway.listing import Listing
+from llorch_gateway.lists import Turns
 from llorch_gateway.openai.door import Door
 from llorch_gateway.openai.routes import OpenAiRoutes
 from llorch_gateway.relay.log_life import LogLife
@@ -132,6 +133,7 @@ class Gateway:
             **CatalogApi(bus, self.snapshot, self._author, policy=settings.catalog.trust_policy).handlers(),
             **process_api.handlers(metrics, self.readiness),
         }
+        handlers = Turns().of(handlers)
         self._bus_api: Final = BusApi(bus=bus, handlers=handlers, tenant=wanted.tenant, instance=self.router.lane)
         door = Door(
             admissions=admissions,

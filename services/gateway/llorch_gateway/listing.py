@@ -4,6 +4,7 @@ A request reads a bounded part and says where the next one goes on: a page may h
 while there is a cursor. A task that moves while its list is read may be missed, or listed as it stood before.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,6 +13,7 @@ import msgspec
 from llorch_gateway.core import record as records
 from llorch_gateway.core.listing import InQueue, InRuns, Place, Wanted, queues_from, session_of
 from llorch_gateway.core.prospect import is_loading, prospect_of
+from llorch_gateway.lists import STEP
 from llorch_gateway.snapshot import Snapshot
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message, NoStream
@@ -61,7 +63,9 @@ class Listing:
             page = await self._bus.page(stream, subject, from_seq=queue.seq, bytes_max=READ_BYTES)
         except NoStream:
             return None
-        for message in page.messages:
+        for number, message in enumerate(page.messages, 1):
+            if number % STEP == 0:
+                await asyncio.sleep(0)
             view = self._waiting(message, queue, wanted)
             if view is not None:
                 found.append(view)
@@ -107,10 +111,12 @@ class Listing:
             low = max(1, state.first_seq, below - width)
             window = await self._window(low, below)
             if window is None:
-                width = max(1, width // 8)
+                width, reads = max(1, width // 8), max(1, reads - 1)
                 continue
             reads -= 1
-            for message in reversed(window):
+            for number, message in enumerate(reversed(window), 1):
+                if number % STEP == 0:
+                    await asyncio.sleep(0)
                 record = _record(message)
                 if record is not None and wanted.has(record):
                     found.append(records.listed(record, session_of(record)))

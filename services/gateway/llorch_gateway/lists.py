@@ -1,0 +1,43 @@
+"""Lists are read from the bus as they are asked for, up to megabytes for one page: a few at a time in each process, so
+that many who list take neither its memory nor its time from those who stream. The others wait their turn.
+"""
+
+import asyncio
+from typing import Final
+
+from llorch_gateway.failures import unavailable
+from llorch_gateway.operations import Answer, Ask, Handler, Handlers
+
+AT_ONCE: Final = 2
+WAITING_MAX: Final = 64
+"""Beyond it a caller is told to come back."""
+STEP: Final = 64
+"""Messages that are decoded before others have their turn in the loop: a millisecond, of the largest two."""
+LISTS: Final = frozenset({"listTasks", "listAudit", "listArtifacts", "listCatalogModels", "listPools", "listTenants"})
+
+
+class Turns:
+    def __init__(self) -> None:
+        self._turn: Final = asyncio.Semaphore(AT_ONCE)
+        self._waiting = 0
+
+    def of(self, handlers: Handlers) -> Handlers:
+        """The same, with lists in turn."""
+        return {name: self._in_turn(handler) if name in LISTS else handler for name, handler in handlers.items()}
+
+    def _in_turn(self, handler: Handler) -> Handler:
+        async def asked(ask: Ask) -> Answer:
+            if self._waiting >= WAITING_MAX:
+                raise unavailable("too many lists are asked for at once")
+            self._waiting += 1
+            try:
+                await self._turn.acquire()
+            finally:
+                self._waiting -= 1
+            try:
+                answer = await handler(ask)
+                return Answer(answer.encoded() or None, answer.status, answer.headers, answer.media_type)
+            finally:
+                self._turn.release()
+
+        return asked
