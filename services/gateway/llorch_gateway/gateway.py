@@ -122,18 +122,19 @@ class Gateway:
         )
         self.tokens: Final = TokenTable(token, wanted.tokens_path(), metrics)
         self._verifiers: Final = (self.tokens, *oidc(wanted.oidc))
-        handlers = {
-            **tasks_api.handlers(self.tasks, admissions),
-            **listing_api.handlers(Listing(bus, self.snapshot)),
-            **audit_api.handlers(bus, self.tasks),
-            **sessions_api.handlers(self.sessions),
-            **pools_api.handlers(self.snapshot, bus, self._author),
-            **tenants_api.handlers(bus, self._author),
-            **artifacts_api.handlers(bus),
-            **CatalogApi(bus, self.snapshot, self._author, policy=settings.catalog.trust_policy).handlers(),
-            **process_api.handlers(metrics, self.readiness),
-        }
-        handlers = Turns().of(handlers)
+        handlers = Turns().of(
+            {
+                **tasks_api.handlers(self.tasks, admissions),
+                **listing_api.handlers(Listing(bus, self.snapshot)),
+                **audit_api.handlers(bus, self.tasks),
+                **sessions_api.handlers(self.sessions),
+                **pools_api.handlers(self.snapshot, bus, self._author),
+                **tenants_api.handlers(bus, self._author),
+                **artifacts_api.handlers(bus),
+                **CatalogApi(bus, self.snapshot, self._author, policy=settings.catalog.trust_policy).handlers(),
+                **process_api.handlers(metrics, self.readiness),
+            }
+        )
         self._bus_api: Final = BusApi(bus=bus, handlers=handlers, tenant=wanted.tenant, instance=self.router.lane)
         door = Door(
             admissions=admissions,
