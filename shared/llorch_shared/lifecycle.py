@@ -1,16 +1,11 @@
-"""A process's life: its loop, the wish to stop, and not outliving the parent that started it."""
+"""A process's life: its loop and the wish to stop."""
 
 import asyncio
-import ctypes
-import os
 import signal
-import sys
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 import uvloop
-
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class Stop:
@@ -52,24 +47,6 @@ def run(main: Callable[[Stop], Coroutine[Any, Any, int]]) -> int:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(guarded())
-
-
-def die_with_parent(sent: signal.Signals = signal.SIGKILL, *, parent: int = 0) -> None:
-    """Ask the kernel to signal this process when its parent dies, however it dies. Survives exec. With the pid of
-    `parent` known, a parent that died before this call is noticed, too."""
-    parent = parent or os.getppid()
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(sent), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:
-        os.kill(os.getpid(), sent)
-
-
-def with_parent(argv: Sequence[str]) -> tuple[str, ...]:
-    """The command line that runs `argv` and is killed when this process dies, from the very fork on."""
-    return (sys.executable, "-P", "-m", "llorch_shared.with_parent", f"--parent={os.getpid()}", *argv)
 
 
 async def first_of(*waits: Awaitable[Any]) -> None:

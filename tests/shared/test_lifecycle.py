@@ -116,7 +116,7 @@ def test_a_child_whose_parent_died_before_the_kernel_was_asked_ends_itself() -> 
     orphan = python(
         """
         import os
-        from llorch_shared.lifecycle import die_with_parent
+        from llorch_shared.with_parent import die_with_parent
         parents = [os.getppid(), 1]
         os.getppid = lambda: parents.pop(0)
         die_with_parent()

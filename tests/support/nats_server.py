@@ -16,7 +16,7 @@ import msgspec
 import psutil
 
 from llorch_ctl.embedded import NatsConfig, server_binary
-from llorch_shared.lifecycle import with_parent
+from llorch_shared.with_parent import with_parent
 
 FIRST_PORT, PORTS_OF_A_WORKER = 16_000, 1_000
 """Below the ports that the kernel gives to clients, so that nobody takes one while its server is away."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from llorch_shared.lifecycle import with_parent
+from llorch_shared.with_parent import with_parent
 
 LOG_TAIL_BYTES = 6_000
 

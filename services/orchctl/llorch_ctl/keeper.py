@@ -16,8 +16,8 @@ import msgspec
 
 from llorch_ctl.core.supervision import Life, Phase, RestartPolicy
 from llorch_ctl.logfiles import LogFile, LogView
-from llorch_shared.lifecycle import with_parent
 from llorch_shared.wall_clock import now_ms
+from llorch_shared.with_parent import with_parent
 
 LINE_BYTES_MAX: Final = 256 * 1024
 PROBE_EVERY_S: Final = 0.05

@@ -15,8 +15,8 @@ from typing import Any, Final
 import msgspec
 
 from llorch_ctl.exits import Exit, Problem
-from llorch_shared.lifecycle import with_parent
 from llorch_shared.wire.simulated import Comparison, Result, SimulatorProgress
+from llorch_shared.with_parent import with_parent
 
 SAID_LINES_MAX: Final = 20
 """Lines of the child kept for the message when it fails."""

@@ -24,7 +24,8 @@ from llorch_poold.mock_log import GenerationLog
 from llorch_poold.mock_results import EmbeddingsAsked, RerankAsked, ResultJob
 from llorch_poold.mock_slots import MockEngine
 from llorch_poold.mock_text import Chat, chatml
-from llorch_shared.lifecycle import Stop, die_with_parent, run
+from llorch_shared.lifecycle import Stop, run
+from llorch_shared.with_parent import die_with_parent
 
 VERSION: Final = "mock-stub-v0"
 MISSING_MODEL: Final = "mock:missing"

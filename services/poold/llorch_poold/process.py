@@ -19,7 +19,7 @@ import msgspec
 
 from llorch_poold.adapters.launch import Launch
 from llorch_poold.core.orphans import EngineProcess, orphans
-from llorch_shared.lifecycle import with_parent
+from llorch_shared.with_parent import with_parent
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,8 @@ from collections.abc import Callable
 from random import SystemRandom
 from typing import Any, Final
 
-import nats.errors
-from nats.aio.client import Client
-
 from llorch_shared import certificates
+from llorch_shared.bus.nats_library import Client, errors, load_websockets
 from llorch_shared.bus.nats_parser import FastParser
 from llorch_shared.settings import NatsSettings, Secret, SettingsError
 
@@ -48,7 +46,7 @@ class BusClient(Client):
         if "permissions violation" in words:
             self._violated(words)
             return
-        error = nats.errors.Error(f"nats: {words}")
+        error = errors.Error(f"nats: {words}")
         await self._error_cb(error)
         await self._process_op_err(error)
 
@@ -74,6 +72,8 @@ def client_options(settings: NatsSettings, password: Secret | None, name: str) -
     """Never give up: without end, a fifth of a second apart. Processes begin at different servers of a cluster, and one
     that lost its server tries the others first."""
     urls = [url.strip() for url in settings.url.split(",") if url.strip()]
+    if any(url.startswith(("ws://", "wss://")) for url in urls):
+        load_websockets()
     options: dict[str, Any] = {
         "servers": SystemRandom().sample(urls, len(urls)),
         "dont_randomize": True,

@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from nats.aio.subscription import Subscription as ClientSubscription
-
 from llorch_shared.bus.nats_client import BusClient, client_options
 from llorch_shared.bus.nats_denials import Denials
 from llorch_shared.bus.nats_inbox import Answer, Inbox, Series, expire
+from llorch_shared.bus.nats_library import Subscription as ClientSubscription
 from llorch_shared.bus.nats_listening import Listening
 from llorch_shared.bus.nats_outbox import Outbox, SendLimit
 from llorch_shared.bus.nats_parser import RawSink, Sink

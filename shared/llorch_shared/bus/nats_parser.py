@@ -11,8 +11,7 @@ import operator
 from collections.abc import Callable
 from typing import Any, Final
 
-from nats.errors import ProtocolError
-from nats.protocol.parser import Parser
+from llorch_shared.bus.nats_library import Parser, errors
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +119,7 @@ class FastParser(Parser):
                     split = start + int(header_size)
                 stop = start + int(size)
             except ValueError as error:
-                raise ProtocolError("nats: malformed message line") from error
+                raise errors.ProtocolError("nats: malformed message line") from error
             if stop + 2 > end:
                 wanted = stop + 2 - at
                 break
@@ -145,7 +144,7 @@ class FastParser(Parser):
     @staticmethod
     def _line_wanted(have: int) -> int:
         if have > LINE_BYTES_MAX:
-            raise ProtocolError("nats: control line too long")
+            raise errors.ProtocolError("nats: control line too long")
         return have + 1
 
     def _frame_end(self, data: bytes, at: int) -> int:
@@ -161,9 +160,9 @@ class FastParser(Parser):
         self.buf = bytearray(frame)
         try:
             await super().parse(b"")
-        except ProtocolError:
+        except errors.ProtocolError:
             raise
         except Exception as error:
             # The client's read loop ends for good on any other exception, while the connection looks alive.
             log.exception("the client failed on a control line")
-            raise ProtocolError("nats: control line failed") from error
+            raise errors.ProtocolError("nats: control line failed") from error

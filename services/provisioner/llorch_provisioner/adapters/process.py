@@ -1,6 +1,6 @@
 """Child processes that end: their lines are read as they come, and none outlives its job.
 
-A child is the leader of its own process group and dies with this process (`lifecycle.with_parent`); the whole group is
+A child is the leader of its own process group and dies with this process (`with_parent`); the whole group is
 killed when the job is cancelled or its time is over.
 """
 
@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from llorch_provisioner.core.failure import Failure
-from llorch_shared.lifecycle import with_parent
+from llorch_shared.with_parent import with_parent
 
 LINES_KEPT: Final = 40
 LINE_BYTES_MAX: Final = 8 * 1024
