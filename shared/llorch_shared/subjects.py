@@ -112,6 +112,11 @@ def tokens(lane: str, task: str) -> str:
     return f"llorch.tok.{token(lane)}.{token(task)}"
 
 
+def token_probe(node: str) -> str:
+    """Where a node looks whether the token log stores what it publishes: the lane of no gateway."""
+    return tokens("node", node)
+
+
 def tokens_of_lane(lane: str) -> str:
     return f"llorch.tok.{token(lane)}.*"
 

@@ -24,10 +24,15 @@ def holds(state: StreamState, mark: str) -> bool:
     if not mark:
         return True
     life, _, seq = mark.rpartition("#")
-    return bool(life) and life == state.life and state.first_seq <= int(seq) + 1
+    return _is_of(life, state.life) and state.first_seq <= int(seq) + 1
 
 
 def first_seq(mark: str, life: str) -> int:
     """The sequence before which this life of the log has nothing of the stream; 1 where the mark does not tell."""
     marked, _, seq = mark.rpartition("#")
-    return int(seq) + 1 if marked and marked == life else 1
+    return int(seq) + 1 if _is_of(marked, life) else 1
+
+
+def _is_of(marked: str, life: str) -> bool:
+    """A mark of the release before this one does not say since when the leader of a cluster has led."""
+    return bool(marked) and marked in (life, life.rpartition("@")[0])

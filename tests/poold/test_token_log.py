@@ -1,9 +1,11 @@
 """When the token log may lack what was published."""
 
+from collections.abc import Callable
 from typing import Any
 
 from llorch_poold.token_log import TokenLog
-from llorch_shared.bus.port import StreamState, Unanswered
+from llorch_shared import subjects
+from llorch_shared.bus.port import Message, StreamState, Unanswered
 
 
 class Logs:
@@ -11,15 +13,32 @@ class Logs:
 
     def __init__(self) -> None:
         self.leader: str | None = "nats-1"
+        self.since = 1
+        self.stored = 3
+        self.deaf_to = 0
+        """So many of the next messages are not stored."""
+        self.news: list[Callable[[], None]] = []
+
+    def on_cluster_change(self, callback: Callable[[], None]) -> None:
+        self.news.append(callback)
 
     async def stream_state(self, _: str) -> StreamState:
         if self.leader is None:
             raise Unanswered("nobody leads")
-        return StreamState(3, 1, 3, "life", self.leader)
+        life = f"made@{self.leader}@{self.since}" if self.leader else "made"
+        return StreamState(3, 1, self.stored, life, self.leader)
+
+    def publish(self, subject: str, data: bytes) -> None:
+        assert subject == subjects.token_probe("node-1")
+        self.stored += self.deaf_to <= 0
+        self.deaf_to -= 1
+
+    async def last(self, _: str, subject: str) -> Message | None:
+        return Message(subject=subject, data=b"", seq=self.stored)
 
 
 def log_of(logs: Any) -> TokenLog:
-    return TokenLog(logs)
+    return TokenLog(logs, "node-1")
 
 
 async def test_another_leader_may_lack_what_was_published_before_it_led() -> None:
@@ -32,17 +51,48 @@ async def test_another_leader_may_lack_what_was_published_before_it_led() -> Non
     assert not await log.look()
 
 
+async def test_so_may_the_same_one_that_was_elected_again_between_two_looks() -> None:
+    logs = Logs()
+    log = log_of(logs)
+    await log.look()
+    logs.since = 2
+    assert await log.look()
+    assert not await log.look()
+
+
 async def test_so_may_the_same_one_after_a_time_without_an_answer() -> None:
     logs = Logs()
     log = log_of(logs)
     await log.look()
     logs.leader = None
     assert not await log.look()
-    assert not log.seen
+    assert not log.sure
     logs.leader = "nats-1"
     assert await log.look()
-    assert log.seen
-    assert log.mark == "life#3"
+    assert log.sure
+    assert log.mark == "made@nats-1@1#3"
+
+
+async def test_so_may_the_same_one_after_an_answer_that_names_nobody() -> None:
+    logs = Logs()
+    log = log_of(logs)
+    await log.look()
+    logs.leader = ""
+    assert not await log.look()
+    assert not log.sure
+    logs.leader = "nats-1"
+    assert await log.look()
+    assert not await log.look()
+
+
+async def test_what_passed_between_servers_that_lost_each_other_may_be_missing() -> None:
+    logs = Logs()
+    log = log_of(logs)
+    await log.look()
+    logs.news[0]()
+    assert not log.sure
+    assert await log.look()
+    assert not await log.look()
 
 
 async def test_one_server_that_does_not_answer_has_lost_nothing_while_it_is_connected() -> None:
@@ -54,3 +104,19 @@ async def test_one_server_that_does_not_answer_has_lost_nothing_while_it_is_conn
     await log.look()
     logs.leader = ""
     assert not await log.look()
+    logs.news[0]()
+    assert not await log.look()
+    assert await log.stores()
+    assert logs.stored == 3, "one server is not probed"
+
+
+async def test_a_log_stores_again_when_it_has_a_probe_of_now() -> None:
+    logs = Logs()
+    log = log_of(logs)
+    await log.look()
+    logs.deaf_to = 2
+    assert await log.stores()
+    assert logs.stored == 4
+    await log.look()
+    logs.deaf_to = 100
+    assert not await log.stores()

@@ -44,6 +44,7 @@ BUILDERS: dict[str, tuple[Callable[..., str], int]] = {
         "cancel_signal",
         "placement",
         "tokens",
+        "token_probe",
         "tokens_of_lane",
         "tokens_of_task",
         "audit",

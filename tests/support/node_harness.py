@@ -178,7 +178,7 @@ class NodeHarness:
             audit=self.audit,
             sessions=SessionStore(self.node_bus, self.audit, actor="poold/test"),
             loads=PoolLoads(self.node_bus),
-            token_log=TokenLog(self.node_bus),
+            token_log=TokenLog(self.node_bus, "node-1"),
             backlogs=SharedWalks(self.node_bus, streams.TOK),
             metrics=self.metrics,
             settings=self.settings.poold,

@@ -262,9 +262,14 @@ class Node:
 
     async def _look_at_the_token_log(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_EVERY_S if self._context.token_log.seen else LOOK_AGAIN_S)
-            if await self._context.token_log.look():
+            token_log = self._context.token_log
+            await asyncio.sleep(LOOK_EVERY_S if token_log.sure else LOOK_AGAIN_S)
+            if not await token_log.look():
+                continue
+            if await token_log.stores():
                 await self._ownership.publish_again()
+            else:
+                token_log.doubt()
 
     def _node_record(self) -> NodeRecord:
         return NodeRecord(
@@ -307,7 +312,10 @@ class Node:
         """The bus is back, and its streams stand: confirm the keys, then see what is still ours."""
         self._registrar.tell_all()
         self._dirty.set()
-        await self._context.token_log.look()
+        token_log = self._context.token_log
+        await token_log.look()
+        if token_log.sure and not await token_log.stores():
+            token_log.doubt()
         self._ownership.returned()
 
 

@@ -97,7 +97,7 @@ def _context(bus: Bus, settings: Settings, metrics: Metrics, fence: Fence) -> No
         audit=audit,
         sessions=SessionStore(bus, audit, actor=actor),
         loads=PoolLoads(bus),
-        token_log=TokenLog(bus),
+        token_log=TokenLog(bus, settings.poold.node_id),
         backlogs=SharedWalks(bus, streams.TOK),
         metrics=metrics,
         settings=settings.poold,

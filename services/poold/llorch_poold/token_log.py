@@ -1,47 +1,82 @@
 """Knows where in which life of the token log a stream that begins now lies (`llorch_shared.token_mark`), and when the
-log may lack what was published: in a cluster nothing is stored between the loss of its leader and the next election.
+log may lack what was published, of which nobody is told: in a cluster nothing is stored between the loss of its leader
+and the next election, and what passed between two servers is lost with their connection.
 
 Asked now and then and after a reconnect, never for a task: a mark that is a little old is only less than it could be.
 """
 
+import asyncio
 import logging
 from typing import Final
 
-from llorch_shared import streams
+from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, StreamState
 from llorch_shared.token_mark import NOT_KNOWN, mark_of
+from llorch_shared.wire.frames import Metrics, encode_metrics
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 5.0
 LOOK_AGAIN_S: Final = 1.0
-"""After one in vain. A reader looks for missing tokens for 15 s, an election may take 9."""
+"""While something may be missing. A reader looks for missing tokens for 15 s, an election may take 9."""
+PROBE_WAITS_S: Final = (0.02, 0.05, 0.1, 0.3, 0.5)
+"""Between a probe and the question for it. A leader answers before all servers know that it listens."""
+PROBE_WITHIN_S: Final = 2.0
+_PROBE: Final = encode_metrics(Metrics())
 
 
 class TokenLog:
     """One per node. A `mark` of a life that is over promises nothing later."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, node_id: str) -> None:
         self._bus: Final = bus
+        self._probe: Final = subjects.token_probe(node_id)
         self.mark = NOT_KNOWN
-        self.seen = False
-        """Whether the last look was answered."""
-        self._leader = ""
-        """Who led when it was last sure that nothing is missing; empty where there is only one server."""
+        self.sure = True
+        """Nothing was heard since the last look by which the log may lack anything, and that look was answered."""
+        self._life = ""
+        """Of a cluster's log, as it was last seen; empty where there is only one server."""
+        self._last_seq = 0
+        bus.on_cluster_change(self.doubt)
+
+    def doubt(self) -> None:
+        """What was published lately may be missing."""
+        self.sure = False
 
     async def state(self) -> StreamState:
         """Raises BusError."""
         return await self._bus.stream_state(streams.TOK)
 
     async def look(self) -> bool:
-        """Whether what was published lately may be missing."""
-        before = self._leader
+        """Whether what was published lately may be missing, and there is a log again that can take it."""
+        sure, self.sure = self.sure, True
         try:
             state = await self.state()
         except BusError as error:
             log.debug("the token log is not known now: %s", error)
-            self.seen = False
+            self.sure = False
             return False
-        missed = bool(before) and (state.leader != before or not self.seen)
-        self.seen, self._leader, self.mark = True, state.leader or before, mark_of(state)
-        return missed and bool(state.leader)
+        before = self._life
+        if before and not state.leader:
+            self.sure = False
+            return False
+        self.mark, self._last_seq = mark_of(state), state.last_seq
+        self._life = state.life if state.leader else ""
+        return bool(state.leader) and (not sure or before not in ("", state.life))
+
+    async def stores(self) -> bool:
+        """Whether what this node publishes from now on reaches the log: something that was published since the last
+        look has. Asked of a cluster alone."""
+        if not self._life:
+            return True
+        try:
+            async with asyncio.timeout(PROBE_WITHIN_S):
+                for wait_s in PROBE_WAITS_S:
+                    self._bus.publish(self._probe, _PROBE)
+                    await asyncio.sleep(wait_s)
+                    found = await self._bus.last(streams.TOK, self._probe)
+                    if found is not None and found.seq > self._last_seq:
+                        return True
+        except (BusError, TimeoutError) as error:
+            log.debug("the token log does not answer: %r", error)
+        return False

@@ -45,6 +45,9 @@ class MemoryConnection:
     def on_disconnect(self, callback: Callable[[], None]) -> None:
         self._on_disconnect.append(callback)
 
+    def on_cluster_change(self, callback: Callable[[], None]) -> None:
+        """Never called: there is one server."""
+
     def break_connection(self) -> None:
         """This connection alone is lost; `restore_connection` brings it back."""
         if not self._standing.is_set():

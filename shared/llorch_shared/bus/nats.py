@@ -111,6 +111,9 @@ class NatsBus:
     def on_disconnect(self, callback: Callable[[], None]) -> None:
         self._on_disconnect.append(callback)
 
+    def on_cluster_change(self, callback: Callable[[], None]) -> None:
+        self._link.on_cluster_change(callback)
+
     def _down(self) -> None:
         self._topology.down()
         for callback in self._on_disconnect:

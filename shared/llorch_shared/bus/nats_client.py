@@ -27,6 +27,10 @@ class BusClient(Client):
 
     def __init__(self, violated: Callable[[str], None]) -> None:
         super().__init__()
+        self.cluster_changed: list[Callable[[], None]] = []
+        """Called when the server says that it has lost or found another one. They must not raise."""
+        self._others: frozenset[str] | None = None
+        """The servers of the cluster as the one of this connection tells; None until it has."""
         self.parser: Final = FastParser(self)
         self._ps = self.parser
         self._violated: Final = violated
@@ -39,6 +43,13 @@ class BusClient(Client):
                 waiter.set_result(True)
         self._pongs_received += 1
         self._pings_outstanding = 0
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        await super()._process_info(info, initial_connection)
+        before, self._others = self._others, frozenset(info.get("connect_urls") or ())
+        if not initial_connection and before is not None and before != self._others:
+            for changed in self.cluster_changed:
+                changed()
 
     async def _process_err(self, err_msg: str) -> None:
         """Permission errors are told; any other server error means a new connection, never a closed client."""

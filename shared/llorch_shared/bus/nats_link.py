@@ -92,6 +92,9 @@ class Link:
     def connected(self) -> bool:
         return self._standing.is_set()
 
+    def on_cluster_change(self, callback: Callable[[], None]) -> None:
+        self._client.cluster_changed.append(callback)
+
     @property
     def denied(self) -> str:
         """The server's words about what this user may not do, while they count."""

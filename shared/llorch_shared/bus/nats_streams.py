@@ -169,8 +169,9 @@ class Streams:
 
     async def state(self, stream: str) -> StreamState:
         info = await self.api(f"STREAM.INFO.{stream}", timeout_s=INFO_TIMEOUT_S)
-        state, leader = info["state"], info.get("cluster", {}).get("leader", "")
-        life = f"{info['created']}@{leader}" if leader else info["created"]
+        state, cluster = info["state"], info.get("cluster", {})
+        leader = cluster.get("leader", "")
+        life = f"{info['created']}@{leader}@{cluster.get('leader_since', '')}" if leader else info["created"]
         return StreamState(state["messages"], state["first_seq"], state["last_seq"], life, leader)
 
     async def remove(self, stream: str, seq: int) -> bool:

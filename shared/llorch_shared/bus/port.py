@@ -91,8 +91,8 @@ class StreamState:
     first_seq: int
     last_seq: int
     life: str = ""
-    """When the server made it, and who leads its copies: a stream in memory has another life after each restart, and
-    one without acknowledgements lacks what was published while nobody led."""
+    """When the server made it, who leads its copies and since when: a stream in memory has another life after each
+    restart, and one without acknowledgements lacks what was published while nobody led."""
     leader: str = ""
     """The server that leads its copies; empty where there is only one server."""
 
@@ -160,6 +160,10 @@ class Bus(Protocol):
         """Called after each reconnect, once the ensured topology stands again."""
 
     def on_disconnect(self, callback: Callable[[], None]) -> None: ...
+
+    def on_cluster_change(self, callback: Callable[[], None]) -> None:
+        """Called when the server of this connection has lost or found another of its cluster. This connection stands,
+        but what passed between the two servers may be lost, and nobody is told."""
 
     async def ensure(self, topology: Topology) -> None:
         """Create or update streams and durables; remembered, and ensured again after every reconnect. A stream's bound
