@@ -5,8 +5,9 @@ from typing import Final
 
 import msgspec
 
-from llorch_shared import streams, subjects
+from llorch_shared import change_note, streams, subjects
 from llorch_shared.bus.port import Bus, Message, WrongSequence
+from llorch_shared.wire.audit import AuditRecord
 from llorch_shared.wire.catalog import ENTRY_DECODER, CatalogEntry
 from llorch_shared.wire.version import Kind, decode, version_headers
 
@@ -45,17 +46,19 @@ class Catalog:
         kept = [_kept(message) for message in found if not message.deleted]
         return sorted(kept, key=lambda one: one.entry.id)
 
-    async def create(self, entry: CatalogEntry) -> Kept:
-        """Raises Taken."""
+    async def create(self, entry: CatalogEntry, note: AuditRecord | None = None) -> Kept:
+        """`note` is what is to be on record of it. Raises Taken."""
         found = await self._last(entry.id)
         if found is not None and not found.deleted:
             raise Taken(entry.id)
         try:
-            return await self._store(entry, 0 if found is None else found.seq)
+            return await self._store(entry, 0 if found is None else found.seq, note)
         except WrongSequence as error:
             raise Taken(entry.id) from error
 
-    async def change(self, model_id: str, edit: Callable[[CatalogEntry], CatalogEntry]) -> Kept | None:
+    async def change(
+        self, model_id: str, edit: Callable[[CatalogEntry], CatalogEntry], note: AuditRecord | None = None
+    ) -> Kept | None:
         """`edit` may be called again when somebody else wrote in between; None when there is no such entry. Raises
         Contended, and what `edit` raises."""
         for _ in range(TRIES_MAX):
@@ -66,20 +69,20 @@ class Catalog:
             if entry == kept.entry:
                 return kept
             try:
-                return await self._store(entry, kept.seq)
+                return await self._store(entry, kept.seq, note)
             except WrongSequence:
                 continue
         raise Contended(model_id)
 
-    async def delete(self, model_id: str) -> bool:
-        """False when there is none."""
+    async def delete(self, model_id: str, note: AuditRecord | None = None) -> int:
+        """Returns the sequence of its deletion, 0 when there is none."""
         for _ in range(TRIES_MAX):
             kept = await self.get(model_id)
             if kept is None:
-                return False
+                return 0
             try:
-                await self._bus.store(_subject(model_id), b"", expect_seq=kept.seq, headers=_DELETED)
-                return True
+                headers = change_note.with_note(_DELETED, note)
+                return (await self._bus.store(_subject(model_id), b"", expect_seq=kept.seq, headers=headers)).seq
             except WrongSequence:
                 continue
         raise Contended(model_id)
@@ -87,9 +90,9 @@ class Catalog:
     async def _last(self, model_id: str) -> Message | None:
         return await self._bus.last(streams.CATALOG, _subject(model_id))
 
-    async def _store(self, entry: CatalogEntry, expect_seq: int) -> Kept:
+    async def _store(self, entry: CatalogEntry, expect_seq: int, note: AuditRecord | None) -> Kept:
         data = msgspec.json.encode(entry)
-        headers = version_headers(Kind.SPEC)
+        headers = change_note.with_note(version_headers(Kind.SPEC), note)
         stored = await self._bus.store(_subject(entry.id), data, expect_seq=expect_seq, headers=headers)
         return Kept(entry, stored.seq)
 

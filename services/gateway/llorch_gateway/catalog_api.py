@@ -4,7 +4,7 @@ do by themselves when they see the changed state (drains, verifications)."""
 import hashlib
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -15,15 +15,17 @@ from llorch_gateway.failures import unavailable
 from llorch_gateway.operations import Answer, Ask, Handler, Handlers
 from llorch_gateway.pools_api import Authors
 from llorch_gateway.snapshot import Snapshot
+from llorch_shared import change_note, streams
 from llorch_shared.bus.port import Bus
 from llorch_shared.catalog import Catalog, Contended, Kept, Taken
+from llorch_shared.desired.entries import Author
 from llorch_shared.errors import invalid, not_found
 from llorch_shared.http_api.catalog import ETAG_HEADER, TRUST_POLICY_HEADER
 from llorch_shared.models import ADMITTED
 from llorch_shared.signatures import verify
 from llorch_shared.trust import effective, judge
 from llorch_shared.wall_clock import now_ms
-from llorch_shared.wire.audit import AuditEvent
+from llorch_shared.wire.audit import AuditEvent, AuditRecord, Detail
 from llorch_shared.wire.catalog import (
     ENTRY_BYTES_MAX,
     CatalogEntry,
@@ -69,11 +71,13 @@ class CatalogApi:
         entry = self._entry(model, effective(self._policy, model.trust_policy, strict=strict))
         if self._is_full(entry.id):
             raise invalid(f"the catalog has {MODELS_MAX} models, and no more may be", status=409)
+        by = self._author(ask.call)
+        note = _note(by, entry.id, {"change": "created", "digest": entry.digest, "tags": list(entry.tags)})
         try:
-            kept = await self._catalog.create(entry)
+            kept = await self._catalog.create(entry, note)
         except Taken:
             return _with_tag(await self._same(entry), 201)
-        await self._tell(ask, entry.id, change="created", digest=entry.digest, tags=list(entry.tags))
+        await by.record(change_note.stored(note, streams.CATALOG, kept.seq))
         return _with_tag(kept, 201)
 
     def _is_full(self, model_id: str) -> bool:
@@ -123,14 +127,15 @@ class CatalogApi:
         return _unless_known(ask, Answer(body, headers=((ETAG_HEADER, _tag_of(page, cursor)),)))
 
     async def delete(self, ask: Ask) -> Answer:
-        model_id = ask.given["id"]
+        model_id, by = ask.given["id"], self._author(ask.call)
+        note = _note(by, model_id, {"change": "deleted"})
         try:
-            gone = await self._catalog.delete(model_id)
+            gone = await self._catalog.delete(model_id, note)
         except Contended as error:
             raise _busy(error) from error
         if not gone:
             raise not_found(f"model {model_id}")
-        await self._tell(ask, model_id, change="deleted")
+        await by.record(change_note.stored(note, streams.CATALOG, gone))
         return Answer(status=204)
 
     async def verify(self, ask: Ask) -> Answer:
@@ -138,24 +143,28 @@ class CatalogApi:
         began = await self._verifications.start(entry, self._policy)
         if not began:
             raise unavailable(f"no node that holds model {entry.id} answers")
-        await self._tell(ask, entry.id, change="verify", nodes=began)
+        by = self._author(ask.call)
+        await by.record(_note(by, entry.id, {"change": "verify", "nodes": began}))
         return Answer(VerifyStarted(), 202)
 
     async def set_state(self, ask: Ask) -> Answer:
-        change = ask.body(StateChange)
+        change, by, at_ms = ask.body(StateChange), self._author(ask.call), now_ms()
+        detail: Detail = {"change": "state", "state": str(change.state), "deadline_ms": change.deadline_ms}
+        note = _note(by, ask.given["id"], detail)
         try:
-            kept = await self._catalog.change(ask.given["id"], partial(core.moved, change=change, now_ms=now_ms()))
+            kept = await self._catalog.change(ask.given["id"], partial(core.moved, change=change, now_ms=at_ms), note)
         except Contended as error:
             raise _busy(error) from error
         if kept is None:
             raise not_found(f"model {ask.given['id']}")
         entry = kept.entry
+        was_so = entry.changed_ms != at_ms
+        await by.record(note if was_so else change_note.stored(note, streams.CATALOG, kept.seq))
         pools = [pool.id for pool in self._snapshot.pools.values() if pool.model == entry.source_url]
         if entry.state is ModelState.RETIRED and not await self._has_other(entry):
-            await rest(self._bus, pools, entry.id, self._author(ask.call), deadline_ms=change.deadline_ms)
+            await rest(self._bus, pools, entry.id, by, deadline_ms=change.deadline_ms)
         elif entry.state in ADMITTED:
-            await wake(self._bus, pools, entry.id, self._author(ask.call))
-        await self._tell(ask, entry.id, change="state", state=str(entry.state), deadline_ms=change.deadline_ms)
+            await wake(self._bus, pools, entry.id, by)
         return Answer(StateAccepted(), 202)
 
     async def _has_other(self, entry: CatalogEntry) -> bool:
@@ -169,8 +178,9 @@ class CatalogApi:
             raise not_found(f"model {ask.given['id']}")
         return kept
 
-    async def _tell(self, ask: Ask, model_id: str, **detail: Any) -> None:
-        await self._author(ask.call).audit(AuditEvent.CATALOG_CHANGED, model_id, detail)
+
+def _note(by: Author, model_id: str, detail: Detail) -> AuditRecord:
+    return by.note(AuditEvent.CATALOG_CHANGED, model_id, detail)
 
 
 def _for_operators(handler: Handler) -> Handler:

@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from llorch_shared import audit_chain, streams, subjects
+from llorch_shared import audit_chain, change_note, streams, subjects
 from llorch_shared.bus.port import Bus, WrongSequence
 from llorch_shared.readable import UNREADABLE
 from llorch_shared.wall_clock import now_ms
@@ -23,16 +23,17 @@ async def apply(bus: Bus, wanted: SessionsSpec) -> bool:
         message = await bus.last(streams.SPEC, subject)
         if _stored(message.data if message is not None and not message.deleted else None) == wanted:
             return False
+        note = _note(wanted)
         try:
             stored = await bus.store(
                 subject,
                 msgspec.json.encode(wanted),
-                headers=version_headers(Kind.SPEC),
+                headers=change_note.with_note(version_headers(Kind.SPEC), note),
                 expect_seq=message.seq if message is not None else 0,
             )
         except WrongSequence:
             continue
-        await bus.store_batch(audit_chain.alone(_record(wanted, stored.seq)))
+        await bus.store_batch(audit_chain.alone(change_note.stored(note, streams.SPEC, stored.seq)))
         return True
     raise WrongSequence("the policy of sessions is being changed by others")
 
@@ -47,11 +48,11 @@ def _stored(data: bytes | None) -> SessionsSpec | None:
         return None
 
 
-def _record(wanted: SessionsSpec, revision: int) -> AuditRecord:
+def _note(wanted: SessionsSpec) -> AuditRecord:
     return AuditRecord(
         event=AuditEvent.SESSION_POLICY_CHANGED,
         task_id=subjects.SESSION_POLICY_KEY,
         at_ms=now_ms(),
         actor=ACTOR,
-        detail={"revision": revision, "policy": msgspec.json.encode(wanted).decode()},
+        detail={"policy": msgspec.json.encode(wanted).decode()},
     )

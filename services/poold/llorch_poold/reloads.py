@@ -14,7 +14,7 @@ import msgspec
 from llorch_poold.core.reconcile import with_model
 from llorch_poold.core.reload import Failed, Switch, ended, verdict
 from llorch_poold.node_context import NodeContext
-from llorch_shared import streams, subjects
+from llorch_shared import change_note, streams, subjects
 from llorch_shared.bus.port import BusError, WrongSequence
 from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
@@ -115,11 +115,12 @@ class Reloads:
 
     async def _end(self, reload: PoolReload, outcome: object) -> None:
         key = subjects.reload_key(reload.pool_id)
-        await self._bus.store(
+        note = self._note(reload)
+        stored = await self._bus.store(
             subjects.spec(key),
             msgspec.json.encode(reload),
             expect_seq=self._specs.seq(key),
-            headers=spec_headers(reload),
+            headers=change_note.with_note(spec_headers(reload), note),
         )
         failed = isinstance(outcome, Failed)
         narrate(
@@ -131,7 +132,10 @@ class Reloads:
             target=reload.pool_id,
             level=logging.WARNING if failed else logging.INFO,
         )
-        record = AuditRecord(
+        await self._context.audit.record(change_note.stored(note, streams.SPEC, stored.seq))
+
+    def _note(self, reload: PoolReload) -> AuditRecord:
+        return AuditRecord(
             event=AuditEvent.POOL_CHANGED,
             task_id=reload.pool_id,
             at_ms=reload.ended_ms,
@@ -146,7 +150,6 @@ class Reloads:
                 "last_error": reload.last_error,
             },
         )
-        await self._context.audit.record(record)
 
 
 def _replica(message: Any) -> ReplicaRecord | None:

@@ -39,6 +39,7 @@ from llorch_scheduler.pool_queues import PoolQueues
 from llorch_scheduler.rebuild import Floor, read_cancels, read_floor, read_runs
 from llorch_scheduler.session_gate import SessionGate
 from llorch_scheduler.session_keeper import SessionKeeper
+from llorch_scheduler.unaudited_changes import UnauditedChanges
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.dead_letters import DeadLetters
@@ -61,6 +62,8 @@ TICK_S: Final = 0.05
 FLOOR_S: Final = 1.0
 HAND_OVER_S: Final = 2.0
 """How long what is under way may take when a shard is given back in order. Its taker repairs what is not done then."""
+FIRST_SHARD: Final = 0
+"""Whoever has it does what is not of any pool."""
 EVENTS_PER_TURN: Final = 256
 """Events decided before other tasks of the process get their turn."""
 STUMBLE_S: Final = 5.0
@@ -260,6 +263,9 @@ class TermLoop:
         tasks.create_task(self._write_floor(), name="floor")
         tasks.create_task(self._answers.serve(self._leaving), name="answers")
         tasks.create_task(self._repair_audit(), name="audit repair")
+        if self.shard == FIRST_SHARD:
+            changes = UnauditedChanges(self._bus, self._audit, now_ms=now_ms)
+            tasks.create_task(changes.keep(lambda: self.term.active), name="unaudited changes")
         tasks.create_task(self._keeper.keep(), name="sessions")
         await self._decide()
 

@@ -9,8 +9,8 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, Message
+from llorch_shared import change_note, streams, subjects
+from llorch_shared.bus.port import Bus, Message, Stored
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord, Detail
 from llorch_shared.wire.version import Kind, decode, spec_headers
@@ -32,19 +32,18 @@ class Author:
     channel: str = ""
     correlation_id: str = ""
 
-    async def audit(self, event: AuditEvent, subject_id: str, detail: Detail, *, pool_id: str = "") -> None:
-        await self.record(
-            AuditRecord(
-                event=event,
-                task_id=subject_id,
-                at_ms=now_ms(),
-                actor=self.actor,
-                correlation_id=self.correlation_id,
-                identity=self.identity,
-                channel=self.channel,
-                pool_id=pool_id,
-                detail=detail,
-            )
+    def note(self, event: AuditEvent, subject_id: str, detail: Detail, *, pool_id: str = "") -> AuditRecord:
+        """Of something that is about to be done."""
+        return AuditRecord(
+            event=event,
+            task_id=subject_id,
+            at_ms=now_ms(),
+            actor=self.actor,
+            correlation_id=self.correlation_id,
+            identity=self.identity,
+            channel=self.channel,
+            pool_id=pool_id,
+            detail=detail,
         )
 
 
@@ -90,16 +89,28 @@ class Entries(Generic[T]):
                 found.append(Entry(message.seq, None))
         return found
 
-    async def write(self, bus: Bus, name: str, value: T, *, over: int) -> int:
-        """Returns the new sequence. Raises WrongSequence when `over` is not the present one."""
-        data, headers = msgspec.json.encode(value), spec_headers(value)
-        return (await bus.store(self.subject(name), data, expect_seq=over, headers=headers)).seq
+    async def write(
+        self, bus: Bus, name: str, value: T, *, over: int, by: Author | None = None, note: AuditRecord | None = None
+    ) -> int:
+        """Returns the new sequence. `by` keeps `note`. Raises WrongSequence when `over` is not the present one."""
+        headers = change_note.with_note(spec_headers(value), note)
+        stored = await bus.store(self.subject(name), msgspec.json.encode(value), expect_seq=over, headers=headers)
+        await _keep(by, note, stored)
+        return stored.seq
 
-    async def remove(self, bus: Bus, name: str, *, over: int) -> None:
-        """Raises WrongSequence."""
-        await bus.store(self.subject(name), b"", expect_seq=over, headers=_DELETED)
+    async def remove(
+        self, bus: Bus, name: str, *, over: int, by: Author | None = None, note: AuditRecord | None = None
+    ) -> None:
+        """As `write`."""
+        headers = change_note.with_note(_DELETED, note)
+        await _keep(by, note, await bus.store(self.subject(name), b"", expect_seq=over, headers=headers))
 
     def entry(self, message: Message) -> Entry[T]:
         if message.deleted:
             return Entry(message.seq, None)
         return Entry(message.seq, decode(Kind.SPEC, self._decoder, message.data, message.headers))
+
+
+async def _keep(by: Author | None, note: AuditRecord | None, stored: Stored) -> None:
+    if by is not None and note is not None:
+        await by.record(change_note.stored(note, streams.SPEC, stored.seq))

@@ -6,7 +6,7 @@ from llorch_shared.bus.port import Bus, WrongSequence
 from llorch_shared.desired.entries import TRIES_MAX, Author
 from llorch_shared.desired.pools import DRAINS, POOLS, RELOADS, NotThere
 from llorch_shared.wall_clock import now_ms
-from llorch_shared.wire.audit import AuditEvent, Detail
+from llorch_shared.wire.audit import AuditEvent, AuditRecord, Detail
 from llorch_shared.wire.desired import RELOAD_DEADLINE_MS, PoolDrain, PoolReload, ReloadState
 
 
@@ -22,14 +22,13 @@ async def drain(bus: Bus, pool_id: str, by: Author, *, deadline_ms: int) -> Pool
             raise NotThere(pool_id)
         before = await DRAINS.read(bus, pool_id)
         wish = PoolDrain(pool_id=pool_id, requested_ms=now_ms(), deadline_ms=deadline_ms, identity=by.identity)
+        note = _note(by, pool_id, {"command": "drain", "deadline_ms": deadline_ms})
         try:
-            await DRAINS.write(bus, pool_id, wish, over=before.seq)
+            await DRAINS.write(bus, pool_id, wish, over=before.seq, by=by, note=note)
         except WrongSequence:
             if attempt == TRIES_MAX:
                 raise
         else:
-            detail: Detail = {"command": "drain", "deadline_ms": deadline_ms}
-            await by.audit(AuditEvent.POOL_CHANGED, pool_id, detail, pool_id=pool_id)
             return wish
     raise AssertionError("unreachable: the last try returns or raises")
 
@@ -43,12 +42,12 @@ async def undrain(bus: Bus, pool_id: str, by: Author) -> bool:
         if before.value is None:
             return False
         try:
-            await DRAINS.remove(bus, pool_id, over=before.seq)
+            note = _note(by, pool_id, {"command": "undrain"})
+            await DRAINS.remove(bus, pool_id, over=before.seq, by=by, note=note)
         except WrongSequence:
             if attempt == TRIES_MAX:
                 raise
         else:
-            await by.audit(AuditEvent.POOL_CHANGED, pool_id, {"command": "undrain"}, pool_id=pool_id)
             return True
     raise AssertionError("unreachable: the last try returns or raises")
 
@@ -80,10 +79,13 @@ async def reload(
         channel=by.channel,
         former=before.value.and_before() if before.value is not None else (),
     )
+    said: Detail = {"command": "reload", "new_model_ref": new_model_ref, "old_model_ref": pool.model}
     try:
-        await RELOADS.write(bus, pool_id, wish, over=before.seq)
+        await RELOADS.write(bus, pool_id, wish, over=before.seq, by=by, note=_note(by, pool_id, said))
     except WrongSequence as error:
         raise Underway(f"somebody else reloads pool {pool_id} at this moment") from error
-    detail: Detail = {"command": "reload", "new_model_ref": new_model_ref, "old_model_ref": pool.model}
-    await by.audit(AuditEvent.POOL_CHANGED, pool_id, detail, pool_id=pool_id)
     return wish
+
+
+def _note(by: Author, pool_id: str, detail: Detail) -> AuditRecord:
+    return by.note(AuditEvent.POOL_CHANGED, pool_id, detail, pool_id=pool_id)

@@ -14,7 +14,7 @@ from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, WrongSequence
 from llorch_shared.desired.entries import TRIES_MAX, Author, Entries, Entry
 from llorch_shared.pool_keys import HIDDEN, Change, changes
-from llorch_shared.wire.audit import AuditEvent, Detail
+from llorch_shared.wire.audit import AuditEvent, AuditRecord, Detail
 from llorch_shared.wire.desired import DRAIN_DECODER, RELOAD_DECODER, PoolDrain, PoolReload
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 
@@ -107,12 +107,12 @@ async def remove(bus: Bus, pool_id: str, by: Author, *, over: int | None = None)
         if before.value is None:
             return False
         try:
-            await POOLS.remove(bus, pool_id, over=before.seq if over is None else over)
+            note = _note(by, pool_id, "remove", before.seq, ["removed"])
+            await POOLS.remove(bus, pool_id, over=before.seq if over is None else over, by=by, note=note)
         except WrongSequence:
             if attempt == TRIES_MAX or over is not None:
                 raise
         else:
-            await _audit(by, pool_id, "remove", before.seq, ["removed"])
             await _forget(bus, pool_id)
             return True
     raise AssertionError("unreachable: the last try returns or raises")
@@ -146,12 +146,12 @@ async def _forget(bus: Bus, pool_id: str) -> None:
 
 
 async def _write(bus: Bus, before: Entry[PoolSpec], pool: PoolSpec, command: str, by: Author) -> Changed:
-    seq = await POOLS.write(bus, pool.id, pool, over=before.seq)
     made = changes(before.value, pool)
-    await _audit(by, pool.id, command, before.seq, [str(each) for each in made])
+    note = _note(by, pool.id, command, before.seq, [str(each) for each in made])
+    seq = await POOLS.write(bus, pool.id, pool, over=before.seq, by=by, note=note)
     return Changed(pool=pool, revision=seq, changes=made)
 
 
-async def _audit(by: Author, pool_id: str, command: str, before: int, said: list[str]) -> None:
+def _note(by: Author, pool_id: str, command: str, before: int, said: list[str]) -> AuditRecord:
     detail: Detail = {"command": command, "revision_before": before, "changes": said}
-    await by.audit(AuditEvent.POOL_CHANGED, pool_id, detail, pool_id=pool_id)
+    return by.note(AuditEvent.POOL_CHANGED, pool_id, detail, pool_id=pool_id)

@@ -10,7 +10,7 @@ import msgspec
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, WrongSequence
 from llorch_shared.desired.entries import TRIES_MAX, Author, Entries, Entry
-from llorch_shared.wire.audit import AuditEvent
+from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.desired import TENANT_DECODER, Tenant
 
 TENANTS: Final[Entries[Tenant]] = Entries("tenant", subjects.tenant_key, TENANT_DECODER)
@@ -26,12 +26,12 @@ async def put(bus: Bus, tenant: Tenant, by: Author, *, over: int | None = None) 
         if before.value == tenant:
             return before
         try:
-            seq = await TENANTS.write(bus, tenant.id, tenant, over=before.seq)
+            note = _note(by, tenant.id, "put", before.value, tenant)
+            seq = await TENANTS.write(bus, tenant.id, tenant, over=before.seq, by=by, note=note)
         except WrongSequence:
             if attempt == TRIES_MAX or over is not None:
                 raise
         else:
-            await _audit(by, tenant.id, "put", before.value, tenant)
             return Entry(seq, tenant)
     raise AssertionError("unreachable: the last try returns or raises")
 
@@ -43,17 +43,17 @@ async def remove(bus: Bus, tenant_id: str, by: Author, *, over: int | None = Non
         if before.value is None:
             return False
         try:
-            await TENANTS.remove(bus, tenant_id, over=before.seq if over is None else over)
+            note = _note(by, tenant_id, "remove", before.value, None)
+            await TENANTS.remove(bus, tenant_id, over=before.seq if over is None else over, by=by, note=note)
         except WrongSequence:
             if attempt == TRIES_MAX or over is not None:
                 raise
         else:
-            await _audit(by, tenant_id, "remove", before.value, None)
             return True
     raise AssertionError("unreachable: the last try returns or raises")
 
 
-async def _audit(by: Author, tenant_id: str, command: str, before: Tenant | None, after: Tenant | None) -> None:
+def _note(by: Author, tenant_id: str, command: str, before: Tenant | None, after: Tenant | None) -> AuditRecord:
     old, new = (msgspec.to_builtins(each) if each is not None else {} for each in (before, after))
     said = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
-    await by.audit(AuditEvent.TENANT_CHANGED, tenant_id, {"command": command, "changes": said})
+    return by.note(AuditEvent.TENANT_CHANGED, tenant_id, {"command": command, "changes": said})
