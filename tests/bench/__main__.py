@@ -26,7 +26,18 @@ WAITING: Final = "waiting"
 
 def show(rows: list[Row], console: Console) -> None:
     table = Table(title="milliseconds are p50 / p99; CPU is seconds per million tokens", title_justify="left")
-    for name in ("scenario", "tasks/s", "tok/s", "accept", "first token", "added per token", "gateway", "nats", "node"):
+    for name in (
+        "scenario",
+        "tasks/s",
+        "tok/s",
+        "accept",
+        "first token",
+        "engine's own",
+        "added per token",
+        "gateway",
+        "nats",
+        "node",
+    ):
         table.add_column(name, justify="left" if name == "scenario" else "right")
     for row in rows:
         cpu = row.cpu_per_million_tokens if row.tokens > 10 * row.tasks else {}
@@ -36,6 +47,7 @@ def show(rows: list[Row], console: Console) -> None:
             f"{row.tokens_per_s:,}",
             "{:g} / {:g}".format(*row.accept_ms),
             "{:g} / {:g}".format(*row.first_token_ms),
+            "{:g} / {:g}".format(*row.engine_first_token_ms) if any(row.engine_first_token_ms) else "",
             "{:g} / {:g}".format(*row.token_ms),
             *(f"{cpu[role]:g}" if cpu else f"{row.cpu_ms_per_task[role]:g} ms" for role in ("gateway", "nats", "node")),
         )

@@ -9,16 +9,37 @@ import re
 import sys
 import time
 import uuid
+from enum import StrEnum
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 import msgspec
 import uvloop
 
-_STAMP: Final = re.compile(rb'"t":" (\d+)"')
-_END: Final = re.compile(rb"event: (end|error)\ndata: (.*)\n\n")
-_CHUNK: Final = re.compile(rb'"delta":\{"content":" ([0-9 ]+)"')
-_LAST: Final = re.compile(rb'data: (\[DONE\]|\{"error")')
+
+class Route(StrEnum):
+    """Who is asked, and how."""
+
+    TASKS = "tasks"
+    """A task, then its stream."""
+    OPENAI = "openai"
+    """One streamed chat, as OpenAI's clients do."""
+    ENGINE = "engine"
+    """The engine itself, without us: what a time to first token is compared with."""
+
+
+class Signs(NamedTuple):
+    """What a stream is searched for. `stamps`: group 1 holds the time of one or more tokens."""
+
+    stamps: re.Pattern[bytes]
+    end: re.Pattern[bytes]
+
+
+SIGNS: Final = {
+    Route.TASKS: Signs(re.compile(rb'"t":" (\d+)"'), re.compile(rb"event: (end|error)\ndata: (.*)\n\n")),
+    Route.OPENAI: Signs(re.compile(rb'"delta":\{"content":" ([0-9 ]+)"'), re.compile(rb'data: (\[DONE\]|\{"error")')),
+    Route.ENGINE: Signs(re.compile(rb'"content":" (\d+)"'), re.compile(rb'("stop":true|"error")')),
+}
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,8 +57,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float = 120.0
     pool_engine: str = "mock"
     prompt: str = "bench"
-    openai: bool = False
-    """Ask as OpenAI's clients do: one streamed chat, not a task and then its stream."""
+    route: Route = Route.TASKS
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -58,10 +78,10 @@ class Connection(asyncio.Protocol):
     """One keep-alive connection. `done` resolves at the end of the exchange in progress."""
 
     def __init__(
-        self, result: Result, arrivals: list[tuple[float, int]], ends: list[float], *, openai: bool = False
+        self, result: Result, arrivals: list[tuple[float, int]], ends: list[float], *, route: Route = Route.TASKS
     ) -> None:
         self.result = result
-        self.openai = openai
+        self.signs = SIGNS[route]
         self.arrivals = arrivals
         self.ends = ends
         self.transport: asyncio.Transport | None = None
@@ -96,7 +116,7 @@ class Connection(asyncio.Protocol):
             return
         cut = data.rfind(b"\n\n") + 2
         whole, self.buffer = data[:cut], data[cut:]
-        stamps = b" ".join(_CHUNK.findall(whole)).split() if self.openai else _STAMP.findall(whole)
+        stamps = b" ".join(self.signs.stamps.findall(whole)).split()
         if stamps:
             if self.first:
                 self.first = False
@@ -106,7 +126,7 @@ class Connection(asyncio.Protocol):
             for stamp in stamps:
                 late.append(now * 1e3 - int(stamp) / 1e3)
             self.arrivals.append((now, len(stamps)))
-        end = (_LAST if self.openai else _END).search(whole)
+        end = self.signs.end.search(whole)
         if end:
             self.result.ended += 1
             self.ends.append(now)
@@ -194,6 +214,18 @@ async def submitter(plan: Plan, index: int, result: Result) -> None:
             result.refused += 1
 
 
+def streamed_request(plan: Plan) -> bytes:
+    """One that is answered with a stream."""
+    if plan.route is Route.OPENAI:
+        path, wish = b"/v1/chat/completions", {"model": plan.model_ref, "max_tokens": plan.max_tokens, "stream": True}
+        wish["messages"] = [{"role": "user", "content": plan.prompt}]
+    else:
+        path, wish = b"/completion", {"prompt": plan.prompt, "n_predict": plan.max_tokens, "stream": True}
+    body = msgspec.json.encode(wish)
+    head = b"POST %b HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % (path, len(body)) + body
+
+
 async def chatter(
     plan: Plan,
     index: int,
@@ -202,18 +234,13 @@ async def chatter(
     starts: list[float],
     ends: list[float],
 ) -> None:
-    """One client of OpenAI's interface: a streamed chat, again."""
+    """One client whose every request is answered with a stream: a chat, or the engine itself."""
     await asyncio.sleep(plan.spread_s * index / plan.clients)
     loop = asyncio.get_running_loop()
-    wish = {"model": plan.model_ref, "max_tokens": plan.max_tokens, "stream": True}
-    body = msgspec.json.encode({**wish, "messages": [{"role": "user", "content": plan.prompt}]})
-    post = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-    )
+    post = streamed_request(plan)
     for _ in range(plan.tasks_per_client):
         _, connection = await loop.create_connection(
-            lambda: Connection(result, arrivals, ends, openai=True), plan.host, plan.port
+            lambda: Connection(result, arrivals, ends, route=plan.route), plan.host, plan.port
         )
         connection.started = time.monotonic()
         starts.append(connection.started)
@@ -241,7 +268,7 @@ async def run(plan: Plan) -> Result:
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:
         for index in range(plan.clients):
-            if plan.openai:
+            if plan.route is not Route.TASKS:
                 group.create_task(chatter(plan, index, result, arrivals, starts, ends))
             elif plan.stream:
                 group.create_task(client(plan, index, result, arrivals, starts, ends))

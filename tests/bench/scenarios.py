@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from bench.accounting import Meter
-from bench.load import Plan, Result
+from bench.load import Plan, Result, Route
 from support.system import System, mock_pool
 
 STAMPED: Final = {"LLORCH_MOCK_STAMP": "1"}
@@ -26,7 +26,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     tasks_per_client: int
     max_tokens: int
     stream: bool = True
-    openai: bool = False
+    route: Route = Route.TASKS
+    beside_engine: bool = False
+    """Ask the engine itself as well, for what it takes without us."""
     spread_s: float = 0.0
     capacity: int = 20_000
     deadline_s: float = 120.0
@@ -43,6 +45,7 @@ SCENARIOS: Final = (
         tasks_per_client=15,
         max_tokens=12,
         spread_s=0.5,
+        beside_engine=True,
     ),
     Scenario(
         name="first_token_openai",
@@ -54,7 +57,8 @@ SCENARIOS: Final = (
         tasks_per_client=15,
         max_tokens=12,
         spread_s=0.5,
-        openai=True,
+        beside_engine=True,
+        route=Route.OPENAI,
     ),
     Scenario(
         name="paced",
@@ -77,7 +81,7 @@ SCENARIOS: Final = (
         tasks_per_client=1,
         max_tokens=750,
         spread_s=2.0,
-        openai=True,
+        route=Route.OPENAI,
     ),
     Scenario(
         name="unthrottled",
@@ -108,7 +112,7 @@ SCENARIOS: Final = (
         clients=64,
         tasks_per_client=25,
         max_tokens=1,
-        openai=True,
+        route=Route.OPENAI,
     ),
     Scenario(
         name="accepted",
@@ -138,6 +142,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float
     accept_ms: tuple[float, float]
     first_token_ms: tuple[float, float]
+    engine_first_token_ms: tuple[float, float]
+    """Of the engine asked directly, in the same run; 0 where it was not asked."""
     token_ms: tuple[float, float]
     cpu_per_million_tokens: dict[str, float]
     cpu_ms_per_task: dict[str, float]
@@ -178,7 +184,7 @@ async def measure(scenario: Scenario, *, sync_always: bool) -> Row:
                 tasks_per_client=scenario.tasks_per_client,
                 max_tokens=scenario.max_tokens,
                 stream=scenario.stream,
-                openai=scenario.openai,
+                route=scenario.route,
                 spread_s=scenario.spread_s,
                 deadline_s=scenario.deadline_s,
             )
@@ -195,7 +201,15 @@ async def measure(scenario: Scenario, *, sync_always: bool) -> Row:
             )
             meter.start()
             result = await load(Path(folder), plan)
-            return make_row(scenario, result, meter.stop(), meter.resident())
+            used, resident = meter.stop(), meter.resident()
+            alone = await load(Path(folder), await engine_plan(system, plan)) if scenario.beside_engine else Result()
+            return make_row(scenario, result, alone, used, resident)
+
+
+async def engine_plan(system: System, plan: Plan) -> Plan:
+    """The same load for the engine of the first node."""
+    url = (await system.engine_urls(plan.model_ref))[0]
+    return msgspec.structs.replace(plan, port=int(url.rstrip("/").rpartition(":")[2]), route=Route.ENGINE)
 
 
 async def load(folder: Path, plan: Plan) -> Result:
@@ -211,7 +225,9 @@ async def load(folder: Path, plan: Plan) -> Result:
     return msgspec.json.decode(output, type=Result)
 
 
-def make_row(scenario: Scenario, result: Result, cpu: dict[str, float], resident: dict[str, float]) -> Row:
+def make_row(
+    scenario: Scenario, result: Result, alone: Result, cpu: dict[str, float], resident: dict[str, float]
+) -> Row:
     millions = result.tokens / 1e6
     return Row(
         scenario=scenario.name,
@@ -225,6 +241,7 @@ def make_row(scenario: Scenario, result: Result, cpu: dict[str, float], resident
         tokens_per_s=round(result.steady_tokens_per_s),
         accept_ms=pair(result.accept_ms),
         first_token_ms=pair(result.first_token_ms),
+        engine_first_token_ms=pair(alone.first_token_ms),
         token_ms=pair(result.token_ms),
         cpu_per_million_tokens={role: round(used / millions, 1) for role, used in cpu.items()} if millions else {},
         cpu_ms_per_task={role: round(1e3 * used / max(1, result.accepted), 2) for role, used in cpu.items()},
