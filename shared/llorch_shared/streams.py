@@ -65,8 +65,11 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
 
 def changed(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that a stream which exists is changed to: as wanted, but its bound per subject is never
-    lowered. The server would enforce that by deleting what it has accepted."""
+    lowered, which the server would enforce by deleting what it has accepted, and one on disk that is wanted in memory
+    (an earlier release made it) stays there: the server never moves a stream."""
     config = {**found, **wanted}
+    if found.get("storage") == "file":
+        config["storage"] = "file"
     if "max_msgs_per_subject" in wanted:
         bounds = [each.get("max_msgs_per_subject", 0) for each in (found, wanted)]
         if min(bounds) <= 0:
@@ -99,13 +102,13 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
             PLC,
             [subjects.ALL_PLACEMENTS],
             retention="workqueue",
-            storage="file",
+            storage="memory",
             discard="new",
             max_msgs_per_subject=PLACEMENTS_PER_REPLICA_MAX,
             discard_new_per_subject=True,
             max_age=PLACEMENT_TTL_S * _SECOND,
             duplicate_window=DEDUPE_WINDOW_S * _SECOND,
-            max_bytes=1024 * _MIB,
+            max_bytes=256 * _MIB,
             allow_direct=True,
         ),
         _stream(

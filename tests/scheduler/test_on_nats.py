@@ -71,6 +71,28 @@ async def test_a_restarted_server_costs_no_task(nats_server: NatsServer) -> None
         assert all(states == [TaskState.DONE] for states in place.client.finals.values())
 
 
+async def test_a_placement_that_nobody_took_before_a_restart_is_there_after_it(nats_server: NatsServer) -> None:
+    """Placements are kept in memory: what the server forgets, the scheduler's new term says again."""
+    world = NatsWorld(nats_server)
+    async with town(world) as place:
+        process = await place.scheduler()
+        node = await place.node(slots=2)
+        node.claiming = False
+        tasks = [request(), request()]
+        for task in tasks:
+            await place.client.admit(task)
+        await eventually(lambda: len(node.placements) == 2)
+        world.kill()
+        await eventually(lambda: not process.active)
+        node.claiming = node.ends_at_once = True
+        world.start()
+        await eventually(lambda: len(place.client.finals) == 2)
+        for task in tasks:
+            run = await place.client.run_of(task.task_id)
+            assert run is not None
+            assert (run.state, run.attempt) == (TaskState.DONE, 1)
+
+
 async def test_a_full_queue_refuses_and_opens_when_the_cancelled_task_is_gone(nats_server: NatsServer) -> None:
     async with town(NatsWorld(nats_server), pool_spec(capacity=1)) as place:
         await place.scheduler()

@@ -53,7 +53,7 @@ class NatsServer:
             store_dir=folder / "jetstream",
             sync_always=sync_always,
             extra=extra,
-            memory_bytes=256 * 1024 * 1024,
+            memory_bytes=1024 * 1024 * 1024,
             file_bytes=64 * 1024 * 1024 * 1024,
         )
         self.process: subprocess.Popen[bytes] | None = None

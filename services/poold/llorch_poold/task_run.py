@@ -75,6 +75,10 @@ class TaskRun:
             conclude=self._conclude,
             warmed=self._end.warmed,
         )
+        self._early_wish = ""
+        """The reason of a wish to cancel that came before the claim stood."""
+        self._look_again = False
+        """The connection broke before the claim stood."""
         self._wish_stored_ms = 0
         """By the clock of the bus; 0 while the stored wish has not been read."""
         self._preemption: PreemptRequest | None = None
@@ -94,12 +98,16 @@ class TaskRun:
 
     async def run(self) -> None:
         """Claim, generate, end. Returns when this node has nothing more to do with the task."""
-        if not await self._claim():
-            self._core.dropped()
-            return
+        stored_wish = asyncio.create_task(self._stored_wish(), name=f"cancelled? {self.task_id}")
+        try:
+            if not await self._claim():
+                self._core.dropped()
+                return
+            await self._heed(await stored_wish)
+        finally:
+            stored_wish.cancel()
         acknowledged = asyncio.create_task(self._acknowledge(), name=f"ack {self.task_id}")
         try:
-            await self.check_cancel()
             if self._core.outcome is None:
                 await self._generate()
             await self._finish()
@@ -108,9 +116,12 @@ class TaskRun:
             await asyncio.gather(acknowledged, return_exceptions=True)
 
     def cancel(self, reason: str) -> None:
-        """From here on no token of it is published. Too late when it has an outcome; too early before the claim, which
-        looks for the stored wish itself."""
-        self._conclude(Cancelled(reason))
+        """From here on no token of it is published. Too late when it has an outcome; before the claim it is kept until
+        the task is this node's to end."""
+        if self._core.phase is Phase.CLAIMING:
+            self._early_wish = self._early_wish or reason
+        else:
+            self._conclude(Cancelled(reason))
 
     def wished(self, data: bytes) -> None:
         """A wish names its task by its subject; what cannot be read of its payload is not needed to obey it."""
@@ -152,7 +163,10 @@ class TaskRun:
         """What was written while nobody here listened: another attempt has the task, or somebody wants it cancelled.
         Raises BusError when nobody tells whose it is."""
         stored, core = await self._node.runs.current(self.task_id), self._core
-        holds = core.phase not in (Phase.CLAIMING, Phase.ENDED, Phase.DROPPED)
+        if core.phase is Phase.CLAIMING:
+            self._look_again = True
+            return
+        holds = core.phase not in (Phase.ENDED, Phase.DROPPED)
         if holds and is_overtaken(stored, core.run, core.seq, storing=core.phase is Phase.STORING):
             self._stream.forget()
             self.lose("another attempt took it over while this node was cut off")
@@ -162,10 +176,21 @@ class TaskRun:
         """Obey a wish that was stored while nobody listened."""
         if self._core.phase in (Phase.CLAIMING, Phase.DROPPED, Phase.ENDED):
             return
-        message = await self._stored_wish()
-        if message is not None:
-            self._wish_stored_ms = message.stored_ms
-            self.wished(message.data)
+        self._obey(await self._stored_wish())
+
+    async def _heed(self, wish: Message | None) -> None:
+        """Obey what was wished before the claim: `wish` was read beside it, and what was stored after that read was
+        heard, unless the connection broke meanwhile."""
+        self._obey(wish)
+        if self._early_wish:
+            self.cancel(self._early_wish)
+        if self._look_again:
+            await self.check_cancel()
+
+    def _obey(self, wish: Message | None) -> None:
+        if wish is not None:
+            self._wish_stored_ms = wish.stored_ms
+            self.wished(wish.data)
 
     async def _stored_wish(self) -> Message | None:
         """None also when the bus does not tell."""

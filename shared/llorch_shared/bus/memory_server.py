@@ -130,9 +130,10 @@ class MemoryServer:
     def ensure(self, topology: Topology) -> None:
         for wanted in topology.streams:
             stream = self.streams.setdefault(wanted.name, MemoryStream(wanted.name, {}))
-            if stream.config.get("storage", wanted.config.get("storage")) != wanted.config.get("storage"):
+            config = changed(stream.config, wanted.config) if stream.config else wanted.config
+            if stream.config.get("storage", config.get("storage")) != config.get("storage"):
                 raise BusError(f"{wanted.name}: the storage of a stream cannot change")
-            stream.reconfigure(changed(stream.config, wanted.config) if stream.config else wanted.config)
+            stream.reconfigure(config)
         for durable in topology.durables:
             known = self.named(durable.stream).durables
             known.setdefault(durable.name, MemoryDurable(self.streams[durable.stream], {})).config.update(

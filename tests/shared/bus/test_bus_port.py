@@ -743,6 +743,14 @@ async def test_a_stream_that_cannot_become_what_is_wanted_is_an_error(ready: Bus
         await ready.ensure(Topology(streams=(Stream(name="TOK", config=config),)))
 
 
+async def test_a_stream_that_an_earlier_release_made_on_disk_stays_there(bus: Bus) -> None:
+    early = {"name": "TOK", "subjects": ["llorch.tok.*.*"], "storage": "file"}
+    await bus.ensure(Topology(streams=(Stream(name="TOK", config=early),)))
+    for _ in range(2):
+        await bus.ensure(BASE)
+    assert (await bus.stream_state(streams.TOK)).messages == 0
+
+
 async def test_a_durable_of_a_missing_stream_is_an_error(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llorch_shared.bus.nats_topology.ENSURE_WAIT_S", 0.1)
     with pytest.raises(BusError):
