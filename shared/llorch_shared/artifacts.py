@@ -22,6 +22,7 @@ from llorch_shared.wire.artifacts import (
     StoredArtifact,
     canonical,
 )
+from llorch_shared.wire.objects import OBJECT_SHARE_BYTES
 
 PAGE_BYTES: Final = 256 * 1024
 PAGES_MAX: Final = 8
@@ -35,15 +36,15 @@ class UnknownParent(Exception):
 class Artifacts:
     """`tenant` None stands for all of them."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, *, share_bytes: int = OBJECT_SHARE_BYTES) -> None:
         self._bus: Final = bus
-        self._objects: Final = Objects(bus)
+        self._objects: Final = Objects(bus, share_bytes=share_bytes)
 
     async def create(self, artifact: Artifact, tenant: str) -> ArtifactRef:
-        """Raises UnknownParent, ValueError when it is too large, Full, BusError."""
+        """Raises UnknownParent, ValueError when it is too large, ShareFull, Full, BusError."""
         if artifact.parent is not None and await self._indexed(artifact.parent, tenant) is None:
             raise UnknownParent(artifact.parent)
-        stored = await self._objects.put(canonical(artifact))
+        stored = await self._objects.put(canonical(artifact), tenant=tenant)
         ref = ArtifactRef(
             id=stored.digest,
             kind=artifact.kind,

@@ -89,6 +89,7 @@ class PolicyLabel(StrEnum):
     SESSION_TURNS = "session-turns"
     SESSION_ENDED = "session-ended"
     SESSION_ACCOUNTS = "session-accounts"
+    OBJECT_QUOTA = "object-quota"
     PINNED_INFEASIBLE = "pinned_pool_infeasible"
     PREFERRED_INFEASIBLE = "no_preferred_feasible"
 
@@ -107,6 +108,7 @@ POLICY_LABELS: Final[dict[PolicyLabel, str]] = {
     PolicyLabel.SESSION_TURNS: "The session has had as many tasks as it may (400).",
     PolicyLabel.SESSION_ENDED: "The session was deleted, or had no task for longer than its ttl_ms (400).",
     PolicyLabel.SESSION_ACCOUNTS: "The tenant has as many sessions with an account as `accounts_max` permits.",
+    PolicyLabel.OBJECT_QUOTA: "The tenant has as much in the object store as `nats.tenant_object_bytes_max` permits.",
     PolicyLabel.PINNED_INFEASIBLE: "The pool that `placement` pins does not serve this task.",
     PolicyLabel.PREFERRED_INFEASIBLE: "No pool of `placement.prefer_pools` serves it, and no other is permitted.",
 }
@@ -213,12 +215,14 @@ class Refused(OrchError):
         retry_after_ms: int,
         engine: str | None = None,
         pool_id: str | None = None,
+        hint: str | None = None,
     ) -> None:
         super().__init__(
             ErrorCode.ADMISSION_REJECT,
             message,
             engine=engine,
             pool_id=pool_id,
+            hint=hint,
             retry_after_ms=retry_after_ms,
             policy_label=policy_label,
         )

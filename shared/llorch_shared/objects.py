@@ -5,6 +5,9 @@ under a name of their own for each writer; the entry that names them comes last,
 there whole or not at all, and two writers of the same bytes make one object. What a killed writer leaves is forgotten
 with its age.
 
+An object is counted to the tenant who put it first. Its name and the size stand in the subject of the chunks, so what
+counts is what is stored, whoever stored it and whoever died: the server tells the subjects, and no book is kept.
+
 ObjectError
 ├─ ObjectMissing     it was never stored, or its time is over
 ├─ ObjectTooLarge    over what the caller takes
@@ -24,7 +27,14 @@ import msgspec
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Full, Message, NoStream, Unanswered, WrongSequence
 from llorch_shared.wall_clock import now_ms
-from llorch_shared.wire.objects import ENTRY_DECODER, OBJECT_BYTES_MAX, ObjectEntry, ObjectOptions, ObjectRef
+from llorch_shared.wire.objects import (
+    ENTRY_DECODER,
+    OBJECT_BYTES_MAX,
+    OBJECT_SHARE_BYTES,
+    ObjectEntry,
+    ObjectOptions,
+    ObjectRef,
+)
 
 CHUNK_BYTES: Final = 512 * 1024
 """Half of what a message may hold, beside its headers."""
@@ -33,6 +43,9 @@ PUT_WITHIN_S: Final = 12.0
 """All tries of one message: longer than the election of a stream's leader."""
 PAUSE_FIRST_S: Final = 0.05
 PAUSE_MAX_S: Final = 0.5
+NAME_TRIES: Final = 5
+COUNTED_MIN: Final = 16 * 1024
+"""An object counts at least so much: a share has a bounded number of objects, whose subjects are told in one answer."""
 READ_TRIES: Final = 5
 """A copy of the stream may not have the chunks yet that its leader has acknowledged."""
 PAGE_BYTES: Final = 4 * 1024 * 1024
@@ -40,7 +53,7 @@ HASHED_HERE_BYTES: Final = 1024 * 1024
 """More is hashed in a thread: 16 MiB take ten milliseconds and more."""
 
 _ROLLUP: Final = {"Nats-Rollup": "sub"}
-_NUID: Final = re.compile(r"^[A-Za-z0-9_-]{1,64}$(?!\n)")
+_NUID: Final = re.compile(r"^([a-z0-9_-]{1,64}\.)?[A-Za-z0-9_-]{1,64}$(?!\n)")
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -57,22 +70,34 @@ class ObjectTooLarge(ObjectError): ...
 class ObjectDamaged(ObjectError): ...
 
 
+class ShareFull(Full):
+    """The tenant has as much in the store as it may."""
+
+
 class Objects:
-    """One bucket, through one connection."""
+    """One bucket, through one connection. `share_bytes`: what each tenant may have in it."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, *, share_bytes: int = OBJECT_SHARE_BYTES) -> None:
         self._bus: Final = bus
+        self._share_bytes: Final = share_bytes
 
-    async def put(self, data: bytes) -> ObjectRef:
-        """Store `data` unless it is there for long enough yet. Raises ValueError when it is larger than any object may
-        be, Full when the store has no room, BusError."""
+    async def put(self, data: bytes, *, tenant: str = "") -> ObjectRef:
+        """Store `data` unless it is there for long enough yet; it counts to `tenant`, or to nobody. Raises ValueError
+        when it is larger than any object may be, ShareFull, Full when the store has no room, BusError."""
         if len(data) > OBJECT_BYTES_MAX:
             raise ValueError(f"{len(data)} bytes; an object has at most {OBJECT_BYTES_MAX}")
         ref = ObjectRef(digest=await digest_of(data), bytes=len(data))
         found = await self._bus.last(streams.OBJECTS, subjects.object_entry(ref.digest))
         if found is None or not _stays(found):
-            await self._write(ref, data, 0 if found is None else found.seq)
+            if tenant:
+                await self._check_share(tenant, len(data))
+            await self._write(ref, data, 0 if found is None else found.seq, tenant)
         return ref
+
+    async def held(self, tenant: str) -> int:
+        """Bytes that are counted to the tenant. Raises BusError."""
+        found = await self._bus.counts(streams.OBJECTS, subjects.objects_of(tenant))
+        return sum(_counted(subject, chunks) for subject, chunks in found.items())
 
     async def find(self, digest: str) -> ObjectRef | None:
         """None for what is not stored, or not any more. Raises ObjectDamaged, BusError."""
@@ -116,22 +141,49 @@ class Objects:
                 break
         return b"".join(parts) if size >= entry.size else None
 
-    async def _write(self, ref: ObjectRef, data: bytes, entry_seq: int) -> None:
+    async def _check_share(self, tenant: str, more: int) -> None:
+        """Raises ShareFull."""
+        held = await self.held(tenant)
+        if held + more > self._share_bytes:
+            raise ShareFull(f"tenant {tenant} has {held} bytes in the object store, and may have {self._share_bytes}")
+
+    async def _write(self, ref: ObjectRef, data: bytes, entry_seq: int, tenant: str) -> None:
         nuid = secrets.token_hex(11)
+        if tenant:
+            nuid = f"{tenant}.{len(data)}-{nuid}"
         stored: list[int] = []
+        naming = named = False
         try:
             for number, start in enumerate(range(0, len(data), CHUNK_BYTES)):
                 chunk = data[start : start + CHUNK_BYTES]
                 stored.append(await self._store(subjects.object_chunks(nuid), chunk, f"{nuid}:{number}"))
-            entry = _encode(entry_of(ref, nuid, len(stored)))
-            await self._store(
-                subjects.object_entry(ref.digest), entry, f"{nuid}:entry", expect_seq=entry_seq, headers=_ROLLUP
-            )
-        except WrongSequence:
-            await self._remove(stored)
-        except Full:
-            await self._remove(stored)
+            if tenant and len(stored) > 1:
+                await self._check_share(tenant, 0)  # of all who write at once, the last to look sees everything
+            naming = True
+            named = await self._name(ref, nuid, len(stored), entry_seq)
+        except (NoStream, Unanswered, asyncio.CancelledError):
+            named = naming  # the entry may stand, although nobody said so
             raise
+        finally:
+            if not named:
+                await self._remove(stored)
+
+    async def _name(self, ref: ObjectRef, nuid: str, chunks: int, entry_seq: int) -> bool:
+        """Write the entry. False when the object is there already, by another writer. Raises Full, WrongSequence when
+        others write again and again, BusError."""
+        entry, subject = _encode(entry_of(ref, nuid, chunks)), subjects.object_entry(ref.digest)
+        for number in range(NAME_TRIES):
+            try:
+                await self._store(subject, entry, f"{nuid}:entry:{number}", expect_seq=entry_seq, headers=_ROLLUP)
+                return True
+            except WrongSequence:
+                found = await self._bus.last(streams.OBJECTS, subject)
+                if found is not None and _is_named(found, nuid):
+                    return True  # an earlier try of ours, whose answer was lost
+                if found is not None and _stays(found):
+                    return False
+                entry_seq = 0 if found is None else found.seq
+        raise WrongSequence(f"the entry of {ref.digest} is changed again and again")
 
     async def _store(
         self,
@@ -198,6 +250,20 @@ def _entry_in(found: Message) -> ObjectEntry | None:
     if not entry.deleted and _NUID.match(entry.nuid) is None:
         raise ObjectDamaged(f"the entry on {found.subject} names no chunks")
     return None if entry.deleted else entry
+
+
+def _is_named(found: Message, nuid: str) -> bool:
+    try:
+        entry = _entry_in(found)
+    except ObjectDamaged:
+        return False
+    return entry is not None and entry.nuid == nuid
+
+
+def _counted(subject: str, chunks: int) -> int:
+    """Bytes of one object, of which so many chunks are stored: whole where all are, and never less than the least."""
+    size = subjects.last_token(subject).partition("-")[0]
+    return max(COUNTED_MIN, min(chunks * CHUNK_BYTES, int(size) if size.isdecimal() else OBJECT_BYTES_MAX))
 
 
 def _stays(found: Message) -> bool:

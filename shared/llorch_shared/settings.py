@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from llorch_shared.wire.catalog import TrustPolicy
+from llorch_shared.wire.objects import OBJECT_SHARE_BYTES
 from llorch_shared.wire.session import SessionsSpec
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Name
@@ -56,6 +57,9 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Copies of every stream: 1 on one server, 3 in a cluster, so that it loses nothing with one of its servers."""
     token_bytes_max: Annotated[int, Meta(ge=16 * 1024 * 1024)] = 256 * 1024 * 1024
     """Memory for token streams that can still be resumed, bytes; the oldest go first."""
+    tenant_object_bytes_max: Annotated[int, Meta(ge=16 * 1024 * 1024)] = OBJECT_SHARE_BYTES
+    """What one tenant may have in the object store (large prompts, artifacts, traces; each for seven days), bytes: half
+    of it, so that no tenant fills it for all."""
 
 
 class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

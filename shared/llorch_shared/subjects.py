@@ -209,6 +209,11 @@ def object_chunks(nuid: str) -> str:
     return f"$O.ART.C.{nuid}"
 
 
+def objects_of(tenant: str) -> str:
+    """The chunks of every object that is counted to the tenant."""
+    return f"$O.ART.C.{token(tenant)}.*"
+
+
 def artifact(tenant: str, kind: str, digest: str) -> str:
     """The index entry of an artifact; `*` for a tenant or kind that is any."""
     return f"{artifacts(tenant, kind).removesuffix('*')}{digest.removeprefix('sha256:')}"

@@ -7,14 +7,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from llorch_shared.errors import ErrorCode
+from llorch_shared.errors import ErrorCode, PolicyLabel
 from llorch_shared.objects import Objects
+from llorch_shared.settings import NatsSettings
 from llorch_shared.wire.objects import ObjectRef
 from llorch_shared.wire.task import INLINE_BYTES_MAX, REQUEST_DECODER, Payload
 from support.client import task_request
 from support.gateways import Cluster, cluster_of, pool_spec
 from support.tokens import bearer, write_tokens
 
+MIB = 1024 * 1024
 LARGE = "x" * 2_000_000
 CTX = 32_768
 
@@ -79,3 +81,27 @@ async def test_a_reference_of_the_clients_own_must_be_to_something(cluster: Clus
     reply = await door.post("/v1/tasks", msgspec.json.encode(fresh), **bearer("alice-token"))
     assert (reply.status, reply.error.code) == (400, ErrorCode.INVALID_PARAMS)
     assert "send the content itself" in reply.error.message
+
+
+async def test_a_tenant_that_has_its_share_is_told_so_and_the_others_go_on(tmp_path: Path) -> None:
+    """A share of 16 MiB holds one artifact of 15 and no large prompt beside it."""
+    write_tokens(tmp_path / "tokens.toml", alice="blue", bob="red")
+    async with cluster_of(pool_spec(ctx=CTX)) as cluster:
+        cluster.nats = NatsSettings(tenant_object_bytes_max=16 * MIB)
+        door = await cluster.gateway(token="static", tokens_file=str(tmp_path / "tokens.toml"))
+        alice, bob = bearer("alice-token"), bearer("bob-token")
+        artifact = msgspec.json.encode({"kind": "other", "content": {"text": "x" * 15 * MIB}})
+        assert (await door.post("/v1/artifacts", artifact, **alice)).status == 201
+        large = [msgspec.json.encode(task_request(ctx=CTX, prompt=LARGE)) for _ in range(2)]
+        refusals = [
+            await door.post("/v1/tasks", large[0], **alice),
+            await door.post("/v1/artifacts", artifact.replace(b"xx", b"yy", 1), **alice),
+        ]
+        for refused in refusals:
+            assert (refused.status, refused.error.policy_label) == (429, PolicyLabel.OBJECT_QUOTA)
+            assert refused.error.retriable
+            assert int(refused.headers["retry-after"]) == 60
+        assert (await door.post("/v1/artifacts", artifact, **alice)).status == 201, "it is there already"
+        small = msgspec.json.encode(task_request(ctx=CTX))
+        assert (await door.post("/v1/tasks", small, **alice)).status == 202
+        assert (await door.post("/v1/tasks", large[1], **bob)).status == 202

@@ -13,7 +13,7 @@ from llorch_shared.bus.memory import MemoryBus
 from llorch_shared.bus.memory_server import MemoryServer
 from llorch_shared.bus.port import Bus, Message
 from llorch_shared.metrics import Metrics
-from llorch_shared.settings import GatewaySettings, Secret, Settings
+from llorch_shared.settings import GatewaySettings, NatsSettings, Secret, Settings
 from llorch_shared.wire import frames
 from llorch_shared.wire.policy import QueueSpec
 from llorch_shared.wire.registry import PoolLoad, ReplicaRecord, ReplicaState
@@ -94,6 +94,7 @@ class Cluster:
         self.bus: Bus = MemoryBus(self.server, name="others")
         self.queued: dict[str, Located] = {}
         self.gateways: list[tuple[Gateway, Bus]] = []
+        self.nats = NatsSettings()
         self._ticking: list[asyncio.Task[None]] = []
 
     async def start(self, spec: PoolSpec | None = None, *replicas: ReplicaRecord) -> None:
@@ -119,7 +120,7 @@ class Cluster:
 
     async def gateway(self, *, token: str = "", tick: bool = True, **changes: Any) -> "Door":
         wanted = {"cancel_on_disconnect": False, "cancel_wait_ms": 2_000, **changes}
-        settings = Settings(gateway=GatewaySettings(**wanted))
+        settings = Settings(gateway=GatewaySettings(**wanted), nats=self.nats)
         bus: Bus = MemoryBus(self.server, name="gateway")
         gateway = Gateway(settings, bus=bus, token=Secret(token), metrics=Metrics())
         await gateway.start()

@@ -78,6 +78,7 @@ class Admissions:
         sessions: Sessions,
         metrics: Metrics,
         actor: str,
+        share_bytes: int,
     ) -> None:
         self._bus: Final = bus
         self._router: Final = router
@@ -86,7 +87,7 @@ class Admissions:
         self._resubmissions: Final = resubmissions
         self._sessions: Final = sessions
         self._actor: Final = actor
-        self._enqueue: Final = Enqueue(bus=bus, snapshot=snapshot, lane=router.lane)
+        self._enqueue: Final = Enqueue(bus=bus, snapshot=snapshot, lane=router.lane, share_bytes=share_bytes)
         self.ownership: Final = Ownership()
         self._recent: OrderedDict[str, Located] = OrderedDict()
         self._seqs: dict[str, int] = {}

@@ -2,17 +2,19 @@
 
 from llorch_gateway.failures import unavailable
 from llorch_gateway.operations import Answer, Ask, Handlers
+from llorch_gateway.payloads import share_full
 from llorch_shared.artifacts import Artifacts, UnknownParent
 from llorch_shared.bus.port import Bus, Full
 from llorch_shared.errors import invalid, not_found
 from llorch_shared.guards import NESTING_MAX, nests_deeply
+from llorch_shared.objects import ShareFull
 from llorch_shared.wire.artifacts import Artifact
 
 LIMIT_DEFAULT = 50
 
 
-def handlers(bus: Bus) -> Handlers:
-    artifacts = Artifacts(bus)
+def handlers(bus: Bus, *, share_bytes: int) -> Handlers:
+    artifacts = Artifacts(bus, share_bytes=share_bytes)
 
     async def create(ask: Ask) -> Answer:
         artifact = ask.body(Artifact)
@@ -24,6 +26,8 @@ def handlers(bus: Bus) -> Handlers:
             raise invalid(f"parent: artifact {error} is not known here") from error
         except ValueError as error:
             raise invalid(f"the artifact is too large: {error}", status=413) from error
+        except ShareFull as error:
+            raise share_full(error) from error
         except Full as error:
             raise unavailable("the object store has no room for it") from error
         return Answer(ref, 201)

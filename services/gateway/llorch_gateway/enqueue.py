@@ -45,11 +45,11 @@ _encode: Final = msgspec.json.Encoder().encode
 class Enqueue:
     """`lane` travels with each task: the gateway process that relays its tokens."""
 
-    def __init__(self, *, bus: Bus, snapshot: Snapshot, lane: str) -> None:
+    def __init__(self, *, bus: Bus, snapshot: Snapshot, lane: str, share_bytes: int) -> None:
         self._bus: Final = bus
         self._snapshot: Final = snapshot
         self._lane: Final = lane
-        self._payloads: Final = Payloads(bus)
+        self._payloads: Final = Payloads(bus, share_bytes=share_bytes)
         self._silent: Final[set[tuple[str, str]]] = set()
         """Queues (pool, class) that answered nobody for the whole bound, and nobody since."""
 
@@ -86,7 +86,7 @@ class Enqueue:
         """Publish, however often it takes within the bound: the msg_id makes repeats one task. A queue that is known to
         be silent (a server whose disk is full answers nobody) is asked once."""
         queue = (pool.id, request.priority)
-        request, payload = await self._payloads.fitted(request)
+        request, payload = await self._payloads.fitted(request, call)
         subject = subjects.admission(pool.id, request.priority, call.tenant)
         headers = {
             subjects.CORRELATION_HEADER: call.correlation_id,

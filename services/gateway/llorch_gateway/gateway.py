@@ -90,6 +90,7 @@ class Gateway:
             sessions=self.sessions,
             metrics=metrics,
             actor=f"gateway/{self.router.lane}",
+            share_bytes=settings.nats.tenant_object_bytes_max,
         )
         self.tasks: Final = Tasks(
             bus=bus,
@@ -130,7 +131,7 @@ class Gateway:
                 **sessions_api.handlers(self.sessions),
                 **pools_api.handlers(self.snapshot, bus, self._author),
                 **tenants_api.handlers(bus, self._author),
-                **artifacts_api.handlers(bus),
+                **artifacts_api.handlers(bus, share_bytes=settings.nats.tenant_object_bytes_max),
                 **CatalogApi(bus, self.snapshot, self._author, policy=settings.catalog.trust_policy).handlers(),
                 **process_api.handlers(metrics, self.readiness),
             }

@@ -18,6 +18,7 @@ from llorch_shared.metrics import Metrics
 from llorch_shared.session_store import SessionStore
 from llorch_shared.settings import PooldSettings
 from llorch_shared.shared_walks import SharedWalks
+from llorch_shared.wire.objects import OBJECT_SHARE_BYTES
 from llorch_shared.wire.task import Engine
 
 INTERRUPTIBLE_DECODE: Final = "interruptible_decode"
@@ -48,6 +49,8 @@ class NodeContext:
     """Of streams that earlier attempts began elsewhere."""
     metrics: Metrics
     settings: PooldSettings
+    share_bytes: int = OBJECT_SHARE_BYTES
+    """Of each tenant in the object store, where traces are kept."""
     settling: set[asyncio.Task[None]] = field(default_factory=set)
     """Tasks whose end was being stored when their replica went. The record may stand already, its answer under way:
     they go on until they have said so."""

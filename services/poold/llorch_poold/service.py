@@ -101,6 +101,7 @@ def _context(bus: Bus, settings: Settings, metrics: Metrics, fence: Fence) -> No
         backlogs=SharedWalks(bus, streams.TOK),
         metrics=metrics,
         settings=settings.poold,
+        share_bytes=settings.nats.tenant_object_bytes_max,
     )
 
 

@@ -70,7 +70,7 @@ async def write_trace(node: NodeContext, facts: ReplicaFacts, run: RunRecord, se
     for number in range(WRITE_TRIES):
         try:
             artifact = trace_of(run, session_id, facts, transcript_of(await _frames(node, run)))
-            await Artifacts(node.bus).create(artifact, run.tenant)
+            await Artifacts(node.bus, share_bytes=node.share_bytes).create(artifact, run.tenant)
             return
         except (BusError, ValueError) as error:
             if number == WRITE_TRIES - 1 or not isinstance(error, BusError):

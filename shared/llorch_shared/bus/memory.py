@@ -7,6 +7,7 @@ network, held to the NATS side by one test suite.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count, islice
 from typing import Final
@@ -246,6 +247,10 @@ class MemoryBus(MemoryConnection):
     async def stream_state(self, stream: str) -> StreamState:
         await self.wait_connected(5)
         return self.server.named(stream).state()
+
+    async def counts(self, stream: str, subject_filter: str) -> Mapping[str, int]:
+        await self.wait_connected(5)
+        return Counter(message.subject for message in self.server.named(stream).select(subject_filter))
 
     async def consumer(self, stream: str, durable: str) -> MemoryConsumer:
         await self.wait_connected(5)

@@ -239,6 +239,9 @@ class NatsBus:
     async def stream_state(self, stream: str) -> StreamState:
         return await self._streams.state(stream)
 
+    async def counts(self, stream: str, subject_filter: str) -> Mapping[str, int]:
+        return await self._streams.counts(stream, subject_filter)
+
     async def consumer(self, stream: str, durable: str) -> NatsConsumer:
         consumer = NatsConsumer(self._link, self._streams, self._topology, stream, durable)
         await consumer.open()

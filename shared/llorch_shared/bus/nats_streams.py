@@ -174,6 +174,17 @@ class Streams:
         life = f"{info['created']}@{leader}@{cluster.get('leader_since', '')}" if leader else info["created"]
         return StreamState(state["messages"], state["first_seq"], state["last_seq"], life, leader)
 
+    async def counts(self, stream: str, subject_filter: str) -> dict[str, int]:
+        """Of the leader, so that what it has acknowledged is counted."""
+        found: dict[str, int] = {}
+        while True:
+            asked = {"subjects_filter": subject_filter, "offset": len(found)}
+            info = await self.api(f"STREAM.INFO.{stream}", asked, timeout_s=INFO_TIMEOUT_S)
+            page = info["state"].get("subjects") or {}
+            found.update(page)
+            if not page or len(found) >= info.get("total", 0):
+                return found
+
     async def remove(self, stream: str, seq: int) -> bool:
         try:
             await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True})

@@ -243,6 +243,10 @@ class Bus(Protocol):
 
     async def stream_state(self, stream: str) -> StreamState: ...
 
+    async def counts(self, stream: str, subject_filter: str) -> Mapping[str, int]:
+        """How many messages are stored on each matching subject. The server looks at subjects alone, at no message.
+        Raises NoStream, Unanswered, BusError."""
+
     async def consumer(self, stream: str, durable: str) -> Consumer: ...
 
     async def close(self) -> None:

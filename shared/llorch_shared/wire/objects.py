@@ -12,6 +12,10 @@ OBJECT_BYTES_MAX: Final = 16 * 1024 * 1024
 """Largest object that is taken or read: it is held in memory as a whole at both ends."""
 
 
+OBJECT_SHARE_BYTES: Final = 512 * 1024 * 1024
+"""Of one tenant, unless the deployment sets another: half of the store."""
+
+
 class ObjectRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An object by what it is made of."""
 

@@ -2,14 +2,24 @@
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 import nats
 import pytest
 
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, Full
-from llorch_shared.objects import CHUNK_BYTES, ObjectDamaged, ObjectMissing, Objects, ObjectTooLarge
+from llorch_shared.bus.port import Bus, Full, Stored
+from llorch_shared.objects import (
+    CHUNK_BYTES,
+    COUNTED_MIN,
+    ObjectDamaged,
+    ObjectMissing,
+    Objects,
+    ObjectTooLarge,
+    ShareFull,
+)
 from llorch_shared.streams import Stream, Topology
 from llorch_shared.wire.objects import ENTRY_DECODER, OBJECT_BYTES_MAX
 from support.bus_worlds import NatsWorld
@@ -90,6 +100,93 @@ async def test_a_full_store_refuses_and_keeps_no_part(bus: Bus) -> None:
     await objects.put(b"small")
 
 
+async def test_a_tenant_has_a_share_and_the_others_have_theirs(objects: Objects, bus: Bus, other: Bus) -> None:
+    small = Objects(bus, share_bytes=len(LARGE) + COUNTED_MIN)
+    await small.put(LARGE, tenant="blue")
+    await small.put(LARGE, tenant="blue")
+    await small.put(b"a few bytes", tenant="blue")
+    assert await Objects(other).held("blue") == len(LARGE) + COUNTED_MIN
+    with pytest.raises(ShareFull, match="tenant blue"):
+        await small.put(b"more", tenant="blue")
+    ref = await small.put(LARGE[1:], tenant="red")
+    assert await objects.get(ref.digest) == LARGE[1:]
+    await small.put(LARGE, tenant="red")
+    assert await objects.held("red") == len(LARGE) - 1, "what is there already counts to who put it first"
+    assert await objects.held("green") == 0
+
+
+async def test_writers_at_once_stay_within_the_share_and_leave_nothing(objects: Objects, bus: Bus, other: Bus) -> None:
+    """Through two connections, as two gateways: none of them sees the others before it begins."""
+    sides = [Objects(side, share_bytes=2 * len(LARGE)) for side in (bus, other)]
+    done = await asyncio.gather(
+        *(sides[number % 2].put(bytes([number]) + LARGE[1:], tenant="blue") for number in range(6)),
+        return_exceptions=True,
+    )
+    kept = [each for each in done if not isinstance(each, BaseException)]
+    assert len(kept) <= 2
+    assert all(isinstance(each, ShareFull) for each in done if each not in kept)
+    assert await objects.held("blue") == len(kept) * len(LARGE)
+    assert (await bus.stream_state(streams.OBJECTS)).messages == 4 * len(kept)
+
+
+async def test_what_a_killed_writer_left_counts_as_long_as_it_is_stored(objects: Objects, bus: Bus) -> None:
+    left = await bus.store(subjects.object_chunks(f"blue.{3 * CHUNK_BYTES}-abc"), bytes(CHUNK_BYTES))
+    assert await objects.held("blue") == CHUNK_BYTES
+    await bus.remove(streams.OBJECTS, left.seq)
+    assert await objects.held("blue") == 0
+
+
+class Contended:
+    """The bus of a writer before whom another writes the entry, as often as `others` says."""
+
+    def __init__(self, bus: Bus, *others: Callable[[str], Awaitable[object]]) -> None:
+        self._bus = bus
+        self._others = list(others)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    async def store(self, subject: str, data: bytes, **given: Any) -> Stored:
+        if given.get("expect_seq") is not None and self._others:
+            await self._others.pop(0)(subject)
+        return await self._bus.store(subject, data, **given)
+
+
+async def test_an_entry_that_is_deleted_meanwhile_is_written_again(objects: Objects, bus: Bus) -> None:
+    async def forgotten(subject: str) -> None:
+        entry = msgspec.json.encode({"name": "x", "deleted": True})
+        await bus.store(subject, entry, headers={"Nats-Rollup": "sub"})
+
+    contended: Any = Contended(bus, forgotten, forgotten)
+    ref = await Objects(contended).put(LARGE)
+    assert await objects.get(ref.digest) == LARGE
+
+
+async def test_an_entry_that_another_wrote_meanwhile_is_enough(objects: Objects, bus: Bus) -> None:
+    async def written(_subject: str) -> None:
+        await objects.put(LARGE)
+
+    contended: Any = Contended(bus, written)
+    ref = await Objects(contended).put(LARGE, tenant="blue")
+    assert await objects.get(ref.digest) == LARGE
+    assert (await bus.stream_state(streams.OBJECTS)).messages == 3 + 1
+    assert await objects.held("blue") == 0
+
+
+async def test_an_entry_of_ours_whose_answer_was_lost_keeps_its_chunks(objects: Objects, bus: Bus) -> None:
+    """Its own entry is what a repeat finds in its way, when the server no longer knows its message id."""
+
+    class Forgetful(Contended):
+        async def store(self, subject: str, data: bytes, **given: Any) -> Stored:
+            if given.get("expect_seq") is not None:
+                await self._bus.store(subject, data, **{**given, "msg_id": ""})
+            return await self._bus.store(subject, data, **given)
+
+    forgetful: Any = Forgetful(bus)
+    ref = await Objects(forgetful).put(LARGE)
+    assert await objects.get(ref.digest) == LARGE
+
+
 @pytest.mark.nats
 async def test_clients_of_nats_read_our_objects_and_we_read_theirs(nats_server: NatsServer) -> None:
     world = NatsWorld(nats_server)
@@ -98,7 +195,7 @@ async def test_clients_of_nats_read_our_objects_and_we_read_theirs(nats_server: 
     try:
         await bus.ensure(streams.base(token_bytes_max=16 * 1024 * 1024))
         objects = Objects(bus)
-        ref = await objects.put(LARGE)
+        ref = await objects.put(LARGE, tenant="blue")
         store = await client.jetstream().object_store(subjects.OBJECT_BUCKET)
         read = await store.get(subjects.object_name(ref.digest))
         assert read.data == LARGE
