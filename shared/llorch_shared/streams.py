@@ -36,6 +36,9 @@ REGISTRY_TTL_S: Final = 3
 REGISTRY_RENEW_S: Final = 1.0
 SESSION_KEPT_S: Final = 72 * 3600
 """How long the id of a session that has ended is remembered: as long as that of a task."""
+SESSION_DELETED_S: Final = 600
+"""How much longer than the session would have lasted the deletion of one without an account is kept: a task of it may
+have run for so long."""
 DEDUPE_WINDOW_S: Final = 600
 OBJECT_TTL_S: Final = 7 * 24 * 3600
 """Prompts must outlast their tasks, which may wait for days; artifacts are to be fetched within the week."""
@@ -172,7 +175,7 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
         ),
         _bucket("REG", history=1, max_bytes=64 * _MIB, live=subjects.ALL_REGISTRY_LIVE),
         _bucket("SPEC", history=16, max_bytes=64 * _MIB, live=subjects.ALL_SPEC_LIVE),
-        _bucket("SES", history=1, max_bytes=256 * _MIB, live=subjects.ALL_SESSIONS_LIVE, discard="old"),
+        _bucket("SES", history=1, max_bytes=256 * _MIB, live=subjects.ALL_SESSIONS_REPUBLISHED, discard="old"),
         _bucket("CAT", history=16, max_bytes=64 * _MIB, live=subjects.ALL_CATALOG_LIVE),
     )
     return Topology(streams=tuple(_replicated(stream, replicas) for stream in streams))

@@ -181,11 +181,11 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
     ),
     Subject(
         pattern=subjects.SESSIONS,
-        title="Accounts of sessions: what they may use, have spent and hold for tasks under way",
+        title="Accounts of sessions: what they may use, have spent and hold for tasks under way; deletions of others",
         publishers=("gateway", "scheduler", "poold"),
         consumers=("gateway", "scheduler", "poold", "orchctl"),
         delivery=Delivery.LATEST,
-        payload="SessionRecord",
+        payload="SessionRecord | SessionEnded",
     ),
     Subject(
         pattern=subjects.SESSIONS_LIVE,
@@ -193,7 +193,15 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         publishers=("nats-server",),
         consumers=("gateway", "scheduler"),
         delivery=Delivery.SIGNAL,
-        payload="SessionRecord",
+        payload="SessionRecord | SessionEnded",
+    ),
+    Subject(
+        pattern=subjects.SESSION_ENDED,
+        title="A session was deleted: what engines hold of it is erased",
+        publishers=("gateway",),
+        consumers=("poold",),
+        delivery=Delivery.SIGNAL,
+        payload="SessionEnded",
     ),
     Subject(
         pattern=subjects.CATALOG,

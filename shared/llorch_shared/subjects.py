@@ -27,6 +27,7 @@ SPEC: Final = "$KV.SPEC.{key}"
 SPEC_LIVE: Final = "llorch.spec.live.{key}"
 SESSIONS: Final = "$KV.SES.{key}"
 SESSIONS_LIVE: Final = "llorch.ses.live.{key}"
+SESSION_ENDED: Final = "llorch.ses.ended"
 OBJECT_ENTRY: Final = "$O.ART.M.{object}"
 OBJECT_CHUNKS: Final = "$O.ART.C.{chunks}"
 ARTIFACT: Final = "llorch.art.{tenant}.{kind}.{artifact}"
@@ -59,8 +60,9 @@ ALL_CANCEL_SIGNALS: Final = "llorch.can.*"
 ALL_READERS: Final = "llorch.rdr.ask.*"
 ALL_REGISTRY_LIVE: Final = "llorch.reg.live.>"
 ALL_SPEC_LIVE: Final = "llorch.spec.live.>"
-ALL_SESSIONS: Final = "$KV.SES.>"
-ALL_SESSIONS_LIVE: Final = "llorch.ses.live.>"
+ALL_SESSIONS: Final = "$KV.SES.session.>"
+ALL_SESSIONS_LIVE: Final = "llorch.ses.live.session.>"
+ALL_SESSIONS_REPUBLISHED: Final = "llorch.ses.live.>"
 ALL_LOADS: Final = "llorch.load.*"
 ALL_OBJECT_ENTRIES: Final = "$O.ART.M.>"
 ALL_OBJECT_CHUNKS: Final = "$O.ART.C.>"
@@ -230,6 +232,11 @@ SESSION_POLICY_KEY: Final = "sessions"
 
 def session(tenant: str, session_id: str) -> str:
     return f"$KV.SES.session.{token(tenant)}.{token(session_id)}"
+
+
+def session_deleted(tenant: str, session_id: str) -> str:
+    """A session without an account was deleted; kept while an engine may hold text of it."""
+    return f"$KV.SES.deleted.{token(tenant)}.{token(session_id)}"
 
 
 def session_of_any(session_id: str) -> str:

@@ -16,7 +16,9 @@ from llorch_shared.session_account import Used
 from llorch_shared.wire.audit import AUDIT_DECODER
 from llorch_shared.wire.session import (
     SESSION_DECODER,
+    SESSION_ENDED_DECODER,
     SESSION_QUESTION_DECODER,
+    SessionEnded,
     SessionInfo,
     SessionPolicy,
     SessionQuestion,
@@ -200,6 +202,32 @@ async def test_a_session_without_an_account_is_what_schedulers_remember(cluster:
     await cluster.bus.serve(subjects.session_seen(subjects.shard_of("p1")), seen)
     told = (await door.get(PATH)).json()
     assert told == {"session_id": SESSION, "ttl_ms_remaining": 9_000, "turns": 2, "kv_bytes": 0, "kv_warmth": True}
+
+
+async def test_a_deletion_is_told_to_engines_and_kept_for_those_that_are_away(cluster: Cluster, door: Door) -> None:
+    known = {subjects.shard_of("p1"): SessionSeen(found=True, left_ms=9_000, tenants=("default", "red"))}
+    told: list[SessionEnded] = []
+
+    async def seen(message: Any) -> tuple[bytes, dict[str, str]]:
+        asked = SESSION_QUESTION_DECODER.decode(message.data).session_id
+        answer = known[subjects.shard_of("p1")] if asked == SESSION else SessionSeen(found=False)
+        return msgspec.json.encode(answer), {}
+
+    await cluster.bus.serve(subjects.session_seen(subjects.shard_of("p1")), seen)
+    await cluster.bus.subscribe(
+        subjects.SESSION_ENDED, lambda message: told.append(SESSION_ENDED_DECODER.decode(message.data))
+    )
+    assert (await door.request("DELETE", PATH.upper().replace("/V1/SESSIONS", "/v1/sessions"))).status == 204
+    for tenant in ("default", "red"):
+        stored = await cluster.bus.last(streams.SES, subjects.session_deleted(tenant, SESSION))
+        assert stored is not None
+        assert SESSION_ENDED_DECODER.decode(stored.data).at_ms > 0
+    unknown = str(uuid.uuid4())
+    assert (await door.request("DELETE", f"/v1/sessions/{unknown}")).status == 404
+    assert await cluster.bus.last(streams.SES, subjects.session_deleted("default", unknown)) is None
+    await put(door)
+    assert (await door.request("DELETE", PATH)).status == 204
+    assert [(ended.session_id, ended.tenant) for ended in told] == [(SESSION, ""), (unknown, ""), (SESSION, "default")]
 
 
 async def test_anothers_session_is_not_there(cluster: Cluster, tmp_path: Path) -> None:

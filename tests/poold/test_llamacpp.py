@@ -265,6 +265,39 @@ async def test_a_cancel_of_a_long_prompt_is_noticed_after_the_batch() -> None:
                 await asyncio.sleep(0.01)
 
 
+async def test_an_idle_slot_is_erased_and_a_busy_one_when_its_task_is_done() -> None:
+    async with mock_engine("--slots", "2", "--rate", "20") as (engine, http):
+        sink, busy = Collected(), Collected()
+        engine.submit(call(slot=1, prompt="a b c d", max_tokens=2), sink)
+        await sink.over()
+        assert [await engine.erase_slot(1), await engine.erase_slot(1)] == [5, 0]
+        generation = engine.submit(call(slot=0, prompt="a b c d", max_tokens=1000), busy)
+        await busy.until(lambda: busy.texts)
+        erasing = asyncio.create_task(engine.erase_slot(0))
+        assert await engine.erase_slot(1) == 0
+        assert not erasing.done()
+        generation.abort()
+        assert await erasing >= 4
+        await set_fault(http, kind="no_erase", times=1)
+        with pytest.raises(EngineBroke, match="slot-save-path"):
+            await engine.erase_slot(0)
+
+
+@pytest.mark.parametrize(
+    "answer", [b'{"id_slot":1,"n_erased":0}', b'{"error":{"code":500}}', b"<html>", b'{"id_slot":0}']
+)
+async def test_an_erasure_is_believed_when_the_engine_says_so_of_this_slot(answer: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert (await read_request(reader))[0].startswith(b"POST /slots/0?action=erase ")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
+        await writer.drain()
+        writer.close()
+
+    async with scripted(serve) as http:
+        with pytest.raises(EngineBroke):
+            await LlamaCpp(http).erase_slot(0)
+
+
 async def test_an_engine_loads_until_it_is_told() -> None:
     with tempfile.TemporaryDirectory() as folder:
         loaded = Path(folder) / "loaded"

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import signal
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,40 @@ async def test_a_killed_engine_of_a_sampled_stream_goes_on_from_the_text_so_far(
     assert transcript.end.tokens_in == whole["tokens_evaluated"], "of its own prompt, not of what was said since"
     view = await real.client().get(transcript.task_id)
     assert (view.state, view.attempt, view.tokens_in) == (TaskState.DONE, 2, whole["tokens_evaluated"])
+
+
+@pytest.mark.parametrize("with_account", [False, True])
+async def test_a_deleted_sessions_prompt_is_cached_for_nobody(real: System, with_account: bool) -> None:
+    """Before, the engine finds nearly all of it cached; afterwards not a token. Whoever asks."""
+    session_id, prompt = str(uuid.uuid4()), f"{with_account}: the combination of the safe is 7 12 33. " * 4
+    http = real.client().http
+    if with_account:
+        (await http.put(f"/v1/sessions/{session_id}", json={"turns_max": 5})).raise_for_status()
+    wish = {"session_id": session_id, "prompt": prompt, "max_tokens": 4, "determinism": "best_effort"}
+    transcript = await generate(real, **wish)
+    assert transcript.end is not None
+    tokens_in = transcript.end.tokens_in
+
+    async def kept(port: int) -> int:
+        return int((await slots_at(port))[0].get("n_prompt_tokens", 0))
+
+    async def cached(port: int) -> int:
+        body = {"prompt": prompt, "n_predict": 1, "id_slot": 0, "cache_prompt": True}
+        async with httpx.AsyncClient(timeout=120) as engine:
+            answer = (await engine.post(f"http://127.0.0.1:{port}/completion", json=body)).raise_for_status().json()
+        return int(answer["timings"]["cache_n"])
+
+    ports = [port for port in engine_ports(real) if await kept(port) > tokens_in]
+    assert max([await cached(port) for port in ports]) == tokens_in - 1
+    assert (await http.delete(f"/v1/sessions/{session_id}")).status_code == 204
+    erased: list[int] = []
+
+    async def is_erased() -> bool:
+        erased[:] = [port for port in ports if not await kept(port)]
+        return bool(erased)
+
+    await real.until(is_erased, "an erased slot", 30)
+    assert [await cached(port) for port in erased] == [0]
 
 
 async def test_the_openai_client_gets_what_the_engine_says_to_a_chat(real: System) -> None:

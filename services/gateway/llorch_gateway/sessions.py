@@ -26,6 +26,7 @@ from llorch_shared.wire.frames import Kind, peek
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.session import (
     SESSION_SEEN_DECODER,
+    SessionEnded,
     SessionInfo,
     SessionQuestion,
     SessionRecord,
@@ -167,11 +168,12 @@ class Sessions:
         return told_of_seen(session_id, seen, warm=warm)
 
     async def close(self, session_id: str, call: Call) -> None:
-        """It takes no more tasks, and its next place is not chosen for its cache. Raises as `get`, but for one that
-        has ended before."""
+        """It takes no more tasks, its next place is not chosen for its cache, and engines erase what they hold of it.
+        Raises as `get`, but for one that has ended before."""
         stands = await self._find(session_id, call)
         seen = await self._seen(session_id, call, forget=True)
         if stands is None:
+            await self._deleted(session_id, seen, call)
             if seen is None:
                 raise not_found(f"session {session_id}")
             return
@@ -181,10 +183,26 @@ class Sessions:
             return None if record is None else session_account.closed(record, now_ms())
 
         after = await self._store.change(stands.record.tenant, session_id, change)
+        self._tell_engines(session_id, stands.record.tenant)
         if after is not None:
             self.table.saw(after)
             if was_open:
                 await self._tell(AuditEvent.SESSION_CLOSED, after, session_id, {}, call)
+
+    async def _deleted(self, session_id: str, seen: SessionSeen | None, call: Call) -> None:
+        """A session without an account was deleted. It is stored for nodes that do not hear it. One that no scheduler
+        remembers may still be held by an engine. Raises BusError."""
+        self._tell_engines(session_id, call.tenant if call.bound else "")
+        if seen is None:
+            return
+        for tenant in seen.tenants or (call.tenant,):
+            ended = SessionEnded(session_id=session_id, tenant=tenant, at_ms=now_ms())
+            kept_s = streams.SESSION_DELETED_S + seen.left_ms // 1000
+            await self._bus.store(subjects.session_deleted(tenant, session_id), _encode(ended), ttl_s=kept_s)
+
+    def _tell_engines(self, session_id: str, tenant: str) -> None:
+        ended = SessionEnded(session_id=session_id, tenant=tenant, at_ms=now_ms())
+        self._bus.publish(subjects.SESSION_ENDED, _encode(ended))
 
     async def _find(self, session_id: str, call: Call) -> Known | None:
         """From the bucket, since it is asked for seldom. A bound caller has only its own tenant's sessions."""

@@ -29,6 +29,7 @@ class ChatWish(msgspec.Struct, kw_only=True):
     seed: int = 0
     stream: bool = False
     return_progress: bool = False
+    cache_prompt: bool = True
     id_slot: int = -1
 
     @property

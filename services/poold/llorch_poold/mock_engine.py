@@ -1,9 +1,9 @@
 """The mock engine: a process that speaks llama-server's HTTP protocol, at a set pace and with faults on demand.
 
 Routes: GET /health /props /slots /metrics, POST /completion /v1/chat/completions /v1/embeddings /v1/rerank /tokenize
-/apply-template, and POST /fault (`Fault`, or a list of them for the next generations one after another). Options come
-from flags, their defaults from `LLORCH_MOCK_*`, so that a pool's provisioning can set them either way. It is a test
-double and a load source; it never pretends to be a model.
+/apply-template /slots/{id}?action=erase, and POST /fault (`Fault`, or a list of them for the next generations one after
+another). Options come from flags, their defaults from `LLORCH_MOCK_*`, so that a pool's provisioning can set them
+either way. It is a test double and a load source; it never pretends to be a model.
 """
 
 import argparse
@@ -208,10 +208,27 @@ class Connection(asyncio.Protocol):
                 self._reply(200, {"tokens": list(range(tokens_of(str(content))))})
             case b"POST", "/apply-template":
                 self._apply_template(body)
+            case b"POST", _ if path.startswith("/slots/"):
+                self._act_on_slot(path.removeprefix("/slots/"))
             case b"POST", "/fault":
                 self._set_fault(body)
             case _:
                 self._error(404, "not_found_error", "File Not Found")
+
+    def _act_on_slot(self, name: str) -> None:
+        """As llama-server that may save nothing."""
+        action = self._path.partition(b"?")[2]
+        if self._engine.refuses_erasure():
+            message = "This server does not support slots action. Start it with `--slot-save-path`"
+            self._error(501, "not_supported_error", message)
+        elif not name.isdigit():
+            self._error(400, "invalid_request_error", "Invalid slot ID")
+        elif action != b"action=erase":
+            self._error(400, "invalid_request_error", "Invalid action")
+        elif int(name) >= len(self._engine.slots):
+            self._reply(200, {"id_slot": int(name), "n_erased": 0})
+        else:
+            self._engine.erase(int(name), lambda erased: self._reply(200, {"id_slot": int(name), "n_erased": erased}))
 
     def _health(self) -> None:
         if self._options.load_until and not Path(self._options.load_until).exists():
@@ -314,11 +331,13 @@ class Connection(asyncio.Protocol):
 
     def _slot(self, number: int) -> dict[str, object]:
         generation = self._engine.slots[number]
+        kept = self._engine.cache.tokens(number)
         slot: dict[str, object] = {"id": number, "n_ctx": self._engine.ctx, "is_processing": generation is not None}
+        slot["n_prompt_tokens"] = kept
         if generation is not None:
             slot["n_prompt_tokens"] = generation.prompt_tokens
             slot["n_prompt_tokens_processed"] = generation.prompt_read
-            slot["n_prompt_tokens_cache"] = 0
+            slot["n_prompt_tokens_cache"] = generation.cached
             slot["next_token"] = [{"n_decoded": generation.sent, "n_remain": generation.total - generation.sent}]
         return slot
 

@@ -53,6 +53,8 @@ class FaultKind(StrEnum):
     """Answer HTTP 200 with an HTML page."""
     REFUSE_CANCEL = "refuse_cancel"
     """Keep the slot busy although the caller has left."""
+    NO_ERASE = "no_erase"
+    """Erase no slot, as an engine that was started without a place for saved ones."""
 
 
 BROKEN: Final = {
@@ -99,11 +101,20 @@ class Faults:
 
     def take(self, seed: int | None) -> Fault | None:
         """The fault of the next generation."""
-        for place, fault in enumerate(self._waiting):
-            if fault.seed in (None, seed):
-                if fault.times == 1:
-                    del self._waiting[place]
-                elif fault.times:
-                    self._waiting[place] = msgspec.structs.replace(fault, times=fault.times - 1)
-                return fault
-        return None
+        fits = (place for place, fault in enumerate(self._waiting) if fault.seed in (None, seed))
+        return self._use(next((place for place in fits if self._waiting[place].kind is not FaultKind.NO_ERASE), None))
+
+    def take_erasure(self) -> Fault | None:
+        """The fault of the next erasure of a slot."""
+        kinds = [fault.kind for fault in self._waiting]
+        return self._use(kinds.index(FaultKind.NO_ERASE) if FaultKind.NO_ERASE in kinds else None)
+
+    def _use(self, place: int | None) -> Fault | None:
+        if place is None:
+            return None
+        fault = self._waiting[place]
+        if fault.times == 1:
+            del self._waiting[place]
+        elif fault.times:
+            self._waiting[place] = msgspec.structs.replace(fault, times=fault.times - 1)
+        return fault

@@ -29,6 +29,7 @@ class Completion(msgspec.Struct, kw_only=True):
     seed: int = 0
     stream: bool = False
     return_progress: bool = False
+    cache_prompt: bool = True
     id_slot: int = -1
     stop: tuple[str, ...] = ()
     n_probs: int = 0
@@ -45,6 +46,7 @@ def asked_as_chat(wish: ChatWish) -> Completion:
         seed=wish.seed,
         stream=wish.stream,
         return_progress=wish.return_progress,
+        cache_prompt=wish.cache_prompt,
         id_slot=wish.id_slot,
         chat=True,
         tool=wish.tools[0] if wish.calls else None,
@@ -108,6 +110,8 @@ class Generation:
         self._kind: Final = fault.kind if fault is not None else FaultKind.NONE
         self.request: Final = request
         self.slot = -1
+        self.cached = 0
+        """Prompt tokens that its slot held already."""
         self.sent = 0
         self.due = 0.0
         self.paused = False
@@ -282,7 +286,11 @@ class Generation:
             "stop_type": self.reason,
             "stopping_word": self._stop or "",
             "tokens_cached": self.prompt_tokens + self.total - 1,
-            "timings": {"cache_n": 0, "prompt_n": self.prompt_tokens, "predicted_n": self.total},
+            "timings": {
+                "cache_n": self.cached,
+                "prompt_n": self.prompt_tokens - self.cached,
+                "predicted_n": self.total,
+            },
         }
 
     def _finish(self) -> None:

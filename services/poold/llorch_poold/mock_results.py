@@ -102,7 +102,7 @@ class ResultJob:
         self._loop: Final = asyncio.get_running_loop()
         self.prompt = "\n".join(str(text) for text in texts)
         self.prompt_tokens = self.prompt_read = tokens_of(self.prompt)
-        self.sent = 0
+        self.cached = self.sent = 0
         self.total = len(texts)
         self.slot = -1
         self.log_number = 0

@@ -6,9 +6,10 @@ is full.
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
+from llorch_poold.mock_cache import SlotCache
 from llorch_poold.mock_faults import Fault, Faults
 from llorch_poold.mock_generation import Completion, Generation, Socket
 from llorch_poold.mock_log import GenerationLog
@@ -23,6 +24,8 @@ class Occupant(Protocol):
 
     prompt_tokens: int
     prompt_read: int
+    cached: int
+    """Prompt tokens that its slot held already."""
     sent: int
 
     @property
@@ -60,6 +63,8 @@ class MockEngine:
         self.stamp: Final = stamp
         self._log: Final = log
         self.slots: Final[list[Occupant | None]] = [None] * slots
+        self.cache: Final = SlotCache(slots)
+        self._erasures: Final[list[tuple[int, Callable[[int], None]]]] = []
         self.deferred: deque[Generation] = deque()
         self.tokens_total = 0
         self.prompt_tokens_total = 0
@@ -82,6 +87,16 @@ class MockEngine:
         """The fault of the next result of an input."""
         return self._faults.take_result()
 
+    def refuses_erasure(self) -> bool:
+        return self._faults.take_erasure() is not None
+
+    def erase(self, slot: int, answer: Callable[[int], None]) -> None:
+        """`answer` is called with the tokens that were erased: when the task that is in the slot is done."""
+        if self.slots[slot] is None:
+            answer(self.cache.erase(slot))
+        else:
+            self._erasures.append((slot, answer))
+
     def enter(self, job: Job, slot: int) -> None:
         """A call that is answered at once or not at all. Raises OverflowError when the slot that it wishes, or every
         one, is busy: nobody here asks for more than there are."""
@@ -90,13 +105,14 @@ class MockEngine:
             raise OverflowError
         job.slot = free[0]
         self.slots[job.slot] = job
+        self.cache.take(job.slot, job.prompt, reuse=False)
         self.prompt_tokens_total += job.prompt_tokens
         if self._log is not None:
             job.log_number = self._log.begun(prompt=job.prompt, seed=0, total=job.total)
         job.begin()
 
     def leave(self, job: Job) -> None:
-        self.slots[job.slot] = None
+        self._empty(job.slot, job.prompt_read, 0)
         self.tokens_total += job.sent
         if self._log is not None:
             self._log.ended(job.log_number, job.sent)
@@ -118,10 +134,17 @@ class MockEngine:
         if generation.slot >= 0:
             if self._log is not None:
                 self._log.ended(generation.log_number, generation.sent)
-            self.slots[generation.slot] = None
+            self._empty(generation.slot, generation.prompt_read, generation.sent)
             self._fill()
         elif generation in self.deferred:
             self.deferred.remove(generation)
+
+    def _empty(self, slot: int, prompt_read: int, sent: int) -> None:
+        self.slots[slot] = None
+        self.cache.left(slot, prompt_read, sent)
+        for each in [each for each in self._erasures if each[0] == slot]:
+            self._erasures.remove(each)
+            each[1](self.cache.erase(slot))
 
     def schedule(self, generation: Generation) -> None:
         if generation.due <= self.now():
@@ -157,6 +180,9 @@ class MockEngine:
                 self.deferred.remove(generation)
                 self.slots[free] = generation
                 generation.slot = free
+                generation.cached = self.cache.take(
+                    free, generation.request.prompt, reuse=generation.request.cache_prompt
+                )
                 self.prompt_tokens_total += generation.prompt_tokens
                 if self._log is not None:
                     request = generation.request

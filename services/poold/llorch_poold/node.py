@@ -22,6 +22,7 @@ from llorch_poold.provisioning import Provisioning
 from llorch_poold.registrar import Registrar
 from llorch_poold.reloads import Reloads, wishes
 from llorch_poold.replica import Replica
+from llorch_poold.session_ends import SessionEnds
 from llorch_poold.task_run import TaskRun
 from llorch_poold.token_log import LOOK_AGAIN_S, LOOK_EVERY_S
 from llorch_shared import subjects
@@ -29,12 +30,13 @@ from llorch_shared.bus.port import BusError, Message
 from llorch_shared.here import here
 from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
-from llorch_shared.readable import UNREADABLE
+from llorch_shared.readable import UNREADABLE, readable
 from llorch_shared.settings import Settings
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.desired import DRAIN_DECODER, RELOAD_DECODER, PoolDrain
 from llorch_shared.wire.registry import NodeRecord, ReplicaState
 from llorch_shared.wire.run import PREEMPT_DECODER
+from llorch_shared.wire.session import SESSIONS_SPEC_DECODER, SessionsSpec
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ class Node:
         self._registrar: Final = Registrar(context.bus, confirmed=self._ownership.confirmed, left=self._ownership.left)
         self._specs: Final = LiveTable(context.bus, bucket="SPEC", changed=self._spec_changed, metrics=context.metrics)
         self._reloads: Final = Reloads(context, self._specs)
+        self._session_ends: Final = SessionEnds(context, self._replicas_here, self._session_policies)
         self._tight: dict[str, str] = {}
         """Places without room for two replicas, and the reload in which that was found."""
         self._incarnation: Final = secrets.token_hex(8)
@@ -87,6 +90,7 @@ class Node:
         self._report = await asyncio.to_thread(self._probe.read)
         await context.bus.subscribe(subjects.ALL_CANCEL_SIGNALS, self._on_cancel)
         await context.bus.subscribe(subjects.preempt(context.node_id), self._on_preempt)
+        await self._session_ends.start()
         await context.bus.serve(subjects.node_here(context.node_id), here)
         context.bus.on_reconnect(self._reconnected)
         context.bus.on_disconnect(self._ownership.lost)
@@ -104,6 +108,7 @@ class Node:
             tasks.create_task(self._housekeep(), name="housekeeping")
             tasks.create_task(self._look_at_the_token_log(), name="token log")
             tasks.create_task(self._reloads.decide_always(), name="reloads")
+            tasks.create_task(self._session_ends.look_always(), name="sessions that end")
 
     async def drain(self, reason: str) -> None:
         """Finish what runs, within the drain timeout; then no engine is left."""
@@ -301,6 +306,14 @@ class Node:
         for run in runs:
             run.preempt(request)
 
+    def _replicas_here(self) -> list[Replica]:
+        return list(self._replicas.values())
+
+    def _session_policies(self) -> SessionsSpec:
+        value = self._specs.values.get(subjects.SESSION_POLICY_KEY)
+        spec = readable(SESSIONS_SPEC_DECODER, value, "the policy of sessions") if value is not None else None
+        return spec or SessionsSpec()
+
     def _runs(self) -> list[TaskRun]:
         return [run for replica in self._replicas.values() for run in replica.runs.values()]
 
@@ -317,6 +330,7 @@ class Node:
         if token_log.sure and not await token_log.stores():
             token_log.doubt()
         self._ownership.returned()
+        self._session_ends.look_soon()
 
 
 def _present(replica: Replica) -> Present:

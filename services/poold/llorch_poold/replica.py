@@ -106,6 +106,10 @@ class Replica:
         """By slot."""
         return self._slots.runs
 
+    @property
+    def slots(self) -> Slots:
+        return self._slots
+
     def adopt(self, desired: Desired) -> None:
         """Another policy or other limits; tasks that run keep theirs."""
         self.desired = desired

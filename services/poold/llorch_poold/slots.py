@@ -5,20 +5,26 @@ Not here: when an engine starts, ends or is ready. Tasks of an engine that broke
 """
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import msgspec
+
 from llorch_poold.adapters.port import EngineBroke, Generation, GenerationCall, TokenSink
+from llorch_poold.core.slot_memory import Session, Use
 from llorch_poold.core.task import Phase
 from llorch_poold.engine_life import EngineLife
 from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_poold.prefill_line import Turn
-from llorch_poold.task_run import TaskRun
+from llorch_poold.slot_eraser import SlotEraser
+from llorch_poold.task_run import TaskRun, session_of
 from llorch_shared.bus.port import Delivery
+from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.run import Placement
 from llorch_shared.wire.spec import TimeoutSpec
-from llorch_shared.wire.task import ChatMessage, Tool
+from llorch_shared.wire.task import ChatMessage, KvHint, Tool
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +48,11 @@ class Slots:
         self.runs: Final[dict[int, TaskRun]] = {}
         self._work: Final[dict[asyncio.Task[None], TaskRun]] = {}
         self._freed: Final = asyncio.Event()
+        self._eraser: Final = SlotEraser(self._freed.set)
 
     def open(self, life: EngineLife, facts: ReplicaFacts) -> None:
         self._life, self._facts, self._open = life, facts, True
+        self._eraser.open(facts.replica_id, life)
         self._freed.set()
 
     def close(self) -> None:
@@ -54,7 +62,7 @@ class Slots:
     def free_slots(self) -> int:
         if not self._open or self._life is None:
             return 0
-        return self._life.slots - len(self.runs)
+        return self._life.slots - len(self.runs.keys() | self._eraser.busy.keys())
 
     async def wait_free_slot(self) -> None:
         while self.free_slots() <= 0:
@@ -65,7 +73,8 @@ class Slots:
         """Give a placed task a slot of its own. Only called while a slot is free."""
         assert self._facts is not None
         assert self._life is not None
-        slot = next(number for number in range(self._life.slots) if number not in self.runs)
+        taken = self.runs.keys() | self._eraser.busy.keys()
+        slot = self._eraser.memory.pick(session_of(placement.run), taken)
         run = TaskRun(self._node, self, self._facts, slot=slot, placement=placement, delivery=delivery)
         self.runs[slot] = run
         task = asyncio.create_task(self._hold(run), name=f"task {run.task_id}")
@@ -82,6 +91,8 @@ class Slots:
         finally:
             if self.runs.get(run.slot) is run:
                 del self.runs[run.slot]
+                self._eraser.memory.left(run.slot, run.session, now_ms(), generated=run.generated)
+                self._eraser.sweep(self.runs)
             self._freed.set()
             if run.left:
                 self._dropped()
@@ -93,6 +104,11 @@ class Slots:
         if self._life is None or not self._life.alive:
             asyncio.get_running_loop().call_soon(sink.on_failure, EngineBroke("the engine is gone"))
             return _NoGeneration()
+        memory = self._eraser.memory
+        if memory.is_due(call.slot):
+            cold = msgspec.structs.replace(call.request, kv_hint=KvHint.COLD)
+            call = dataclasses.replace(call, request=cold)
+        memory.entered(call.slot, self.runs[call.slot].session, now_ms())
         return self._life.submit(call, sink)
 
     @property
@@ -117,6 +133,25 @@ class Slots:
             timeout_ms = max(patience_ms, self._node.settings.slot_free_timeout_ms)
             await self._life.free_slot(slot, timeout_ms / 1000)
 
+    # sessions
+
+    def sessions(self) -> dict[Session, Use]:
+        """Whose text the engine holds. A session whose task runs is in use now."""
+        held = self._eraser.memory.sessions()
+        for run in self.runs.values():
+            if run.session in held:
+                held[run.session] = held[run.session]._replace(used_ms=now_ms())
+        return held
+
+    def session_ended(self, session_id: str, tenant: str = "") -> None:
+        """What the engine holds of it is erased: at once, or when the task that is in the slot has left. Empty tenant:
+        whoever's it is."""
+        self._eraser.memory.end(session_id, tenant)
+
+    def sweep(self) -> None:
+        """Erase what is due."""
+        self._eraser.sweep(self.runs)
+
     # the end
 
     async def finished(self, timeout_s: float) -> bool:
@@ -137,6 +172,7 @@ class Slots:
         for run in list(self.runs.values()):
             run.lose(reason)
         self._life = self._facts = None
+        self._eraser.close()
 
     async def cleared(self, *, for_good: bool) -> None:
         """Wait until the lost tasks have seen it. For good: what is left is handed to the node if its end is being

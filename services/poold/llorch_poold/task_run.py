@@ -16,6 +16,7 @@ import msgspec
 from llorch_poold.attempt_end import AttemptEnd, Measured
 from llorch_poold.attempt_request import AttemptRequest, PromptReader
 from llorch_poold.core.audit import audit_of
+from llorch_poold.core.slot_memory import Session
 from llorch_poold.core.task import Cancelled, Lost, Outcome, Phase, Preempted, TaskCore, claim_record
 from llorch_poold.engine_call import EngineCall, SlotHolder
 from llorch_poold.node_context import INTERRUPTIBLE_DECODE, NodeContext, ReplicaFacts
@@ -25,7 +26,7 @@ from llorch_poold.token_stream import TokenStream
 from llorch_shared.bus.port import BusError, Delivery, Message
 from llorch_shared.states import IllegalMove
 from llorch_shared.wall_clock import now_ms
-from llorch_shared.wire.run import CANCEL_DECODER, Placement, PreemptRequest
+from llorch_shared.wire.run import CANCEL_DECODER, Placement, PreemptRequest, RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -86,10 +87,16 @@ class TaskRun:
         self._preempt_asked_ms = 0
         self.slot: Final = slot
         self.task_id: Final = placement.run.task_id
+        self.session: Final = session_of(placement.run)
 
     @property
     def phase(self) -> Phase:
         return self._core.phase
+
+    @property
+    def generated(self) -> bool:
+        """It had a token here."""
+        return self._core.tokens_out > self._core.first
 
     @property
     def left(self) -> bool:
@@ -282,3 +289,8 @@ class TaskRun:
     async def audit(self) -> None:
         """Record the end, if there was one; the slot is free already."""
         await self._end.audit()
+
+
+def session_of(run: RunRecord) -> Session:
+    """Whose text its prompt and answer are."""
+    return Session(run.tenant, run.request.session_id.lower() if run.request is not None else "")

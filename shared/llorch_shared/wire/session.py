@@ -181,6 +181,15 @@ class SessionQuestion(msgspec.Struct, frozen=True, kw_only=True):
     """Its next task may go anywhere."""
 
 
+class SessionEnded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Its client deleted it: what engines hold of it is to be erased."""
+
+    session_id: TaskId
+    tenant: str = ""
+    """Empty: whoever's it is."""
+    at_ms: int = 0
+
+
 class SessionSeen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`found`: a task of it was placed within the affinity's time."""
 
@@ -193,9 +202,12 @@ class SessionSeen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """The latest."""
     warm: bool = False
     """A task of it has generated there, in the present life of the engine."""
+    tenants: tuple[str, ...] = ()
+    """Whose sessions of this id these are."""
 
 
 SESSION_DECODER: Final = msgspec.json.Decoder(SessionRecord)
 SESSIONS_SPEC_DECODER: Final = msgspec.json.Decoder(SessionsSpec)
 SESSION_QUESTION_DECODER: Final = msgspec.json.Decoder(SessionQuestion)
+SESSION_ENDED_DECODER: Final = msgspec.json.Decoder(SessionEnded)
 SESSION_SEEN_DECODER: Final = msgspec.json.Decoder(SessionSeen)

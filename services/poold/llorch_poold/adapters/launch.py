@@ -27,6 +27,8 @@ MOCK_BATCH: Final = "512"
 ALL_LAYERS: Final = 999
 HOST: Final = "127.0.0.1"
 SAMPLER_PROFILE: Final = "v1"
+NO_SAVES: Final = "/proc"
+"""llama-server erases slots only where it may also save them. Nobody can write a file here, whoever asks for it."""
 
 _INHERITED: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
 """What an engine gets of our environment: no secret, no setting of ours."""
@@ -77,12 +79,13 @@ def plan_launch(
     batch = spec.ctx if whole else CPU_BATCH if device.cpu else GPU_BATCH
     if python:
         argv = [*engine.entry, str(Path(xllamacpp_child.__file__).absolute()), *common]
-        argv += ["--ctx-size", context, "--parallel", str(spec.slots)]
+        argv += ["--ctx-size", context, "--parallel", str(spec.slots), "--slot-save-path", NO_SAVES]
         argv += ["--batch-size", str(batch)] if device.cpu or whole else []
         argv += [] if device.cpu else ["--gpu-layers", str(ALL_LAYERS)]
     else:
         argv = [*engine.entry, *common]
         argv += ["-c", context, "--parallel", str(spec.slots), "--no-webui", "--metrics", "--slots"]
+        argv += ["--slot-save-path", NO_SAVES]
         argv += ["-fit", "off", "-cram", "0"]
         argv += ["--no-cont-batching"] if spec.slots == 1 else []
         argv += ["-b", str(batch), "-ub", str(batch)] if device.cpu or whole else []

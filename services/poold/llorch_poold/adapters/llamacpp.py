@@ -46,6 +46,11 @@ class _Slot(msgspec.Struct):
     next_token: list[_NextToken] = []
 
 
+class _Erased(msgspec.Struct):
+    id_slot: int
+    n_erased: int
+
+
 class _TokensReply(msgspec.Struct):
     tokens: list[int]
 
@@ -70,6 +75,7 @@ _SLOTS: Final = msgspec.json.Decoder(list[_Slot])
 _PROPS: Final = msgspec.json.Decoder(_PropsReply)
 _PROMPT: Final = msgspec.json.Decoder(_PromptReply)
 _TOKENS: Final = msgspec.json.Decoder(_TokensReply)
+_ERASED: Final = msgspec.json.Decoder(_Erased)
 
 
 class LlamaCpp:
@@ -119,6 +125,16 @@ class LlamaCpp:
         if slot in self._working:
             return False
         return not any(each.id == slot and each.is_processing for each in await self._slots())
+
+    async def erase_slot(self, slot: int) -> int:
+        reply = await self._request("POST", f"/slots/{slot}?action=erase")
+        try:
+            erased = _ERASED.decode(reply.body)
+        except UNREADABLE as error:
+            raise EngineBroke(f"the erasure of a slot is not answered as llama-server does: {error}") from error
+        if erased.id_slot != slot:
+            raise EngineBroke(f"the engine erased slot {erased.id_slot} instead of {slot}")
+        return erased.n_erased
 
     async def prompt_tokens(self, prompt: str) -> int:
         body = msgspec.json.encode({"content": prompt, "add_special": True})

@@ -115,6 +115,10 @@ class EngineAdapter(Protocol):
     async def slot_free(self, slot: int) -> bool:
         """Whether the engine itself says that this slot is idle. Raises EngineBroke."""
 
+    async def erase_slot(self, slot: int) -> int:
+        """Make it forget what it keeps of prompts and answers; returns how many tokens that was. Only of an idle slot:
+        else the engine does it after the task in it. Raises EngineBroke."""
+
     async def prompt_tokens(self, prompt: str) -> int:
         """How many tokens this prompt is to the engine's own tokenizer. Raises EngineBroke."""
 

@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--gpu-layers", type=int, default=0)
+    parser.add_argument("--slot-save-path", default="", help="without one llama.cpp erases no slot either")
     parser.add_argument("--embeddings", action="store_true")
     parser.add_argument("--pooling", choices=("mean", "cls", "last"))
     parser.add_argument("--reranking", action="store_true")
@@ -43,6 +44,7 @@ def main() -> None:
     params.port = options.port
     params.endpoint_metrics = True
     params.endpoint_slots = True
+    params.slot_save_path = options.slot_save_path
     params.cache_ram_mib = 0
     params.fit_params = False
     params.kv_unified = False

@@ -12,6 +12,7 @@ def seen(pools: Mapping[str, Pool], question: SessionQuestion, at_ms: int) -> Se
     """In whichever pool its latest task was placed. O(pools)."""
     best: tuple[Last, str, int] | None = None
     turns = 0
+    tenants: dict[str, None] = {}
     for pool_id, pool in pools.items():
         if pool.spec is None:
             continue
@@ -20,6 +21,7 @@ def seen(pools: Mapping[str, Pool], question: SessionQuestion, at_ms: int) -> Se
             if question.tenant and last.tenant != question.tenant:
                 continue
             turns += last.turns
+            tenants[last.tenant] = None
             if best is None or last.at_ms > best[0].at_ms:
                 best = last, pool_id, ttl_ms
             if question.forget:
@@ -35,5 +37,6 @@ def seen(pools: Mapping[str, Pool], question: SessionQuestion, at_ms: int) -> Se
         pool_id=found_in,
         replica_id=last.replica_id,
         task_id=last.task_id,
+        tenants=tuple(tenants),
         warm=last.warm and replica is not None and last.was_on(replica),
     )
