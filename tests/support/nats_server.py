@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,7 @@ import psutil
 
 from llorch_ctl.embedded import NatsConfig, server_binary
 from llorch_shared.with_parent import with_parent
+from support.link import Link
 
 FIRST_PORT, PORTS_OF_A_WORKER = 16_000, 1_000
 """Below the ports that the kernel gives to clients, so that nobody takes one while its server is away."""
@@ -132,15 +133,22 @@ class SupervisedNats(NatsServer):
 
 
 class NatsCluster:
-    """Three servers that keep every stream together. Each may be killed and brought back by itself."""
+    """Three servers that keep every stream together. Each may be killed and brought back by itself.
 
-    def __init__(self, folder: Path, *, extra: str = "") -> None:
+    `linked`: what they tell each other goes through `links`, by (from, to), which are started before the servers.
+    """
+
+    def __init__(self, folder: Path, *, extra: str = "", linked: bool = False) -> None:
         self.folder = folder
-        routes = [free_port() for _ in range(3)]
-        self.servers = [
-            NatsServer(folder / f"nats-{number}", extra=f"{extra}{_member(number, port, routes)}")
-            for number, port in enumerate(routes, start=1)
-        ]
+        routes = {f"nats-{number}": free_port() for number in range(1, 4)}
+        pairs = [(one, other) for one in routes for other in routes if one != other]
+        self.links = {pair: Link(free_port(), routes[pair[1]]) for pair in pairs} if linked else {}
+        ports = {pair: self.links[pair].port if linked else routes[pair[1]] for pair in pairs}
+        self.servers = [NatsServer(folder / name, extra=f"{extra}{_member(name, routes, ports)}") for name in routes]
+
+    def links_of(self, name: str) -> list[Link]:
+        """All that connect one server to the others."""
+        return [link for pair, link in self.links.items() if name in pair]
 
     @property
     def url(self) -> str:
@@ -163,6 +171,10 @@ class NatsCluster:
             server.stop()
 
 
-def _member(number: int, port: int, routes: Sequence[int]) -> str:
-    others = ", ".join(f'"nats://127.0.0.1:{route}"' for route in routes if route != port)
-    return f"server_name: nats-{number}\ncluster {{ name: llorch, listen: 127.0.0.1:{port}, routes: [{others}] }}\n"
+def _member(name: str, routes: Mapping[str, int], ports: Mapping[tuple[str, str], int]) -> str:
+    """`ports`: where the first finds the second. Where that is a link, what a server tells of its own address leads
+    nowhere, so that nobody goes round it."""
+    hidden = "" if set(ports.values()) == set(routes.values()) else ', advertise: "127.0.0.1:1"'
+    others = ", ".join(f'"nats://127.0.0.1:{port}"' for (one, _), port in ports.items() if one == name)
+    listen = f'listen: "127.0.0.1:{routes[name]}"{hidden}'
+    return f"server_name: {name}\ncluster {{ name: llorch, {listen}, routes: [{others}] }}\n"
