@@ -69,6 +69,9 @@ async def test_a_model_is_entered_once_read_listed_and_forgotten(door: Door) -> 
     assert [page.json(CatalogList).cursor for page in pages] == ["c", None, None]
     again = await door.get("/v1/catalog/models?limit=2", **ALICE, if_none_match=pages[0].headers["etag"])
     assert again.status == 304
+    rendered = (await door.get("/metrics", **STATIC)).body.decode()
+    assert 'model_state{model_id="b",state="Active"} 1.0' in rendered
+    assert "catalog_entries_total 3.0" in rendered
     gone = [await door.request("DELETE", "/v1/catalog/models/b", headers=STATIC) for _ in range(2)]
     assert [reply.status for reply in gone] == [204, 404]
     again = await door.get("/v1/catalog/models?limit=2", **ALICE, if_none_match=pages[0].headers["etag"])

@@ -541,6 +541,8 @@ async def test_a_drain_finishes_what_runs_and_leaves_no_process(nats_server: Nat
         await node.drain()
         await node.until_ended(task)
         assert task.data("end")[0]["tokens_out"] == 30
+        drained = 'drain_events_total{pool_id="mock",reason="node_stops"} 2.0'
+        assert drained in node.metrics.render().decode()
         for pid in pids:
             assert not Path(f"/proc/{pid}").exists()
 

@@ -1,9 +1,11 @@
 """Metrics: names, types and labels are the contract; a process registers them all at its start."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+from llorch_shared.contracts.lists import CARDINALITY
 from llorch_shared.metrics import METRICS, Metrics
 
 V = ("engine", "engine_version", "pool_id")
@@ -27,15 +29,34 @@ REQUIRED = {
     "placement_candidates_considered": ("gauge", ()),
     "active_leases": ("gauge", ("pool_id",)),
     "pool_ready": ("gauge", ("pool_id",)),
+    "admission_share": ("gauge", ("tenant", "priority")),
+    "deadlines_met_ratio": ("gauge", ("priority",)),
+    "preemptions_total": ("counter", ("mode", "engine")),
+    "resumptions_total": ("counter", ("engine",)),
+    "drain_events_total": ("counter", ("pool_id", "reason")),
     "sse_backpressure_drops_total": ("counter", ()),
+    "catalog_entries_total": ("counter", ()),
     "admission_latency_ms": ("histogram", ()),
+    "predicted_end_ms": ("gauge", ()),
 }
-"""REQUIREMENTS section 4, as far as what feeds them is built."""
+"""REQUIREMENTS section 4, all of it."""
 
 
 def test_the_metrics_of_the_requirements_have_their_type_and_labels() -> None:
     for name, (kind, labels) in REQUIRED.items():
         assert (METRICS[name].kind, METRICS[name].labels) == (kind, labels), name
+
+
+def test_whatever_is_declared_is_fed_by_somebody() -> None:
+    root = Path(__file__).parents[2]
+    sources = [path for part in ("services", "shared") for path in (root / part).rglob("*.py")]
+    made = r'\.(counter|gauge|histogram)\(\s*"([a-z_]+)"'
+    fed = {(match[1], match[0]) for path in sources for match in re.findall(made, path.read_text(encoding="utf-8"))}
+    assert fed == {(name, spec.kind) for name, spec in METRICS.items()}
+
+
+def test_every_label_has_a_budget() -> None:
+    assert {label for spec in METRICS.values() for label in spec.labels} == set(CARDINALITY)
 
 
 def test_first_token_and_decode_times_have_the_recommended_buckets() -> None:

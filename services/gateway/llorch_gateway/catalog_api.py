@@ -21,6 +21,7 @@ from llorch_shared.catalog import Catalog, Contended, Kept, Taken
 from llorch_shared.desired.entries import Author
 from llorch_shared.errors import invalid, not_found
 from llorch_shared.http_api.catalog import ETAG_HEADER, TRUST_POLICY_HEADER
+from llorch_shared.metrics import Metrics
 from llorch_shared.models import ADMITTED
 from llorch_shared.signatures import verify
 from llorch_shared.trust import effective, judge
@@ -44,11 +45,12 @@ MODELS_MAX: Final = 1_000
 
 
 class CatalogApi:
-    def __init__(self, bus: Bus, snapshot: Snapshot, author: Authors, *, policy: TrustPolicy) -> None:
+    def __init__(self, bus: Bus, snapshot: Snapshot, author: Authors, metrics: Metrics, *, policy: TrustPolicy) -> None:
         self._bus: Final = bus
         self._snapshot: Final = snapshot
         self._author: Final = author
         self._policy: Final = policy
+        self._entered: Final = metrics.counter("catalog_entries_total")
         self._catalog: Final = Catalog(bus)
         self._verifications: Final = Verifications(bus, snapshot)
 
@@ -77,6 +79,7 @@ class CatalogApi:
             kept = await self._catalog.create(entry, note)
         except Taken:
             return _with_tag(await self._same(entry), 201)
+        self._entered.inc()
         await by.record(change_note.stored(note, streams.CATALOG, kept.seq))
         return _with_tag(kept, 201)
 

@@ -132,7 +132,9 @@ class Gateway:
                 **pools_api.handlers(self.snapshot, bus, self._author),
                 **tenants_api.handlers(bus, self._author),
                 **artifacts_api.handlers(bus, share_bytes=settings.nats.tenant_object_bytes_max),
-                **CatalogApi(bus, self.snapshot, self._author, policy=settings.catalog.trust_policy).handlers(),
+                **CatalogApi(
+                    bus, self.snapshot, self._author, metrics, policy=settings.catalog.trust_policy
+                ).handlers(),
                 **process_api.handlers(metrics, self.readiness),
             }
         )

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from llorch_gateway.model_gauges import ModelGauges
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, Message, Subscription
 from llorch_shared.live_table import LiveTable
@@ -39,7 +40,8 @@ class Snapshot:
         self._spec: Final = LiveTable(bus, bucket="SPEC", changed=self._spec_changed, metrics=metrics)
         self._records: dict[str, ReplicaRecord] = {}
         self._load_seen: dict[str, float] = {}
-        self._catalog: Final = ModelTable(bus, metrics)
+        gauges = ModelGauges(metrics) if metrics is not None else None
+        self._catalog: Final = ModelTable(bus, metrics, changed=gauges.changed if gauges is not None else None)
         self._subscription: Subscription | None = None
         self._weights: dict[str, dict[str, int]] = {}
         self.on_session_policy: Callable[[bytes | None], None] | None = None

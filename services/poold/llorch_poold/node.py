@@ -165,7 +165,7 @@ class Node:
     def _stop(self, replica: Replica, why: Why, drains: Mapping[str, PoolDrain]) -> None:
         """A stream does not go on with another model in the middle: what runs on a replaced one may end."""
         if (drain := drains.get(replica.spec.id)) is not None:
-            replica.drain("its pool is drained", max(0, drain.until_ms - now_ms()) / 1000)
+            replica.drain(Why.DRAINED, max(0, drain.until_ms - now_ms()) / 1000)
         elif why in (Why.REPLACED, Why.NO_ROOM):
             replica.drain(why, replica.spec.timeouts.wall_ms / 1000)
         else:
@@ -232,7 +232,7 @@ class Node:
             if drain is None:
                 replica.hurry()
             else:
-                replica.drain("its pool is drained", max(0, drain.until_ms - now_ms()) / 1000)
+                replica.drain(Why.DRAINED, max(0, drain.until_ms - now_ms()) / 1000)
 
     def _tell(self, replica: Replica) -> None:
         """A reload goes by what replicas have become."""

@@ -18,7 +18,7 @@ from llorch_poold.adapters.launch import Unlaunchable, plan_launch
 from llorch_poold.adapters.port import EngineBroke, EngineFailure
 from llorch_poold.core.devices import compute_capability
 from llorch_poold.core.pace import Pace
-from llorch_poold.core.reconcile import Desired
+from llorch_poold.core.reconcile import Desired, drain_label
 from llorch_poold.core.replica import Happened, ReplicaCore, RestartPolicy, Step
 from llorch_poold.engine_life import EngineLife
 from llorch_poold.gpu.probe import GpuReport
@@ -119,6 +119,8 @@ class Replica:
         several calls the last one's time counts."""
         timeout_s = self._node.settings.drain_timeout_ms / 1000 if timeout_s is None else timeout_s
         self._drain_until = asyncio.get_running_loop().time() + timeout_s
+        if not self._drain:
+            self._node.metrics.counter("drain_events_total").labels(self.spec.id, drain_label(reason)).inc()
         self._drain.wish(reason)
         self._slots.close()
 

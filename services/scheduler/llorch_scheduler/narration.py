@@ -33,6 +33,7 @@ class Narration:
             "assigned", str(why.pinned).lower(), str(why.fallback_used).lower()
         ).inc()
         self._metrics.gauge("placement_candidates_considered").set(why.candidates_considered)
+        self._metrics.gauge("predicted_end_ms").set(why.predicted_end_ms)
         if effect.passed_over is not None:
             self._metrics.counter("preemptions_total").labels("soft", self._engine(record)[0]).inc()
         if effect.resumed:

@@ -5,7 +5,17 @@ from typing import Any, get_args
 import msgspec
 
 from llorch_poold.core.devices import DeviceMask, DeviceRefusal, mask_of
-from llorch_poold.core.reconcile import Changes, Desired, Place, Present, Start, Why, changes, desired_places
+from llorch_poold.core.reconcile import (
+    Changes,
+    Desired,
+    Place,
+    Present,
+    Start,
+    Why,
+    changes,
+    desired_places,
+    drain_label,
+)
 from llorch_shared.wire import policy
 from llorch_shared.wire.registry import Gpu
 from llorch_shared.wire.spec import PoolSpec
@@ -31,6 +41,14 @@ def wanted(
 def moved(actual: dict[str, Desired], to: dict[str, Desired]) -> Changes:
     """From replicas that serve, one at each place, to other wishes."""
     return changes([Present(name, desired) for name, desired in actual.items()], {n: Place(d) for n, d in to.items()})
+
+
+def test_a_drain_has_a_label_whatever_its_reason() -> None:
+    assert [drain_label(reason) for reason in (Why.DRAINED, "its specification changed", "SIGTERM")] == [
+        "drained",
+        "changed",
+        "node_stops",
+    ]
 
 
 def test_a_pool_gets_its_replicas_on_every_node_it_does_not_exclude() -> None:

@@ -112,6 +112,12 @@ class Why(StrEnum):
     REPLACED = "the pool has another model now"
     NO_ROOM = "the new model has no room beside it"
     GIVEN_UP = "the reload it was meant for is over"
+    DRAINED = "its pool is drained"
+
+
+def drain_label(reason: str) -> str:
+    """The reason of a drain as metrics have it: what is none of these is the node's own end."""
+    return next((why.name.lower() for why in Why if why == reason), "node_stops")
 
 
 @dataclass(frozen=True, slots=True)
