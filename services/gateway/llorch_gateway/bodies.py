@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from llorch_gateway.failures import unavailable
 from llorch_shared.errors import invalid
+from llorch_shared.json_values import VALUES_MAX, has_too_many
 
 DRAINED_BODY_MAX: Final = 32 * 1024 * 1024
 """A body that is not taken, up to this size, is read and thrown away, so that its sender gets to see the answer."""
@@ -41,6 +42,12 @@ def check_json(headers: Mapping[bytes, bytes], what: str) -> None:
         raise invalid(f"send the {what} as content-type application/json", status=415)
 
 
+def check_values(data: bytes) -> None:
+    """Before it is decoded. Raises OrchError 413."""
+    if has_too_many(data):
+        raise invalid(f"more than {VALUES_MAX} JSON values in one request; text is one value, however long", status=413)
+
+
 async def read_body(
     receive: Callable[[], Awaitable[Any]],
     headers: Mapping[bytes, bytes],
@@ -49,8 +56,8 @@ async def read_body(
     within_s: float,
     room: Room = LARGE,
 ) -> bytes:
-    """The whole body. Raises OrchError 413 when it is longer than `limit`, 408 when it takes longer than `within_s`,
-    400 when it is cut short, 503 when too many large ones arrive at once."""
+    """The whole body. Raises OrchError 413 when it is longer than `limit` or of too many values, 408 when it takes
+    longer than `within_s`, 400 when it is cut short, 503 when too many large ones arrive at once."""
     body = _Body(limit, room)
     try:
         async with asyncio.timeout(within_s):
@@ -85,7 +92,9 @@ class _Body:
             raise invalid(f"the body is over {self._limit} bytes", status=413)
         if not self._taken:
             raise unavailable("too many large requests arrive at once")
-        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        check_values(data)
+        return data
 
     def _add(self, part: bytes) -> None:
         self._size += len(part)

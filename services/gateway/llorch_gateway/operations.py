@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from llorch_gateway.bodies import check_values
 from llorch_gateway.call import Call
 from llorch_shared.errors import invalid
 from llorch_shared.http_api import JSON, OPERATIONS, Operation, Parameter
@@ -81,7 +82,9 @@ def asked_over_http(
 
 
 def asked_on_the_bus(operation: Operation, call: Call, payload: bytes) -> Ask:
-    """One flat object: parameters by their keys beside the fields of the body. Raises as `asked_over_http`."""
+    """One flat object: parameters by their keys beside the fields of the body. Raises as `asked_over_http`, and
+    OrchError 413 for too many values."""
+    check_values(payload)
     if operation.request is not None and not operation.parameters:
         return Ask(call, {}, payload)
     fields = _decoded(_OBJECT, payload or b"{}")

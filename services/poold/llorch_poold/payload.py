@@ -11,6 +11,7 @@ import msgspec
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.errors import ErrorCode, OrchError, PayloadDetail
 from llorch_shared.guards import check_request
+from llorch_shared.json_values import VALUES_MAX, has_too_many
 from llorch_shared.objects import ObjectDamaged, ObjectError, ObjectMissing, Objects
 from llorch_shared.wire.task import PAYLOAD_DECODER, Payload, TaskRequest
 
@@ -33,6 +34,9 @@ async def whole(bus: Bus, request: TaskRequest) -> TaskRequest:
     if ref is None:
         return request
     data = await _read(bus, ref.digest, ref.bytes)
+    if has_too_many(data):
+        message = f"payload_ref: {ref.digest} has more than {VALUES_MAX} JSON values"
+        raise PayloadUnusable(ErrorCode.INVALID_PARAMS, message, PayloadDetail.PAYLOAD_REFUSED)
     try:
         payload = PAYLOAD_DECODER.decode(data)
         return checked(request, payload)
