@@ -262,7 +262,7 @@ def test_the_error_table_has_every_code_with_its_status() -> None:
 
 
 def test_the_config_schema_takes_what_the_settings_take() -> None:
-    schema = json.loads((CONTRACTS / "config-schema.json").read_text())
+    schema = json.loads((CONTRACTS / "config-schema" / "Config.json").read_text())
     validator = jsonschema.Draft7Validator(schema)
     validator.check_schema(schema)
     validator.validate({})

@@ -15,7 +15,7 @@ from llorch_shared.settings import Secret, Settings
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = REPOSITORY / "contracts" / "examples" / "config"
-SCHEMA = json.loads((REPOSITORY / "contracts" / "config-schema.json").read_text())
+SCHEMA = json.loads((REPOSITORY / "contracts" / "config-schema" / "Config.json").read_text())
 
 
 def example(name: str) -> Settings:

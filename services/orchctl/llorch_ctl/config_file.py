@@ -45,7 +45,7 @@ ctx = {EMBEDDED_CTX}
 [pools.queue]
 capacity = 256             # waiting tasks per priority; one more is refused with 429
 
-# How slots are shared: `orchctl pool show POOL --all` lists every key, contracts/config-schema.json the reasons.
+# How slots are shared: `orchctl pool show POOL --all` lists every key, contracts/config-schema/Config.json the reasons.
 # [[pools.admission.fairness.tenants]]
 # id = "team-a"
 # weight = 3               # while both wait, three times the slot time of a tenant with weight 1

@@ -5,7 +5,7 @@
     schemas/<Type>.json               every wire type, JSON Schema 2020-12
     errors.md                         from errors.ERRORS
     metrics.lint.json                 from metrics.METRICS
-    config-schema.json                from settings.Settings
+    config-schema/Config.json         from settings.Settings
 
 Nobody edits those files. Equal code writes equal bytes, so a second run changes nothing and a test compares the two.
 """

@@ -12,7 +12,7 @@ from llorch_shared.contracts.compatibility import major
 from llorch_shared.http_api import Plane
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_OWNED = ("openapi/*.yaml", "schemas/*.json", "*.yaml", "*.json", "*.md")
+_OWNED = ("openapi/*.yaml", "schemas/*.json", "config-schema/*.json", "*.yaml", "*.json", "*.md")
 """What the generator may delete when the code no longer makes it."""
 
 
@@ -23,7 +23,7 @@ def render() -> dict[str, str]:
     rendered |= {f"schemas/{name}.json": to_json(schema) for name, schema in schemas.files().items()}
     rendered["errors.md"] = lists.errors_table()
     rendered["metrics.lint.json"] = to_json(lists.metrics_lint())
-    rendered["config-schema.json"] = to_json(schemas.config())
+    rendered["config-schema/Config.json"] = to_json(schemas.config())
     return rendered
 
 
