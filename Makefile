@@ -12,6 +12,10 @@ FAULTS  ?= all
 NAME    ?= gateways
 WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 2 ? 2 : cores > 8 ? 8 : cores)))
 
+# Compiled modules are kept, also where the machine asks for the opposite: each process that a test, a bench or a demo
+# starts would compile all it imports again.
+export PYTHONDONTWRITEBYTECODE :=
+
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
