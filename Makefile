@@ -19,7 +19,7 @@ export PYTHONDONTWRITEBYTECODE :=
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-browser check contracts compiled bench chaos chaos-long drill lock clean
+.PHONY: help demo up test test-browser test-asyncapi check contracts compiled bench chaos chaos-long drill lock clean
 
 # $(call step,title,command): one line with its time; what the command said only when it failed.
 define step
@@ -43,6 +43,11 @@ test: $(READY) ## all tests that need no Docker, no GPU and no network beyond th
 
 test-browser: $(READY) ## a real browser's EventSource reads a stream and comes back by itself (needs chromium on PATH)
 	@$(PY) -m pytest -n 0 tests/browser/event_source.py $(ARGS)
+
+test-asyncapi: ## the parser that AsyncAPI publishes reads contracts/asyncapi.yaml (needs npm on PATH)
+	@if ! command -v npm >/dev/null; then echo '1 skipped: contracts/asyncapi.yaml was not parsed, npm is not on PATH'; exit 0; fi; \
+	npm ci --prefix tests/contract/asyncapi_parser --ignore-scripts --no-audit --no-fund --loglevel=error; \
+	node tests/contract/asyncapi_parser/check.mjs contracts/asyncapi.yaml
 
 check: $(READY) ## ruff, mypy --strict, import rules, contracts equal to the code
 	$(call step,ruff check,$(BIN)/ruff check --quiet --output-format concise .)
@@ -79,7 +84,7 @@ lock: ## pin every dependency by hash in requirements.lock (needs uv)
 	  pyproject.toml requirements/build.in --output-file requirements.lock)
 
 clean: ## remove the environment, caches and the demo's state
-	@rm -rf $(VENV) .llorch .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	@rm -rf $(VENV) .llorch .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist tests/contract/asyncapi_parser/node_modules
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment is made from the lock alone and made again when the lock changes.

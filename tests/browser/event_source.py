@@ -1,7 +1,7 @@
 """A real browser reads a stream: its own EventSource, which comes back by itself where it was cut off.
 
-`make test-browser`; chromium must be on PATH (Debian: `apt install chromium`, 124 MB). The page tells what it sees to
-the server that served it, so nothing drives the browser but the page.
+`make test-browser`; skipped where chromium is not on PATH (Debian: `apt install chromium`). The page tells what it sees
+to the server that served it, so nothing drives the browser but the page.
 """
 
 import asyncio
@@ -94,7 +94,8 @@ async def test_a_page_reads_a_stream_and_goes_on_where_its_connection_was_cut(
     cluster: Cluster, page: PageServer, tmp_path: Path, http2: bool
 ) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
-    assert browser, "chromium is not on PATH"
+    if browser is None:
+        pytest.skip("chromium is not on PATH")
     door = await cluster.gateway(cors_origins=(page.origin,))
     secure = tls.options(Authority(tmp_path).issue("gateway")) if http2 else {}
     versions: list[str] = []

@@ -18,7 +18,21 @@ from llorch_shared.settings_loading import ENVIRONMENT, SECRET_NAMES
 from support.workers import HEAVY
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ("help", "demo", "up", "test", "check", "contracts", "bench", "chaos", "chaos-long", "lock", "clean")
+TARGETS = (
+    "help",
+    "demo",
+    "up",
+    "test",
+    "test-browser",
+    "test-asyncapi",
+    "check",
+    "contracts",
+    "bench",
+    "chaos",
+    "chaos-long",
+    "lock",
+    "clean",
+)
 SECRETS = {variable for name in SECRET_NAMES for variable in (name, f"{name}_FILE")}
 
 
