@@ -119,8 +119,6 @@ def _check_offered(request: TaskRequest) -> None:
         raise invalid("tools go with messages", engine=request.engine)
     if request.output_mode is not OutputMode.TEXT:
         raise invalid("tools and a bound output exclude each other", engine=request.engine)
-    if request.top_logprobs is not None:
-        raise invalid("tools and logprobs exclude each other", engine=request.engine)
     if len({tool.name for tool in request.tools}) < len(request.tools):
         raise invalid("two tools have one name", engine=request.engine)
     size = _tools_bytes(request)

@@ -162,6 +162,19 @@ def test_what_this_system_can_be_told_besides_and_headers_win() -> None:
     assert (task.task_id, task.session_id) == (NEW_ID, NEW_ID)
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+@pytest.mark.parametrize(("mode", "choice"), [("auto", ToolChoice.AUTO), ("required", ToolChoice.REQUIRED)])
+def test_of_the_tools_only_those_that_are_allowed_are_offered(mode: str, choice: ToolChoice) -> None:
+    tools = [{**OFFER, "function": {**OFFER["function"], "name": name}} for name in ("f", "g", "h")]
+    task = ask(tools=tools, tool_choice=allowed(mode, "h", "f"), logprobs=True, top_logprobs=3).task
+    assert [tool.name for tool in task.tools] == ["f", "h"]
+    assert (task.tool_choice, task.top_logprobs) == (choice, 3)
+
+
 def test_what_changes_nothing_is_taken() -> None:
     ask(
         user="ann",
@@ -195,7 +208,10 @@ def test_what_changes_nothing_is_taken() -> None:
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "g"}}, "tools": [OFFER]}, "tool_choice"),
-        ({"tools": [OFFER], "logprobs": True}, "tools"),
+        ({"tools": [OFFER], "tool_choice": allowed("auto", "g")}, "tool_choice"),
+        ({"tools": [OFFER], "tool_choice": allowed("never", "f")}, "tool_choice.allowed_tools.mode"),
+        ({"tools": [OFFER], "tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools"),
+        ({"tools": [OFFER], "tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice.type"),
         ({"tools": [OFFER], "response_format": {"type": "json_object"}}, "tools"),
         ({"audio": {}}, "audio"),
         ({"modalities": ["audio"]}, "modalities"),

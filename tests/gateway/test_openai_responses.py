@@ -22,6 +22,12 @@ TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}, "stri
 CALL = {"type": "function_call", "id": "fc", "call_id": "c1", "name": "f", "arguments": "{}", "status": "completed"}
 ANSWERED = {"type": "function_call_output", "call_id": "c1", "output": "sunny"}
 SCHEMA = {"type": "object"}
+LOGPROBS = "message.output_text.logprobs"
+ALLOWED = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}]}
+WEIGHT = {"token": "é", "logprob": -0.5, "bytes": [195, 169], "top_logprobs": [{"token": "b", "logprob": -0.25}]}
+TOLD = {"token": "é", "logprob": -0.5, "top_logprobs": [{"token": "b", "logprob": -0.25}]}
+KEPT = {**TOLD, "bytes": [195, 169], "top_logprobs": [{"token": "b", "logprob": -0.25, "bytes": [98]}]}
+"""As events have it, and as the part of a message has it."""
 
 
 def ask(**fields: Any) -> AskedResponse:
@@ -73,6 +79,13 @@ def test_a_schema_binds_the_output() -> None:
         ({"background": True}, "background"),
         ({"reasoning": {"effort": "high"}}, "reasoning"),
         ({"include": ["reasoning.encrypted_content"]}, "include"),
+        ({"include": [LOGPROBS, "file_search_call.results"]}, "include"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"include": [LOGPROBS], "top_logprobs": 21}, "top_logprobs"),
+        ({"include": [LOGPROBS], "top_logprobs": -1}, "top_logprobs"),
+        ({"tools": [TOOL], "tool_choice": {**ALLOWED, "mode": "none"}}, "tool_choice.mode"),
+        ({"tools": [], "tool_choice": ALLOWED}, "tool_choice"),
+        ({"tools": [{"type": "custom", "name": "f"}]}, "tools[0].type"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tool_choice": {"type": "function", "name": "g"}, "tools": [TOOL]}, "tool_choice"),
         ({"input": []}, "input"),
@@ -150,6 +163,33 @@ def test_a_stream_has_the_documented_events_in_their_order(at_once: bool) -> Non
     assert (response["output"][1]["call_id"], response["output"][1]["arguments"]) == ("c1", '{"a":1}')
     assert (response["status"], response["usage"]["total_tokens"]) == ("completed", 8)
     assert [event["item"] for event in got if event["type"] == "response.output_item.done"] == response["output"]
+
+
+def test_log_probabilities_stand_in_events_and_in_the_message() -> None:
+    how = ask(include=[LOGPROBS], top_logprobs=1)
+    assert how.asked.task.top_logprobs == 1
+    assert ask(include=[LOGPROBS]).asked.task.top_logprobs == 0
+    assert ask(include=[], top_logprobs=0).asked.task.top_logprobs is None
+    frames = [encode_token(1, at, "\u00e9", b',"logprobs":%b' % msgspec.json.encode(WEIGHT)) for at in range(2)]
+    answer, whole = Events(how, created=7), Whole(how, created=7)
+    got = []
+    for frame in (*frames, end("stop")):
+        got += events(answer.feed(frame))
+        whole.feed(frame)
+    assert [event["logprobs"] for event in got if event["type"] == "response.output_text.delta"] == [[TOLD], [TOLD]]
+    assert [event["logprobs"] for event in got if event["type"] == "response.output_text.done"] == [[TOLD, TOLD]]
+    response = got[-1]["response"]
+    assert (response["output"][0]["content"][0]["logprobs"], response["top_logprobs"]) == ([KEPT, KEPT], 1)
+    assert json.loads(whole.body()) == response
+
+
+def test_only_allowed_tools_are_offered() -> None:
+    response = ask(tools=[TOOL, {**TOOL, "name": "g"}], tool_choice=ALLOWED)
+    task = response.asked.task
+    assert ([tool.name for tool in task.tools], task.tool_choice) == (["f"], ToolChoice.REQUIRED)
+    (created, _) = events(Events(response, created=7).feed(TOKENS[0]))[:2]
+    assert created["response"]["tool_choice"] == ALLOWED
+    assert len(created["response"]["tools"]) == 2
 
 
 def test_what_the_limit_cut_off_is_incomplete() -> None:

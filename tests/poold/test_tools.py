@@ -84,7 +84,7 @@ FRAMES = (
 )
 
 
-async def answered_with(*frames: bytes) -> Collected:
+async def answered_with(*frames: bytes, **wish: Any) -> Collected:
     """Each frame in a read of its own, as far as the network allows."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -98,7 +98,7 @@ async def answered_with(*frames: bytes) -> Collected:
 
     async with scripted(serve) as http:
         sink = Collected()
-        LlamaCpp(http).submit(call(**CALLED), sink)
+        LlamaCpp(http).submit(call(**CALLED, **wish), sink)
         return await sink.over()
 
 
@@ -129,6 +129,33 @@ async def test_a_chat_that_does_not_add_up_is_a_failure(frames: tuple[bytes, ...
     sink = await answered_with(*frames)
     assert sink.finish is None
     assert sink.failure is not None
+
+
+async def test_log_probabilities_of_a_chat_with_tools_are_those_of_its_text() -> None:
+    """As recorded: every frame has those of its token, the ones of markup among them."""
+    weight = b',"logprobs":{"content":[{"id":1,"token":"%b","bytes":[73],"logprob":-0.5,"top_logprobs":[%b]}]}'
+    top = b'{"id":1,"token":"I","bytes":[73],"logprob":-0.5},{"id":2,"token":"x","bytes":[120],"logprob":-1.5}'
+    frames = [
+        frame.replace(b',"delta"', weight % (b"I" if b'"I"' in frame else b"{", top) + b',"delta"') for frame in FRAMES
+    ]
+    sink = await answered_with(*frames, top_logprobs=1)
+    assert sink.finish == Finish("tool_calls", 3, 10)
+    told = {number: json.loads(b"{" + more[1:] + b"}") for number, more in enumerate(sink.more, 1) if more}
+    kept = {"token": "I", "logprob": -0.5, "bytes": [73]}
+    assert told[2] == {"logprobs": {**kept, "top_logprobs": [kept]}}
+    assert list(told) == [2, 8]
+    assert list(told[8]) == ["tool_calls"]
+    assert not any(b"logprobs" in more for more in (await answered_with(*frames)).more), "nobody asked"
+    assert json.loads(completion_body(call(**WISH, top_logprobs=0)))["n_probs"] == 1
+    async with mock_engine("--rate", "0") as (adapter, _):
+        said, called = Collected(), Collected()
+        adapter.submit(call(**WISH, top_logprobs=2), said)
+        adapter.submit(call(**CALLED, top_logprobs=2), called)
+        await said.over()
+        await called.over()
+    weights = [json.loads(b"{" + more[1:] + b"}")["logprobs"] for more in said.more]
+    assert "".join(each["token"] for each in weights) == said.text
+    assert not any(b"logprobs" in more for more in called.more)
 
 
 async def test_log_probabilities_come_only_when_asked_for() -> None:

@@ -138,6 +138,34 @@ async def test_log_probabilities_are_told_whole_and_streamed(client: openai.Asyn
     assert "".join(text.choices[0].logprobs.tokens or ()) == text.choices[0].text
 
 
+async def test_log_probabilities_go_with_tools_and_in_responses(client: openai.AsyncOpenAI) -> None:
+    """Allowed tools among them: only one that may be called is offered."""
+    other: Any = {"type": "function", "function": {**OFFER["function"], "name": "other"}}
+    allowed: Any = [{"type": "function", "function": {"name": "get_weather"}}]
+    wish: Any = {"model": FAST.model, "tools": [other, OFFER], "max_tokens": 30, "seed": 3}
+    wish |= {"logprobs": True, "top_logprobs": 2}
+    for mode, ask in (("auto", "Say something."), ("required", "The weather?")):
+        choice: Any = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": allowed}}
+        same: Any = {"extra_headers": {"X-Llorch-Task-Id": str(uuid.uuid4())}}
+        asked: Any = {"messages": [{"role": "user", "content": ask}], "tool_choice": choice, **same}
+        (whole,) = (await client.chat.completions.create(**wish, **asked)).choices
+        streamed = await client.chat.completions.create(**wish, **asked, stream=True)
+        pieces = [each.logprobs for each in [chunk.choices[0] async for chunk in streamed] if each.logprobs]
+        assert whole.logprobs is not None
+        told = whole.logprobs.content or []
+        assert "".join(token.token for token in told) == (whole.message.content or "")
+        assert [token for each in pieces for token in each.content or ()] == told
+        assert [call.function.name for call in whole.message.tool_calls or () if call.type == "function"] == (
+            ["get_weather"] if mode == "required" else []
+        )
+        assert len(told) == (0 if mode == "required" else 30)
+    with pytest.raises(openai.BadRequestError, match="custom") as refused:
+        await client.chat.completions.create(
+            model=FAST.model, messages=CHAT, tools=[{"type": "custom", "custom": {"name": "free"}}]
+        )
+    assert refused.value.param == "tools[0].type"
+
+
 async def test_the_synchronous_client_reads_the_same(system: System) -> None:
     def ask() -> tuple[str, str]:
         with openai.OpenAI(base_url=f"{system.url()}/v1", api_key=TOKEN, max_retries=0, timeout=60) as sync:
@@ -256,6 +284,23 @@ async def test_responses_are_made_whole_and_streamed(client: openai.AsyncOpenAI)
     async with client.responses.stream(**wish, **same) as helper:
         async for _ in helper:
             pass
+    weighed: Any = {**wish, "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    same["extra_headers"] = {"X-Llorch-Task-Id": str(uuid.uuid4())}
+    whole = await client.responses.create(**weighed, **same)
+    (message,) = whole.output
+    assert message.type == "message"
+    (part,) = message.content
+    assert part.type == "output_text"
+    assert "".join(token.token for token in part.logprobs or ()) == part.text
+    assert all(
+        len(token.top_logprobs) == 2 and token.bytes == list(token.token.encode()) for token in part.logprobs or ()
+    )
+    got = [event async for event in await client.responses.create(**weighed, **same, stream=True)]
+    told = [each for event in got if event.type == "response.output_text.delta" for each in event.logprobs]
+    assert [token.logprob for token in told] == [token.logprob for token in part.logprobs or ()]
+    assert [each.logprobs for each in got if each.type == "response.output_text.done"] != [[]]
+    assert got[-1].type == "response.incomplete"
+    assert got[-1].response.output == whole.output
     with pytest.raises(openai.BadRequestError, match="previous_response_id is not served"):
         await client.responses.create(**wish, previous_response_id=whole.id)
 

@@ -355,6 +355,34 @@ async def test_log_probabilities_are_the_engines_own(real: System) -> None:
         assert weight == max(top.values()), "temperature 0 takes the likeliest"
 
 
+async def test_log_probabilities_go_with_tools_and_in_responses_of_a_real_model(real: System) -> None:
+    """Beside tools the engine's chat route tells what its other routes do: the same of the same text."""
+    ask = {"role": "user", "content": "Name three colours."}
+    include: Any = ["message.output_text.logprobs"]
+    async with openai.AsyncOpenAI(base_url=f"{real.url()}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        wish: Any = {"model": "small", "messages": [ask], "tools": [WEATHER], "seed": 1, "temperature": 0}
+        wish |= {"max_tokens": 12, "logprobs": True, "top_logprobs": 2}
+        whole = await client.chat.completions.create(**wish)
+        streamed = await client.chat.completions.create(**wish, stream=True)
+        chunks = [chunk.choices[0] async for chunk in streamed]
+        response = await client.responses.create(
+            model="small", input="Name three colours.", max_output_tokens=12, include=include, top_logprobs=2
+        )
+    (choice,) = whole.choices
+    assert choice.logprobs is not None
+    pieces = [token for chunk in chunks if chunk.logprobs is not None for token in chunk.logprobs.content or ()]
+    for weights in (choice.logprobs.content or [], pieces):
+        assert "".join(token.token for token in weights) == choice.message.content
+        assert all(token.logprob == max(top.logprob for top in token.top_logprobs) for token in weights)
+        assert all(len(token.top_logprobs) == 2 for token in weights)
+    (message,) = response.output
+    assert message.type == "message"
+    (part,) = message.content
+    assert part.type == "output_text"
+    assert "".join(token.token for token in part.logprobs or ()) == part.text
+    assert all(bytes(token.bytes).decode() == token.token for token in part.logprobs or ())
+
+
 def weather_messages() -> list[Any]:
     """The same chat in Anthropic's blocks."""
     turns: list[Any] = []

@@ -30,6 +30,7 @@ class ChatWish(msgspec.Struct, kw_only=True):
     stream: bool = False
     return_progress: bool = False
     cache_prompt: bool = True
+    n_probs: int = 0
     id_slot: int = -1
 
     @property
@@ -57,9 +58,10 @@ def arguments_of(tool: dict[str, Any], word: str) -> str:
     return "".join(delta["function"]["arguments"] for delta in call_deltas(tool, word) if delta)
 
 
-def frame(number: int, delta: dict[str, Any]) -> bytes:
-    """Of token `number`, counted from 1."""
-    return b'%b%b%b,"timings":{"cache_n":0,"predicted_n":%d}}\n\n' % (_HEAD, _encode(delta), _TAIL, number)
+def frame(number: int, delta: dict[str, Any], weights: bytes = b"") -> bytes:
+    """Of token `number`, counted from 1, with its log-probabilities as JSON where they are asked for."""
+    told = b',"logprobs":{"content":%b}' % weights if weights else b""
+    return b'%b%b%b%b,"timings":{"cache_n":0,"predicted_n":%d}}\n\n' % (_HEAD, _encode(delta), told, _TAIL, number)
 
 
 def progress(total: int, processed: int) -> bytes:

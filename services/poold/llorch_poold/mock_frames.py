@@ -38,11 +38,15 @@ def stamped_frames(first: int, count: int) -> bytes:
     return b"".join(word_frame(index, text) for index in range(first, first + count))
 
 
-def weighed_frame(index: int, word: str, n_probs: int) -> bytes:
+def weights(word: str, n_probs: int) -> bytes:
     """Every word is sure, and each further one half as likely as the one before."""
     likely = [
         {"id": rank, "token": word if not rank else f" x{rank}", "bytes": None, "logprob": -0.5 * rank}
         for rank in range(n_probs)
     ]
-    told = msgspec.json.encode([{**likely[0], "top_logprobs": likely}])
+    return msgspec.json.encode([{**likely[0], "top_logprobs": likely}])
+
+
+def weighed_frame(index: int, word: str, n_probs: int) -> bytes:
+    told = weights(word, n_probs)
     return word_frame(index, word).removesuffix(b"}\n\n") + b',"completion_probabilities":%b}\n\n' % told

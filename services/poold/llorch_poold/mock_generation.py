@@ -14,7 +14,7 @@ import msgspec
 from llorch_poold.mock_chat import ChatWish, call_deltas, frame, last_frames
 from llorch_poold.mock_chat import progress as chat_progress
 from llorch_poold.mock_faults import BROKEN, FLOOD_BYTES, MISCOUNTED, STOPS, Fault, FaultKind
-from llorch_poold.mock_frames import LAST_CHUNK, chunk, frames, stamped_frames, weighed_frame, word_frame
+from llorch_poold.mock_frames import LAST_CHUNK, chunk, frames, stamped_frames, weighed_frame, weights, word_frame
 from llorch_poold.mock_prefill import Prefill
 from llorch_poold.mock_text import cut_at, stop_in
 
@@ -47,6 +47,7 @@ def asked_as_chat(wish: ChatWish) -> Completion:
         stream=wish.stream,
         return_progress=wish.return_progress,
         cache_prompt=wish.cache_prompt,
+        n_probs=wish.n_probs,
         id_slot=wish.id_slot,
         chat=True,
         tool=wish.tools[0] if wish.calls else None,
@@ -262,9 +263,13 @@ class Generation:
 
     def _chat_frame(self, index: int) -> bytes:
         if not self._call:
-            return frame(index + 1, {"content": self._word(index)})
+            word = self._word(index)
+            return frame(index + 1, {"content": word}, self._weights(word))
         delta = self._call[index]
-        return b"" if delta is None else frame(index + 1, {"tool_calls": [delta]})
+        return b"" if delta is None else frame(index + 1, {"tool_calls": [delta]}, self._weights("{"))
+
+    def _weights(self, word: str) -> bytes:
+        return weights(word, self.request.n_probs) if self.request.n_probs else b""
 
     def _weighed_frame(self, index: int) -> bytes:
         return weighed_frame(index, self._word(index), self.request.n_probs)

@@ -107,9 +107,23 @@ class NamedFunction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     name: str
 
 
-class NamedTool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    type: Literal["function"]
+class NamedTool(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="function"
+):
     function: NamedFunction
+
+
+class AllowedTools(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    mode: Literal["auto", "required"]
+    tools: Annotated[tuple[NamedTool, ...], Meta(min_length=1, max_length=TOOLS_MAX)]
+
+
+class AllowedToolChoice(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"
+):
+    """Only these of the tools are offered to the model."""
+
+    allowed_tools: AllowedTools
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -157,9 +171,9 @@ class ChatCompletionRequest(Wish, frozen=True, kw_only=True, forbid_unknown_fiel
     reasoning_effort: Any = None
     safety_identifier: Any = None
     tools: Annotated[tuple[OfferedTool, ...], Meta(max_length=TOOLS_MAX)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedToolChoice | None = None
     logprobs: bool | None = None
-    """Not together with tools."""
+    """Of the tokens of the text; those of a call have none."""
     top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
     verbosity: Any = None
     web_search_options: Any = None

@@ -57,9 +57,19 @@ class FunctionTool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     strict: Any = None
 
 
-class FunctionChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    type: Literal["function"]
+class FunctionChoice(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="function"
+):
     name: str
+
+
+class AllowedChoice(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"
+):
+    """Only these of the tools are offered to the model."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[tuple[FunctionChoice, ...], Meta(min_length=1, max_length=TOOLS_MAX)]
 
 
 class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -76,12 +86,13 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     stream: bool | None = None
     text: TextSettings | None = None
     tools: Annotated[tuple[FunctionTool, ...], Meta(max_length=TOOLS_MAX)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
     llorch: Extensions | None = None
     background: Any = None
     conversation: Any = None
-    include: Any = None
+    include: tuple[str, ...] | None = None
+    """`message.output_text.logprobs` is served."""
     max_tool_calls: Any = None
     metadata: Any = None
     previous_response_id: Any = None
@@ -94,7 +105,8 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     store: Any = None
     """Taken and passed over: nothing is ever stored."""
     stream_options: Any = None
-    top_logprobs: Any = None
+    top_logprobs: int | None = None
+    """0 to 20. Goes with `include: ["message.output_text.logprobs"]`."""
     truncation: Any = None
     user: Any = None
 
@@ -164,6 +176,7 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     text: TextSettings | None = None
     tool_choice: Any = "auto"
     tools: tuple[FunctionTool, ...] = ()
+    top_logprobs: int = 0
     top_p: float | None = None
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None = None

@@ -15,7 +15,7 @@ from msgspec import Meta
 from llorch_poold.adapters.llama_stream import UNREADABLE, LlamaStream, Mismatch, Progress, StreamError, failure_of
 from llorch_poold.adapters.port import EngineBroke, Finish, GenerationCall, TokenSink
 from llorch_poold.sse_decode import BrokenStream
-from llorch_shared.wire.frames import ToolCallDelta
+from llorch_shared.wire.frames import TokenLogprob, ToolCallDelta
 from llorch_shared.wire.task import Tool
 
 DONE: Final = b"[DONE]"
@@ -28,8 +28,13 @@ class _Delta(msgspec.Struct, gc=False):
     tool_calls: list[ToolCallDelta] = []
 
 
+class _Weights(msgspec.Struct, gc=False):
+    content: list[TokenLogprob] = []
+
+
 class _Choice(msgspec.Struct, gc=False):
     delta: _Delta
+    logprobs: _Weights | None = None
     finish_reason: str | None = None
 
 
@@ -57,14 +62,16 @@ _encode: Final = msgspec.json.Encoder().encode
 class LlamaChatStream(LlamaStream):
     """A token is passed on when the frame of a later one has come: several can speak of one."""
 
-    __slots__ = ("_calls", "_last", "_reason", "_text")
+    __slots__ = ("_calls", "_last", "_reason", "_text", "_weight")
 
-    def __init__(self, sink: TokenSink, *, tokens_max: int) -> None:
-        super().__init__(sink, tokens_max=tokens_max)
+    def __init__(self, sink: TokenSink, *, tokens_max: int, top_logprobs: int | None = None) -> None:
+        super().__init__(sink, tokens_max=tokens_max, top_logprobs=top_logprobs)
         self._last = 0
         """Number of the token that is being collected; 0 before the first."""
         self._text = ""
         self._calls: list[ToolCallDelta] = []
+        self._weight: TokenLogprob | None = None
+        """Of a token with text."""
         self._reason: str | None = None
 
     def _read(self, data: bytes) -> None:
@@ -109,6 +116,9 @@ class LlamaChatStream(LlamaStream):
             self._pass_on(timings.predicted_n, texts, more)
         self._text += said
         self._calls += choice.delta.tool_calls
+        if said and choice.logprobs is not None and self._top is not None:
+            for weight in choice.logprobs.content[:1]:
+                self._weight = msgspec.structs.replace(weight, top_logprobs=weight.top_logprobs[: self._top])
 
     def _pass_on(self, number: int, texts: list[str], more: list[bytes]) -> None:
         """All tokens before `number`, which is collected from here on. Raises Mismatch."""
@@ -116,11 +126,12 @@ class LlamaChatStream(LlamaStream):
             raise Mismatch(f"token {number} of a generation of at most {self._tokens_max}")
         if self._last:
             texts.append(self._text)
-            more.append(b',"tool_calls":%b' % _encode(self._calls) if self._calls else b"")
+            called = b',"tool_calls":%b' % _encode(self._calls) if self._calls else b""
+            more.append(called + (b',"logprobs":%b' % _encode(self._weight) if self._weight is not None else b""))
         unsaid = number - self._last - 1
         texts += [""] * unsaid
         more += [b""] * unsaid
-        self._last, self._text, self._calls = number, "", []
+        self._last, self._text, self._calls, self._weight = number, "", [], None
 
     def _finish_with(self, usage: _Usage, texts: list[str], more: list[bytes]) -> None:
         """Raises Mismatch."""
@@ -143,7 +154,8 @@ class LlamaChatStream(LlamaStream):
 
 
 def chat_fields(call: GenerationCall) -> dict[str, Any]:
-    """What a chat with tools says instead of a prompt. What it thinks is text like any other."""
+    """What a chat with tools says instead of a prompt. What it thinks is text like any other. llama-server refuses
+    `logprobs` of a streamed chat with tools, and tells them when it is asked by its own name."""
     request = call.request
     parallel = request.parallel_tool_calls
     return {

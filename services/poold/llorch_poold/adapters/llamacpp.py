@@ -165,7 +165,10 @@ class LlamaCpp:
         request = call.request
         stream: LlamaStream
         if request.tools:
-            path, stream = "/v1/chat/completions", LlamaChatStream(sink, tokens_max=request.max_tokens)
+            path, stream = (
+                "/v1/chat/completions",
+                LlamaChatStream(sink, tokens_max=request.max_tokens, top_logprobs=request.top_logprobs),
+            )
         else:
             path = "/completion"
             stream = LlamaStream(sink, tokens_max=request.max_tokens, top_logprobs=request.top_logprobs)
@@ -219,9 +222,9 @@ def completion_body(call: GenerationCall) -> bytes:
 
 def _asked(call: GenerationCall) -> dict[str, Any]:
     request = call.request
-    if request.tools:
-        return chat_fields(call)
     probabilities = {} if request.top_logprobs is None else {"n_probs": max(1, request.top_logprobs)}
+    if request.tools:
+        return {**chat_fields(call), **probabilities}
     return {"prompt": request.prompt or "", "n_predict": request.max_tokens, **probabilities}
 
 

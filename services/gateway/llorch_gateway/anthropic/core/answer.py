@@ -9,7 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from llorch_gateway.anthropic.core import errors
-from llorch_gateway.core.completion_frames import RESTARTED, CompletionFrames
+from llorch_gateway.core.completion_events import CompletionEvents
+from llorch_gateway.core.completion_frames import CompletionFrames
 from llorch_gateway.core.tool_calls import Calls
 from llorch_gateway.openai.core.request import Asked
 from llorch_shared.errors import ErrorBody, ErrorCode
@@ -44,9 +45,8 @@ class Answer(CompletionFrames):
         return MessageUsage(input_tokens=self.end.tokens_in or 0, output_tokens=self.end.tokens_out)
 
 
-class Events(Answer):
-    """`feed` gives the bytes of the stream. Before the first token it says nothing but pings, for only then is it sure
-    that the engine takes the prompt; an error before anything was said gives none, for it can still be the answer."""
+class Events(Answer, CompletionEvents):
+    HEARTBEAT = PING
 
     def __init__(self, asked: Asked, request_id: str) -> None:
         super().__init__(asked)
@@ -55,32 +55,8 @@ class Events(Answer):
         """Blocks that were begun; the last of them is open while there is an `_open`."""
         self._open = ""
         """Kind of the open block: `text`, or the index of its call."""
-        self._greeted = False
-        self._begun = False
-
-    def feed(self, data: bytes) -> bytes:
-        text, alive = self.take(data)
-        out: list[bytes] = []
-        if self.generates and not self._greeted:
-            self._greet(out)
-        if text:
-            self._say(text, out)
-        for delta in self.calls:
-            self._call(delta, out)
-        if self.over:
-            self._last(out)
-        elif alive:
-            out.append(PING)
-        self._begun = self._begun or bool(out)
-        return b"".join(out)
-
-    def broken(self, error: ErrorBody) -> bytes:
-        """The stream goes no further, for a reason that is not the task's."""
-        self.over = True
-        return errors.event(error, self._request_id)
 
     def _greet(self, out: list[bytes]) -> None:
-        self._greeted = True
         usage = MessageUsage(input_tokens=0, output_tokens=0)
         message = Message(id=self._id, model=self._model, content=(), stop_reason=None, stop_sequence=None, usage=usage)
         out.append(_event("message_start", {"type": "message_start", "message": message}))
@@ -113,22 +89,15 @@ class Events(Answer):
             self._open = ""
             out.append(_event("content_block_stop", {"type": "content_block_stop", "index": self._blocks - 1}))
 
-    def _last(self, out: list[bytes]) -> None:
-        if self.error is not None:
-            if self._begun or out:
-                out.append(errors.event(self.error, self._request_id))
-            return
+    def _finish(self, out: list[bytes]) -> None:
         assert self.end is not None
-        if not self._greeted:
-            self._greet(out)
         self._close(out)
         delta = {"stop_reason": self._stop_reason(), "stop_sequence": self.end.stop_sequence}
         out.append(_event("message_delta", {"type": "message_delta", "delta": delta, "usage": self._usage()}))
         out.append(_event("message_stop", {"type": "message_stop"}))
 
-    def _restarted(self, texts: list[bytes]) -> None:
-        self.over = True
-        self.error = RESTARTED
+    def _failed(self, error: ErrorBody) -> bytes:
+        return errors.event(error, self._request_id)
 
 
 class Whole(Answer):

@@ -119,7 +119,7 @@ def _tools(wish: MessagesRequest) -> dict[str, Any]:
     if (choice.type == "tool") != (choice.name is not None):
         raise ParamError("tool_choice", "tool_choice: a name goes with the type tool, and the type with it")
     if choice.name is not None:
-        said["tool_choice"] = NamedTool(type="function", function=NamedFunction(name=choice.name))
+        said["tool_choice"] = NamedTool(function=NamedFunction(name=choice.name))
     else:
         said["tool_choice"] = _CHOICES[choice.type]
     if choice.disable_parallel_tool_use is not None:

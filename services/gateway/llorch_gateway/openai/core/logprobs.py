@@ -16,7 +16,7 @@ class Weights:
 
     def told(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         if self._chat:
-            return {"content": tokens, "refusal": None}
+            return {"content": tokens or None, "refusal": None}
         offsets = []
         for token in tokens:
             offsets.append(self._offset)

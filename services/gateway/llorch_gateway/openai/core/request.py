@@ -16,11 +16,13 @@ from llorch_gateway.openai.core.models import Pools, chosen
 from llorch_shared.guards import prompt_tokens_min
 from llorch_shared.routing import Replicas
 from llorch_shared.wire.openai import (
+    AllowedToolChoice,
     ChatCompletionRequest,
     ChatTurn,
     ContentPart,
     Extensions,
     NamedTool,
+    OfferedTool,
     ResponseFormat,
     ResponseFormatKind,
     TextCompletionRequest,
@@ -132,8 +134,8 @@ def as_asked(wish: Wish, headers: Mapping[bytes, bytes], *, new_id: str, pools: 
         **_output(wish),
         **_tools(wish),
     )
-    if task.tools and (task.response_schema is not None or task.top_logprobs is not None):
-        raise ParamError("tools", "tools go with neither response_format nor logprobs here")
+    if task.tools and task.response_schema is not None:
+        raise ParamError("tools", "tools do not go with response_format here")
     options = wish.stream_options
     return Asked(
         task=_sized(task, wish),
@@ -217,14 +219,14 @@ def _text_of(where: str, content: str | Sequence[ContentPart]) -> str:
 
 
 def _tools(wish: Wish) -> dict[str, Any]:
-    """A function that is named is the only one offered, and must be called: engines know no other way to say so."""
+    """Only functions that are named are offered, if any are: engines know no other way to say so."""
     if not isinstance(wish, ChatCompletionRequest):
         return {}
     offers, choice = wish.tools or (), wish.tool_choice
     if isinstance(choice, NamedTool):
-        offers = tuple(each for each in offers if each.function.name == choice.function.name)
-        if not offers:
-            raise ParamError("tool_choice", f"no tool has the name {choice.function.name[:64]!r}")
+        offers, choice = _named(offers, [choice]), "required"
+    elif isinstance(choice, AllowedToolChoice):
+        offers, choice = _named(offers, choice.allowed_tools.tools), choice.allowed_tools.mode
     if not offers and choice == "required":
         raise ParamError("tool_choice", "no tools are given")
     if not offers or choice == "none":
@@ -237,6 +239,14 @@ def _tools(wish: Wish) -> dict[str, Any]:
         "tool_choice": ToolChoice.AUTO if choice in (None, "auto") else ToolChoice.REQUIRED,
         "parallel_tool_calls": wish.parallel_tool_calls,
     }
+
+
+def _named(offers: Sequence[OfferedTool], wanted: Sequence[NamedTool]) -> tuple[OfferedTool, ...]:
+    """Those of the tools that are named. Raises ParamError."""
+    names = {each.function.name for each in wanted}
+    for name in sorted(names - {each.function.name for each in offers}):
+        raise ParamError("tool_choice", f"no tool has the name {name[:64]!r}")
+    return tuple(each for each in offers if each.function.name in names)
 
 
 def _top_logprobs(wish: Wish) -> int | None:

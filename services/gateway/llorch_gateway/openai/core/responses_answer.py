@@ -4,15 +4,17 @@ Output is a sequence of items, one after another: a message of text, and each ca
 until the end, for the last events say all of it again. The text of a token goes into its delta by slicing.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
-from llorch_gateway.core.completion_frames import RESTARTED, CompletionFrames
+from llorch_gateway.core.completion_events import CompletionEvents
+from llorch_gateway.core.completion_frames import CompletionFrames
 from llorch_gateway.core.tool_calls import Calling
 from llorch_gateway.openai.core.responses_request import AskedResponse
 from llorch_shared.errors import ErrorBody
-from llorch_shared.wire.frames import ToolCallDelta
+from llorch_shared.wire.frames import Logprob, TokenLogprob, ToolCallDelta
 from llorch_shared.wire.openai_responses import (
     Incomplete,
     OutputCall,
@@ -34,15 +36,19 @@ class _Item:
         self.id: Final = item_id
         self.calling: Final = calling
         self.texts: Final[list[bytes]] = []
+        self.logprobs: Final[list[TokenLogprob]] = []
 
     @property
     def text(self) -> str:
         text: str = msgspec.json.decode(b'"%b"' % b"".join(self.texts))
         return text
 
+    def part(self) -> OutputText:
+        return OutputText(text=self.text, logprobs=tuple(map(_with_bytes, self.logprobs)))
+
     def made(self, status: Any) -> OutputMessage | OutputCall:
         if self.calling is None:
-            content = (OutputText(text=self.text),) if self.texts else ()
+            content = (self.part(),) if self.texts else ()
             return OutputMessage(id=self.id, status=status, content=content)
         call = self.calling.made()
         return OutputCall(
@@ -103,6 +109,7 @@ class Answer(CompletionFrames):
             text=wish.text,
             tool_choice=wish.tool_choice or "auto",
             tools=wish.tools or (),
+            top_logprobs=wish.top_logprobs or 0,
             top_p=wish.top_p,
             usage=usage,
         )
@@ -115,37 +122,12 @@ class Answer(CompletionFrames):
         return self._response(status, tuple(made))
 
 
-class Events(Answer):
-    """`feed` gives the bytes of the stream. Before the first token it says nothing but heartbeats, for only then is it
-    sure that the engine takes the prompt; an error before anything was said gives none, for it can still be the
-    answer."""
+class Events(Answer, CompletionEvents):
+    HEARTBEAT = HEARTBEAT
 
     def __init__(self, asked: AskedResponse, *, created: int) -> None:
         super().__init__(asked, created=created)
         self._number = 0
-        self._greeted = False
-        self._begun = False
-
-    def feed(self, data: bytes) -> bytes:
-        text, alive = self.take(data)
-        out: list[bytes] = []
-        if self.generates and not self._greeted:
-            self._greet(out)
-        if text:
-            self._say(text, out)
-        for delta in self.calls:
-            self._piece(delta, out)
-        if self.over:
-            self._last(out)
-        elif alive:
-            out.append(HEARTBEAT)
-        self._begun = self._begun or bool(out)
-        return b"".join(out)
-
-    def broken(self, error: ErrorBody) -> bytes:
-        """The stream goes no further, for a reason that is not the task's."""
-        self.over = True
-        return self._failed(error)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         said = {"type": kind, "sequence_number": self._number, **fields}
@@ -153,7 +135,6 @@ class Events(Answer):
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), _encode(said))
 
     def _greet(self, out: list[bytes]) -> None:
-        self._greeted = True
         response = self._response("in_progress")
         out.append(self._event("response.created", response=response))
         out.append(self._event("response.in_progress", response=response))
@@ -169,14 +150,16 @@ class Events(Answer):
             where: dict[str, Any] = {"item_id": item.id, "output_index": at, "content_index": 0}
             out.append(self._event("response.content_part.added", **where, part=part))
         item.texts.append(text[1:-1])
+        item.logprobs.extend(self.logprobs)
+        logprobs = _encode(_without_bytes(self.logprobs)) if self.logprobs else b"[]"
         out.append(
             b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","sequence_number":%d,'
-            b'"item_id":"%b","output_index":%d,"content_index":0,"logprobs":[],"delta":%b}\n\n'
-            % (self._number, item.id.encode(), at, text)
+            b'"item_id":"%b","output_index":%d,"content_index":0,"logprobs":%b,"delta":%b}\n\n'
+            % (self._number, item.id.encode(), at, logprobs, text)
         )
         self._number += 1
 
-    def _piece(self, delta: ToolCallDelta, out: list[bytes]) -> None:
+    def _call(self, delta: ToolCallDelta, out: list[bytes]) -> None:
         before = self._items[-1] if self._items else None
         item, calling, new = self._called(delta)
         at = len(self._items) - 1
@@ -192,23 +175,17 @@ class Events(Answer):
         if item is None:
             return
         if item.calling is None:
-            text = item.text
+            part, logprobs = item.part(), _without_bytes(item.logprobs)
             where: dict[str, Any] = {"item_id": item.id, "output_index": at, "content_index": 0}
-            out.append(self._event("response.output_text.done", **where, text=text, logprobs=()))
-            out.append(self._event("response.content_part.done", **where, part=OutputText(text=text)))
+            out.append(self._event("response.output_text.done", **where, text=part.text, logprobs=logprobs))
+            out.append(self._event("response.content_part.done", **where, part=part))
         else:
             call = item.calling.made().function
             named = {"item_id": item.id, "output_index": at, "name": call.name, "arguments": call.arguments}
             out.append(self._event("response.function_call_arguments.done", **named))
         out.append(self._event("response.output_item.done", output_index=at, item=item.made(status)))
 
-    def _last(self, out: list[bytes]) -> None:
-        if self.error is not None:
-            if self._begun or out:
-                out.append(self._failed(self.error))
-            return
-        if not self._greeted:
-            self._greet(out)
+    def _finish(self, out: list[bytes]) -> None:
         self._close(self._items[-1] if self._items else None, len(self._items) - 1, self._status, out)
         response = self._ended()
         out.append(self._event(f"response.{response.status}", response=response))
@@ -216,18 +193,16 @@ class Events(Answer):
     def _failed(self, error: ErrorBody) -> bytes:
         return self._event("error", code=error.code, message=error.message, param=None)
 
-    def _restarted(self, texts: list[bytes]) -> None:
-        self.over = True
-        self.error = RESTARTED
-
 
 class Whole(Answer):
     """`body` is the response once it is over without an error."""
 
     def feed(self, data: bytes) -> None:
         text, _ = self.take(data)
-        if text:
-            self._message()[0].texts.append(text[1:-1])
+        if text or self.logprobs:
+            item, _ = self._message()
+            item.texts.append(text[1:-1])
+            item.logprobs.extend(self.logprobs)
         for delta in self.calls:
             self._called(delta)
 
@@ -238,3 +213,22 @@ class Whole(Answer):
         """What came before is void."""
         self._items.clear()
         texts.clear()
+
+
+def _without_bytes(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """As events tell them."""
+    return [{**_weight(each), "top_logprobs": [_weight(top) for top in each.top_logprobs]} for each in tokens]
+
+
+def _weight(said: Logprob) -> dict[str, Any]:
+    return {"token": said.token, "logprob": said.logprob}
+
+
+def _with_bytes(said: TokenLogprob) -> dict[str, Any]:
+    """As a part of a message has them. A token whose bytes the engine does not tell has those of its text."""
+    tops = [{**_weight(top), "bytes": _bytes(top)} for top in said.top_logprobs]
+    return {**_weight(said), "bytes": _bytes(said), "top_logprobs": tops}
+
+
+def _bytes(said: Logprob) -> Sequence[int]:
+    return list(said.token.encode()) if said.bytes is None else said.bytes

@@ -14,6 +14,8 @@ from llorch_gateway.openai.core.models import Pools
 from llorch_gateway.openai.core.request import Asked, as_asked
 from llorch_shared.routing import Replicas
 from llorch_shared.wire.openai import (
+    AllowedToolChoice,
+    AllowedTools,
     ChatCompletionRequest,
     ChatTurn,
     JsonSchemaFormat,
@@ -25,27 +27,27 @@ from llorch_shared.wire.openai import (
     ResponseFormatKind,
 )
 from llorch_shared.wire.openai_responses import (
+    AllowedChoice,
     FunctionChoice,
     InputItem,
     InputPart,
     ResponsesRequest,
     TextFormat,
 )
-from llorch_shared.wire.task import CalledFunction, ToolCall
+from llorch_shared.wire.task import TOP_LOGPROBS_MAX, CalledFunction, ToolCall
 
 _ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
     "background": (False,),
     "conversation": (),
-    "include": ([],),
     "max_tool_calls": (),
     "previous_response_id": (),
     "prompt": (),
     "reasoning": ({},),
-    "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
 """The values that parameters may have which are not served: those that ask for nothing. Null is one of every list."""
 _HINTS: Final = {"previous_response_id": "responses are not stored; send the whole conversation as input"}
+_LOGPROBS: Final = "message.output_text.logprobs"
 _PARTS: Final = ("input_text", "output_text", "text")
 _DECODER: Final = msgspec.json.Decoder(ResponsesRequest)
 
@@ -68,6 +70,7 @@ def read(
         value = getattr(wish, name)
         if value is not None and not any(value == each and type(value) is type(each) for each in harmless):
             raise ParamError(name, f"{name} is not served here", hint=_HINTS.get(name))
+    weighs = _weighs(wish)
     chat = ChatCompletionRequest(
         model=wish.model,
         messages=tuple(_turns(wish)),
@@ -85,6 +88,8 @@ def read(
         ),
         tool_choice=_choice(wish),
         parallel_tool_calls=wish.parallel_tool_calls,
+        logprobs=weighs,
+        top_logprobs=wish.top_logprobs if weighs else None,
         response_format=None if wish.text is None or wish.text.format is None else _format(wish.text.format),
     )
     return AskedResponse(as_asked(chat, headers, new_id=new_id, pools=pools, replicas=replicas), wish)
@@ -133,8 +138,27 @@ def _text(where: str, content: str | Sequence[InputPart]) -> str:
 def _choice(wish: ResponsesRequest) -> Any:
     choice = wish.tool_choice
     if isinstance(choice, FunctionChoice):
-        return NamedTool(type="function", function=NamedFunction(name=choice.name))
+        return _named(choice)
+    if isinstance(choice, AllowedChoice):
+        allowed = AllowedTools(mode=choice.mode, tools=tuple(map(_named, choice.tools)))
+        return AllowedToolChoice(allowed_tools=allowed)
     return choice
+
+
+def _named(choice: FunctionChoice) -> NamedTool:
+    return NamedTool(function=NamedFunction(name=choice.name))
+
+
+def _weighs(wish: ResponsesRequest) -> bool:
+    """Whether log-probabilities are asked for. Raises ParamError."""
+    for name in wish.include or ():
+        if name != _LOGPROBS:
+            raise ParamError("include", f"{name[:64]!r} is not served here, only {_LOGPROBS} is")
+    if not 0 <= (wish.top_logprobs or 0) <= TOP_LOGPROBS_MAX:
+        raise ParamError("top_logprobs", f"top_logprobs is {wish.top_logprobs}; 0 to {TOP_LOGPROBS_MAX} are told")
+    if wish.top_logprobs and not wish.include:
+        raise ParamError("top_logprobs", f"top_logprobs goes with {_LOGPROBS} in include")
+    return bool(wish.include)
 
 
 def _format(wanted: TextFormat) -> ResponseFormat:
