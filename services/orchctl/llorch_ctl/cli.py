@@ -3,17 +3,21 @@
 import typer
 
 from llorch_ctl.commands import (
+    artifact,
     audit,
     bus,
+    catalog,
     config,
     dead,
     demo,
     doctor,
     engine,
     pool,
+    session,
     simulate,
     status,
     task,
+    tenant,
     token,
     up,
     version,
@@ -40,6 +44,10 @@ app.add_typer(task.app, name="task")
 app.command("why")(why.why)
 app.add_typer(engine.app, name="engine")
 app.add_typer(pool.app, name="pool")
+app.add_typer(tenant.app, name="tenant")
+app.add_typer(catalog.app, name="catalog")
+app.add_typer(session.app, name="session")
+app.add_typer(artifact.app, name="artifact")
 app.add_typer(dead.app, name="dead")
 app.add_typer(audit.app, name="audit")
 app.command("simulate")(simulate.simulate)

@@ -174,18 +174,48 @@ class GatewayClient:
             except BadStream as error:
                 raise Problem(f"{self.url} does not send an event stream: {error}", fix=_OTHER_SERVER) from error
 
-    async def _call(self, method: str, path: str, answer_type: type[T], *, body: bytes | None = None) -> T | None:
+    async def ask(
+        self, method: str, path: str, answer_type: type[T], *, body: bytes | None = None, over: str = ""
+    ) -> T:
+        """Any operation that answers with a body. `over`: the version (`ETag`) that is to be replaced. Raises
+        Problem."""
+        answer = await self._call(method, path, answer_type, body=body, over=over)
+        assert answer is not None
+        return answer
+
+    async def version(self, path: str) -> str:
+        """The `ETag` of what is there; empty where nothing is. Raises Problem."""
+        status, data, etag = await self._exchange("GET", path)
+        if status not in (200, 404):
+            raise _problem(status, data)
+        return etag if status == 200 else ""
+
+    async def command(self, method: str, path: str, *, body: bytes | None = None) -> None:
+        """Any operation whose answer says nothing more than that it was taken. Raises Problem."""
+        await self._call(method, path, msgspec.Raw, body=body)
+
+    async def _exchange(
+        self, method: str, path: str, *, body: bytes | None = None, over: str = ""
+    ) -> tuple[int, bytes, str]:
+        """Status, body and `ETag`."""
         headers = {"Content-Type": "application/json"} if body is not None else {}
+        if over:
+            headers["If-Match"] = over
         limit = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
         try:
             async with self._http.request(method, self.url + path, data=body, headers=headers, timeout=limit) as answer:
-                data = await answer.read()
+                return answer.status, await answer.read(), answer.headers.get("ETag", "")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(error) from error
-        if answer.status == 204:
+
+    async def _call(
+        self, method: str, path: str, answer_type: type[T], *, body: bytes | None = None, over: str = ""
+    ) -> T | None:
+        status, data, _ = await self._exchange(method, path, body=body, over=over)
+        if status == 204:
             return None
-        if answer.status >= 300:
-            raise _problem(answer.status, data)
+        if status >= 300:
+            raise _problem(status, data)
         try:
             return msgspec.json.decode(data, type=answer_type)
         except msgspec.DecodeError as error:

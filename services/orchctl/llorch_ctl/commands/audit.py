@@ -2,20 +2,25 @@
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Annotated, Final
 
 import typer
 from rich.text import Text
 
 from llorch_ctl import bus_client
+from llorch_ctl.at_gateway import at_gateway, pages
 from llorch_ctl.audit_verification import Verification
 from llorch_ctl.commands.status import plain_table
 from llorch_ctl.core.audit_report import Report
 from llorch_ctl.core.findings import TO_DO, Violation
 from llorch_ctl.exits import Exit
+from llorch_ctl.gateway_client import GatewayClient
 from llorch_ctl.terminal import ERR, OUT, ConfigOption, JsonOption, run, settings_from, write_json
+from llorch_shared.http_api.audit import LIST_MAX
 from llorch_shared.settings import Settings
 from llorch_shared.wall_clock import now_ms
+from llorch_shared.wire.audit import AuditEvent, AuditList, AuditRecord
 
 VIOLATIONS_SHOWN: Final = 20
 """On a terminal; --json has the first thousand."""
@@ -47,6 +52,42 @@ def verify(
     """
     settings = settings_from(config)
     raise typer.Exit(run(lambda: _verify(settings, since_min=since_min, progress=progress, as_json=as_json)))
+
+
+@app.command("list")
+def list_(
+    task: Annotated[str, typer.Option(help="Only of this task; pools, tenants and models stand under their ids.")] = "",
+    event: Annotated[AuditEvent | None, typer.Option(help="Only of this kind.")] = None,
+    since_min: Annotated[int | None, typer.Option("--since-min", min=1, help="Of the last N minutes.")] = None,
+    *,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 100,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What happened, by whom and through which door, oldest first."""
+    from_ms = str(now_ms() - since_min * 60_000) if since_min else ""
+    query = {"task": task, "event": event.value if event is not None else "", "from_ms": from_ms}
+
+    async def main(client: GatewayClient) -> None:
+        left = limit
+        async for page in pages(client, ("audit",), query, AuditList, limit=limit, page_max=LIST_MAX):
+            for record in page.records[:left]:
+                if as_json:
+                    write_json(record, lines=True)
+                else:
+                    OUT.print(_plain(_line(record)))
+            left -= len(page.records)
+            if left <= 0:
+                return
+
+    raise at_gateway(config, main)
+
+
+def _line(record: AuditRecord) -> str:
+    at = datetime.fromtimestamp(record.at_ms / 1000).astimezone().isoformat(" ", "milliseconds")
+    who = " ".join(part for part in (record.actor, record.identity, record.channel) if part)
+    said = " ".join(f"{key}={value}" for key, value in record.detail.items())
+    return f"{at}  {record.event:<15}  {record.task_id}  {who}  {said}"
 
 
 async def _verify(settings: Settings, *, since_min: int | None, progress: bool, as_json: bool) -> int:

@@ -47,6 +47,26 @@ class _File(msgspec.Struct, frozen=True):
     pools: tuple[PoolSpec, ...] = ()
 
 
+@app.command("list")
+def list_(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """The pools that are wanted, by id; `orchctl status` shows what has become of them."""
+    settings = settings_from(config)
+
+    async def main(bus: Bus) -> int:
+        found = await pools.stored(bus)
+        if as_json:
+            write_json({"pools": sorted(found)})
+            return Exit.OK
+        table = plain_table("pool", "engine", "model", "replicas", "slots", "ctx")
+        for _, pool in sorted(found.items()):
+            numbers = (str(pool.replicas), str(pool.slots), str(pool.ctx))
+            table.add_row(pool.id, pool.engine.value, Text(pool.model), *numbers)
+        OUT.print(table)
+        return Exit.OK
+
+    raise typer.Exit(_on_bus(settings, main))
+
+
 @app.command("show")
 def show(
     pool: PoolArgument,
@@ -130,6 +150,21 @@ def rollback(pool: PoolArgument, config: ConfigOption = None, as_json: JsonOptio
                 raise _no_pool(pool) from error
             raise Problem(f"the bus keeps no other version of pool {pool}", fix=f"orchctl pool set {pool} …") from error
         return _print_changed([changed], as_json=as_json)
+
+    raise typer.Exit(_on_bus(settings, main))
+
+
+@app.command("remove")
+def remove(pool: PoolArgument, config: ConfigOption = None) -> None:
+    """Want the pool no more. Tasks that wait in its queue stay there until it returns, or their time is up."""
+    settings = settings_from(config)
+
+    async def main(bus: Bus) -> int:
+        if (await pools.revision(bus, pool)).value is None:
+            raise _no_pool(pool)
+        await pools.remove(bus, pool)
+        OUT.print(f"pool {pool} is removed", markup=False)
+        return Exit.OK
 
     raise typer.Exit(_on_bus(settings, main))
 
