@@ -2,12 +2,15 @@
 
 The library has neither batched form. Answers are taken by callback: `next_msg` costs twice as much per message.
 Any copy of a stream answers a direct get, also one that has not stored yet what its leader acknowledged. The newest
-message of one subject is what decisions are made from, so where there are copies it is asked of the leader.
+message of one subject is what decisions are made from, so where there are copies it is asked of the leader. So is what
+a range ends with: a server that was cut off may take minutes to get again what it lacks, and answers meanwhile.
 """
 
 import base64
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from math import inf
 from typing import Any, Final
 
 import msgspec
@@ -15,12 +18,16 @@ import msgspec
 from llorch_shared.bus.nats_inbox import Answer
 from llorch_shared.bus.nats_link import Link
 from llorch_shared.bus.nats_parser import parse_header
-from llorch_shared.bus.nats_streams import ApiError, Streams
+from llorch_shared.bus.nats_streams import API_TIMEOUT_S, ApiError, Streams
 from llorch_shared.bus.nats_watch import unix_ms
 from llorch_shared.bus.port import BusError, Message, NoStream, Page, Unanswered
 from llorch_shared.wall_clock import now_ms
 
+log = logging.getLogger(__name__)
+
 READ_TIMEOUT_S: Final = 5.0
+LEADER_TIMEOUT_S: Final = 1.0
+"""For what a copy may lack: while nobody leads, what the copy has must do."""
 PAGE_MESSAGES: Final = 1000
 PAGE_BYTES: Final = 8 * 1024 * 1024
 SUBJECTS_MAX: Final = 1024
@@ -76,8 +83,11 @@ class Reads:
         return read_message(answer)
 
     async def _last_of_leader(self, stream: str, subject: str) -> Message | None:
+        return await self._of_leader(stream, {"last_by_subj": subject}, API_TIMEOUT_S)
+
+    async def _of_leader(self, stream: str, which: Mapping[str, Any], timeout_s: float) -> Message | None:
         try:
-            reply = await self._streams.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+            reply = await self._streams.api(f"STREAM.MSG.GET.{stream}", which, timeout_s=timeout_s)
         except ApiError as error:
             if error.err_code == _NO_MESSAGE:
                 return None
@@ -100,8 +110,14 @@ class Reads:
         if found is not None:
             messages, pending = found
             if pending == 0:
-                return messages
-        newest: dict[str, Message] = {}
+                newest = {message.subject: message for message in messages}
+                after = messages[-1].seq if messages else 0
+                lacking = await self._lacking(stream, subject_filter, after, SNAPSHOT_MESSAGES_MAX, inf)
+                if not lacking.messages:
+                    return messages
+                newest |= {message.subject: message for message in lacking.messages}
+                return sorted(newest.values(), key=lambda message: message.seq)
+        newest = {}
         for message in await self.replay(stream, subject_filter, 1, SNAPSHOT_MESSAGES_MAX):
             newest[message.subject] = message
         return sorted(newest.values(), key=lambda message: message.seq)
@@ -128,7 +144,33 @@ class Reads:
         if found is None:
             raise BusError(f"{stream}: the server cannot read {subject_filter}")
         messages, pending = found
-        return Page(messages, more=bool(messages) and pending > 0)
+        if messages and pending > 0:
+            return Page(messages, more=True)
+        size = sum(len(message.data) for message in messages)
+        after = messages[-1].seq if messages else from_seq - 1
+        lacking = await self._lacking(stream, subject_filter, after, batch - len(messages), bytes_max - size)
+        return Page([*messages, *lacking.messages], more=lacking.more)
+
+    async def _lacking(self, stream: str, subject_filter: str, after_seq: int, limit: int, bytes_max: float) -> Page:
+        """What the leader has stored by now behind the last message of the copy that has answered: nothing, but where
+        that copy lags behind."""
+        messages: list[Message] = []
+        if self._copies == 1:
+            return Page(messages, more=False)
+        try:
+            last = await self._of_leader(stream, {"last_by_subj": subject_filter}, LEADER_TIMEOUT_S)
+            while last is not None and last.seq > after_seq:
+                if len(messages) >= limit or bytes_max <= 0:
+                    return Page(messages, more=True)
+                which = {"seq": after_seq + 1, "next_by_subj": subject_filter}
+                if (found := await self._of_leader(stream, which, LEADER_TIMEOUT_S)) is None:
+                    break
+                messages.append(found)
+                after_seq = found.seq
+                bytes_max -= len(found.data)
+        except BusError as error:
+            log.info("what a copy of %s may lack is not told: %s", stream, error)
+        return Page(messages, more=False)
 
     async def _page(self, stream: str, body: Mapping[str, Any]) -> tuple[list[Message], int] | None:
         """(messages, how many are left); None when the filter matches too many subjects. A page cut
