@@ -1,5 +1,6 @@
 """Command lines of engines: flags, devices, and an environment without our secrets."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -36,6 +37,14 @@ def test_llama_server_gets_the_context_of_all_its_slots() -> None:
     assert "--no-cont-batching" in launch("/opt/llama-server").argv
     assert (value(plan.argv, "-fit"), value(plan.argv, "-cram"), plan.model_path) == ("off", "0", "/models/m.gguf")
     assert "--metrics" in plan.argv
+
+
+@pytest.mark.parametrize("entry", ["/opt/llama-server", "/envs/x/bin/python3.11"])
+def test_an_engine_may_erase_slots_and_write_down_none(entry: str) -> None:
+    folder = value(launch(entry).argv, "--slot-save-path")
+    assert folder.endswith("/"), "names of files are put behind it as they are"
+    with pytest.raises(OSError, match=folder):
+        Path(f"{folder}kept").touch()
 
 
 def test_on_the_cpu_batches_are_small_and_threads_wait_passively() -> None:

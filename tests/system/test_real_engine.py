@@ -261,6 +261,9 @@ async def test_a_deleted_sessions_prompt_is_cached_for_nobody(real: System, with
 
     await real.until(is_erased, "an erased slot", 30)
     assert [await cached(port) for port in erased] == [0]
+    async with httpx.AsyncClient(timeout=30) as engine:
+        saved = await engine.post(f"http://127.0.0.1:{ports[0]}/slots/0?action=save", json={"filename": "kept"})
+    assert saved.status_code == 500, "nothing can be written down where slots may be erased"
 
 
 async def test_the_openai_client_gets_what_the_engine_says_to_a_chat(real: System) -> None:

@@ -27,8 +27,9 @@ MOCK_BATCH: Final = "512"
 ALL_LAYERS: Final = 999
 HOST: Final = "127.0.0.1"
 SAMPLER_PROFILE: Final = "v1"
-NO_SAVES: Final = "/proc"
-"""llama-server erases slots only where it may also save them. Nobody can write a file here, whoever asks for it."""
+NO_SAVES: Final = "/proc/"
+"""llama-server erases slots only where it may also save them. Nobody can write a file here, whoever asks for it. File
+names are put behind it as they are."""
 
 _INHERITED: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
 """What an engine gets of our environment: no secret, no setting of ours."""
