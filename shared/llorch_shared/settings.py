@@ -135,8 +135,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     body_read_ms: Annotated[int, Meta(ge=100)] = 30_000
     """How long a request body may take to arrive whole before it is answered 408: a megabyte at 40 KB/s."""
     header_read_ms: Annotated[int, Meta(ge=100)] = 10_000
-    """How long an HTTP/1 connection waits for the headers of its next request to be whole, then it is closed: slow
-    and idle clients must not hold connections."""
+    """How long a connection waits for the headers of its next request to be whole, then it is closed: slow and idle
+    clients must not hold connections. HTTP/2 has six times that between two requests."""
     cors_origins: tuple[str, ...] = ()
     """Origins (`https://host:port`) of web pages that may call, or `*`. None by default: a page has to be invited."""
     tenant: Name = "default"

@@ -20,10 +20,20 @@ class AnswerRoom:
 
     def __init__(self, most: int, *, together: int = ANSWERS_MAX) -> None:
         self._most: Final = most
+        self._together: Final = together
         self._room: Final = Room(together)
 
+    @property
+    def free(self) -> int:
+        return self._room.free
+
     def for_one(self) -> "Held":
+        """Of an answer that is collected."""
         return Held(self._most, self._room)
+
+    def for_any(self) -> "Held":
+        """Of one that is there: what may be asked for bounds it."""
+        return Held(self._together, self._room)
 
 
 class Held:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from llorch_gateway.admissions import Admissions
+from llorch_gateway.answer_room import AnswerRoom
 from llorch_gateway.anthropic.replies import anthropic_error_reply, is_anthropic
 from llorch_gateway.bodies import check_json, read_body
 from llorch_gateway.call import Call, call_of, correlation_of
@@ -25,6 +26,7 @@ from llorch_gateway.http_errors import CORRELATION, JSON_TYPE, SAFE, Headers, er
 from llorch_gateway.identity import Identities
 from llorch_gateway.limits import Limits
 from llorch_gateway.openai.replies import is_openai, openai_error_reply
+from llorch_gateway.sending import InPieces
 from llorch_gateway.streams import Streams
 from llorch_gateway.tasks import task_id
 from llorch_shared.auth import LOCAL, Caller
@@ -106,6 +108,8 @@ class Front:
     tenant: str
     body_bytes_max: int
     body_read_s: float
+    answers: AnswerRoom
+    stall_s: float
     draining: bool = False
     stopping: bool = False
     _answering: set["asyncio.Task[Any]"] = field(default_factory=set)
@@ -172,7 +176,8 @@ class Front:
                 await self.openai(scope, receive, send, call, self._answered)
             else:
                 scope[CALL] = call
-                await self._answered(self.control(scope, receive, _correlated(send, correlation)))
+                pieces = InPieces(send, self.answers, correlation, stall_s=self.stall_s)
+                await self._answered(self.control(scope, receive, _correlated(pieces, correlation)))
         except Exception as error:  # noqa: BLE001  (this is the edge: every failure becomes an answer)
             await reply_error(send, as_orch_error(error, correlation), correlation, told=_errors_of(path))
 

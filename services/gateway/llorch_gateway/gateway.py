@@ -20,6 +20,7 @@ from llorch_gateway import (
     tenants_api,
 )
 from llorch_gateway.admissions import Admissions
+from llorch_gateway.answer_room import AnswerRoom
 from llorch_gateway.anthropic.routes import AnthropicRoutes
 from llorch_gateway.asgi import Front
 from llorch_gateway.bus_api import BusApi
@@ -139,13 +140,15 @@ class Gateway:
             }
         )
         self._bus_api: Final = BusApi(bus=bus, handlers=handlers, tenant=wanted.tenant, instance=self.router.lane)
+        answers = AnswerRoom(wanted.answer_bytes_max)
         door = Door(
             admissions=admissions,
             streams=self._streams,
             snapshot=self.snapshot,
             body_bytes_max=wanted.body_bytes_max,
             body_read_s=wanted.body_read_ms / 1000,
-            answer_bytes_max=wanted.answer_bytes_max,
+            answers=answers,
+            stall_s=wanted.sse_stall_ms / 1000,
         )
         self.front: Final = Front(
             identities=Identities(
@@ -166,6 +169,8 @@ class Gateway:
             tenant=wanted.tenant,
             body_bytes_max=wanted.body_bytes_max,
             body_read_s=wanted.body_read_ms / 1000,
+            answers=answers,
+            stall_s=wanted.sse_stall_ms / 1000,
         )
 
     def _author(self, call: Call) -> Author:

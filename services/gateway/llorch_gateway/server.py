@@ -16,6 +16,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server
 
 from llorch_gateway import listening
+from llorch_gateway.idle_connections import IdleConnections
 from llorch_shared.settings import SettingsError
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ class _Server(Server):
 
 class HttpServer:
     """`address` is bound when this is made, so a port of 0 has a number and a taken one is told at once. A client that
-    takes nothing of what it is sent for `stall_s` is cut off, and an HTTP/1 one whose next request has not come, to the
-    end of its headers, within `header_read_s`."""
+    takes nothing of what it is sent for `stall_s` is cut off, and a connection whose next request has not come, to the
+    end of its headers, within `header_read_s` (HTTP/1, and the first of any), or six times that."""
 
     def __init__(
         self,
@@ -70,9 +71,11 @@ class HttpServer:
         self.host, port = split_address(address)
         self._listener: Final = listening.bind(self.host, port, stall_s=stall_s)
         self.port: Final = int(self._listener.getsockname()[1])
+        self._connections: Final = IdleConnections(app, self.port, within_s=header_read_s)
+        self._watch: asyncio.Task[None] | None = None
         self._server: Final[Any] = _Server(
             os.dup(self._listener.fileno()),
-            app,
+            self._connections,
             address=self.host,
             port=self.port,
             interface=Interfaces.ASGINL,
@@ -106,6 +109,7 @@ class HttpServer:
             if self._task.done() or asyncio.get_running_loop().time() > deadline:
                 raise RuntimeError(f"the HTTP server did not start on {self.url}")
             await asyncio.sleep(0.005)
+        self._watch = asyncio.create_task(self._connections.watch(), name="idle connections")
 
     async def wait(self) -> None:
         """Until the server ends, which it only does by itself when it failed."""
@@ -120,6 +124,8 @@ class HttpServer:
     async def stop(self) -> None:
         if self._task is None:
             return
+        if self._watch is not None:
+            self._watch.cancel()
         self._listener.close()
         self._server.stop()
         done, _ = await asyncio.wait((self._task,), timeout=STOP_WITHIN_S)

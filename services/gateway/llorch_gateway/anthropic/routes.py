@@ -9,7 +9,7 @@ from llorch_gateway.anthropic.replies import anthropic_error_reply
 from llorch_gateway.asgi import Counted, Receive, Scope, Send, reply_error
 from llorch_gateway.call import Call
 from llorch_gateway.openai.core.request import Asked
-from llorch_gateway.openai.door import Door, reply
+from llorch_gateway.openai.door import Door
 from llorch_gateway.streams import Opened
 from llorch_shared.errors import invalid
 
@@ -32,7 +32,7 @@ class AnthropicRoutes:
             whole = Whole(asked)
             with self._door.answers.for_one() as held:
                 await answered(self._door.collect(whole, held, opened, receive, call))
-                await reply(send, call, [whole.body()], opened)
+                await self._door.reply(send, call, [whole.body()], opened)
 
     async def _admit(self, scope: Scope, receive: Receive, call: Call) -> tuple[Asked, Opened]:
         """Raises OrchError, BusError."""

@@ -2,7 +2,7 @@
 the stream on or collect it, reply. The clients of Anthropic come through it, too."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from llorch_gateway.admissions import Admissions
@@ -13,6 +13,7 @@ from llorch_gateway.call import Call
 from llorch_gateway.failures import as_orch_error, unavailable
 from llorch_gateway.http_errors import CORRELATION, JSON_TYPE, SAFE, Headers
 from llorch_gateway.openai.core.request import HEADERS
+from llorch_gateway.sending import send_parts
 from llorch_gateway.snapshot import Snapshot
 from llorch_gateway.streams import Opened, Streams
 from llorch_shared.errors import ErrorBody, OrchError
@@ -20,7 +21,6 @@ from llorch_shared.wire.task import TaskRequest
 
 log = logging.getLogger(__name__)
 
-PIECE_BYTES: Final = 64 * 1024
 _WANTED: Final = frozenset({*HEADERS, b"content-length", b"content-type"})
 
 
@@ -59,9 +59,11 @@ class Door:
         snapshot: Snapshot,
         body_bytes_max: int,
         body_read_s: float,
-        answer_bytes_max: int,
+        answers: AnswerRoom,
+        stall_s: float,
     ) -> None:
-        self.answers: Final = AnswerRoom(answer_bytes_max)
+        self.answers: Final = answers
+        self._stall_s: Final = stall_s
         self._admissions: Final = admissions
         self.streams: Final = streams
         self.snapshot: Final = snapshot
@@ -133,6 +135,12 @@ class Door:
         if not answer.over or answer.error is not None:
             raise failure(answer.error, opened)
 
+    async def reply(self, send: Send, call: Call, parts: Sequence[bytes], opened: Opened | None = None) -> None:
+        size = sum(map(len, parts))
+        headers = [JSON_TYPE, (b"content-length", str(size).encode()), *names(call, opened), *SAFE]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send_parts(send, parts, stall_s=self._stall_s)
+
 
 async def at_once() -> None:
     """The response begins when there is something to say."""
@@ -163,33 +171,3 @@ def names(call: Call, opened: Opened | None = None) -> Headers:
     if opened is not None:
         told += [(b"x-llorch-task-id", opened.task.encode()), *budget_lines(opened.left)]
     return told
-
-
-async def reply(send: Send, call: Call, parts: Sequence[bytes], opened: Opened | None = None) -> None:
-    """In pieces, so that the server keeps one of them beside the answer itself."""
-    size = sum(map(len, parts))
-    headers = [JSON_TYPE, (b"content-length", str(size).encode()), *names(call, opened), *SAFE]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    if size <= PIECE_BYTES:
-        await send({"type": "http.response.body", "body": b"".join(parts)})
-        return
-    for piece in _pieces(parts):
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
-
-
-def _pieces(parts: Sequence[bytes]) -> Iterator[bytes]:
-    """Small parts together, large ones cut."""
-    small: list[bytes] = []
-    size = 0
-    for part in parts:
-        if small and size + len(part) > PIECE_BYTES:
-            yield b"".join(small)
-            small, size = [], 0
-        if len(part) > PIECE_BYTES:
-            yield from (part[start : start + PIECE_BYTES] for start in range(0, len(part), PIECE_BYTES))
-        else:
-            small.append(part)
-            size += len(part)
-    if small:
-        yield b"".join(small)

@@ -15,7 +15,7 @@ from llorch_gateway.openai.core.responses_answer import Events
 from llorch_gateway.openai.core.responses_answer import Whole as WholeResponse
 from llorch_gateway.openai.core.responses_request import AskedResponse
 from llorch_gateway.openai.core.responses_request import read as read_response
-from llorch_gateway.openai.door import Door, reply
+from llorch_gateway.openai.door import Door
 from llorch_gateway.openai.replies import (
     CHAT_PATH,
     MODELS_PATH,
@@ -46,11 +46,11 @@ class OpenAiRoutes:
             error = invalid(f"this path takes {allowed}", status=405)
             await reply_error(send, error, call.correlation_id, allow=allowed, told=openai_error_reply)
         elif allowed == "GET":
-            await reply(send, call, [self._models(path)])
+            await self._door.reply(send, call, [self._models(path)])
         elif path in RESULT_PATHS:
             with self._door.answers.for_one() as held:
                 opened, parts = await answered(self._results(scope, receive, held, call))
-                await reply(send, call, parts, opened)
+                await self._door.reply(send, call, parts, opened)
         elif path == RESPONSES_PATH:
             response, opened = await answered(self._admit_response(scope, receive, call))
             created = now_ms() // 1000
@@ -60,7 +60,7 @@ class OpenAiRoutes:
                 made = WholeResponse(response, created=created)
                 with self._door.answers.for_one() as held:
                     await answered(self._door.collect(made, held, opened, receive, call))
-                    await reply(send, call, [made.body()], opened)
+                    await self._door.reply(send, call, [made.body()], opened)
         else:
             asked, opened = await answered(self._admit(scope, receive, call, chat=path == CHAT_PATH))
             created = now_ms() // 1000
@@ -70,7 +70,7 @@ class OpenAiRoutes:
                 whole = Whole(asked, created=created)
                 with self._door.answers.for_one() as held:
                     await answered(self._door.collect(whole, held, opened, receive, call))
-                    await reply(send, call, [whole.body()], opened)
+                    await self._door.reply(send, call, [whole.body()], opened)
 
     def _models(self, path: str) -> bytes:
         pools, replicas = self._snapshot.pools, self._snapshot.replicas
