@@ -52,6 +52,9 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     nkey_seed_file: str = ""
     creds_file: str = ""
     user: str = ""
+    inbox_prefix: Annotated[str, Meta(pattern=r"^(_INBOX[A-Za-z0-9._-]{0,100})?$(?!\n)")] = ""
+    """Where answers come back, for a user that may listen at no other: `_INBOX_auditor` of the auditor. Empty: as the
+    service's own user may (`_INBOX_<service>`)."""
     tls: NatsTlsSettings = NatsTlsSettings()
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
     """Copies of every stream: 1 on one server, 3 in a cluster, so that it loses nothing with one of its servers."""

@@ -29,6 +29,7 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "NATS_NKEY_SEED_FILE": ("nats", "nkey_seed_file"),
     "NATS_CREDS_FILE": ("nats", "creds_file"),
     "NATS_USER": ("nats", "user"),
+    "NATS_INBOX_PREFIX": ("nats", "inbox_prefix"),
     "NATS_REPLICAS": ("nats", "replicas"),
     "BIND_ADDR": ("gateway", "addr"),
     "ORCHD_ADDR": ("gateway", "addr"),

@@ -8,7 +8,7 @@ from base64 import urlsafe_b64encode
 from typing import Final
 from zlib import crc32
 
-from llorch_shared.identifiers import token
+from llorch_shared.identifiers import is_name, token
 
 ADMISSION: Final = "llorch.adm.{pool}.{priority}.{tenant}"
 RUN: Final = "llorch.run.{task}"
@@ -75,7 +75,8 @@ LANE_HEADER: Final = "Llorch-Lane"
 CORRELATION_HEADER: Final = "X-Correlation-Id"
 
 BUS_LANE: Final = "bus"
-"""Lane of tasks that a bus client published straight to the admission stream without naming one."""
+"""Lane of what no gateway relays, where a tenant has none of its own."""
+_BUS_LANE_OF: Final = "bus-"
 
 SHARDS: Final = 8
 """Parts of the pools that schedulers lease. Part of the contract: all processes of a system must agree on it."""
@@ -90,12 +91,28 @@ def admission(pool: str, priority: str, tenant: str) -> str:
     return f"llorch.adm.{token(pool)}.{token(priority)}.{token(tenant)}"
 
 
+def admissions_of(tenant: str) -> str:
+    """Of one tenant, in every pool and class."""
+    return f"llorch.adm.*.*.{token(tenant)}"
+
+
 def admission_filter(pool: str, priority: str) -> str:
     return f"llorch.adm.{token(pool)}.{token(priority)}.*"
 
 
 def run(task: str) -> str:
     return f"llorch.run.{token(task)}"
+
+
+def bus_lane(tenant: str) -> str:
+    """Lane of a tenant's tasks that no gateway relays: what its user on the bus may hear. A tenant whose name leaves no
+    room for it shares one with others, and has no such user."""
+    lane = _BUS_LANE_OF + tenant
+    return lane if is_name(lane) else BUS_LANE
+
+
+def is_bus_lane(lane: str) -> bool:
+    return lane == BUS_LANE or lane.startswith(_BUS_LANE_OF)
 
 
 def cancel(task: str) -> str:
@@ -158,6 +175,11 @@ def node_key(node: str) -> str:
 
 def replica_key(node: str, replica: str) -> str:
     return f"replica.{token(node)}.{token(replica)}"
+
+
+def replica_keys(node: str) -> str:
+    """All of one node."""
+    return f"replica.{token(node)}.*"
 
 
 def pool_key(pool: str) -> str:

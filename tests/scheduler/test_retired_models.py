@@ -1,9 +1,11 @@
-"""What bus clients put into a queue is held to the catalog; what a gateway let in, or waited before, is kept."""
+"""What bus clients put into a queue is held to the catalog; what a gateway let in, or waited before, is kept. Whoever
+says that it is a gateway gains little by it."""
 
 import msgspec
 import pytest
 
-from llorch_scheduler.admission_reading import read_admission
+from llorch_scheduler.admission_reading import GATEWAY_BEHIND_MS, read_admission
+from llorch_scheduler.core.events import TaskArrived
 from llorch_shared import subjects
 from llorch_shared.bus.port import Message
 from llorch_shared.errors import ErrorCode
@@ -21,14 +23,15 @@ RETIRED_MS = 1_000
         ({}, RETIRED_MS + 1, True),
         ({}, RETIRED_MS - 1, False),
         ({subjects.LANE_HEADER: "gw-1"}, RETIRED_MS + 1, False),
+        ({subjects.LANE_HEADER: "gw-1"}, RETIRED_MS + GATEWAY_BEHIND_MS + 1, True),
     ],
 )
 def test_a_task_for_a_retired_model(headers: dict[str, str], stored_ms: int, refused: bool) -> None:
-    task, pool, models = request(), pool_spec(), Models()
+    models = Models()
     entry = CatalogEntry(
         id="m",
         digest=f"sha256:{'a' * 64}",
-        source_url=pool.model,
+        source_url=pool_spec().model,
         tags=(),
         manifests=(),
         signatures=(),
@@ -40,8 +43,30 @@ def test_a_task_for_a_retired_model(headers: dict[str, str], stored_ms: int, ref
         changed_ms=RETIRED_MS,
     )
     models.put("m", entry)
+    problem = read(headers, stored_ms, models).problem
+    assert (problem.code if problem is not None else None) == (ErrorCode.MODEL_DEPRECATED if refused else None)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "lane", "channel"),
+    [
+        ("", "bus-default", "nats"),
+        ("gw-1", "gw-1", "http"),
+        ("bus-default", "bus-default", "nats"),
+        ("bus-other", "bus-default", "nats"),
+        ("bus", "bus-default", "nats"),
+        ("no.name", "bus-default", "nats"),
+    ],
+)
+def test_nobodys_tokens_go_to_what_another_tenant_hears(claimed: str, lane: str, channel: str) -> None:
+    event = read({subjects.LANE_HEADER: claimed} if claimed else {}, RETIRED_MS, Models())
+    assert (event.lane, event.channel) == (lane, channel)
+
+
+def read(headers: dict[str, str], stored_ms: int, models: Models) -> TaskArrived:
+    pool = pool_spec()
     subject = subjects.admission(pool.id, "interactive", "default")
-    message = Message(subject, msgspec.json.encode(task), headers, seq=1, stored_ms=stored_ms)
+    message = Message(subject, msgspec.json.encode(request()), headers, seq=1, stored_ms=stored_ms)
     reading = read_admission(
         message,
         pool_id=pool.id,
@@ -53,5 +78,4 @@ def test_a_task_for_a_retired_model(headers: dict[str, str], stored_ms: int, ref
         models=models,
     )
     assert reading.event is not None
-    problem = reading.event.problem
-    assert (problem.code if problem is not None else None) == (ErrorCode.MODEL_DEPRECATED if refused else None)
+    return reading.event

@@ -139,7 +139,7 @@ async def test_a_bus_client_needs_only_the_json() -> None:
         await eventually(lambda: task.task_id in node.held)
         run = await place.client.run_of(task.task_id)
         assert run is not None
-        assert (run.lane, run.channel, run.correlation_id) == (subjects.BUS_LANE, "nats", task.task_id)
+        assert (run.lane, run.channel, run.correlation_id) == (subjects.bus_lane("default"), "nats", task.task_id)
         await becomes_true(lambda: _includes(place.client.audited(task.task_id), "admitted"))
 
 

@@ -25,7 +25,8 @@ import httpx
 import msgspec
 import tomli_w
 
-from llorch_shared import streams, subjects
+from llorch_ctl import bus_seeds
+from llorch_shared import bus_users, streams, subjects
 from llorch_shared.bus import nats as nats_bus
 from llorch_shared.bus.port import Bus
 from llorch_shared.settings import NatsSettings
@@ -80,9 +81,11 @@ class System:
         sync_always: bool = False,
         cluster: NatsCluster | None = None,
         supervised_bus: bool = False,
+        bus_tenants: Sequence[str] | None = None,
     ) -> None:
         """`cluster`: three servers instead of one; every stream then has three copies. `supervised_bus`: the one
-        server runs under `orchctl bus`."""
+        server runs under `orchctl bus`. `bus_tenants`: tenants that may use the bus; with them every service has a user
+        of its own there (`orchctl bus-users`), without everybody may do everything."""
         self.folder = folder
         self.pools = list(pools) or [mock_pool()]
         self.token = token
@@ -91,6 +94,8 @@ class System:
         self.cluster = cluster
         self.bus_servers = cluster or self.nats
         self.config_path = folder / "llorch.toml"
+        self.users = folder / "users"
+        self._bus_tenants = bus_tenants
         self._settings = dict(settings or {})
         self._environment = {
             "LLORCH_CONFIG": str(self.config_path),
@@ -120,7 +125,21 @@ class System:
     def _add(self, name: str, module: str, address_key: str, extra: Mapping[str, str] | None = None) -> None:
         self.addresses[name] = f"127.0.0.1:{free_port()}"
         environment = {**self._environment, **(extra or {}), address_key: self.addresses[name]}
+        if self._bus_tenants is not None:
+            service, _, number = name.rpartition("-")
+            user = f"{service}-node-{number}" if service in bus_users.ON_NODES else service
+            environment["NATS_NKEY_SEED_FILE"] = str(self.seed(user))
         self.processes[name] = ServiceProcess(name, [module], folder=self.folder / "logs", environment=environment)
+
+    def seed(self, user: str) -> Path:
+        """Of a user of the bus."""
+        return self.users / user / bus_seeds.SEED
+
+    def _write_users(self, tenants: Sequence[str]) -> None:
+        nodes = [name.replace("poold", "node") for name in self.processes if name.startswith("poold-")]
+        bus_seeds.write(self.users, (*bus_users.services(nodes), *bus_users.tenants(tenants)))
+        extra = (self.users / bus_seeds.CONFIG).read_text()
+        self.nats.config = msgspec.structs.replace(self.nats.config, extra=extra)
 
     async def __aenter__(self) -> Self:
         try:
@@ -139,8 +158,12 @@ class System:
     async def start(self) -> None:
         """Start everything and wait until every replica of every pool is ready and every pool has its scheduler."""
         self._write_config()
+        mine = NatsSettings(url=self.bus_servers.url)
+        if self._bus_tenants is not None:
+            self._write_users(self._bus_tenants)
+            mine = msgspec.structs.replace(mine, nkey_seed_file=str(self.seed(bus_users.OPERATOR)))
         await asyncio.to_thread(self.bus_servers.start)
-        self.bus = await nats_bus.connect(NatsSettings(url=self.bus_servers.url), name="harness")
+        self.bus = await nats_bus.connect(mine, name="harness")
         await self.bus.ensure(streams.base(replicas=self._copies))
         for pool in self.pools:
             await self.put_pool(pool)

@@ -214,8 +214,9 @@ async def test_every_subject_that_was_used_is_in_the_contract(system: System) ->
 
 
 def _as_pattern(address: str) -> str:
-    """A key of a bucket may hold several tokens, any other parameter is one."""
+    """A key of a bucket and the name of chunks may hold several tokens, any other parameter is one."""
     parts = re.split(r"\{(\w+)\}", address)
     return "".join(
-        re.escape(part) if index % 2 == 0 else ".+" if part == "key" else r"[^.]+" for index, part in enumerate(parts)
+        re.escape(part) if index % 2 == 0 else ".+" if part in ("key", "chunks") else r"[^.]+"
+        for index, part in enumerate(parts)
     )

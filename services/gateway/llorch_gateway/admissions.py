@@ -196,20 +196,20 @@ class Admissions:
         """Put the task into its queue, or find that it was accepted before. Its tokens are expected before there can
         be any. Raises OrchError when it has no place."""
         task = request.task_id
-        known = task in self._recent
-        if not known:
+        expected = call.reads_on_bus or task in self._recent
+        if not expected:
             self._router.expect(task)
         try:
             foreseen = check_turn(request, call.tenant, pool, self._snapshot.loads.get(pool.id))
             stored, tries = await self._enqueue.store(request, pool, call)
         except BaseException as error:
-            if not known:
+            if not expected:
                 self._router.unexpect(task)
             before = await self._known(task) if _is_turned_away(error) else None
             if before is None:
                 raise
             return _Taken(before, 1, None)
-        if stored.duplicate and not known:
+        if stored.duplicate and not expected:
             self._router.unexpect(task)
         return _Taken(stored, tries, foreseen.on_time)
 
@@ -228,7 +228,7 @@ class Admissions:
         self._recent[task] = Located(
             found=True,
             pool_id=pool.id,
-            lane=self._router.lane,
+            lane=self._enqueue.lane_of(call),
             correlation_id=call.correlation_id,
             tenant=call.tenant,
             priority=request.priority,

@@ -1,7 +1,8 @@
 """The same operations for bus clients: request and reply on `api.*`, shared by all gateways.
 
 An error is an ErrorBody as JSON, with the headers that NATS micro services use for errors. `Nats-Service-Error-Code` is
-the HTTP status its twin would have.
+the HTTP status its twin would have. Who asks out of a tenant's account is bound to that tenant, by the server's word;
+who asks in the services' account operates the system.
 """
 
 import time
@@ -16,6 +17,7 @@ from llorch_gateway.micro import QUEUE, Discovery, Endpoint
 from llorch_gateway.operations import OPERATION, Handler, Handlers, asked_on_the_bus
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, Message, Responder, Subscription
+from llorch_shared.bus_accounts import UnknownAccount, asking_tenant
 from llorch_shared.errors import invalid
 from llorch_shared.http_api import Operation
 
@@ -60,8 +62,8 @@ class BusApi:
             began = time.perf_counter_ns()
             correlation = correlation_of(message.headers.get(subjects.CORRELATION_HEADER))
             headers = {subjects.CORRELATION_HEADER: correlation}
-            call = Call(correlation, BUS_IDENTITY, "nats", self._tenant)
             try:
+                call = self._call(message, correlation)
                 answer = await handler(asked_on_the_bus(endpoint.operation, call, message.data))
                 data = _fitting(answer.encoded(), endpoint.operation)
                 endpoint.count(began)
@@ -74,6 +76,16 @@ class BusApi:
                 return _encode(told.body), headers
 
         return respond
+
+    def _call(self, message: Message, correlation: str) -> Call:
+        """Raises OrchError 403."""
+        try:
+            tenant = asking_tenant(message.headers)
+        except UnknownAccount as error:
+            raise invalid(str(error), status=403) from error
+        if tenant is None:
+            return Call(correlation, BUS_IDENTITY, "nats", self._tenant)
+        return Call(correlation, f"{BUS_IDENTITY}:{tenant}", "nats", tenant, bound=True)
 
 
 def _fitting(data: bytes, operation: Operation) -> bytes:

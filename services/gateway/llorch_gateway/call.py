@@ -13,7 +13,8 @@ from llorch_shared.wire.task import Priority
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`identity` is `token:<fp6>`, `oidc:<fp6>`, `localhost`, or `bus` (the bus's own permissions let it in)."""
+    """`identity` is `token:<fp6>`, `oidc:<fp6>`, `localhost`, or `bus` (the bus's own permissions let it in); with
+    `bus:<tenant>` the bus itself names the caller's account."""
 
     correlation_id: str
     identity: str
@@ -24,6 +25,11 @@ class Call:
     priorities: frozenset[Priority] = EVERY_PRIORITY
     streams: StreamQuota | None = None
     """How many streams its token may have open; None is no limit."""
+
+    @property
+    def reads_on_bus(self) -> bool:
+        """Whether it hears its tokens on the bus, where it may hear those of its own tenant alone."""
+        return self.bound and self.channel == "nats"
 
     def check_operator(self) -> None:
         """There are no roles (AUTH-1005): who is not bound to a tenant operates the system. Raises OrchError 403."""

@@ -73,6 +73,10 @@ class Enqueue:
                     raise self._full(request, pool, call, appointment) from None
         raise AssertionError("unreachable: the last refusal raises")
 
+    def lane_of(self, call: Call) -> str:
+        """This process's, or for who hears its tokens on the bus itself its own."""
+        return subjects.bus_lane(call.tenant) if call.reads_on_bus else self._lane
+
     def _promised(self, request: TaskRequest, pool: PoolSpec, call: Call) -> bool:
         return is_promised(self._snapshot.loads.get(pool.id), request.priority, call.tenant)
 
@@ -90,7 +94,7 @@ class Enqueue:
         subject = subjects.admission(pool.id, request.priority, call.tenant)
         headers = {
             subjects.CORRELATION_HEADER: call.correlation_id,
-            subjects.LANE_HEADER: self._lane,
+            subjects.LANE_HEADER: self.lane_of(call),
             **version_headers(Kind.ADMISSION, request),
         }
         within_s = 0.0 if queue in self._silent else PUBLISH_WITHIN_S

@@ -133,7 +133,7 @@ class Tasks:
             return Found(record, None, record.lane == self._router.lane)
         located = self._admissions.recent(task)
         if located is not None:
-            return Found(None, located, local=True)
+            return Found(None, located, located.lane == self._router.lane)
         located = await self._locate(task)
         if located is None:
             return None

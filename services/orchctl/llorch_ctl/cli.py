@@ -6,6 +6,7 @@ from llorch_ctl.commands import (
     artifact,
     audit,
     bus,
+    bus_users,
     catalog,
     config,
     dead,
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("up")(up.up)
 app.command("bus")(bus.bus)
+app.command("bus-users")(bus_users.bus_users)
 app.command("status")(status.status)
 app.add_typer(task.app, name="task")
 app.command("why")(why.why)

@@ -60,6 +60,7 @@ async def serve(settings: Settings, environment: Mapping[str, str], password: Se
                 metrics=metrics,
                 on_closed=lambda: stop.wish(BUS_ENDED),
                 send_limit=FenceLimit(fence),
+                others_first=True,
             ),
         )
         if bus is None:

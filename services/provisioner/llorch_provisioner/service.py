@@ -73,7 +73,7 @@ async def run(settings: Settings, environment: Mapping[str, str], password: Secr
             stop,
             connect(
                 settings.nats,
-                name="provisioner",
+                name=f"provisioner/{settings.poold.node_id}",
                 password=password,
                 metrics=metrics,
                 on_closed=lambda: stop.wish(BUS_ENDED),

@@ -24,6 +24,8 @@ from llorch_shared.wire.version import Kind, NewerVersion, Unreadable, check_ver
 PAYLOAD_BYTES_MAX: Final = 1_000_000
 """What is over this cannot travel on inside a run record and a placement, which add some kilobytes."""
 UNKNOWN_TENANT: Final = "default"
+GATEWAY_BEHIND_MS: Final = 5_000
+"""How long a gateway may not have heard of a change of the catalog: what it accepted meanwhile is kept."""
 
 
 HadModel = Callable[[str, int], bool]
@@ -67,8 +69,9 @@ def read_admission(
         moved = pool is not None and request.model_ref != pool.model
         stored_ms = message.stored_ms or at_ms
         _guard(request, pool, tenant, had_model=moved and had_model(request.model_ref, stored_ms))
-        if subjects.LANE_HEADER not in message.headers:
-            models.check(request, stored_ms=stored_ms)  # a gateway has done so before it stored the task
+        # A gateway has looked before it stored the task, as it knew the catalog then. Any bus client may say it is one.
+        grace_ms = GATEWAY_BEHIND_MS if subjects.LANE_HEADER in message.headers else 0
+        models.check(request, stored_ms=stored_ms - grace_ms)
     except NewerVersion as error:
         return Reading(None, error)
     except (Unreadable, TooLarge) as error:
@@ -80,7 +83,7 @@ def read_admission(
         return Reading(None, poison)
     if request is not None and request.task_id != task_id:
         request = msgspec.structs.replace(request, task_id=task_id)
-    lane = message.headers.get(subjects.LANE_HEADER, "")
+    lane = _lane(message, tenant)
     correlation_id = message.headers.get(subjects.CORRELATION_HEADER, "")
     event = TaskArrived(
         at_ms=at_ms,
@@ -89,9 +92,9 @@ def read_admission(
         pool_id=pool_id,
         priority=priority,
         tenant=tenant if is_name(tenant) else UNKNOWN_TENANT,
-        lane=lane if is_name(lane) else subjects.BUS_LANE,
+        lane=lane,
         correlation_id=correlation_id if is_correlation_id(correlation_id) else task_id,
-        channel="http" if is_name(lane) else "nats",
+        channel="nats" if subjects.is_bus_lane(lane) else "http",
         admitted_ms=message.stored_ms or at_ms,
         request=request,
         problem=problem,
@@ -114,6 +117,14 @@ def _guard(request: TaskRequest, pool: PoolSpec | None, tenant: str, *, had_mode
     check_request(request)
     if pool is not None:
         check_pool(request, pool, had_model=had_model)
+
+
+def _lane(message: Message, tenant: str) -> str:
+    """A gateway's, or that of the tenant in the subject: nobody's tokens go to what another tenant hears."""
+    claimed = message.headers.get(subjects.LANE_HEADER, "")
+    if is_name(claimed) and not subjects.is_bus_lane(claimed):
+        return claimed
+    return subjects.bus_lane(tenant) if is_name(tenant) else subjects.BUS_LANE
 
 
 def _task_id(message: Message) -> str:

@@ -54,18 +54,19 @@ async def connect(
     password: Secret | None = None,
     metrics: Metrics | None = None,
     on_closed: Callable[[], None] | None = None,
-    inbox_prefix: str = "",
     send_limit: SendLimit | None = None,
+    others_first: bool = False,
 ) -> "NatsBus":
     """Connect, for as long as it takes: a line every few seconds says what is in the way; cancel to stop trying.
 
-    `name` is `service` or `service/instance`; the inbox is `_INBOX_<service>` unless given, so that permissions can
-    keep one service from reading another's answers. `on_closed` is told when the connection has ended for good.
-    `send_limit`: of what must not be sent late.
+    `name` is `service` or `service/instance`; the inbox is `_INBOX_<service>.<instance>` unless the settings name
+    another, so that permissions can keep one service, and one node, from reading another's answers. `on_closed` is
+    told when the connection has ended for good. `send_limit`: of what must not be sent late.
+    `others_first`: streams that are missing are left to others for a moment, for who may not make any.
     """
-    prefix = inbox_prefix or f"_INBOX_{name.partition('/')[0].replace('.', '_')}"
+    prefix = settings.inbox_prefix or f"_INBOX_{name.replace('.', '_').replace('/', '.')}"
     link = Link(name, inbox_prefix=prefix, metrics=metrics, send_limit=send_limit)
-    bus = NatsBus(link, copies=settings.replicas, servers=settings.url.count(",") + 1)
+    bus = NatsBus(link, copies=settings.replicas, servers=settings.url.count(",") + 1, others_first=others_first)
     if on_closed is not None:
         link.closed = on_closed
     try:
@@ -76,13 +77,17 @@ async def connect(
     return bus
 
 
+INBOXES: Final = "_"
+"""How every inbox begins, and none of our subjects. Nobody's question makes this process publish anything else."""
+
+
 class NatsBus:
     """`Bus` on nats-server. Made by `connect`."""
 
-    def __init__(self, link: Link, *, copies: int = 1, servers: int = 1) -> None:
+    def __init__(self, link: Link, *, copies: int = 1, servers: int = 1, others_first: bool = False) -> None:
         self.name: Final = link.name
         self._link: Final = link
-        self._streams: Final = Streams(link)
+        self._streams: Final = Streams(link, others_first=others_first)
         self._reads: Final = Reads(link, self._streams, copies=copies)
         self._topology: Final = TopologyKeeper(link.name, self._streams)
         self._watch: Final = ServerWatch(link.name, self._streams, leave=link.hang_up if servers > 1 else None)
@@ -188,7 +193,7 @@ class NatsBus:
             try:
                 async with free:
                     data, headers = await responder(message)
-                if message.reply:
+                if message.reply.startswith(INBOXES):
                     self._link.publish(message.reply, data, header_block(headers) if headers else b"")
             except BusError as error:
                 log.info("a request on %s is not answered: %s", subject, error)

@@ -5,6 +5,7 @@ stream and a missing JetStream with one exception. Answers are judged by the ser
 """
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
@@ -16,6 +17,7 @@ from llorch_shared.bus.nats_link import Link
 from llorch_shared.bus.nats_watch import hear
 from llorch_shared.bus.port import (
     BusError,
+    Denied,
     Duplicate,
     Full,
     NoStream,
@@ -29,10 +31,14 @@ from llorch_shared.bus.port import (
 from llorch_shared.streams import Durable, Stream, Topology, changed
 from llorch_shared.wall_clock import steady_ns
 
+log = logging.getLogger(__name__)
+
 API_TIMEOUT_S: Final = 5.0
 INFO_TIMEOUT_S: Final = 2.0
 """A question that an election swallowed is asked again; it changes nothing."""
 BATCH_MESSAGES_MAX: Final = 500
+OTHERS_FIRST_S: Final = 2.0
+_LOOK_AGAIN_S: Final = 0.1
 _ENSURE_ATTEMPTS: Final = 5
 
 _NO_RESPONDERS: Final = 503
@@ -99,10 +105,11 @@ class ApiError(BusError):
 
 
 class Streams:
-    """JetStream through one link."""
+    """JetStream through one link. `others_first`: leave it to others for a moment to make streams that are missing."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, *, others_first: bool = False) -> None:
         self._link: Final = link
+        self._patience_s: Final = OTHERS_FIRST_S if others_first else 0.0
 
     async def api(
         self, call: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = API_TIMEOUT_S
@@ -127,25 +134,38 @@ class Streams:
 
     async def ensure(self, topology: Topology) -> None:
         """Create what is missing, change what differs. Several processes may do so at once."""
+        patient_until = asyncio.get_running_loop().time() + self._patience_s
         for stream in topology.streams:
-            await self._ensure_stream(stream)
+            await self._ensure_stream(stream, patient_until)
         for durable in topology.durables:
             await self._ensure_durable(durable)
 
-    async def _ensure_stream(self, stream: Stream) -> None:
+    async def _ensure_stream(self, stream: Stream, patient_until: float) -> None:
+        clock = asyncio.get_running_loop().time
+        while clock() < patient_until:
+            if await self.found(f"STREAM.INFO.{stream.name}") is not None:
+                break
+            await asyncio.sleep(_LOOK_AGAIN_S)
         for attempt in range(_ENSURE_ATTEMPTS):
             found = await self.found(f"STREAM.INFO.{stream.name}")
             try:
                 if found is None:
                     await self.api(f"STREAM.CREATE.{stream.name}", stream.config)
                 elif not _agrees(found, config := changed(found, stream.config)):
-                    await self.api(f"STREAM.UPDATE.{stream.name}", config)
+                    await self._change_stream(stream.name, config)
                 return
             except (ApiError, NoStream) as error:
                 raced = isinstance(error, NoStream) or error.err_code == _STREAM_NAME_IN_USE
                 if not raced or attempt == _ENSURE_ATTEMPTS - 1:
                     raise
                 await asyncio.sleep(0.05 * (attempt + 1))
+
+    async def _change_stream(self, name: str, config: Mapping[str, Any]) -> None:
+        """Of services whose users may not, none waits for the one whose user may: the stream serves as it is."""
+        try:
+            await self.api(f"STREAM.UPDATE.{name}", config)
+        except Denied as error:
+            log.warning("%s stays as it is, others may change it: %s", name, error, extra={"action": "bus.denied"})
 
     async def _ensure_durable(self, durable: Durable) -> None:
         found = await self.found(f"CONSUMER.INFO.{durable.stream}.{durable.name}")

@@ -43,7 +43,7 @@ _HEADERS: Final = {
     subjects.ADMISSION: {
         "Nats-Msg-Id": "task_id: the server refuses a second copy within 10 minutes",
         subjects.CORRELATION_HEADER: "correlation id; made by the scheduler when absent",
-        subjects.LANE_HEADER: "lane for the token stream; `bus` when absent",
+        subjects.LANE_HEADER: "lane for the token stream; `bus-<tenant>` when absent",
         **_VERSION,
     },
     subjects.PLACEMENT: {"Nats-Msg-Id": "`<task_id>:<run sequence>`", **_VERSION},

@@ -1,0 +1,63 @@
+"""`orchctl bus-users`: users of the bus with no more rights than each needs, as nkeys and a part of nats-server's
+configuration.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llorch_ctl import bus_seeds
+from llorch_ctl.exits import Exit, Problem
+from llorch_ctl.terminal import ERR, OUT, JsonOption, write_json
+from llorch_shared import bus_users as users
+from llorch_shared.bus_accounts import SERVICES
+
+EXISTING = f"""A server that has streams already keeps them in the account $G: stop it, and rename the folder
+jetstream/$G below its store_dir to jetstream/{SERVICES}."""
+
+
+def bus_users(
+    folder: Annotated[Path, typer.Argument(help="Where users.conf and the seeds are, or shall be.", file_okay=False)],
+    *,
+    node: Annotated[
+        list[str] | None, typer.Option("--node", "-n", help="A node (poold.node_id); may be repeated.")
+    ] = None,
+    tenant: Annotated[
+        list[str] | None,
+        typer.Option("--tenant", "-t", help="A tenant that may use the bus itself; may be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write users of the bus: FOLDER/users.conf for nats-server, FOLDER/<user>/seed.nk for each user.
+
+    Users: gateway, scheduler, auditor, orchctl (everything), poold-NODE and provisioner-NODE of each --node, and
+    tenant-TENANT of each --tenant, in an account of its own. Give each service its seed (nats.nkey_seed_file,
+    NATS_NKEY_SEED_FILE), and nats-server the line: include ./users.conf
+
+    Seeds that are there stay, so the same command with one node more adds that node; reload nats-server then (SIGHUP).
+    Who is not named any more is left out of users.conf, and its seed opens nothing.
+    """
+    try:
+        wanted = (*users.services(_once(node)), *users.tenants(_once(tenant)))
+        fresh = bus_seeds.write(folder, wanted)
+    except ValueError as error:
+        raise Problem(str(error), exit_code=Exit.USAGE) from error
+    except OSError as error:
+        raise Problem(f"cannot write {error.filename or folder}: {error.strerror}") from error
+    names = [user.name for user in wanted]
+    left_out = sorted(bus_seeds.present(folder) - set(names))
+    if as_json:
+        write_json({"config": str(folder / bus_seeds.CONFIG), "users": names, "new": fresh, "left_out": left_out})
+        raise typer.Exit(Exit.OK)
+    OUT.print(str(folder / bus_seeds.CONFIG))
+    ERR.print(f"{len(names)} users, {len(fresh)} of them new: {', '.join(names)}", style="dim")
+    if left_out:
+        ERR.print(f"no users any more: {', '.join(left_out)}", style="yellow")
+    if len(fresh) == len(names):
+        ERR.print(" ".join(EXISTING.split()), style="dim")
+    raise typer.Exit(Exit.OK)
+
+
+def _once(names: list[str] | None) -> list[str]:
+    return list(dict.fromkeys(names or ()))

@@ -1,0 +1,213 @@
+"""Each service with its own user on the bus: enough for everything it does, and for little else."""
+
+import asyncio
+import os
+import re
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import msgspec
+import nats
+import pytest
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription
+from nats.errors import NoRespondersError
+
+from llorch_shared import streams, subjects
+from llorch_shared.bus.nats import NatsBus, connect
+from llorch_shared.bus.port import Denied
+from llorch_shared.settings import NatsSettings
+from llorch_shared.streams import Stream, Topology
+from llorch_shared.wire.frames import split_events
+from llorch_shared.wire.run import decode_run
+from llorch_shared.wire.task import TaskAccepted, TaskState
+from support.client import follow, task_request
+from support.system import System, mock_pool
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(150)]
+
+MODEL = {"id": "words", "digest": f"sha256:{'a' * 64}", "source_url": "mock:other"}
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return ("asyncio", {"use_uvloop": True})
+
+
+@pytest.fixture(scope="module")
+async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+    """One for all of them."""
+    pools = [mock_pool(replicas=1, slots=2, rate=200, ctx=16_384)]
+    folder = tmp_path_factory.mktemp("users")
+    async with System(folder, pools=pools, gateways=2, bus_tenants=["acme", "other"]) as running:
+        yield running
+
+
+def forbidden(system: System) -> list[str]:
+    """What the server has refused to anybody: otherwise a refusal is only silence."""
+    log = (system.nats.folder / "nats.log").read_text()
+    return re.findall(r"\[ERR\] .*Violation.*", log)
+
+
+async def stolen(system: System, user: str, inbox: str) -> NatsBus:
+    """A connection of who has got hold of a seed."""
+    seed = str(system.seed(user))
+    settings = NatsSettings(url=system.nats.url, nkey_seed_file=seed, inbox_prefix=f"_INBOX_{inbox}")
+    return await connect(settings, name="thief")
+
+
+async def runs(system: System, task_id: str) -> bool:
+    return (await system.client().get(task_id)).state is TaskState.RUNNING
+
+
+async def done(system: System, method: str, path: str, **more: Any) -> None:
+    reply = await system.client().http.request(method, path, **more)
+    assert reply.is_success, (method, path, reply.text)
+
+
+async def said(heard: Subscription) -> list[str]:
+    """The events of one task, by name, up to its end."""
+    names: list[str] = []
+    while not names or names[-1] not in ("end", "error"):
+        names += [event.event for event in split_events((await heard.next_msg(timeout=20)).data)]
+    return [name for name in names if name != "metrics"]
+
+
+async def status_of(connection: Client, twin: str, payload: bytes) -> str:
+    reply = await connection.request(subjects.api(twin), payload, timeout=20)
+    return (reply.headers or {}).get("Nats-Service-Error-Code", "")
+
+
+async def test_what_users_may_do_is_enough_for_the_whole_system(system: System) -> None:
+    one, two = system.client(1), system.client(2)
+    accepted = await one.submit(max_tokens=30, trace=True)
+    other_gateway, mine = await asyncio.gather(two.read(accepted.task_id), one.read(accepted.task_id))
+    assert other_gateway.text == mine.text
+    large = await one.submit(max_tokens=2, prompt="word " * 200_000, ctx=16_384)
+    await one.read(large.task_id)
+    cancelled = await one.submit(max_tokens=2000)
+    await two.cancel(cancelled.task_id)
+    assert (await one.get(cancelled.task_id)).state is TaskState.CANCELLED
+    lost = await one.submit(max_tokens=200)
+    reading = asyncio.create_task(follow(system.clients, lost.task_id))
+    await system.until(partial(runs, system, lost.task_id), "a task that runs", 15)
+    system.kill9_engine()
+    assert len((await reading).tokens) == 200
+    session = str(uuid.uuid4())
+    await done(system, "PUT", f"/v1/sessions/{session}", json={"tokens_budget": 100})
+    await one.read((await one.submit(max_tokens=5, session_id=session)).task_id)
+    await done(system, "GET", f"/v1/sessions/{session}")
+    await done(system, "DELETE", f"/v1/sessions/{session}")
+    await done(system, "POST", "/v1/artifacts", json={"kind": "plan", "content": {"steps": ["one"]}})
+    await done(system, "POST", "/v1/catalog/models", json=MODEL)
+    await done(system, "PUT", "/v1/tenants/blue", json={"id": "blue", "weight": 2})
+    for path in ("/v1/tasks", "/v1/audit", "/v1/pools", "/v1/capabilities", "/v1/tenants", "/v1/artifacts"):
+        await done(system, "GET", path)
+    await done(system, "POST", "/v1/pools/mock/drain", json={"deadline_ms": 10_000})
+    await system.replicas_ready("mock", 0)
+    await done(system, "DELETE", "/v1/pools/mock/drain")
+    await system.replicas_ready("mock", 1)
+    system.kill9("nats")
+    await system.restart("nats")
+    after = await one.submit(max_tokens=3)
+    await one.read(after.task_id)
+    assert forbidden(system) == []
+
+
+async def test_the_auditor_verifies_the_audit_and_changes_nothing(system: System) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "llorch_ctl", "audit", "verify", "--json"),
+        env={
+            **os.environ,
+            "NATS_URL": system.nats.url,
+            "NATS_NKEY_SEED_FILE": str(system.seed("auditor")),
+            "NATS_INBOX_PREFIX": "_INBOX_auditor",
+        },
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, out.decode()
+    auditor = await stolen(system, "auditor", "auditor")
+    with pytest.raises(Denied):
+        await auditor.store(subjects.audit("done", str(uuid.uuid4())), b"{}")
+    await auditor.close()
+
+
+async def test_a_node_speaks_for_itself_and_makes_no_streams(system: System) -> None:
+    thief = await stolen(system, "poold-node-1", "poold.node-1")
+    own, others = subjects.registry("replica.node-1.forged"), subjects.registry("replica.node-2.forged")
+    assert (await thief.store(own, b"{}", ttl_s=1)).seq
+    for subject in (others, subjects.registry("node.node-2"), subjects.registry("lease.scheduler.1")):
+        with pytest.raises(Denied):
+            await thief.store(subject, b"{}", ttl_s=1)
+    for subject in ("$KV.SPEC.tenant.blue", "$KV.CAT.model.words", "llorch.adm.mock.batch.default"):
+        with pytest.raises(Denied):
+            await thief.store(subject, b"{}")
+    for subject in ("_INBOX_gateway.>", "_INBOX_poold.node-2.>", "_INBOX.>", "llorch.tok.>", "$KV.SES.>", ">"):
+        with pytest.raises(Denied):
+            await thief.subscribe(subject, lambda _: None)
+    stream = Stream(name="X", config={"name": "X", "subjects": ["x"]})
+    with pytest.raises(Denied):
+        await thief.ensure(Topology(streams=(stream,)))
+    for verb in ("DELETE", "PURGE", "UPDATE", "SNAPSHOT"):
+        with pytest.raises(Denied):
+            await thief.request(f"$JS.API.STREAM.{verb}.{streams.RUN}", b"")
+    await thief.close()
+
+
+async def test_nobodys_question_makes_a_service_write_for_him(system: System) -> None:
+    """Whoever may ask a service chooses where the answer goes."""
+    thief = await stolen(system, "gateway", "gateway")
+    key, subject = subjects.registry("lease.scheduler.forged"), subjects.locate(subjects.shard_of("mock"))
+    question = msgspec.json.encode({"task_id": str(uuid.uuid4())})
+    thief._link.publish(subject, question, b"", key)
+    assert (await thief.request(subject, question)).data, "one connection asks in order"
+    assert await system.bus.last(streams.REG, key) is None
+    await thief.close()
+
+
+async def test_a_tenant_on_the_bus_is_bound_to_its_tenant(system: System) -> None:
+    seed = str(system.seed("tenant-acme"))
+    acme = await nats.connect(system.nats.url, nkeys_seed=seed)
+    try:
+        request = task_request(max_tokens=6)
+        heard = await acme.subscribe(subjects.tokens_of_task(request.task_id))
+        everything = await acme.subscribe(subjects.ALL_TOKENS)
+        await acme.flush()
+        theirs = await system.client().submit(max_tokens=3)
+        await system.client().read(theirs.task_id)
+        forged = {"Nats-Request-Info": '{"acc":"TENANT_other"}'}
+        reply = await acme.request(
+            subjects.api("tasks.submit"), msgspec.json.encode(request), headers=forged, timeout=15
+        )
+        assert msgspec.json.decode(reply.data, type=TaskAccepted).task_id == request.task_id
+        assert await said(heard) == ["started", *["token"] * 6, "end"]
+        record = await system.bus.last(streams.RUN, subjects.run(request.task_id))
+        assert record is not None
+        assert decode_run(record.data, record.headers).tenant == "acme"
+        for verb in ("get", "cancel"):
+            stranger = msgspec.json.encode({"task_id": theirs.task_id})
+            assert (await status_of(acme, f"tasks.{verb}", stranger)) == "404"
+        assert await status_of(acme, "tenants.put", b'{"tenant_id":"acme","weight":100}') == "403"
+        queued = task_request(max_tokens=4, priority="batch")
+        heard = await acme.subscribe(subjects.tokens_of_task(queued.task_id))
+        lane = {subjects.LANE_HEADER: "bus-other"}
+        ack = await acme.jetstream().publish("llorch.adm.mock.batch.acme", msgspec.json.encode(queued), headers=lane)
+        assert ack.stream == streams.admission_stream("mock", queued.priority)
+        assert await said(heard) == ["started", *["token"] * 4, "end"]
+        for subject in ("llorch.adm.mock.batch.other", "llorch.run.x", "$KV.REG.node.x", "$JS.API.DIRECT.GET.RUN"):
+            with pytest.raises(NoRespondersError):
+                await acme.request(subject, b"{}", timeout=15)
+        await acme.flush()
+        subjects_heard = {(await everything.next_msg(timeout=1)).subject for _ in range(everything.pending_msgs)}
+        lanes = {subject.split(".")[2] for subject in subjects_heard}
+        assert lanes == {"bus-acme"}
+    finally:
+        await acme.close()
+
+
+async def test_nothing_was_refused_but_to_thieves(system: System) -> None:
+    assert all("thief" in line for line in forbidden(system))
