@@ -31,7 +31,7 @@ from llorch_gateway.cors import Cors
 from llorch_gateway.identity import Identities, TokenTable
 from llorch_gateway.limits import Limits
 from llorch_gateway.listing import Listing
-from llorch_gateway.lists import Turns
+from llorch_gateway.lists import ARTIFACTS, ARTIFACTS_AT_ONCE, Turns
 from llorch_gateway.openai.door import Door
 from llorch_gateway.openai.routes import OpenAiRoutes
 from llorch_gateway.relay.log_life import LogLife
@@ -132,7 +132,9 @@ class Gateway:
                 **sessions_api.handlers(self.sessions),
                 **pools_api.handlers(self.snapshot, bus, self._author),
                 **tenants_api.handlers(bus, self._author),
-                **artifacts_api.handlers(bus, share_bytes=settings.nats.tenant_object_bytes_max),
+                **Turns(ARTIFACTS, ARTIFACTS_AT_ONCE).of(
+                    artifacts_api.handlers(bus, share_bytes=settings.nats.tenant_object_bytes_max)
+                ),
                 **CatalogApi(
                     bus, self.snapshot, self._author, metrics, policy=settings.catalog.trust_policy
                 ).handlers(),

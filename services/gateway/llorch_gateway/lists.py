@@ -1,5 +1,6 @@
 """Lists are read from the bus as they are asked for, up to megabytes for one page: a few at a time in each process, so
-that many who list take neither its memory nor its time from those who stream. The others wait their turn.
+that many who list take neither its memory nor its time from those who stream. The others wait their turn. Artifacts,
+each of up to 16 MiB and several times that while it is decoded, have turns of their own.
 """
 
 import asyncio
@@ -16,19 +17,26 @@ STEP: Final = 64
 LISTS: Final = frozenset({"listTasks", "listAudit", "listArtifacts", "listCatalogModels", "listPools", "listTenants"})
 
 
+ARTIFACTS: Final = frozenset({"getArtifact"})
+ARTIFACTS_AT_ONCE: Final = 4
+
+
 class Turns:
-    def __init__(self) -> None:
-        self._turn: Final = asyncio.Semaphore(AT_ONCE)
+    """Of the operations that `names` are, so many at once."""
+
+    def __init__(self, names: frozenset[str] = LISTS, at_once: int = AT_ONCE) -> None:
+        self._names: Final = names
+        self._turn: Final = asyncio.Semaphore(at_once)
         self._waiting = 0
 
     def of(self, handlers: Handlers) -> Handlers:
-        """The same, with lists in turn."""
-        return {name: self._in_turn(handler) if name in LISTS else handler for name, handler in handlers.items()}
+        """The same, with those in turn."""
+        return {name: self._in_turn(handler) if name in self._names else handler for name, handler in handlers.items()}
 
     def _in_turn(self, handler: Handler) -> Handler:
         async def asked(ask: Ask) -> Answer:
             if self._waiting >= WAITING_MAX:
-                raise unavailable("too many lists are asked for at once")
+                raise unavailable("too many lists or artifacts are asked for at once")
             self._waiting += 1
             try:
                 await self._turn.acquire()
