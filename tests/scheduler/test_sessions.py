@@ -209,6 +209,7 @@ async def test_where_a_session_ran_is_told_and_forgotten_on_demand() -> None:
         await becomes_true(lambda: _is_warm(place))
         seen = await ask(place)
         assert (seen.turns, seen.replica_id, seen.task_id) == (1, node.replica, task.task_id)
+        assert (await ask(place, tenant="")).tenants == ("default",)
         assert not (await ask(place, tenant="another")).found
         assert (await ask(place, forget=True)).found
         assert not (await ask(place)).found
