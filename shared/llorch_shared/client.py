@@ -5,6 +5,9 @@
         async for event in client.stream(accepted.task_id):
             ...
 
+A tenant's user (`orchctl bus-users`) may call what its tenant may, and reads no stream here: stored tokens are not open
+to it. It subscribes to its lane before it submits (`subjects.bus_lane`), and reads what it missed over HTTP.
+
 An operation is a request to the gateways' queue group, answered by the function that serves HTTP callers. What a
 gateway refuses is a `Refusal`; a bus that does not answer is a `BusError`.
 """
