@@ -103,6 +103,28 @@ async def test_a_delivery_that_reached_nobody_is_found_when_it_is_the_oldest(
     assert made == 2
 
 
+async def test_nobody_is_told_that_a_task_is_unknown_while_one_was_not_read(bus: Bus) -> None:
+    async def put(_: Sequence[Event]) -> None: ...
+
+    make, lost = bus.consumer, [2, 0]
+
+    async def losing(stream: str, durable: str) -> SlowServer:
+        return LosingServer(await make(stream, durable), lost.pop(0))
+
+    bus.consumer = losing  # type: ignore[method-assign,assignment]
+    await admit(bus, 3)
+    for knows_all in (False, True):
+        admissions = Admissions(
+            bus, DeadLetters(bus, actor="scheduler/test"), put=put, now_ms=lambda: 1, going=lambda: True
+        )
+        queue = admissions.queues[QUEUE] = Queue(pool_spec(), "p1", Priority.INTERACTIVE)
+        pulling = asyncio.create_task(admissions.pull(queue))
+        await eventually(lambda queue=queue: queue.pulled_seq == 3, 15)
+        assert await admissions.caught_up(15 if knows_all else 0.1) is knows_all
+        pulling.cancel()
+        await asyncio.wait({pulling})
+
+
 async def test_a_task_that_cannot_be_read_is_told_again_when_nobody_took_it(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,8 @@ FETCH_WAIT_S: Final = 2.0
 BACKLOG_WAIT_S: Final = 0.05
 LOOK_EVERY_S: Final = 5.0
 """How often it is asked whether the oldest stored message is held here."""
+AGAIN_S: Final = 0.05
+"""After a look by which something stored was not held: it is on its way, is being acknowledged, or got lost."""
 ACK_TRIES: Final = 3
 _RETRY_S: Final = 0.2
 
@@ -47,7 +49,6 @@ class Queue:
         self.stream: Final = streams.admission_stream(pool_id, priority)
         self.pool = pool
         self.pulled_seq = 0
-        self.advanced: Final = asyncio.Condition()
         self.backlog_read = False
         self.held: Final[dict[int, Delivery]] = {}
         """What is not acknowledged, by its sequence in the stream."""
@@ -126,9 +127,7 @@ class Admissions:
                 if deliveries:
                     await asyncio.sleep(0)
                     await self._arrived(queue, deliveries)
-                    async with queue.advanced:
-                        queue.pulled_seq = max(queue.pulled_seq, deliveries[-1].message.seq)
-                        queue.advanced.notify_all()
+                    queue.pulled_seq = max(queue.pulled_seq, deliveries[-1].message.seq)
                 elif not queue.backlog_read and await self._holds_all(queue):
                     await self._backlog_is_read(queue, backlog.last_seq)
                 if queue.backlog_read and time.monotonic() >= look_at:
@@ -260,15 +259,20 @@ class Admissions:
                 return
 
     async def caught_up(self, timeout_s: float) -> bool:
-        """Wait until everything stored now has been pulled; false when that takes longer than `timeout_s`."""
+        """Wait until everything stored now is held and handed on; false when that takes longer than `timeout_s`. It is
+        counted, because a delivery that got lost is missing whatever was pulled after it."""
 
         async def reach(queue: Queue) -> None:
-            try:
-                state = await self._bus.stream_state(queue.stream)
-            except NoStream:
-                return
-            async with queue.advanced:
-                await queue.advanced.wait_for(lambda: queue.pulled_seq >= state.last_seq or state.messages == 0)
+            while True:
+                before = set(queue.held)
+                try:
+                    state = await self._bus.stream_state(queue.stream)
+                except NoStream:
+                    return
+                handed_on = min(state.last_seq, queue.pulled_seq)
+                if state.messages <= sum(seq <= handed_on for seq in before.union(queue.held)):
+                    return
+                await asyncio.sleep(AGAIN_S)
 
         try:
             async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as tasks:
