@@ -12,6 +12,7 @@ import pytest
 from llorch_poold.core.seed import seed_of
 from llorch_poold.mock_generation import text_of
 from llorch_shared import streams, subjects
+from llorch_shared.decode_times import decode_times
 from llorch_shared.wire.frames import Token, split_events
 from llorch_shared.wire.task import TaskState
 from support.nats_server import NatsServer
@@ -76,6 +77,20 @@ async def test_a_sampled_stream_goes_on_from_its_prompt_and_its_text(nats_server
         run, _ = await node.run_of(task.task_id)
         assert (run.state, run.attempt, run.tokens_out, run.tokens_in) == (TaskState.DONE, 2, 40, 2)
         assert run.determinism_class == ready.determinism_class != ""
+
+
+async def test_what_an_attempt_decoded_that_died_is_charged_by_the_next(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50)]) as node:
+        task = await cut(node, 30, max_tokens=32, seed=3)
+        log = await node.bus.replay(streams.TOK, subjects.tokens(task.run.lane, task.task_id))
+        died_ms = decode_times(log)[1]
+        assert died_ms > 0
+        await node.until_ended(await node.resume(task, lost=(1,), decode_ms=1_000))
+        run, _ = await node.run_of(task.task_id)
+        assert (run.state, run.lost) == (TaskState.DONE, ())
+        assert run.decode_ms >= 1_000 + died_ms
 
 
 async def test_a_sampled_stream_begins_anew_behind_what_was_sent(nats_server: NatsServer, tmp_path: Path) -> None:

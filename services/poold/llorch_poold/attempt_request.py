@@ -132,6 +132,7 @@ class AttemptRequest:
     async def _resumed(self, request: TaskRequest) -> TaskRequest:
         """What is left to be asked; concludes where that is nothing. Raises BacklogUnread, EngineFailure."""
         decided = await self._stream.open(request)
+        self._core.charged(self._stream.lost_ms)
         match decided:
             case Refuse():
                 self._fail(ErrorCode.WORKER_RESET, decided.message, decided.detail)

@@ -19,6 +19,7 @@ from llorch_poold.core.seed import seed_of
 from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_shared import subjects
 from llorch_shared.bus.port import BusError
+from llorch_shared.decode_times import decode_times
 from llorch_shared.token_mark import holds
 from llorch_shared.wire.frames import (
     MESSAGE_BYTES_MAX,
@@ -71,6 +72,7 @@ class TokenStream:
         """What was sent is certainly all that readers can have."""
         self._in_log = 0
         self._looked_back = run.attempt == 1
+        self._decoded_ms: dict[int, int] = {}
         self._kept: KeptFrames | None = None
 
     @property
@@ -102,6 +104,11 @@ class TokenStream:
             self._in_log = len(sent_before(log_has).tokens)
             self._known = own or holds_all
             self._looked_back = True
+
+    @property
+    def lost_ms(self) -> int:
+        """What the attempts decoded that are not in the record's time, after a look back."""
+        return sum(self._decoded_ms.get(attempt, 0) for attempt in self._run.lost)
 
     async def open(self, request: TaskRequest) -> Plan:
         """Look back, decide, and start keeping. Raises BacklogUnread."""
@@ -168,12 +175,14 @@ class TokenStream:
             await self._node.outlet.wait_open()
             self._node.outlet.publish(self._subject, self._announcement)
             try:
-                stored = [message.data for message in await self._node.backlogs.read(self._subject)]
+                messages = await self._node.backlogs.read(self._subject)
+                stored = [message.data for message in messages]
                 log_state = await self._node.token_log.state()
             except BusError as error:
                 log.info("reading the earlier tokens of %s: %s", self._run.task_id, error)
             else:
                 if self._announcement in stored:
+                    self._decoded_ms = decode_times(messages) if self._run.lost else {}
                     return stored, holds(log_state, self._run.token_log)
             await asyncio.sleep(delay)
             delay *= READ_RETRY_FACTOR

@@ -27,7 +27,7 @@ from llorch_scheduler.core.effects import (
 from llorch_scheduler.core.events import AdmissionRef, Event, WriteDone, WriteFailed, WriteRefused
 from llorch_scheduler.lease import SteppedDown, Term
 from llorch_scheduler.run_store import Conflict, RunStore
-from llorch_scheduler.terminal_frames import publish_terminal, sent_before
+from llorch_scheduler.terminal_frames import counted, publish_terminal, sent_before
 from llorch_scheduler.trail import audit_of
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, BusError, TooLarge
@@ -248,9 +248,9 @@ class Performer:
             log.warning("the placement of %s was not repeated: %s", effect.record.task_id, error)
 
     async def _counted(self, effect: End) -> End:
-        """The end of a task that ran before tells how many tokens its readers have, in the record as on the stream."""
-        sent = await sent_before(self._bus, effect.record)
-        record = msgspec.structs.replace(effect.record, tokens_out=sent.tokens, restarted_at=sent.restarted_at)
+        """The end of a task that ran before tells how many tokens its readers have, in the record as on the stream, and
+        to its session what the attempts decoded that died."""
+        record = counted(effect.record, await sent_before(self._bus, effect.record))
         return msgspec.structs.replace(effect, record=record)
 
     async def _timed(self, effect: End) -> End:

@@ -47,7 +47,12 @@ class RunStore:
         except WrongSequence:
             stored, seq = await self._read_run(subject, after=expect_seq)
             counted = msgspec.structs.replace(
-                stored, tokens_out=record.tokens_out, cancel_ms=record.cancel_ms, restarted_at=record.restarted_at
+                stored,
+                tokens_out=record.tokens_out,
+                decode_ms=record.decode_ms,
+                lost=record.lost,
+                cancel_ms=record.cancel_ms,
+                restarted_at=record.restarted_at,
             )
             if counted == record:
                 return seq

@@ -3,8 +3,11 @@
 import logging
 from typing import NamedTuple
 
+import msgspec
+
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.decode_times import decode_times
 from llorch_shared.wire.frames import BadFrame, Kind, announced_attempt, encode_end, encode_error, peek, restarted_at
 from llorch_shared.wire.frames import End as EndFrame
 from llorch_shared.wire.run import RunRecord
@@ -17,6 +20,8 @@ class Sent(NamedTuple):
 
     tokens: int
     restarted_at: int | None
+    decode_ms: dict[int, int]
+    """By attempt."""
 
 
 def publish_terminal(bus: Bus, record: RunRecord) -> None:
@@ -43,7 +48,7 @@ async def sent_before(bus: Bus, record: RunRecord) -> Sent:
         messages = await bus.replay(streams.TOK, subjects.tokens(record.lane, record.task_id))
     except BusError as error:
         log.info("the tokens of %s cannot be counted: %s", record.task_id, error)
-        return Sent(0, record.restarted_at)
+        return Sent(0, record.restarted_at, {})
     last, attempt, void = -1, 0, record.restarted_at
     for message in messages:
         try:
@@ -58,4 +63,19 @@ async def sent_before(bus: Bus, record: RunRecord) -> Sent:
             attempt = max(attempt, announced)
         elif header.kind is Kind.TOKENS and header.attempt >= attempt:
             last = max(last, header.last)
-    return Sent(last + 1, void)
+    return Sent(last + 1, void, decode_times(messages))
+
+
+def counted(record: RunRecord, sent: Sent) -> RunRecord:
+    """With what its readers have and, where a session pays for it, the time of the attempts that died, the present one
+    among them: one that its node has ended, or given back, is not the present one any more."""
+    died_ms = 0
+    if record.session is not None:
+        died_ms = sum(sent.decode_ms.get(attempt, 0) for attempt in {*record.lost, record.attempt})
+    return msgspec.structs.replace(
+        record,
+        tokens_out=sent.tokens,
+        restarted_at=sent.restarted_at,
+        decode_ms=record.decode_ms + died_ms,
+        lost=(),
+    )

@@ -100,7 +100,8 @@ class Walk:
                 return
         else:
             headers = {}
-        self._found.append(Message(subject=subject.decode(), data=data, headers=headers, seq=_seq(reply)))
+        seq, stored_ms = _stored(reply)
+        self._found.append(Message(subject=subject.decode(), data=data, headers=headers, seq=seq, stored_ms=stored_ms))
         self._arrived.set()
 
     async def _delete(self) -> None:
@@ -111,7 +112,9 @@ class Walk:
             log.debug("the consumer %s is left to the server: %s", self._name, error)
 
 
-def _seq(reply: bytes) -> int:
-    """Of `$JS.ACK.[domain.account.]stream.consumer.deliveries.seq.…`"""
+def _stored(reply: bytes) -> tuple[int, int]:
+    """(stream sequence, stored at in ms) of
+    `$JS.ACK.[domain.account.]stream.consumer.deliveries.seq.consumer_seq.nanoseconds.…`"""
     fields = reply.split(b".")
-    return int(fields[5 if len(fields) < 11 else 7])
+    at = 5 if len(fields) < 11 else 7
+    return int(fields[at]), int(fields[at + 2]) // 1_000_000

@@ -57,8 +57,10 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
     tokens_in: int = 0
     tokens_out: int = 0
     decode_ms: int = 0
-    """From the first to the last token, of all attempts together whose node could store it: an attempt that died with
-    its node or engine, and was not given back, adds nothing."""
+    """From the first to the last token, of all attempts together. What an attempt took that died with its node or
+    engine is told by the token log, for tasks whose session has an account (`lost`); for others it adds nothing."""
+    lost: tuple[int, ...] = ()
+    """Attempts whose decode time `decode_ms` lacks. Who next reads the task's token log adds it."""
     finish_reason: str = ""
     """`stop`, `length`, `tool_calls`, `cancelled`, or `budget` where its session's was used up; empty until the end and
     on errors."""

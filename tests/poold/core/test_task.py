@@ -53,6 +53,13 @@ def running() -> TaskCore:
     return core
 
 
+def test_what_died_with_another_node_is_added_once() -> None:
+    core = TaskCore(msgspec.structs.replace(PLACED, attempt=3, decode_ms=10, lost=(1, 2)), 1)
+    core.charged(50)
+    core.charged(50)
+    assert (core.run.decode_ms, core.run.lost) == (60, ())
+
+
 def test_a_claim_says_who_holds_the_task() -> None:
     run = running().run
     assert (run.state, run.node_id, run.replica_id, run.incarnation, run.started_ms) == ("running", "n", "r", "i", 5)

@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from llorch_scheduler.core.effects import Ack, End, Place, PlaceAgain, Requeue
 from llorch_scheduler.core.events import PoolRemoved
 from llorch_scheduler.core.limits import Limits
+from llorch_scheduler.terminal_frames import Sent, counted
 from llorch_shared.errors import ErrorCode, invalid
 from llorch_shared.wire.registry import ReplicaState
+from llorch_shared.wire.session import SessionTerms
 from llorch_shared.wire.task import PlacementOverrides, Priority, TaskState
 from scheduler.core_world import World, task_id
 
@@ -179,6 +182,34 @@ def test_a_claimed_task_of_a_lost_replica_comes_back_first_with_another_attempt(
     assert (effect.record.attempt, effect.record.replica_id) == (2, "")
     world.settle()
     assert placed(world.replica("r1", slots=2, incarnation="i2")) == [task_id(1)]
+
+
+def test_an_attempt_that_died_is_remembered_for_the_session_that_pays_for_it(world: World) -> None:
+    world.replica("r1")
+    world.admit(1)
+    world.settle()
+    world.claim()
+    world.settle()
+    job = world.core.jobs[task_id(1)]
+    job.record = msgspec.structs.replace(job.record, session=SessionTerms(session_id="s"), lost=(7,))
+    (effect,) = world.lose("r1")
+    assert isinstance(effect, Requeue)
+    assert (effect.record.attempt, effect.record.lost) == (2, (7, 1))
+
+
+def test_the_end_of_a_task_charges_the_attempts_that_died() -> None:
+    world = World(limits=Limits(attempts_max=1))
+    world.replica("r1")
+    world.admit(1)
+    world.settle()
+    world.claim()
+    world.settle()
+    (effect,) = world.lose("r1")
+    assert isinstance(effect, End)
+    run, sent = effect.record, Sent(9, None, {1: 40, 2: 5, 3: 7})
+    assert (counted(run, sent).tokens_out, counted(run, sent).decode_ms) == (9, 0), "no session pays for it"
+    paid = msgspec.structs.replace(run, session=SessionTerms(session_id="s"), attempt=3, lost=(1,), decode_ms=100)
+    assert (counted(paid, sent).decode_ms, counted(paid, sent).lost) == (147, ())
 
 
 def test_an_unclaimed_task_of_a_lost_replica_comes_back_without_using_up_an_attempt(world: World) -> None:

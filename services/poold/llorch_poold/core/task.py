@@ -119,6 +119,11 @@ class TaskCore:
         self.first = self.tokens_out = first
         self.restarted_at = restarted_at
 
+    def charged(self, lost_ms: int) -> None:
+        """Earlier attempts died after they had decoded for so long."""
+        if self.run.lost:
+            self.run = msgspec.structs.replace(self.run, decode_ms=self.run.decode_ms + lost_ms, lost=())
+
     def begun(self) -> None:
         self._move(_P.STREAMING)
 

@@ -76,7 +76,8 @@ class Holders:
         """From a replica that cannot finish it. A claimed task counts an attempt, and so does one that a living replica
         left lying; one that nobody could claim any more does not: no engine has seen it. Preempted attempts are not
         counted as lost."""
-        counts = job.phase is RUNNING or reason == "not_claimed"
+        ran = job.phase is RUNNING
+        counts = ran or reason == "not_claimed"
         lost = job.record.attempt - job.record.preemptions
         self._state.release(job, slot_is_free=False)
         pool = self._state.pool(job.record.pool_id, at_ms)
@@ -87,7 +88,11 @@ class Holders:
             message = f"{lost} attempts were lost with their engine or node"
             self._endings.fail(job, ErrorCode.WORKER_RESET, message, at_ms, reason=reason)
         else:
-            job.next_record = jobs.off_replica(job.moved(TaskState.PLACED, attempt=job.record.attempt + counts))
+            attempt = job.record.attempt
+            died = (attempt,) if ran and job.record.session is not None else ()
+            job.next_record = jobs.off_replica(
+                job.moved(TaskState.PLACED, attempt=attempt + counts, lost=(*job.record.lost, *died))
+            )
             job.next_reason = reason
             job.enter(REQUEUEING, at_ms)
             self.again(job)
