@@ -74,7 +74,7 @@ chaos: $(READY) ## break a real system on purpose and judge what its clients saw
 chaos-long: $(READY) ## the same for 20 minutes
 	@PYTHONPATH=tests $(PY) -m chaos --seed $(SEED) --seconds 1200 --faults $(FAULTS) $(ARGS)
 
-drill: $(READY) ## one promise measured at full size: NAME=gateways|ids|schedulers|real SEED=, figures beside what is promised
+drill: $(READY) ## one promise measured at full size: NAME=gateways|ids|schedulers|cluster|real SEED=, figures beside what is promised
 	@PYTHONPATH=tests $(PY) -m chaos.drill $(NAME) --seed $(SEED) $(ARGS)
 
 lock: ## pin every dependency by hash in requirements.lock (needs uv)

@@ -13,14 +13,15 @@ import msgspec
 
 from chaos.asks import Ask, Way, request_of
 from chaos.evidence import Evidence
-from chaos.goals import Goal, gateways_goals, ids_goals, real_goals, schedulers_goals
+from chaos.goals import Goal, cluster_goals, gateways_goals, ids_goals, real_goals, schedulers_goals
 from chaos.leases import LeaseSeen
 from chaos.nemesis import Injected
-from chaos.plan import Fault, FaultKind, Shape, make_plan
+from chaos.plan import LEADER_OF, Fault, FaultKind, Shape, make_plan
 from chaos.real import MODEL, again
 from chaos.run import Planned
 from chaos.stage import Stage
-from llorch_shared.wire.task import Engine
+from llorch_shared import streams
+from llorch_shared.wire.task import Engine, Priority
 
 ID_FAULTS: Final = (
     FaultKind.KILL,
@@ -135,6 +136,34 @@ def _schedulers(seed: int, scale: float) -> Planned:
     )
 
 
+def _cluster(seed: int, scale: float) -> Planned:
+    """The server that leads loses its routes for a moment, is killed, and is cut off at last, one stream after another,
+    each when all three have everything again."""
+    rnd = random.Random(f"cluster {seed}")
+    stage = Stage(slots=8, rate=40, servers=3, patience_s=180, shape=Shape(gateways=2))
+    queue = streams.admission_stream(stage.shape.pools[0], Priority.INTERACTIVE)
+    blinks, every_s, led = (4.0, 10.0), 14.0, (queue, streams.RUN, streams.REG, streams.TOK)
+    breaks = [Fault(at_s=at_s, kind=FaultKind.CUT, target=LEADER_OF + streams.TOK, lasts_s=0.2) for at_s in blinks]
+    kills = [
+        Fault(at_s=every_s * number + 16, kind=FaultKind.NATS_KILL, target=LEADER_OF + stream, lasts_s=5.0)
+        for number, stream in enumerate(led[: max(1, round(len(led) * scale))])
+    ]
+    cut = Fault(at_s=every_s * len(kills) + 16, kind=FaultKind.CUT, target=LEADER_OF + streams.RUN, lasts_s=16.0)
+    seconds = cut.at_s + cut.lasts_s + 6
+    per_s = 4.0
+    return Planned(
+        seed=seed,
+        seconds=seconds,
+        kinds=(FaultKind.NATS_KILL, FaultKind.CUT),
+        faults=(*breaks, *kills, cut),
+        asks=tuple(
+            _ask(rnd, stage.shape, at_s=number / per_s, tokens=rnd.randint(5, 60), readers=1, way=Way.STREAM)
+            for number in range(int(seconds * per_s))
+        ),
+        stage=stage,
+    )
+
+
 def _real(seed: int, scale: float) -> Planned:
     """Each request is asked twice: before anything is broken, and while it is; each time of three gateways at once."""
     streams = max(2, round(16 * scale))
@@ -183,6 +212,11 @@ def _every(step_s: float, since_s: float, until_s: float) -> list[float]:
 
 
 DRILLS: Final[dict[str, Drill]] = {
+    "cluster": Drill(
+        what="three servers of the bus: routes break, leaders are killed, one is cut off, all under steady load",
+        plan=_cluster,
+        goals=cluster_goals,
+    ),
     "gateways": Drill(
         what="500 streams of 400 tokens, a gateway is killed every 5 s and a node once",
         plan=_gateways,

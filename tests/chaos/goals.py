@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from chaos.evidence import Evidence, Story
-from chaos.history import Tokens
+from chaos.history import Op, Outcome, Tokens
 from chaos.leases import LeaseSeen, Takeover, takeovers
 from chaos.nemesis import Injected
 from chaos.report import gaps, percentiles
@@ -78,6 +78,33 @@ def _goes_on(story: Story, since: float) -> float:
     """When the reader had its first new token after `since`."""
     seen = [each.at for entries in story.readers.values() for each in entries if isinstance(each, Tokens)]
     return min((at for at in seen if at > since + 0.5), default=since)
+
+
+def cluster_goals(
+    planned: Planned, evidence: Evidence, injected: Sequence[Injected], _: Sequence[LeaseSeen]
+) -> list[Goal]:
+    """That no task is lost, doubled or has a gap is for the checker, too."""
+    stories = [evidence.stories[ask.request.task_id] for ask in planned.asks]
+    waits = [
+        min(each.at for each in told) - min(each.at for each in story.asked)
+        for story in stories
+        if (told := story.outcomes(Op.SUBMIT, Outcome.ACCEPTED))
+    ]
+    return [
+        _exactly("streams read to their end", len(planned.asks), sum(map(_done, stories))),
+        _exactly(
+            "tasks with one admission on the record",
+            len(planned.asks),
+            [_count(story, AuditEvent.ADMITTED) for story in stories].count(1),
+        ),
+        _exactly("tasks with one charge", len(planned.asks), sum(len(_charges(story)) == 1 for story in stories)),
+        _exactly("faults made", len(planned.faults), sum(not each.skipped for each in injected)),
+        _told("until accepted, p50 / p99 ms", _pair(waits)),
+        _told("slowest acceptance, ms", str(round(max(waits, default=0) * 1000))),
+        _told(
+            "tasks with a second attempt", str(sum(each.run is not None and each.run.attempt > 1 for each in stories))
+        ),
+    ]
 
 
 def ids_goals(planned: Planned, evidence: Evidence, _: Sequence[Injected], __: Sequence[LeaseSeen]) -> list[Goal]:

@@ -16,7 +16,7 @@ import httpx
 import msgspec
 
 from chaos.clock import JumpingClock
-from chaos.plan import NATS, Fault, FaultKind
+from chaos.plan import LEADER_OF, NATS, Fault, FaultKind
 from llorch_shared import subjects
 from llorch_shared.bus.port import BusError
 from llorch_shared.wire.registry import LeaseRecord
@@ -31,6 +31,8 @@ STANDS_S: Final = 3.0
 """A scheduler that has just connected waits 2 s before it finds anybody gone."""
 LEAD_POLL_S: Final = 0.2
 STORES_WITHIN_S: Final = 60.0
+CAUGHT_UP_WITHIN_S: Final = 180.0
+"""A server that was cut off may ask for what it lacks several times ("will retry"), for a minute and more."""
 THEFT_TTL_S: Final = 2.0
 """What a stranger wrote goes away as any lease that nobody renews."""
 
@@ -63,7 +65,7 @@ class Nemesis:
         self.problems: Final[list[str]] = []
         """What a victim did that no fault explains."""
         self._victims: Final[dict[str, asyncio.Lock]] = {}
-        """A victim that takes long to stop or start again has its next fault when it has."""
+        """A victim that takes long to stop or start again has its next fault when it has; so has a cluster."""
         self._deeds: Final[dict[FaultKind, Callable[[Fault], Awaitable[None]]]] = {
             FaultKind.KILL: self._kill,
             FaultKind.TERM: self._term,
@@ -90,7 +92,8 @@ class Nemesis:
 
     async def _do(self, fault: Fault, at: float) -> None:
         await asyncio.sleep(at - time.time())
-        async with self._victims.setdefault(fault.target, asyncio.Lock()):
+        victim = LEADER_OF if fault.target.startswith(LEADER_OF) else fault.target
+        async with self._victims.setdefault(victim, asyncio.Lock()):
             if fault.when_all_lead:
                 await self._all_lead()
             began, skipped = time.time(), ""
@@ -114,10 +117,12 @@ class Nemesis:
             await asyncio.sleep(LEAD_POLL_S)
 
     async def _kill(self, fault: Fault) -> None:
-        self._must_run(fault.target)
-        await asyncio.to_thread(self._system.kill9, fault.target)
+        target = await self._resolved(fault.target)
+        self._must_run(target)
+        await asyncio.to_thread(self._system.kill9, target)
         await asyncio.sleep(fault.lasts_s)
-        await self._system.restart(fault.target, wait_ready=False)
+        await self._system.restart(target, wait_ready=False)
+        await self._caught_up()
 
     async def _term(self, fault: Fault) -> None:
         self._must_run(fault.target)
@@ -142,10 +147,15 @@ class Nemesis:
             await self._stop_and_go(self._engine(fault), fault.lasts_s)
 
     async def _cut(self, fault: Fault) -> None:
-        link = self._links[fault.target]
-        link.cut()
+        target = await self._resolved(fault.target)
+        cluster = self._system.cluster
+        links = [self._links[target]] if target in self._links or cluster is None else cluster.links_of(target)
+        for link in links:
+            link.cut()
         await asyncio.sleep(fault.lasts_s)
-        link.mend()
+        for link in links:
+            link.mend()
+        await self._caught_up()
 
     async def _stall(self, fault: Fault) -> None:
         link = self._links[fault.target]
@@ -203,8 +213,26 @@ class Nemesis:
             raise Skipped(f"{fault.target} has no engine just now")
         return engines[int(fault.strength * len(engines))]
 
+    async def _resolved(self, target: str) -> str:
+        """Who leads a stream is known when the fault is due."""
+        if not target.startswith(LEADER_OF):
+            return target
+        try:
+            return await self._system.leader_of(target.removeprefix(LEADER_OF))
+        except BusError as error:
+            raise Skipped(f"nobody tells who leads: {error!r}") from error
+
+    async def _caught_up(self) -> None:
+        """At most `CAUGHT_UP_WITHIN_S`: of three servers one may be away, not two."""
+        deadline = time.monotonic() + CAUGHT_UP_WITHIN_S
+        while self._system.cluster is not None and not await self._system.copies_are_current():
+            if time.monotonic() > deadline:
+                self.problems.append(f"copies of streams are behind {CAUGHT_UP_WITHIN_S:.0f} s after a server's return")
+                return
+            await asyncio.sleep(LEAD_POLL_S)
+
     def _must_run(self, name: str) -> None:
-        if name == NATS:
+        if name.startswith(NATS):
             return
         process = self._system.processes[name]
         if not process.running:

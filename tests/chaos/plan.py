@@ -75,6 +75,10 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         return self.of(service, self.nodes)
 
 
+LEADER_OF: Final = "leader of "
+"""Before the name of a stream: a target that is whichever server of a cluster leads it just then."""
+
+
 class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One fault. `at_s` counts from the begin of the load. `lasts_s` is how long the victim stays down, stopped, cut
     slow or wrong; `strength` is the delay or the jump in seconds, or which of a node's engines is meant, as a part of

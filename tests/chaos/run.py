@@ -38,7 +38,7 @@ from llorch_shared.bus.port import Message
 from llorch_shared.wire.run import RUN_DECODER
 from support import small_disk
 from support.link import Link
-from support.nats_server import free_port
+from support.nats_server import NatsCluster, free_port
 from support.system import System, mock_pool
 
 PLAN: Final = "plan.json"
@@ -130,6 +130,7 @@ async def live(folder: Path, planned: Planned) -> None:
         else mock_pool(pool, replicas=1, slots=stage.slots, rate=stage.rate, capacity=stage.capacity, env=environment)
         for pool in shape.pools
     ]
+    cluster = NatsCluster(folder / "system" / "cluster", linked=True) if stage.servers > 1 else None
     wants_disk = any(fault.kind is FaultKind.DISK_FULL for fault in planned.faults)
     system = System(
         folder / "system",
@@ -139,6 +140,7 @@ async def live(folder: Path, planned: Planned) -> None:
         nodes=shape.nodes,
         settings=SETTINGS,
         supervised_bus=wants_disk,
+        cluster=cluster,
     )
     if stage.real:
         use_caches(system, shape)
@@ -154,7 +156,8 @@ async def live(folder: Path, planned: Planned) -> None:
         system.processes[name].environment.update(clock.environment)
     writer = Writer(folder / HISTORY)
     with contextlib.closing(writer):
-        async with _links_up(links), _small_disk(system, wanted=wants_disk) as ballast, system:
+        every_link = [*links.values(), *(cluster.links.values() if cluster is not None else ())]
+        async with _links_up(every_link), _small_disk(system, wanted=wants_disk) as ballast, system:
             settling = Settling(system)
             await settling.start()
             await system.bus.subscribe(subjects.ALL_RUNS_LIVE, _recorder(writer))
@@ -187,13 +190,13 @@ def _recorder(writer: Writer):  # type: ignore[no-untyped-def]
 
 
 @contextlib.asynccontextmanager
-async def _links_up(links: dict[str, Link]) -> AsyncIterator[None]:
-    for link in links.values():
+async def _links_up(links: Sequence[Link]) -> AsyncIterator[None]:
+    for link in links:
         await link.start()
     try:
         yield
     finally:
-        for link in links.values():
+        for link in links:
             await link.close()
 
 

@@ -25,6 +25,9 @@ POLL_S: Final = 0.1
 LOAD_OLD_S: Final = 3.0
 RECORDED_S: Final = 1.0
 """Without another record, all that will be recorded is."""
+CLUSTER_QUEUES_S: Final = 170.0
+"""An ack that falls into an election may be kept without the removal of its message; nats-server looks for those every
+2 to 2.5 minutes."""
 SHOWN: Final = 5
 PLACEMENTS: Final = subjects.ALL_PLACEMENTS.removesuffix("*.*")
 Question = Callable[[], Awaitable[Any]]
@@ -49,7 +52,7 @@ class Settling:
         """What did not come to rest."""
         questions: list[tuple[str, float, Question]] = [
             ("processes that do not run", 1, self._dead),
-            ("messages in queues", 40, self._queued),
+            ("messages in queues", CLUSTER_QUEUES_S if self._system.cluster else 40, self._queued),
             ("runs without an end", 40, self._unfinished),
             ("replicas not ready and idle", 30, self._busy),
             ("load reports of a pool at rest", 20, self._loaded),

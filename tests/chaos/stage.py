@@ -15,6 +15,8 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens per second of each stream; 0 is as fast as an engine can."""
     capacity: int = 256
     """Places in each queue."""
+    servers: int = 1
+    """Of the bus; three keep every stream together, and may be cut off from each other."""
     real: bool = False
     """A real engine and a real model instead of mocks; slots and rate are its own."""
     patience_s: float = 60.0

@@ -9,15 +9,16 @@ from chaos.asks import Way
 from chaos.checks import check
 from chaos.drills import DRILLS
 from chaos.evidence import Evidence
-from chaos.goals import Goal, gateways_goals, ids_goals, schedulers_goals
+from chaos.goals import Goal, cluster_goals, gateways_goals, ids_goals, schedulers_goals
 from chaos.history import Closed, Opened, RunSeen
 from chaos.leases import LeaseSeen, takeovers
 from chaos.nemesis import Injected
-from chaos.plan import Fault, FaultKind
+from chaos.plan import LEADER_OF, Fault, FaultKind
 from chaos.run import Planned
 from chaos.samples import T0, TASK, WORDS, World
 from chaos.violations import Kind
 from llorch_shared import subjects
+from llorch_shared.bus.nats_watch import ALONE_S
 from llorch_shared.wire.audit import AuditEvent
 from llorch_shared.wire.task import Determinism
 from support.client import task_request
@@ -72,6 +73,26 @@ def test_the_drills_are_as_large_as_what_is_promised() -> None:
     assert len(schedulers.asks) == 10_000
     assert [fault.kind for fault in schedulers.faults] == [FaultKind.KILL] * 20
     assert {fault.target for fault in schedulers.faults} == {"scheduler-1", "scheduler-2"}
+
+
+def test_a_cluster_loses_one_server_at_a_time() -> None:
+    plan = DRILLS["cluster"].plan(1, 1)
+    assert plan.stage.servers == 3
+    assert [fault.kind for fault in plan.faults] == [FaultKind.CUT] * 2 + [FaultKind.NATS_KILL] * 4 + [FaultKind.CUT]
+    assert all(fault.target.startswith(LEADER_OF) for fault in plan.faults)
+    for before, after in pairwise(plan.faults):
+        assert before.at_s + before.lasts_s < after.at_s
+    assert plan.faults[-1].at_s + plan.faults[-1].lasts_s < plan.seconds
+    assert plan.faults[-1].lasts_s > ALONE_S, "processes leave a server that is cut off"
+
+
+def test_a_task_that_a_cluster_charges_twice_misses_the_goal() -> None:
+    world = World()
+    world.audits[-1] = world.audit(AuditEvent.DONE, 12, detail={"tokens_out": 5})
+    world.audits.insert(0, world.audit(AuditEvent.ADMITTED, 0))
+    assert missed(cluster_goals(planned(), evidence_of(world), [], [])) == []
+    world.audits.append(world.audit(AuditEvent.DONE, 13, detail={"tokens_out": 5}))
+    assert missed(cluster_goals(planned(), world.evidence(), [], [])) == ["tasks with one charge"]
 
 
 def test_a_takeover_lasts_from_the_kill_to_the_next_holder() -> None:

@@ -28,7 +28,7 @@ import tomli_w
 from llorch_ctl import bus_seeds
 from llorch_shared import bus_users, streams, subjects
 from llorch_shared.bus import nats as nats_bus
-from llorch_shared.bus.port import Bus
+from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.settings import NatsSettings
 from llorch_shared.wire.registry import LEASE_DECODER, PoolHealth
 from llorch_shared.wire.spec import PoolSpec
@@ -62,6 +62,19 @@ def mock_pool(
         "provisioning": {"mode": "external", "env": {"LLORCH_MOCK_RATE": str(rate), **(env or {})}},
     }
     return msgspec.convert({**fields, **changes}, PoolSpec)
+
+
+class _Copy(msgspec.Struct):
+    current: bool = False
+
+
+class _Copies(msgspec.Struct):
+    leader: str = ""
+    replicas: list[_Copy] = []
+
+
+class _StreamInfo(msgspec.Struct):
+    cluster: _Copies = msgspec.field(default_factory=_Copies)
 
 
 class System:
@@ -274,6 +287,27 @@ class System:
             async with httpx.AsyncClient(timeout=5) as http:
                 busy += sum(slot["is_processing"] for slot in (await http.get(f"{url}/slots")).json())
         return busy
+
+    async def leader_of(self, stream: str) -> str:
+        """The server of a cluster that leads it now; empty while none does. Raises BusError."""
+        return (await self._copies_of(stream)).leader
+
+    async def copies_are_current(self) -> bool:
+        """Whether every server of a cluster has all of every stream."""
+        try:
+            answer = await self.bus.request("$JS.API.STREAM.NAMES", b"", timeout_s=5)
+            names = msgspec.json.decode(answer.data).get("streams") or []
+            found = [await self._copies_of(name) for name in names]
+        except BusError:
+            return False
+        whole = self._copies - 1
+        return bool(found) and all(
+            each.leader and sum(copy.current for copy in each.replicas) == whole for each in found
+        )
+
+    async def _copies_of(self, stream: str) -> "_Copies":
+        message = await self.bus.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout_s=5)
+        return msgspec.json.decode(message.data, type=_StreamInfo).cluster
 
     async def put_pool(self, pool: PoolSpec) -> None:
         """Write a pool's desired state, as `orchctl up` does."""
