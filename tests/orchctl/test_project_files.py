@@ -15,7 +15,7 @@ from llorch_ctl.config_file import embedded_pool
 from llorch_ctl.embedded import PAYLOAD_BYTES_MAX
 from llorch_shared.settings import Settings
 from llorch_shared.settings_loading import ENVIRONMENT, SECRET_NAMES
-from support.workers import HEAVY
+from support.workers import HEAVY, REAL
 
 ROOT = Path(__file__).parents[2]
 TARGETS = (
@@ -121,4 +121,4 @@ def test_nats_in_containers_takes_the_same_payloads(compose: dict[str, Any]) -> 
 
 
 def test_the_test_files_that_never_run_side_by_side_exist() -> None:
-    assert [file for file in HEAVY if not (ROOT / file).is_file()] == []
+    assert [file for file in (*HEAVY, *REAL) if not (ROOT / file).is_file()] == []

@@ -2,7 +2,7 @@
 
 A file of tests stays whole on one worker: what its fixtures start is started once, and tests that build on each other
 keep their order. Files that wait for real processes go out first, so that the quick ones fill the end. Those that load
-the whole machine follow each other on one worker.
+the whole machine follow each other on one worker, and so do those that share the cache of engines.
 """
 
 import sys
@@ -26,9 +26,12 @@ HEAVY: Final = (
 )
 """A dozen processes, hundreds of readers, or shares of time that are compared."""
 
+REAL: Final = ("tests/system/test_real_engine.py", "tests/system/test_real_results.py")
+"""They keep the engine and its model in one folder, which one provisioner at a time owns."""
+
 
 class ByFile(LoadFileScheduling):
-    """Files in the order in which they were collected, the heavy ones as if they were one."""
+    """Files in the order in which they were collected, the heavy ones as if they were one, the real ones, too."""
 
     def __init__(self, config: pytest.Config, log: object) -> None:
         config.option.loadscopereorder = False
@@ -36,7 +39,7 @@ class ByFile(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = str(super()._split_scope(nodeid))
-        return "heavy" if file in HEAVY else file
+        return "heavy" if file in HEAVY else "real" if file in REAL else file
 
     def add_node_collection(self, node: WorkerController, collection: Sequence[str]) -> None:
         """Tests are dealt out by their ids: of several with one id only one would run."""
