@@ -147,6 +147,12 @@ async def test_a_fault_of_ours_is_an_internal_error_that_shows_nothing(
         assert b"swordfish" not in reply.body
 
 
+async def test_a_stream_has_no_other_parameter(door: Door) -> None:
+    reply = await door.get(f"/v1/tasks/{await door.submit()}/stream?after=&colour=blue")
+    assert (reply.status, reply.error.code) == (400, ErrorCode.INVALID_PARAMS)
+    assert "colour" in reply.error.message
+
+
 @pytest.mark.parametrize("after", ["", "soon", "%201", "1-", "-1", "1&after=x"])
 async def test_a_wrong_cursor_is_refused_even_beside_a_right_one(door: Door, after: str) -> None:
     path = f"/v1/tasks/{uuid.uuid4()}/stream?after={after}"

@@ -303,7 +303,10 @@ def _caller(scope: Scope, headers: dict[bytes, bytes]) -> Caller:
 
 def _cursor(last_event_id: bytes | None, query: bytes) -> Cursor | None:
     """Last-Event-ID wins over `after`; neither means from the beginning. Raises OrchError, whichever is wrong."""
-    given = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("after", []) if query else []
+    asked = parse_qs(query.decode("latin-1"), keep_blank_values=True) if query else {}
+    given = asked.pop("after", [])
+    if asked:
+        raise invalid(f"{min(asked)[:80]!r} is no parameter of a stream; it has after")
     cursors = [_parsed_cursor("after", text) for text in given]
     if last_event_id:
         return _parsed_cursor("Last-Event-ID", last_event_id.decode("latin-1"))
