@@ -46,6 +46,16 @@ async def test_records_are_stored_in_order(bus: MemoryBus) -> None:
     assert await stored(bus) == list(range(1234))
 
 
+async def test_what_is_gathered_is_stored_at_once_at_the_end(bus: MemoryBus) -> None:
+    audit = Audit(bus, actor="test", gather_s=3600)
+    audit.start()
+    for number in range(3):
+        await audit.record(record(number))
+    await asyncio.sleep(0)
+    await audit.close()
+    assert await stored(bus) == [0, 1, 2]
+
+
 async def test_records_wait_for_a_bus_that_is_away(server: MemoryServer, bus: MemoryBus) -> None:
     audit = Audit(bus, actor="test", gather_s=0)
     audit.start()

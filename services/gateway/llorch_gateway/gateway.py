@@ -56,6 +56,8 @@ from llorch_shared.settings import GatewaySettings, OidcSettings, Secret, Settin
 
 log = logging.getLogger(__name__)
 
+AUDIT_GATHER_S: Final = 0.05
+"""Shorter than others gather: nobody else knows of an admission what it says, and a killed gateway's are lost."""
 STREAMS_STOP_S: Final = 2.0
 ANSWERS_STOP_S: Final = 2.0
 """Requests under way get this long to be answered before they are told to come back."""
@@ -78,7 +80,7 @@ class Gateway:
             lane=lane,
         )
         self.log_life: Final = LogLife(bus)
-        self._audit: Final = Audit(bus, actor=f"gateway/{self.router.lane}")
+        self._audit: Final = Audit(bus, actor=f"gateway/{self.router.lane}", gather_s=AUDIT_GATHER_S)
         self._resubmissions: Final = Resubmissions(bus, self._audit)
         store = SessionStore(bus, self._audit, actor=f"gateway/{self.router.lane}")
         self.sessions: Final = Sessions(bus=bus, snapshot=self.snapshot, store=store, owner=self.router.lane)

@@ -61,6 +61,7 @@ HEADERS: Final[Mapping[bytes, str]] = {
     b"x-llorch-failover": "failover",
     b"x-llorch-task-id": "task_id",
 }
+_EXTENSION_TYPES: Final = {field.name: field.type for field in msgspec.structs.fields(Extensions)}
 _ROLES: Final = {"developer": ChatRole.SYSTEM, **{role.value: role for role in ChatRole}}
 _ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
     "n": (1,),
@@ -159,10 +160,9 @@ def extended(said: Extensions | None, headers: Mapping[bytes, bytes]) -> Extensi
     """What the body and the headers say beyond OpenAI's interface. Raises ParamError."""
     said = said or Extensions()
     changes: dict[str, Any] = {}
-    types = msgspec.structs.fields(Extensions)
     for header, name in HEADERS.items():
         if header in headers:
-            kind = next(field.type for field in types if field.name == name)
+            kind = _EXTENSION_TYPES[name]
             try:
                 changes[name] = msgspec.convert(headers[header].decode("latin-1"), kind, strict=False)
             except msgspec.ValidationError as error:
