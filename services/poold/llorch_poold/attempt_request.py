@@ -4,6 +4,7 @@ and going on behind what earlier attempts sent.
 Not here: the call itself and what comes back (`engine_call.py`).
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
@@ -66,6 +67,21 @@ class AttemptRequest:
         """Tokens of the inputs whose results earlier attempts sent."""
         self.capped = False
         """The session's budget permits fewer tokens than the task asks for."""
+        self._rendering: asyncio.Task[str] | None = None
+
+    def begin(self) -> None:
+        """Have a conversation rendered while the task is being claimed: that takes no slot and changes nothing, and
+        costs a round trip to the engine. `close` in any case."""
+        request = self._core.run.request
+        if request is not None and request.messages is not None and self._unfit(request) is None:
+            self._rendering = asyncio.create_task(
+                self._engine.render_chat(request.messages, request.tools), name=f"render {self._core.run.task_id}"
+            )
+            self._rendering.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    def close(self) -> None:
+        if self._rendering is not None:
+            self._rendering.cancel()
 
     async def prepare(self) -> TaskRequest | None:
         """None when the attempt has been concluded instead."""
@@ -88,7 +104,8 @@ class AttemptRequest:
         except BusError as error:
             self._conclude(Lost(f"its prompt cannot be read: {error}"))
             return None
-        if not self._fits(request):
+        if (unfit := self._unfit(request)) is not None:
+            self._fail(ErrorCode.INVALID_PARAMS, unfit)
             return None
         try:
             request = await self._resumed(await self._rendered(request))
@@ -105,28 +122,23 @@ class AttemptRequest:
         self.capped = permitted is not request
         return permitted
 
-    def _fits(self, request: TaskRequest) -> bool:
-        """Whether the engine can take it at all."""
+    def _unfit(self, request: TaskRequest) -> str | None:
+        """Why the engine cannot take it at all."""
         if request.messages is not None and CHAT_TEMPLATE not in self._facts.features:
-            self._fail(
-                ErrorCode.INVALID_PARAMS,
-                f"the engine of pool {self._facts.pool_id} has no chat template for this model; send a prompt",
-            )
-            return False
+            return f"the engine of pool {self._facts.pool_id} has no chat template for this model; send a prompt"
         if request.tools and TOOLS not in self._facts.features:
-            self._fail(
-                ErrorCode.INVALID_PARAMS,
-                f"the chat template of pool {self._facts.pool_id}'s model takes no tools; send none",
-            )
-            return False
-        return True
+            return f"the chat template of pool {self._facts.pool_id}'s model takes no tools; send none"
+        return None
 
     async def _rendered(self, request: TaskRequest) -> TaskRequest:
         """With the engine's own prompt instead of messages: a later attempt goes on behind it as behind any other.
         Beside tools the messages stay, for the engine is asked as a chat. Raises EngineFailure."""
         if request.messages is None:
             return request
-        prompt = await self._engine.render_chat(request.messages, request.tools)
+        if self._rendering is not None:
+            prompt = await self._rendering
+        else:
+            prompt = await self._engine.render_chat(request.messages, request.tools)
         return msgspec.structs.replace(request, prompt=prompt, messages=request.messages if request.tools else None)
 
     async def _resumed(self, request: TaskRequest) -> TaskRequest:

@@ -1,8 +1,8 @@
 """One attempt of one task, from its placement to its terminal frame.
 
-The order is the promise: claim by compare-and-set, only then call the engine; close the call and see the slot free,
-then store the final record, only then publish the terminal frame. A node that lost a compare-and-set says nothing
-more.
+The order is the promise: claim by compare-and-set, only then call the engine (which may render a conversation
+meanwhile); close the call and see the slot free, then store the final record, only then publish the terminal frame. A
+node that lost a compare-and-set says nothing more.
 
 Not here: what is asked of the engine (`attempt_request.py`), and the call itself (`engine_call.py`).
 """
@@ -106,13 +106,18 @@ class TaskRun:
     async def run(self) -> None:
         """Claim, generate, end. Returns when this node has nothing more to do with the task."""
         stored_wish = asyncio.create_task(self._stored_wish(), name=f"cancelled? {self.task_id}")
+        self._wanted.begin()
         try:
             if not await self._claim():
                 self._core.dropped()
                 return
             await self._heed(await stored_wish)
+            await self._attempt()
         finally:
             stored_wish.cancel()
+            self._wanted.close()
+
+    async def _attempt(self) -> None:
         acknowledged = asyncio.create_task(self._acknowledge(), name=f"ack {self.task_id}")
         try:
             if self._core.outcome is None:
