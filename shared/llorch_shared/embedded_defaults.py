@@ -6,7 +6,7 @@ very bytes: a wheel of these names and versions with another digest is refused w
 
 from typing import Final
 
-from llorch_shared.wire.spec import ModelSpec, PackageSpec, ProvisioningMode, ProvisioningSpec
+from llorch_shared.wire.provisioning_spec import ModelSpec, PackageSpec, ProvisioningMode, ProvisioningSpec
 
 DEFAULT_ENGINE_PACKAGE: Final = PackageSpec(
     name="xllamacpp",

@@ -12,7 +12,8 @@ from llorch_shared.bus.memory import MemoryBus
 from llorch_shared.bus.memory_server import MemoryServer
 from llorch_shared.bus.port import Bus
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
-from llorch_shared.wire.spec import PoolSpec, ProvisioningSpec
+from llorch_shared.wire.provisioning_spec import ProvisioningSpec
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine
 from support.nats_server import NatsServer
 from support.orchctl import Orchctl, on_bus

@@ -17,7 +17,7 @@ from llorch_poold.adapters.port import EngineBroke
 from llorch_poold.core.devices import CPU
 from llorch_poold.core.orphans import EngineProcess
 from llorch_poold.engine_life import EngineLife
-from llorch_poold.process import EngineProcesses, free_port, start_ticks
+from llorch_poold.process import EngineProcesses, NoPort, free_port, start_ticks
 from llorch_shared import streams, subjects
 from llorch_shared.bus import nats
 from llorch_shared.bus.nats import NatsBus
@@ -151,6 +151,8 @@ async def test_a_port_that_another_engine_holds_is_not_ours(tmp_path: Path) -> N
         with pytest.raises(EngineBroke, match="address already in use"):
             await other.until_ready(spec, 10, lambda said: None)
         assert free_port(launch.port, taken=[launch.port + 1]) > launch.port + 1
+        with pytest.raises(NoPort, match=f"no free port among {launch.port}, {launch.port + 1}"):
+            free_port(among=[launch.port, launch.port + 1], taken=[launch.port + 1])
     finally:
         await ours.end()
         if other is not None:

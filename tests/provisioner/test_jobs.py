@@ -5,7 +5,7 @@ import pytest
 from llorch_provisioner.core.jobs import FAILURE_REPEATED_MS, MOVES, Answer, Job, JobBook, JobMove, JobState, job_id
 from llorch_shared.identifiers import is_name
 from llorch_shared.wire.provision import EnsureEngine, EnsureModel, PlanStep, ResolvedModel
-from llorch_shared.wire.spec import ProvisioningSpec
+from llorch_shared.wire.provisioning_spec import ProvisioningSpec
 from llorch_shared.wire.task import Engine
 
 STEPS = (

@@ -22,7 +22,7 @@ from llorch_shared.embedded_defaults import (
     KNOWN_WHEELS,
 )
 from llorch_shared.wire.provision import EnsureEngine, EnsureModel
-from llorch_shared.wire.spec import PackageSpec, ProvisioningMode, ProvisioningSpec
+from llorch_shared.wire.provisioning_spec import PackageSpec, ProvisioningMode, ProvisioningSpec
 from llorch_shared.wire.task import Engine
 
 A, B = "a" * 64, "b" * 64

@@ -19,7 +19,7 @@ from llorch_provisioner.workshop import Permitted, Workshop
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import ProvisionerSettings
 from llorch_shared.wire.provision import EnsureEngine, EnsureModel, PreparedEngine, ProvisionEvent, ResolvedModel
-from llorch_shared.wire.spec import PackageSpec, ProvisioningMode, ProvisioningSpec
+from llorch_shared.wire.provisioning_spec import PackageSpec, ProvisioningMode, ProvisioningSpec
 from llorch_shared.wire.task import Engine
 from support.fake_wheels import SlowIndex, make_wheel, noise, pip_from_folder, pip_from_index, sha256
 

@@ -16,7 +16,8 @@ from llorch_shared.desired.pools import DRAINS, POOLS, RELOADS, Exists, HiddenVa
 from llorch_shared.desired.tenants import TENANTS
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.desired import ReloadState, Tenant
-from llorch_shared.wire.spec import PoolSpec, ProvisioningSpec
+from llorch_shared.wire.provisioning_spec import ProvisioningSpec
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine
 
 CHAT = PoolSpec(id="chat", engine=Engine.MOCK, model="mock:words", provisioning=ProvisioningSpec(env={"KEY": "abc"}))

@@ -4,7 +4,8 @@ import pytest
 
 from llorch_shared.pool_keys import BadAssignment, assigned, changes, known_keys, rows
 from llorch_shared.wire.policy import AdmissionSpec, FairnessSpec, QueueSpec, TenantSpec
-from llorch_shared.wire.spec import PoolSpec, ProvisioningSpec
+from llorch_shared.wire.provisioning_spec import ProvisioningSpec
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine
 
 POOL = PoolSpec(id="chat", engine=Engine.MOCK, model="m")

@@ -1,6 +1,7 @@
 """Settings: who wins, what is refused and how it is said, and that a secret is never shown."""
 
 import logging
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,12 @@ def test_every_environment_name_sets_an_existing_key(name: str, keys: tuple[str,
     value: Any = Settings()
     for key in keys:
         value = getattr(value, key)
-    words = {"LLORCH_LOG_LEVEL": "debug", "LLORCH_LOG_FORMAT": "pretty", "LLORCH_UNKNOWN_KEYS": "log"}
+    words = {
+        "LLORCH_LOG_LEVEL": "debug",
+        "LLORCH_LOG_FORMAT": "pretty",
+        "LLORCH_UNKNOWN_KEYS": "log",
+        "NATS_INBOX_PREFIX": "_INBOX_ci",
+    }
     kinds = {bool: "true", int: "3", str: words.get(name, "ci")}
     loaded: Any = load({name: kinds[type(value)]})
     for key in keys:
@@ -157,6 +163,56 @@ def test_a_pool_may_name_engine_and_model_as_tables(tmp_path: Path) -> None:
     """
     spelled = load({}, file=config(tmp_path, SPELLED)).pools
     assert spelled == load({}, file=config(tmp_path, plain)).pools
+
+
+WAYS = {
+    "source": """
+    repo = "https://host/llama.cpp"
+    ref = "0f1e"
+    submodules = true
+    build = { cmake_flags = ["-DGGML_CUDA=ON"], generator = "Ninja", cache_dir = "/build" }
+    """,
+    "container": """
+    image = "host/vllm"
+    tag = "v1"
+    digest = "sha256:ab"
+    """,
+    "binary": """
+    url = "https://host/llama-server"
+    checksum = "sha256:ab"
+    install_dir = "/opt"
+    """,
+}
+
+
+def described(way: str, keys: str, mode: str = "") -> str:
+    return f"""
+    [[pools]]
+    id = "p"
+    engine = "vllm"
+    model = "m"
+    [pools.provisioning]
+    mode = "{mode or way}"
+    ports = [8100, 8101]
+    [pools.provisioning.{way}]
+    {keys}
+    """
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_engine_may_be_described_in_each_way_of_the_requirements(tmp_path: Path, way: str) -> None:
+    """Whether a node has engines in that way is for the node to say."""
+    [pool] = load({}, file=config(tmp_path, described(way, WAYS[way]))).pools
+    said = msgspec.json.decode(msgspec.json.encode(getattr(pool.provisioning, way)))
+    assert said == tomllib.loads(WAYS[way])
+    assert pool.provisioning.ports == (8100, 8101)
+
+
+def test_a_way_that_is_not_the_mode_is_refused_and_so_is_a_secret_in_its_address(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="only read in mode binary, and the mode is package"):
+        load({}, file=config(tmp_path, described("binary", WAYS["binary"], mode="package")))
+    with pytest.raises(SettingsError, match="no user, password or token"):
+        load({}, file=config(tmp_path, described("binary", WAYS["binary"].replace("//", "//me:secret@"))))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from llorch_shared.guards import check_request
 from llorch_shared.wire.objects import ObjectRef
+from llorch_shared.wire.provisioning_spec import ProvisioningMode, ProvisioningSpec, SourceSpec
 from llorch_shared.wire.spec import POOL_DECODER, Pooling, PoolSpec
 from llorch_shared.wire.task import (
     REQUEST_DECODER,
@@ -67,6 +68,17 @@ def test_a_pool_of_completions_is_written_as_the_release_before_reads_it() -> No
         headers = spec_headers(changed)
         assert headers == {VERSION_HEADER: "2"}
         assert decode(Kind.SPEC, POOL_DECODER, msgspec.json.encode(changed), headers) == changed
+
+
+def test_a_pool_whose_engine_is_built_or_has_ports_of_its_own_is_of_version_three() -> None:
+    for new in (
+        {"mode": ProvisioningMode.SOURCE, "source": SourceSpec(repo="https://host/engine", ref="0f1e")},
+        {"ports": (8100,)},
+    ):
+        pool = PoolSpec(id="p", engine=Engine.VLLM, model="m", provisioning=ProvisioningSpec(**new))
+        headers = spec_headers(pool)
+        assert headers == {VERSION_HEADER: "3"}
+        assert decode(Kind.SPEC, POOL_DECODER, msgspec.json.encode(pool), headers) == pool
 
 
 CALL = ToolCall(id="c", function=CalledFunction(name="f", arguments="{}"))

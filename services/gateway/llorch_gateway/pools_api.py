@@ -19,7 +19,8 @@ from llorch_shared.desired.pools import DRAINS, POOLS, Exists, HiddenValue, NotT
 from llorch_shared.errors import OrchError, invalid, not_found
 from llorch_shared.pool_keys import without_secrets
 from llorch_shared.wire.desired import DrainRequest, PoolList, PoolView, ReloadRequest
-from llorch_shared.wire.spec import PoolSpec, ProvisioningSpec
+from llorch_shared.wire.provisioning_spec import ProvisioningSpec
+from llorch_shared.wire.spec import PoolSpec
 
 SPEC_BYTES_MAX: Final = 64 * 1024
 """Every process of the system holds every pool."""

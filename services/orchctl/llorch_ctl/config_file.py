@@ -10,7 +10,8 @@ import tomli_w
 from llorch_shared.embedded_defaults import DEFAULT_ENGINE, DEFAULT_MODEL_REF
 from llorch_shared.settings import Settings
 from llorch_shared.settings_loading import ENVIRONMENT
-from llorch_shared.wire.spec import PoolSpec, ProvisioningSpec
+from llorch_shared.wire.provisioning_spec import ProvisioningSpec
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine
 
 EMBEDDED_CTX: Final = 2048

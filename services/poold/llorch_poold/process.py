@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -37,10 +37,11 @@ class NoPort(OSError):
     """Every port that engines may use is taken."""
 
 
-def free_port(base: int = 0, *, taken: Iterable[int] = (), host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now: any, or the first from `base` on that is not in `taken`. Raises NoPort."""
+def free_port(base: int = 0, *, among: Sequence[int] = (), taken: Iterable[int] = (), host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on now and that is not in `taken`: any, the first from `base` on, or the first of
+    `among`. Raises NoPort."""
     reserved = set(taken)
-    for candidate in range(base, base + PORTS_MAX) if base else [0] * PORTS_MAX:
+    for candidate in among or (range(base, base + PORTS_MAX) if base else [0] * PORTS_MAX):
         with socket.socket() as probe:
             try:
                 probe.bind((host, candidate))
@@ -49,7 +50,8 @@ def free_port(base: int = 0, *, taken: Iterable[int] = (), host: str = "127.0.0.
             port = int(probe.getsockname()[1])
         if port not in reserved:
             return port
-    raise NoPort(f"no free port from {base} to {base + PORTS_MAX - 1}")
+    where = f"among {', '.join(map(str, among))}" if among else f"from {base} to {base + PORTS_MAX - 1}"
+    raise NoPort(f"no free port {where}")
 
 
 def start_ticks(pid: int) -> int | None:
@@ -153,9 +155,9 @@ class EngineProcesses:
         self._ports: dict[int, int] = {}
         self._starting: set[int] = set()
 
-    def free_port(self, base: int) -> int:
+    def free_port(self, base: int, among: Sequence[int] = ()) -> int:
         """A port for one more engine; ports of engines that are still starting are not free. Raises NoPort."""
-        return free_port(base, taken=[*self._ports.values(), *self._starting])
+        return free_port(base, among=among, taken=[*self._ports.values(), *self._starting])
 
     async def spawn(self, replica_id: str, launch: Launch) -> EngineChild:
         """Raises OSError when the program cannot be started. The port is taken from the moment of the call."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
 from llorch_poold.adapters.launch import Unlaunchable, plan_launch
 from llorch_poold.adapters.port import EngineBroke, EngineFailure
@@ -275,7 +276,8 @@ class Replica:
 
     async def _spawn(self) -> tuple[Happened, str]:
         try:
-            port = self._processes.free_port(self._node.settings.engine_port_base)
+            ports = self.spec.provisioning.ports
+            port = self._processes.free_port(self._node.settings.engine_port_base, () if ports is UNSET else ports)
         except NoPort as error:
             raise EngineBroke(str(error)) from error
         launch = plan_launch(

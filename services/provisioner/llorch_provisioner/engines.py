@@ -13,7 +13,7 @@ from llorch_provisioner.core import trust
 from llorch_provisioner.core.plan import EngineOrder, InstallPackage, ProbeExternal
 from llorch_provisioner.reporter import Limits, Reporter
 from llorch_shared.wire.provision import PreparedEngine
-from llorch_shared.wire.spec import ProvisioningMode
+from llorch_shared.wire.provisioning_spec import ProvisioningMode
 
 log: Final = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from llorch_shared.wire.spec import ProvisioningSpec
+from llorch_shared.wire.provisioning_spec import ProvisioningSpec
 from llorch_shared.wire.task import Engine, Name
 
 

@@ -18,15 +18,8 @@ from llorch_shared.wire.policy import (
     QueueSpec,
     WaitingSpec,
 )
+from llorch_shared.wire.provisioning_spec import ProvisioningSpec
 from llorch_shared.wire.task import CTX_MAX, Engine, Name, Workload
-
-
-class ProvisioningMode(StrEnum):
-    EXTERNAL = "external"
-    SOURCE = "source"
-    CONTAINER = "container"
-    PACKAGE = "package"
-    BINARY = "binary"
 
 
 class Pooling(StrEnum):
@@ -45,32 +38,6 @@ class TimeoutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     idle_ms: Annotated[int, Meta(ge=1)] = 60_000
     """Longest silence of the engine during one attempt. Reading a part of a long prompt is not silence where the engine
     tells of it, as llama-server does after every batch."""
-
-
-class PackageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    name: str
-    version: str = ""
-    repo: Literal["pip"] = "pip"
-    sha256: tuple[str, ...] = ()
-    """Accepted wheel digests, lower-case hex; given ones are enforced."""
-
-
-class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    cache_dir: str = ""
-    checksum: str = ""
-    """`sha256:<hex>` of the model file; a mismatch is always fatal."""
-
-
-class ProvisioningSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    mode: ProvisioningMode = ProvisioningMode.EXTERNAL
-    allow_package_installs: bool = False
-    allow_binary_downloads: bool = False
-    package: PackageSpec | None = None
-    model: ModelSpec = ModelSpec()
-    command: tuple[str, ...] = ()
-    """external: the engine binary (a path, or a name on PATH). Empty means the engine's usual name."""
-    env: dict[str, str] = {}
-    flags: tuple[str, ...] = ()
 
 
 class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,8 +81,6 @@ class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         url_credentials.check("model", self.model)
-        for argument in (*self.provisioning.command, *self.provisioning.flags):
-            url_credentials.check("provisioning", argument)
         if Workload.RERANK in self.serves and set(self.serves) != {Workload.RERANK}:
             raise ValueError("a pool that serves the workload rerank serves no other")
         if self.pooling is not UNSET and Workload.EMBEDDING not in self.serves:

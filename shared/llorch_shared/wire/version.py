@@ -14,6 +14,7 @@ Readers read every version up to theirs.
                                 4: TaskRequest.payload_ref, trace, tools and what goes with them, top_logprobs
                                 5: TaskRequest.override
     spec                        2: PoolSpec.workloads, pooling
+                                3: ProvisioningSpec.source, container, binary, ports
 
 A newer version is never half understood: `decode` does not look at the payload. What a reader does then is its own
 decision, and stands beside it: work in a queue becomes a dead letter, state is passed over. A cancel wish has no
@@ -47,7 +48,7 @@ class Kind(StrEnum):
 VERSIONS: Final[dict[Kind, int]] = {
     **dict.fromkeys(Kind, 1),
     **dict.fromkeys((Kind.ADMISSION, Kind.PLACEMENT, Kind.RUN), 5),
-    Kind.SPEC: 2,
+    Kind.SPEC: 3,
 }
 """Newest version of each kind that this release writes and reads."""
 
@@ -67,8 +68,11 @@ def version_headers(kind: Kind, request: TaskRequest | None = None) -> dict[str,
 
 def spec_headers(value: object) -> dict[str, str]:
     """Of a specification: a pool, or any other desired state."""
-    new = isinstance(value, PoolSpec) and not (value.workloads is UNSET and value.pooling is UNSET)
-    return {VERSION_HEADER: "2" if new else "1"}
+    if not isinstance(value, PoolSpec):
+        return {VERSION_HEADER: "1"}
+    if value.provisioning.is_new:
+        return {VERSION_HEADER: "3"}
+    return {VERSION_HEADER: "1" if value.workloads is UNSET and value.pooling is UNSET else "2"}
 
 
 def _version_of(request: TaskRequest) -> str:

@@ -13,7 +13,8 @@ from llorch_shared.wire.policy import (
     QueueSpec,
     TenantSpec,
 )
-from llorch_shared.wire.spec import PoolSpec, ProvisioningSpec
+from llorch_shared.wire.provisioning_spec import ProvisioningSpec
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine, Priority
 
 POOL = PoolSpec(id="p1", engine=Engine.MOCK, model="m")

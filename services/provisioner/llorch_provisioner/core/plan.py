@@ -14,7 +14,7 @@ from llorch_provisioner.core.failure import Failure
 from llorch_provisioner.core.flags import normalise
 from llorch_provisioner.core.trust import agreed, parse_digest, parse_digests
 from llorch_shared.wire.provision import EnsureEngine, EnsureModel, PlanStep
-from llorch_shared.wire.spec import PackageSpec, ProvisioningMode
+from llorch_shared.wire.provisioning_spec import PackageSpec, ProvisioningMode
 from llorch_shared.wire.task import Engine
 
 KnownWheels = Mapping[tuple[str, str], tuple[str, ...]]
