@@ -63,6 +63,7 @@ _JETSTREAM: Final = {
         "STREAM.CREATE.*",
         "STREAM.UPDATE.*",
         *(f"CONSUMER.{verb}.*.{streams.SCHEDULER_DURABLE}" for verb in ("INFO", "CREATE", "MSG.NEXT", "RESET")),
+        f"STREAM.MSG.DELETE.{streams.OBJECTS}",
     ),
     "poold": (
         *(f"CONSUMER.{verb}.{streams.PLC}.*" for verb in ("INFO", "CREATE", "MSG.NEXT", "RESET")),

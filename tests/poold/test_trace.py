@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llorch_poold.trace import transcript_of
 from llorch_shared.artifacts import Artifacts
+from llorch_shared.transcripts import transcript_of
 from llorch_shared.wire import frames
 from llorch_shared.wire.artifacts import ArtifactKind, ArtifactRef
 from support.bus_worlds import becomes_true

@@ -274,6 +274,7 @@ async def test_an_end_whose_scheduler_died_before_the_audit_is_audited_by_the_ne
         await place.client.bus.store(subjects.audit("cancelled", known.task_id), b"{}")
         audit = Audit(place.client.bus, actor="test", gather_s=0)
         audit.start()
+        looked_at: list[RunRecord] = []
 
         async def repair(before_seq: int) -> int:
             return await repair_audit(
@@ -283,11 +284,13 @@ async def test_an_end_whose_scheduler_died_before_the_audit_is_audited_by_the_ne
                 before_seq=before_seq,
                 actor="scheduler/2",
                 now_ms=lambda: ended.ended_ms,
+                ended=looked_at.append,
                 after_s=0,
             )
 
         assert await repair(before_seq=0) == 0, "what comes after the takeover is its own to audit"
         assert await repair(before_seq=3) == 1
+        assert looked_at == [ended, by_a_node, known]
         await audit.close()
         assert await repair(before_seq=3) == 0
         assert await place.client.audited(ended.task_id) == ["cancelled"]

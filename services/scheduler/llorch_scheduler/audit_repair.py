@@ -28,19 +28,24 @@ class Auditor(Protocol):
     async def record(self, record: AuditRecord) -> None: ...
 
 
-async def unaudited_ends(bus: Bus, shard: int, *, before_seq: int, now_ms: int) -> list[tuple[RunRecord, int]]:
-    """Ends of the shard by a scheduler up to `before_seq` that nobody audited. Raises BusError."""
+async def unaudited_ends(
+    bus: Bus, shard: int, *, before_seq: int, now_ms: int, ended: Callable[[RunRecord], None]
+) -> list[tuple[RunRecord, int]]:
+    """Ends of the shard by a scheduler up to `before_seq` that nobody audited. `ended` is told every end that is looked
+    at. Raises BusError."""
     runs = await read_runs(bus, shard, max(1, before_seq - LOOK_BACK_RECORDS), now_ms)
-    return [
-        (event.record, event.seq)
-        for event in runs.events
-        if event.seq <= before_seq and _ended_by_a_scheduler(event, now_ms) and not await _is_audited(bus, event.record)
-    ]
+    unaudited: list[tuple[RunRecord, int]] = []
+    for event in runs.events:
+        if event.seq > before_seq or not _ended_lately(event, now_ms):
+            continue
+        ended(event.record)
+        if not event.record.incarnation and not await _is_audited(bus, event.record):
+            unaudited.append((event.record, event.seq))
+    return unaudited
 
 
-def _ended_by_a_scheduler(event: RunChanged, now_ms: int) -> bool:
-    record = event.record
-    return record.state in states.FINAL and not record.incarnation and now_ms - record.ended_ms <= LOOK_BACK_MS
+def _ended_lately(event: RunChanged, now_ms: int) -> bool:
+    return event.record.state in states.FINAL and now_ms - event.record.ended_ms <= LOOK_BACK_MS
 
 
 async def _is_audited(bus: Bus, record: RunRecord) -> bool:
@@ -80,11 +85,12 @@ async def repair_audit(
     before_seq: int,
     actor: str,
     now_ms: Callable[[], int],
+    ended: Callable[[RunRecord], None],
     after_s: float = REPAIR_AFTER_S,
 ) -> int:
-    """Returns how many ends were missing. Raises BusError."""
+    """Returns how many ends were missing; `ended` is told all that were looked at. Raises BusError."""
     await asyncio.sleep(after_s)
-    missing = await unaudited_ends(bus, shard, before_seq=before_seq, now_ms=now_ms())
+    missing = await unaudited_ends(bus, shard, before_seq=before_seq, now_ms=now_ms(), ended=ended)
     for record, seq in missing:
         await audit.record(repaired(record, seq, actor=actor))
     if missing:

@@ -26,6 +26,7 @@ from llorch_scheduler.rebuild import cancelled
 from llorch_scheduler.replica_watch import ReplicaWatch
 from llorch_scheduler.term_loop import TermLoop
 from llorch_shared import streams, subjects
+from llorch_shared.artifacts import Artifacts
 from llorch_shared.audit import Audit
 from llorch_shared.bus.nats import connect
 from llorch_shared.bus.patience import ensure_patiently, unless_stopped
@@ -92,6 +93,7 @@ class Scheduler:
         self._audit: Final = Audit(bus, actor=f"scheduler/{self.instance}")
         self._sessions: Final = SessionTable(bus)
         self._accounts: Final = SessionStore(bus, self._audit, actor=f"scheduler/{self.instance}")
+        self._artifacts: Final = Artifacts(bus, share_bytes=settings.nats.tenant_object_bytes_max)
         self._dead: Final = DeadLetters(bus, actor=f"scheduler/{self.instance}", metrics=metrics)
         self.replicas: Final = ReplicaWatch(bus, self.terms)
 
@@ -189,6 +191,7 @@ class Scheduler:
             sessions=self._sessions,
             accounts=self._accounts,
             models=self._catalog.models,
+            artifacts=self._artifacts,
         )
 
     async def _serve(self, loop: TermLoop) -> None:

@@ -39,8 +39,10 @@ from llorch_scheduler.pool_queues import PoolQueues
 from llorch_scheduler.rebuild import Floor, read_cancels, read_floor, read_runs
 from llorch_scheduler.session_gate import SessionGate
 from llorch_scheduler.session_keeper import SessionKeeper
+from llorch_scheduler.trace_keeper import TraceKeeper
 from llorch_scheduler.unaudited_changes import UnauditedChanges
 from llorch_shared import streams, subjects
+from llorch_shared.artifacts import Artifacts
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.dead_letters import DeadLetters
 from llorch_shared.live_table import LiveTable
@@ -91,6 +93,7 @@ class TermLoop:
         sessions: SessionTable,
         accounts: SessionStore,
         models: Models,
+        artifacts: Artifacts,
     ) -> None:
         self._bus: Final = bus
         self.term: Final = term
@@ -123,6 +126,7 @@ class TermLoop:
         self._gate: Final = SessionGate(sessions, accounts, self._offer)
         self._locator: Final = Locator(bus, term, self.core, self._admissions, self._inbox, waits=self._gate.waits)
         self._keeper: Final = SessionKeeper(bus, term, self.core, self._locator, table=sessions, store=accounts)
+        self._traces: Final = TraceKeeper(bus, artifacts, going=lambda: term.active, lives=self._lives)
         self._actor: Final = actor
         self._rebuilt_seq = 0
         self._spec_seq = 0
@@ -158,6 +162,7 @@ class TermLoop:
 
     def run_changed(self, record: RunRecord, seq: int) -> None:
         self._keeper.saw(record)
+        self._traces.saw(record)
         self._offer(RunChanged(at_ms=now_ms(), record=record, seq=seq))
 
     def passed(self, seq: int) -> None:
@@ -267,6 +272,7 @@ class TermLoop:
             changes = UnauditedChanges(self._bus, self._audit, now_ms=now_ms)
             tasks.create_task(changes.keep(lambda: self.term.active), name="unaudited changes")
         tasks.create_task(self._keeper.keep(), name="sessions")
+        tasks.create_task(self._traces.keep(), name="traces")
         await self._decide()
 
     async def _rebuild(self) -> int:
@@ -359,7 +365,13 @@ class TermLoop:
         while self.term.active:
             try:
                 await repair_audit(
-                    self._bus, self.shard, self._audit, before_seq=self._rebuilt_seq, actor=self._actor, now_ms=now_ms
+                    self._bus,
+                    self.shard,
+                    self._audit,
+                    before_seq=self._rebuilt_seq,
+                    actor=self._actor,
+                    now_ms=now_ms,
+                    ended=self._traces.saw,
                 )
                 await repair_changes(
                     self._bus,
@@ -372,6 +384,11 @@ class TermLoop:
                 return
             except BusError as error:
                 log.info("looking for what is not audited waits for the bus: %s", error)
+
+    def _lives(self, run: RunRecord) -> bool:
+        """Whether the life of the replica that ended this task goes on."""
+        replica = self.core.fleet.get(run.pool_id, run.replica_id)
+        return replica is not None and replica.record is not None and replica.record.incarnation == run.incarnation
 
     def _pool_ids(self) -> list[str]:
         """Every pool of the shard that was ever wanted."""

@@ -71,6 +71,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
     error: ErrorBody | None = None
     request: TaskRequest | None = None
     """Kept while the task may have to run again; dropped in a final state."""
+    trace: bool = False
+    """In a final record: its request asked for the transcript of the stream."""
     session_id: str = ""
     """The request's, for lists of ended tasks."""
 

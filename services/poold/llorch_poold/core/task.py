@@ -196,6 +196,7 @@ class TaskCore:
             cancel_ms=cancel_ms if isinstance(outcome, Cancelled) else None,
             error=error,
             request=None,
+            trace=self.run.request is not None and self.run.request.trace,
         )
 
     def preempted_record(self, *, resume_from: int, decode_ms: int) -> RunRecord:

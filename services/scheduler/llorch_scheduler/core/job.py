@@ -169,6 +169,7 @@ def ended(job: Job, state: TaskState, at_ms: int, error: ErrorBody | None) -> Ru
         finish_reason="cancelled" if state is TaskState.CANCELLED else "",
         error=error,
         request=None,
+        trace=job.record.request is not None and job.record.request.trace,
     )
 
 
