@@ -63,6 +63,11 @@ async def runs(system: System, task_id: str) -> bool:
     return (await system.client().get(task_id)).state is TaskState.RUNNING
 
 
+async def is_traced(system: System, task_id: str) -> bool:
+    reply = await system.client().http.get("/v1/artifacts", params={"kind": "trace", "tag": f"task:{task_id}"})
+    return bool(reply.json()["artifacts"])
+
+
 async def done(system: System, method: str, path: str, **more: Any) -> None:
     reply = await system.client().http.request(method, path, **more)
     assert reply.is_success, (method, path, reply.text)
@@ -91,6 +96,11 @@ async def test_what_users_may_do_is_enough_for_the_whole_system(system: System) 
     cancelled = await one.submit(max_tokens=2000)
     await two.cancel(cancelled.task_id)
     assert (await one.get(cancelled.task_id)).state is TaskState.CANCELLED
+    busy = [await one.submit(max_tokens=2000) for _ in range(2)]
+    queued = await one.submit(max_tokens=5, trace=True)
+    for task in (queued, *busy):
+        await two.cancel(task.task_id)
+    await system.until(partial(is_traced, system, queued.task_id), "the transcript of a task that never ran", 20)
     lost = await one.submit(max_tokens=200)
     reading = asyncio.create_task(follow(system.clients, lost.task_id))
     await system.until(partial(runs, system, lost.task_id), "a task that runs", 15)
