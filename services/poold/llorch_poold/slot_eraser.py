@@ -48,6 +48,11 @@ class SlotEraser:
                 self.busy[slot] = task
                 task.add_done_callback(functools.partial(self._done, slot))
 
+    async def settled(self, slot: int) -> None:
+        """Wait until it is not being erased."""
+        if (erasing := self.busy.get(slot)) is not None:
+            await asyncio.wait({erasing})
+
     async def _erase(self, life: EngineLife, slot: int) -> None:
         try:
             tokens = await life.adapter.erase_slot(slot)

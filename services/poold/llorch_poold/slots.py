@@ -70,10 +70,13 @@ class Slots:
             await self._freed.wait()
 
     def begin(self, placement: Placement, delivery: Delivery) -> None:
-        """Give a placed task a slot of its own. Only called while a slot is free."""
+        """Give a placed task a slot of its own. Only called where one was free when the task was fetched: it may have
+        to wait until that one has been erased."""
         assert self._facts is not None
         assert self._life is not None
         taken = self.runs.keys() | self._eraser.busy.keys()
+        if len(taken) >= self._life.slots:
+            taken = set(self.runs)
         slot = self._eraser.memory.pick(session_of(placement.run), taken)
         run = TaskRun(self._node, self, self._facts, slot=slot, placement=placement, delivery=delivery)
         self.runs[slot] = run
@@ -83,6 +86,7 @@ class Slots:
 
     async def _hold(self, run: TaskRun) -> None:
         try:
+            await self._eraser.settled(run.slot)
             await run.run()
         except Exception:
             log.exception("task %s: the node failed to carry it", run.task_id)
