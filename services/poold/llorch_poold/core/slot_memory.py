@@ -42,47 +42,61 @@ class SlotMemory:
     def __init__(self, slots: int) -> None:
         self._slots: Final[dict[int, dict[Session, Text]]] = {slot: {} for slot in range(slots)}
         """Of another number is a slot of an earlier life."""
+        self._used_ms: Final = dict.fromkeys(range(slots), 0)
+        """When a task was in it last; 0 when nothing is."""
+        self._due: Final[set[int]] = set()
+        """Slots with text that must go."""
 
     def pick(self, session: Session, taken: Container[int]) -> int:
         """Of the slots that are not taken: one that has its text, else one that holds none, else the one whose text is
-        oldest. Raises ValueError when all are taken."""
+        oldest. Raises ValueError when all are taken. Asked for each task, of engines of many slots, too."""
         free = [slot for slot in self._slots if slot not in taken]
-        return min(free, key=lambda slot: (session not in self._slots[slot], self._used_ms(slot), slot))
+        own = [slot for slot in free if session in self._slots[slot]]
+        return min(own or free, key=self._used_ms.__getitem__)
 
     def entered(self, slot: int, session: Session, now_ms: int) -> None:
         """A task of it is handed to the engine."""
-        texts = self._slots.get(slot, {})
+        texts = self._slots.get(slot)
+        if texts is None:
+            return
         if session not in texts and len(texts) >= HELD_MAX:
             for text in texts.values():
                 text.over = True
             texts.pop(min(texts, key=lambda each: texts[each].used_ms))
+            self._due.add(slot)
         texts.setdefault(session, Text(now_ms, now_ms)).used_ms = now_ms
+        self._used_ms[slot] = now_ms
 
     def left(self, slot: int, session: Session, now_ms: int, *, generated: bool) -> None:
         """The task is out of the slot. `generated`: it had a token."""
         text = self._slots.get(slot, {}).get(session)
         if text is None:
             return
-        text.used_ms = now_ms
+        text.used_ms = self._used_ms[slot] = now_ms
         if generated:
             self._slots[slot] = {session: text}
+            if not text.over:
+                self._due.discard(slot)
 
     def end(self, session_id: str, tenant: str = "") -> None:
         """The session has ended. Empty tenant: whoever's it is."""
-        for texts in self._slots.values():
+        for slot, texts in self._slots.items():
             for session, text in texts.items():
                 if session.session_id == session_id and tenant in ("", session.tenant):
                     text.over = True
+                    self._due.add(slot)
 
     def is_due(self, slot: int) -> bool:
         """Whether it holds text that must go."""
-        return any(text.over for text in self._slots.get(slot, {}).values())
+        return slot in self._due
 
     def due(self) -> list[int]:
-        return [slot for slot in self._slots if self.is_due(slot)]
+        return sorted(self._due)
 
     def erased(self, slot: int) -> None:
         self._slots[slot] = {}
+        self._used_ms[slot] = 0
+        self._due.discard(slot)
 
     def sessions(self) -> dict[Session, Use]:
         """Those that have text here and have not ended."""
@@ -93,6 +107,3 @@ class SlotMemory:
                     other = found.get(session, Use(text.since_ms, text.used_ms))
                     found[session] = Use(min(text.since_ms, other.since_ms), max(text.used_ms, other.used_ms))
         return found
-
-    def _used_ms(self, slot: int) -> int:
-        return max((text.used_ms for text in self._slots[slot].values()), default=0)
