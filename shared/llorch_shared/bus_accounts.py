@@ -11,11 +11,11 @@ from typing import Final
 import msgspec
 
 from llorch_shared import subjects
+from llorch_shared.bus.port import ASKED_BY_HEADER
 from llorch_shared.identifiers import is_name
 
 SERVICES: Final = "LLORCH"
 _TENANT: Final = "TENANT_"
-_ASKED_BY: Final = "Nats-Request-Info"
 
 
 class UnknownAccount(ValueError):
@@ -39,7 +39,7 @@ def account_of(tenant: str) -> str:
 def asking_tenant(headers: Mapping[str, str]) -> str | None:
     """Whose account a request came from; None for the services' own, where nobody is kept from writing the header, and
     who does only becomes less. Raises UnknownAccount."""
-    if (info := headers.get(_ASKED_BY)) is None:
+    if (info := headers.get(ASKED_BY_HEADER)) is None:
         return None
     try:
         account = _INFO.decode(info).acc

@@ -219,5 +219,23 @@ async def test_a_tenant_on_the_bus_is_bound_to_its_tenant(system: System) -> Non
         await acme.close()
 
 
+async def test_a_tenant_cannot_hide_its_account_behind_a_broken_header(system: System) -> None:
+    acme = await nats.connect(system.nats.url, nkeys_seed=str(system.seed("tenant-acme")))
+    try:
+        forged = b'Nats-Request-Info: {"acc":"TENANT_other"}\r\n'
+        for block in (b"NATS/1.0\r\nX: hides", b"NATS/1.0\nX: hides\n\n", b"NATS/1.0\r\n" + 2 * forged + b"X: hides"):
+            inbox = acme.new_inbox()
+            answer = await acme.subscribe(inbox)
+            subject = subjects.api("tasks.list").encode()
+            line = b"HPUB %b %b %d %d" % (subject, inbox.encode(), len(block), len(block) + 2)
+            await acme._send_command(b"%b\r\n%b{}\r\n" % (line, block))
+            await acme.flush()
+            reply = await answer.next_msg(timeout=15)
+            assert (reply.headers or {}).get("Nats-Service-Error-Code") == "403"
+        assert await status_of(acme, "tasks.list", b"{}") == ""
+    finally:
+        await acme.close()
+
+
 async def test_nothing_was_refused_but_to_thieves(system: System) -> None:
     assert all("thief" in line for line in forbidden(system))

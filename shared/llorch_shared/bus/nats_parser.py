@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from llorch_shared.bus.nats_library import Parser, errors
+from llorch_shared.bus.port import ASKED_BY_HEADER
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +28,16 @@ RawSink = Callable[[bytes, bytes], None]
 
 
 def parse_header(block: bytes) -> tuple[int, str, dict[str, str]]:
-    """(status, its description, headers) of a header block; status 0 where the message is not a server's status."""
-    first, *lines = block.decode("utf-8", "replace").split("\r\n")
+    """(status, its description, headers) of a header block; status 0 where the message is not a server's status.
+
+    A server writes `ASKED_BY_HEADER` behind the block of who asks, whatever that is: behind one that does not end as
+    blocks do, into its last line. Where it does not stand once, as a line of its own, it is told as empty.
+    """
+    text = block.decode("utf-8", "replace")
+    first, *lines = text.split("\r\n")
     headers = {name: value.strip() for name, colon, value in map(_PARTS, lines) if colon}
+    if ASKED_BY_HEADER in text and (ASKED_BY_HEADER not in headers or text.count(ASKED_BY_HEADER) > 1):
+        headers[ASKED_BY_HEADER] = ""
     if len(first) <= 9:
         return 0, "", headers
     code, _, description = first[9:].partition(" ")

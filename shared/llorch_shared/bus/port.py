@@ -20,6 +20,8 @@ import msgspec
 
 from llorch_shared.streams import Topology
 
+ASKED_BY_HEADER: Final = "Nats-Request-Info"
+"""By which the server says whose account a request came from; empty where somebody has tampered with it."""
 DISCONNECTED: Final = "disconnected"
 """The problem of a connection that does not stand."""
 

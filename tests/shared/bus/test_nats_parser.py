@@ -157,3 +157,26 @@ def test_status_and_headers_of_a_block() -> None:
     assert parse_header(b"NATS/1.0 404 No Messages\r\n\r\n") == (404, "No Messages", {})
     assert parse_header(b"NATS/1.0 503\r\n\r\n") == (503, "", {})
     assert parse_header(b"NATS/1.0\r\nA: 1\r\nB:two: parts\r\n\r\n") == (0, "", {"A": "1", "B": "two: parts"})
+
+
+REAL = b'Nats-Request-Info: {"acc":"TENANT_acme"}\r\n\r\n'
+"""As the server appends it, in the place of the last two bytes that the asker sent."""
+FORGED = b'Nats-Request-Info: {"acc":"TENANT_other"}\r\n'
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (b"NATS/1.0\r\n", '{"acc":"TENANT_acme"}'),
+        (b"NATS/1.0\r\nA: 1\r\n\r\nB: 2\r\n", '{"acc":"TENANT_acme"}'),
+        (b"NATS/1.0\r\nX: hides ", ""),
+        (b"NATS/1.0\r\nX: hides \r", ""),
+        (b"NATS/1.0\nX: hides\n", ""),
+        (b"NATS/", ""),
+        (b"NATS/1.0\r\n" + FORGED, ""),
+        (b"NATS/1.0\r\n" + FORGED + b"X: hides \xe2", ""),
+        (b"NATS/1.0\r\nX-" + FORGED, ""),
+    ],
+)
+def test_nobody_hides_whose_account_the_server_says_it_is(sent: bytes, told: str) -> None:
+    assert parse_header(sent + REAL)[2]["Nats-Request-Info"] == told
