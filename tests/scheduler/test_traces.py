@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 import pytest
 
+from llorch_scheduler import trace_keeper
 from llorch_scheduler.trace_keeper import TraceKeeper
 from llorch_shared import streams, subjects
 from llorch_shared.artifacts import Artifacts
@@ -91,14 +92,36 @@ ENDED = RunRecord(
 )
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that lives has written at once."""
+    monkeypatch.setattr(trace_keeper, "NODE_WRITES_WITHIN_S", 0)
+
+
+async def test_the_scheduler_writes_for_a_node_that_died_and_not_for_one_that_lives(at_once: None) -> None:
+    async with town(MemoryWorld()) as place:
+        process = await place.scheduler()
+        node = await place.node()
+        await eventually(lambda: process.active)
+        await place.client.admit(first := request())
+        await eventually(lambda: first.task_id in node.held)
+        lives = msgspec.structs.replace(ENDED, task_id=request().task_id, incarnation=node.incarnation, tokens_out=0)
+        died = msgspec.structs.replace(ENDED, task_id=request().task_id, incarnation="another", tokens_out=0)
+        for each in (lives, died):
+            await place.client.bus.store(subjects.run(each.task_id), msgspec.json.encode(each))
+        await becomes_true(lambda: _are_kept(place.client.bus, 1))
+        [trace] = await _traces(place.client.bus)
+        assert f"task:{died.task_id}" in trace.tags
+
+
 class Keeping:
-    """A keeper at work, of nodes that write at once."""
+    """A keeper at work."""
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
         self.asked: list[str] = []
         self.alive = False
-        self.keeper = TraceKeeper(bus, Artifacts(bus), going=lambda: True, lives=self._lives, node_writes_within_s=0)
+        self.keeper = TraceKeeper(bus, Artifacts(bus), going=lambda: True, lives=self._lives)
 
     def _lives(self, run: RunRecord) -> bool:
         self.asked.append(run.task_id)
@@ -113,7 +136,7 @@ class Keeping:
 
 
 @pytest.fixture
-async def keeping() -> AsyncIterator[Keeping]:
+async def keeping(at_once: None) -> AsyncIterator[Keeping]:
     bus = await MemoryWorld().connect()
     await bus.ensure(streams.base())
     made = Keeping(bus)

@@ -60,13 +60,11 @@ class TraceKeeper:
         *,
         going: Callable[[], bool],
         lives: Callable[[RunRecord], bool],
-        node_writes_within_s: float = NODE_WRITES_WITHIN_S,
     ) -> None:
         self._bus: Final = bus
         self._artifacts: Final = artifacts
         self._going: Final = going
         self._lives: Final = lives
-        self._node_writes_within_s: Final = node_writes_within_s
         self._waiting: Final[list[_Waiting]] = []
         self._numbers: Final = itertools.count()
         self._some: Final = asyncio.Event()
@@ -74,7 +72,7 @@ class TraceKeeper:
     def saw(self, run: RunRecord) -> None:
         """A run record was stored, or found after a takeover. Only ends of tasks that asked for a trace matter."""
         if run.trace and run.state in FINAL:
-            self._wait(run, self._node_writes_within_s if run.incarnation else END_IS_TOLD_S, tries=0)
+            self._wait(run, NODE_WRITES_WITHIN_S if run.incarnation else END_IS_TOLD_S, tries=0)
 
     def _wait(self, run: RunRecord, delay_s: float, *, tries: int) -> None:
         if len(self._waiting) >= WAITING_MAX:
