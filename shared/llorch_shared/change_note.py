@@ -13,6 +13,8 @@ from typing import Final
 import msgspec
 
 from llorch_shared.bus.port import Message
+from llorch_shared.identifiers import is_name
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditRecord, Detail
 
 log = logging.getLogger(__name__)
@@ -44,14 +46,20 @@ def name(stream: str, seq: int) -> str:
 
 
 def read(message: Message, stream: str) -> AuditRecord | None:
-    """The record that is to stand for this change; None where it carries none."""
+    """The record that is to stand for this change; None where it carries none, or one of nothing that has a name."""
     text = message.headers.get(CHANGE_HEADER)
     if text is None:
         return None
+    if len(text) > NOTE_BYTES_MAX:
+        log.warning("what %s #%d says of who changed it is too long", message.subject, message.seq)
+        return None
     try:
         record = AUDIT_DECODER.decode(text)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         log.warning("what %s #%d says of who changed it cannot be read: %s", message.subject, message.seq, error)
+        return None
+    if not is_name(record.task_id):
+        log.warning("what %s #%d says of who changed it names nothing", message.subject, message.seq)
         return None
     return stored(record, stream, message.seq)
 

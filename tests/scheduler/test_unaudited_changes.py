@@ -173,6 +173,24 @@ async def test_one_in_office_looks_only_at_what_is_new(bus: Bus, monkeypatch: py
     await audit.close()
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "[",
+        '{"event":"pool_changed","x":' + "[" * 10_000,
+        '{"event":"pool_changed","task_id":"a.*","at_ms":1,"actor":"x"}',
+        '{"event":"pool_changed","task_id":"a","at_ms":1,"actor":"%s"}' % ("x" * 20_000),
+    ],
+    ids=["cut", "deep", "no name", "long"],
+)
+async def test_a_note_that_nobody_can_read_keeps_none_of_the_others_from_the_record(bus: Bus, forged: str) -> None:
+    await bus.store(subjects.spec("pool.forged"), b"{}", headers={change_note.CHANGE_HEADER: forged})
+    with pytest.raises(KilledError):
+        await tenants.put(bus, Tenant(id="blue"), DYING)
+    assert await look(bus) == 1
+    assert [said.task_id for said in await audits(bus)] == ["blue"]
+
+
 def test_a_change_that_is_long_says_so_in_its_note() -> None:
     record = DYING.note(AuditEvent.POOL_CHANGED, "chat", {"command": "put", "changes": ["ä" * 9000]})
     note = change_note.headers(record)[change_note.CHANGE_HEADER]
