@@ -56,6 +56,15 @@ async def admit(bus: Bus, count: int) -> list[str]:
     return [task.task_id for task in tasks]
 
 
+async def reading(bus: Bus) -> tuple[Admissions, Queue, asyncio.Task[None]]:
+    async def put(_: Sequence[Event]) -> None: ...
+
+    dead = DeadLetters(bus, actor="scheduler/test")
+    admissions = Admissions(bus, dead, put=put, now_ms=lambda: 1, going=lambda: True)
+    queue = admissions.queues[QUEUE] = Queue(pool_spec(), "p1", Priority.INTERACTIVE)
+    return admissions, queue, asyncio.create_task(admissions.pull(queue))
+
+
 class LosingServer(SlowServer):
     """Delivers all but one message, once."""
 
@@ -123,6 +132,55 @@ async def test_nobody_is_told_that_a_task_is_unknown_while_one_was_not_read(bus:
         assert await admissions.caught_up(15 if knows_all else 0.1) is knows_all
         pulling.cancel()
         await asyncio.wait({pulling})
+
+
+class LateWord:
+    """A delivery whose acknowledgement has reached the server, which has not said so yet."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
+        self.message = delivery.message
+        self.reached, self.said = asyncio.Event(), asyncio.Event()
+
+    async def ack(self) -> None:
+        await self._delivery.ack()
+        self.reached.set()
+        await self.said.wait()
+
+
+async def test_nobody_is_told_that_a_task_is_unknown_while_another_one_is_acknowledged(bus: Bus) -> None:
+    admissions, queue, pulling = await reading(bus)
+    await admit(bus, 1)
+    await eventually(lambda: queue.pulled_seq == 1, 15)
+    pulling.cancel()
+    await asyncio.wait({pulling})
+    late = LateWord(queue.held[1])
+    queue.held[1] = late  # type: ignore[assignment]
+    acknowledging = asyncio.create_task(admissions.ack(AdmissionRef(QUEUE, 1)))
+    await late.reached.wait()
+    await admit(bus, 1)
+    assert not await admissions.caught_up(0.1)
+    pulling = asyncio.create_task(admissions.pull(queue))
+    assert await admissions.caught_up(15)
+    assert 2 in queue.held
+    late.said.set()
+    await acknowledging
+    pulling.cancel()
+    await asyncio.wait({pulling})
+
+
+async def test_what_an_earlier_term_has_acknowledged_is_not_waited_for(bus: Bus) -> None:
+    _, queue, pulling = await reading(bus)
+    await admit(bus, 2)
+    await eventually(lambda: queue.pulled_seq == 2, 15)
+    await queue.held[2].ack()
+    pulling.cancel()
+    await asyncio.wait({pulling})
+    later, queue, pulling = await reading(bus)
+    assert await later.caught_up(15)
+    assert queue.pulled_seq == 1
+    pulling.cancel()
+    await asyncio.wait({pulling})
 
 
 async def test_a_task_that_cannot_be_read_is_told_again_when_nobody_took_it(

@@ -52,6 +52,10 @@ class Queue:
         self.backlog_read = False
         self.held: Final[dict[int, Delivery]] = {}
         """What is not acknowledged, by its sequence in the stream."""
+        self.leaving: Final[set[int]] = set()
+        """What of it is being acknowledged: the server may have removed it already."""
+        self.witnesses: Final[list[set[int]]] = []
+        """Each is told what arrives."""
         self.stored_seq = 0
         """The last message at the last look."""
         self.missing_seq = 0
@@ -172,6 +176,8 @@ class Admissions:
         for delivery in deliveries:
             message = delivery.message
             queue.held[message.seq] = delivery
+            for seen in queue.witnesses:
+                seen.add(message.seq)
             if message.seq in queue.unset:
                 continue
             reading = self._read(queue, message)
@@ -242,9 +248,13 @@ class Admissions:
             return
         delivery = queue.held.get(ref.seq)
         if delivery is not None:
-            await self._confirm(delivery)
-            if queue.held.get(ref.seq) is delivery:
-                del queue.held[ref.seq]
+            queue.leaving.add(ref.seq)
+            try:
+                await self._confirm(delivery)
+                if queue.held.get(ref.seq) is delivery:
+                    del queue.held[ref.seq]
+            finally:
+                queue.leaving.discard(ref.seq)
 
     async def _confirm(self, delivery: Delivery) -> None:
         for attempt in range(1, ACK_TRIES + 1):
@@ -260,17 +270,12 @@ class Admissions:
 
     async def caught_up(self, timeout_s: float) -> bool:
         """Wait until everything stored now is held and handed on; false when that takes longer than `timeout_s`. It is
-        counted, because a delivery that got lost is missing whatever was pulled after it."""
+        counted, because a delivery that got lost is missing whatever was pulled after it. What is being acknowledged
+        counts only where the last that is stored was pulled: else it would stand for one that is on its way."""
 
         async def reach(queue: Queue) -> None:
             while True:
-                before = set(queue.held)
-                try:
-                    state = await self._bus.stream_state(queue.stream)
-                except NoStream:
-                    return
-                handed_on = min(state.last_seq, queue.pulled_seq)
-                if state.messages <= sum(seq <= handed_on for seq in before.union(queue.held)):
+                if await self._has_come(queue):
                     return
                 await asyncio.sleep(AGAIN_S)
 
@@ -281,3 +286,20 @@ class Admissions:
         except TimeoutError:
             return False
         return True
+
+    async def _has_come(self, queue: Queue) -> bool:
+        seen = set(queue.held)
+        queue.witnesses.append(seen)
+        try:
+            state = await self._bus.stream_state(queue.stream)
+            handed_on = min(state.last_seq, queue.pulled_seq)
+            certain = seen.intersection(queue.held) - queue.leaving
+            if state.messages <= sum(seq <= handed_on for seq in certain):
+                return True
+            if queue.pulled_seq < state.last_seq:
+                await asyncio.sleep(AGAIN_S)
+            return queue.pulled_seq >= state.last_seq and state.messages <= sum(seq <= state.last_seq for seq in seen)
+        except NoStream:
+            return True
+        finally:
+            queue.witnesses.remove(seen)
