@@ -79,12 +79,12 @@ async def test_what_is_not_trusted_says_so_and_is_asked_for_again(bus: NatsBus) 
     asker = Provisioning(bus, "node-1")
     with pytest.raises(NotProvisioned, match="not signed") as told:
         await asker.model(SPEC, print)
-    assert (told.value.final, told.value.code) == (True, "UNTRUSTED_ARTIFACT")
+    assert (told.value.final, told.value.code, told.value.costly) == (True, "UNTRUSTED_ARTIFACT", False)
     assert not await asker.permitted(SPEC)
     assert await asker.permitted(SPEC)
     with pytest.raises(NotProvisioned, match="other bytes") as told:
         await asker.model(SPEC, print)
-    assert (told.value.final, told.value.code) == (True, "UNTRUSTED_ARTIFACT")
+    assert (told.value.final, told.value.code, told.value.costly) == (True, "UNTRUSTED_ARTIFACT", True)
 
 
 async def test_a_failed_job_may_be_tried_again(bus: NatsBus) -> None:

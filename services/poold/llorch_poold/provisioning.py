@@ -32,12 +32,14 @@ Progress = Callable[[str], None]
 
 class NotProvisioned(Exception):
     """The provisioner says no, or its job failed; the message says what to do. `final`: asking again will not help,
-    but where `code` says that the model is not trusted: then the catalog may be changed."""
+    but where `code` says that the model is not trusted: then the catalog may be changed. `costly`: that was found only
+    when its bytes had been fetched or read."""
 
-    def __init__(self, message: str, *, final: bool, code: str = "") -> None:
+    def __init__(self, message: str, *, final: bool, code: str = "", costly: bool = False) -> None:
         super().__init__(message)
         self.final = final
         self.code = code
+        self.costly = costly
 
 
 class Provisioning:
@@ -129,7 +131,7 @@ class Provisioning:
                 return None
             if event.error:
                 said = f"{event.error}{f' ({event.hint})' if event.hint else ''}"
-                raise NotProvisioned(said, final=bool(event.code), code=event.code)
+                raise NotProvisioned(said, final=bool(event.code), code=event.code, costly=True)
             if event.done:
                 return event.result
             share = f" {100 * event.bytes_done // event.bytes_total} %" if event.bytes_total else ""

@@ -21,6 +21,7 @@ from llorch_poold.core.devices import compute_capability
 from llorch_poold.core.pace import Pace
 from llorch_poold.core.reconcile import Desired, drain_label
 from llorch_poold.core.replica import Happened, ReplicaCore, RestartPolicy, Step
+from llorch_poold.core.trust_look import TrustLook
 from llorch_poold.engine_life import EngineLife
 from llorch_poold.gpu.probe import GpuReport
 from llorch_poold.intake import Intake
@@ -41,8 +42,6 @@ from llorch_shared.wire.spec import PoolSpec
 log = logging.getLogger(__name__)
 
 SCRAPE_EVERY_S: Final = 5.0
-TRUST_LOOK_FIRST_S: Final = 2.0
-TRUST_LOOK_MAX_S: Final = 60.0
 DRAIN_LOOK_S: Final = 0.5
 """How soon another end of a drain that is under way counts."""
 
@@ -86,7 +85,7 @@ class Replica:
         self._pace: Final = Pace()
         self._progress = ""
         self._refused_with = ""
-        self._look_again_s = TRUST_LOOK_FIRST_S
+        self._trust_look: Final = TrustLook()
         self.incarnation = secrets.token_hex(8)
         self._slots: Final = Slots(node, timeouts=lambda: self.spec.timeouts, dropped=self._tell)
 
@@ -248,6 +247,7 @@ class Replica:
             return Happened.BROKE, str(failure)
         except NotProvisioned as error:
             self._refused_with = error.code
+            self._trust_look.refused(costly=error.costly)
             return (Happened.REFUSED if error.final else Happened.BROKE), str(error)
         except Unlaunchable as error:
             return Happened.REFUSED, str(error)
@@ -262,8 +262,7 @@ class Replica:
         if not self._core.refused:
             await asyncio.Event().wait()
         while True:
-            await asyncio.sleep(self._look_again_s)
-            self._look_again_s = min(2 * self._look_again_s, TRUST_LOOK_MAX_S)
+            await asyncio.sleep(self._trust_look.pause_s())
             if await self._provisioning.permitted(self.spec):
                 return Happened.PERMITTED, ""
 
@@ -271,7 +270,7 @@ class Replica:
         self.no_room = False
         self._refused_with = ""
         self._prepared = await prepare(self._provisioning, self.desired, self._gpus(), self._say)
-        self._look_again_s = TRUST_LOOK_FIRST_S
+        self._trust_look.permitted()
         return Happened.PROVISIONED, ""
 
     async def _spawn(self) -> tuple[Happened, str]:
