@@ -230,6 +230,22 @@ async def test_a_deletion_is_told_to_engines_and_kept_for_those_that_are_away(cl
     assert [(ended.session_id, ended.tenant) for ended in told] == [(SESSION, ""), (unknown, ""), (SESSION, "default")]
 
 
+async def test_a_deletion_is_kept_for_the_tenants_of_every_shard(cluster: Cluster, door: Door) -> None:
+    second = msgspec.structs.replace(pool_spec(), id="p2")
+    await cluster.bus.store(subjects.spec(subjects.pool_key("p2")), msgspec.json.encode(second))
+    await settle()
+    for pool, tenant in (("p1", "default"), ("p2", "red")):
+        answer = msgspec.json.encode(SessionSeen(found=True, left_ms=9_000, tenants=(tenant,)))
+
+        async def seen(_: Any, answer: bytes = answer) -> tuple[bytes, dict[str, str]]:
+            return answer, {}
+
+        await cluster.bus.serve(subjects.session_seen(subjects.shard_of(pool)), seen)
+    assert (await door.request("DELETE", PATH)).status == 204
+    for tenant in ("default", "red"):
+        assert await cluster.bus.last(streams.SES, subjects.session_deleted(tenant, SESSION)) is not None
+
+
 async def test_anothers_session_is_not_there(cluster: Cluster, tmp_path: Path) -> None:
     write_tokens(tmp_path / "tokens.toml", alice="blue", bob="red")
     door = await cluster.gateway(token="static", tokens_file=str(tmp_path / "tokens.toml"))

@@ -222,7 +222,8 @@ class Sessions:
         if not found:
             return None
         latest = max(found, key=lambda answer: answer.left_ms)
-        return msgspec.structs.replace(latest, turns=sum(answer.turns for answer in found))
+        tenants = dict.fromkeys(tenant for answer in found for tenant in answer.tenants)
+        return msgspec.structs.replace(latest, turns=sum(answer.turns for answer in found), tenants=tuple(tenants))
 
     async def _ask(self, shard: int, question: SessionQuestion) -> SessionSeen | None:
         try:
