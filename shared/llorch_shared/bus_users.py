@@ -8,6 +8,8 @@ What subjects cannot limit, and so nobody should expect of these users:
 - A task's run record, tokens and audit are named by the task, not by the node: a node may write those of any task. The
   compare-and-set on the run record and the hash chains of the audit are what stands against that.
 - A placement's durable is one word, so a node may take placements of another. It then still has to claim the tasks.
+- A tenant's queue takes a task as its user wrote it, `override` and `payload_ref` with it, which a gateway refuses from
+  a caller that is bound to its tenant: what is stored does not say whose account published it.
 - The body of a JetStream request is not looked at: who may read a stream may read all of it, and a consumer that is
   made for reading may be given any subject to deliver to.
 - **An answer goes where the question says**, and the permission counts for the question only. With the right to ask
