@@ -79,7 +79,7 @@ class TaskRun:
         self._early_wish = ""
         """The reason of a wish to cancel that came before the claim stood."""
         self._look_again = False
-        """The connection broke before the claim stood."""
+        """The connection broke before the claim stood, or the bus did not tell whether there is a wish."""
         self._wish_stored_ms = 0
         """By the clock of the bus; 0 while the stored wish has not been read."""
         self._preemption: PreemptRequest | None = None
@@ -192,7 +192,8 @@ class TaskRun:
 
     async def _heed(self, wish: Message | None) -> None:
         """Obey what was wished before the claim: `wish` was read beside it, and what was stored after that read was
-        heard, unless the connection broke meanwhile."""
+        heard, unless the connection broke meanwhile. Where nobody told, as while the stream has no leader and the claim
+        waits for one, it is read again."""
         self._obey(wish)
         if self._early_wish:
             self.cancel(self._early_wish)
@@ -215,6 +216,7 @@ class TaskRun:
                     break
             else:
                 return None if message is None or message.deleted else message
+        self._look_again = True
         return None
 
     async def _claim(self) -> bool:
