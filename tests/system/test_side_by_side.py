@@ -10,6 +10,8 @@ import pytest
 
 from llorch_poold.core.seed import seed_of
 from llorch_poold.mock_generation import text_of
+from llorch_shared import streams
+from llorch_shared.streams import Stream, Topology
 from llorch_shared.wire.task import TaskState
 from llorch_shared.wire.version import VERSION_HEADER
 from support.client import follow, task_request
@@ -31,6 +33,22 @@ def previous(tmp_path_factory: pytest.TempPathFactory) -> str:
         pytest.skip(str(error))
 
 
+@pytest.fixture
+def bus_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The streams are there since the previous release, which kept placements on disk."""
+    made = streams.base
+
+    def base(**settings: Any) -> Topology:
+        return Topology(
+            streams=tuple(
+                Stream(name=each.name, config={**each.config, "storage": "file"}) if each.name == streams.PLC else each
+                for each in made(**settings).streams
+            )
+        )
+
+    monkeypatch.setattr(streams, "base", base)
+
+
 class Tap:
     """Everything on the bus that says a version, or is of a type that does."""
 
@@ -50,7 +68,7 @@ class Tap:
 
 @pytest.mark.parametrize("scheduler", ["old", "new"])
 async def test_gateways_and_nodes_of_two_releases_work_together_under_a_scheduler_of_either(
-    scheduler: str, previous: str, tmp_path: Path
+    scheduler: str, previous: str, bus_of_before: None, tmp_path: Path
 ) -> None:
     system = System(tmp_path, pools=[mock_pool(replicas=1, slots=4, rate=200)], gateways=2, nodes=2)
     for name in ("gateway-1", "poold-1", "provisioner-1", *(["scheduler-1"] if scheduler == "old" else [])):

@@ -41,6 +41,11 @@ log = logging.getLogger(__name__)
 
 WORKERS: Final = 64
 """Effects under way at once. Each is a few round trips; the bus answers hundreds of stores concurrently."""
+ACK_AFTER_S: Final = 0.02
+"""How long after its placement an admission is acknowledged. The server syncs that, too, and would do so in front of
+the claim of the same task, for which its first token waits."""
+ACKS_MAX: Final = 256
+"""Under way at once."""
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -93,6 +98,8 @@ class Performer:
         self._emit: Final = emit
         self._now_ms: Final = now_ms
         self._effects: Final[asyncio.Queue[Effect]] = asyncio.Queue()
+        self._placed: Final[asyncio.Queue[AdmissionRef]] = asyncio.Queue()
+        """Bounded as the effects are."""
 
     def submit(self, effect: Effect) -> None:
         """The queue is bounded by the tasks: the core has one write per task under way and one ack per message."""
@@ -123,9 +130,27 @@ class Performer:
             finally:
                 self._effects.task_done()
 
+    async def acknowledge(self) -> None:
+        """Give the places of tasks that are placed back, many at once, until the term is over."""
+        while self._term.active:
+            refs = [await self._placed.get()]
+            try:
+                await asyncio.sleep(ACK_AFTER_S)
+                while len(refs) < ACKS_MAX and not self._placed.empty():
+                    refs.append(self._placed.get_nowait())
+                await asyncio.gather(*(self._ack(ref) for ref in refs))
+            except SteppedDown:
+                log.debug("%d placed tasks are not acknowledged, the term is over", len(refs))
+            except Exception:
+                log.exception("acknowledging %d placed tasks failed in a way nobody foresaw", len(refs))
+            finally:
+                for _ in refs:
+                    self._placed.task_done()
+
     async def finished(self) -> None:
         """Everything submitted so far has been performed."""
         await self._effects.join()
+        await self._placed.join()
 
     async def _perform(self, effect: Effect) -> None:
         match effect:
@@ -168,13 +193,15 @@ class Performer:
                 case Place():
                     await self._runs.placement(effect.record, seq)
                     self._narrator.placed(effect, seq)
+                    if ref is not None:
+                        self._placed.put_nowait(ref)
                 case Requeue():
                     self._narrator.requeued(effect)
                 case End():
                     publish_terminal(self._bus, effect.record)
                     await self._audit.record(audit_of(effect, seq, self._now_ms(), self._actor))
                     self._narrator.ended(effect)
-            await self._ack(ref)
+                    await self._ack(ref)
         except Conflict as conflict:
             self._narrator.refused(effect, conflict.record)
             await self._yield_to(conflict, ref)

@@ -263,6 +263,7 @@ class TermLoop:
         self._narration.term_began(self.term.epoch, how=self.term.how, runs=runs, waited_s=waited_s)
         for number in range(WORKERS):
             tasks.create_task(self._performer.work(), name=f"performer {number}")
+        tasks.create_task(self._performer.acknowledge(), name="placed")
         tasks.create_task(self._admissions.set_aside(), name="dead letters")
         tasks.create_task(self._tick(), name="tick")
         tasks.create_task(self._write_floor(), name="floor")
