@@ -96,7 +96,7 @@ def _may_serve(entry: CatalogEntry, request: TaskRequest, session_since_ms: int 
     """A deprecated model is for the sessions that it had, and for those who say that they mean it."""
     if entry.state is not ModelState.DEPRECATED:
         return entry.state in ADMITTED
-    return request.override or (session_since_ms is not None and session_since_ms < entry.changed_ms)
+    return request.override or (session_since_ms is not None and session_since_ms <= entry.changed_ms)
 
 
 def _has_failed(entry: CatalogEntry) -> bool:
