@@ -168,7 +168,8 @@ def test_a_deprecated_model_is_for_its_old_sessions_and_who_insists(state: Model
     cases: list[tuple[dict[str, Any], int | None, bool]] = [
         ({"override": True}, None, True),
         ({}, 999, True),
-        ({}, 1_000, False),
+        ({}, 1_000, True),
+        ({}, 1_001, False),
         ({}, None, False),
     ]
     for changes, since_ms, taken in cases:

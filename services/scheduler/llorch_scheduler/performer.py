@@ -42,10 +42,7 @@ log = logging.getLogger(__name__)
 WORKERS: Final = 64
 """Effects under way at once. Each is a few round trips; the bus answers hundreds of stores concurrently."""
 ACK_AFTER_S: Final = 0.02
-"""How long after its placement an admission is acknowledged. The server syncs that, too, and would do so in front of
-the claim of the same task, for which its first token waits."""
-ACKS_MAX: Final = 256
-"""Under way at once."""
+"""How long after its placement an admission is acknowledged when nothing is heard of a claim."""
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -98,8 +95,10 @@ class Performer:
         self._emit: Final = emit
         self._now_ms: Final = now_ms
         self._effects: Final[asyncio.Queue[Effect]] = asyncio.Queue()
-        self._placed: Final[asyncio.Queue[AdmissionRef]] = asyncio.Queue()
-        """Bounded as the effects are."""
+        self._placed: Final[dict[str, AdmissionRef]] = {}
+        """Not acknowledged yet: the server syncs that, too, and would do so in front of the claim of the same task, for
+        which its first token waits."""
+        self._acks: Final[set[asyncio.Task[None]]] = set()
 
     def submit(self, effect: Effect) -> None:
         """The queue is bounded by the tasks: the core has one write per task under way and one ack per message."""
@@ -130,27 +129,26 @@ class Performer:
             finally:
                 self._effects.task_done()
 
-    async def acknowledge(self) -> None:
-        """Give the places of tasks that are placed back, many at once, until the term is over."""
-        while self._term.active:
-            refs = [await self._placed.get()]
-            try:
-                await asyncio.sleep(ACK_AFTER_S)
-                while len(refs) < ACKS_MAX and not self._placed.empty():
-                    refs.append(self._placed.get_nowait())
-                await asyncio.gather(*(self._ack(ref) for ref in refs))
-            except SteppedDown:
-                log.debug("%d placed tasks are not acknowledged, the term is over", len(refs))
-            except Exception:
-                log.exception("acknowledging %d placed tasks failed in a way nobody foresaw", len(refs))
-            finally:
-                for _ in refs:
-                    self._placed.task_done()
+    def claimed(self, task_id: str) -> None:
+        """A node has it, or nobody for a while: its place in the queue is given back."""
+        ref = self._placed.pop(task_id, None)
+        if ref is not None:
+            ack = asyncio.create_task(self._give_back(ref), name=f"ack {task_id}")
+            self._acks.add(ack)
+            ack.add_done_callback(self._acks.discard)
+
+    async def _give_back(self, ref: AdmissionRef) -> None:
+        try:
+            await self._ack(ref)
+        except SteppedDown:
+            log.debug("message %d of %s is not acknowledged, the term is over", ref.seq, ref.stream)
 
     async def finished(self) -> None:
         """Everything submitted so far has been performed."""
         await self._effects.join()
-        await self._placed.join()
+        for task_id in list(self._placed):
+            self.claimed(task_id)
+        await asyncio.gather(*self._acks)
 
     async def _perform(self, effect: Effect) -> None:
         match effect:
@@ -191,10 +189,8 @@ class Performer:
             seq = await self._runs.record(effect.record, effect.expect_seq)
             match effect:
                 case Place():
-                    await self._runs.placement(effect.record, seq)
+                    await self._place(effect, seq, ref)
                     self._narrator.placed(effect, seq)
-                    if ref is not None:
-                        self._placed.put_nowait(ref)
                 case Requeue():
                     self._narrator.requeued(effect)
                 case End():
@@ -231,6 +227,18 @@ class Performer:
         if not isinstance(effect, End):
             at_ms = effect.record.placed_ms if isinstance(effect, Place) else self._now_ms()
             await self._audit.record(audit_of(effect, seq, at_ms, self._actor))
+
+    async def _place(self, effect: Place, seq: int, ref: AdmissionRef | None) -> None:
+        """A claim may be heard of before the placement is confirmed."""
+        task_id = effect.record.task_id
+        if ref is not None:
+            self._placed[task_id] = ref
+        try:
+            await self._runs.placement(effect.record, seq)
+        except BaseException:
+            self._placed.pop(task_id, None)
+            raise
+        asyncio.get_running_loop().call_later(ACK_AFTER_S, self.claimed, task_id)
 
     async def _ack(self, ref: AdmissionRef | None) -> None:
         if ref is not None:

@@ -57,6 +57,7 @@ from llorch_shared.wire.policy import TenantSpec
 from llorch_shared.wire.registry import REPLICA_DECODER, ReplicaRecord
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
+from llorch_shared.wire.task import TaskState
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +163,8 @@ class TermLoop:
 
     def run_changed(self, record: RunRecord, seq: int) -> None:
         self._keeper.saw(record)
+        if record.state is not TaskState.PLACED:
+            self._performer.claimed(record.task_id)
         self._traces.saw(record)
         self._offer(RunChanged(at_ms=now_ms(), record=record, seq=seq))
 
@@ -263,7 +266,6 @@ class TermLoop:
         self._narration.term_began(self.term.epoch, how=self.term.how, runs=runs, waited_s=waited_s)
         for number in range(WORKERS):
             tasks.create_task(self._performer.work(), name=f"performer {number}")
-        tasks.create_task(self._performer.acknowledge(), name="placed")
         tasks.create_task(self._admissions.set_aside(), name="dead letters")
         tasks.create_task(self._tick(), name="tick")
         tasks.create_task(self._write_floor(), name="floor")
