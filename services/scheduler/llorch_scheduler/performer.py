@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 
 WORKERS: Final = 64
 """Effects under way at once. Each is a few round trips; the bus answers hundreds of stores concurrently."""
-ACK_AFTER_S: Final = 0.02
-"""How long after its placement an admission is acknowledged when nothing is heard of a claim."""
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -95,10 +93,6 @@ class Performer:
         self._emit: Final = emit
         self._now_ms: Final = now_ms
         self._effects: Final[asyncio.Queue[Effect]] = asyncio.Queue()
-        self._placed: Final[dict[str, AdmissionRef]] = {}
-        """Not acknowledged yet: the server syncs that, too, and would do so in front of the claim of the same task, for
-        which its first token waits."""
-        self._acks: Final[set[asyncio.Task[None]]] = set()
 
     def submit(self, effect: Effect) -> None:
         """The queue is bounded by the tasks: the core has one write per task under way and one ack per message."""
@@ -129,26 +123,9 @@ class Performer:
             finally:
                 self._effects.task_done()
 
-    def claimed(self, task_id: str) -> None:
-        """A node has it, or nobody for a while: its place in the queue is given back."""
-        ref = self._placed.pop(task_id, None)
-        if ref is not None:
-            ack = asyncio.create_task(self._give_back(ref), name=f"ack {task_id}")
-            self._acks.add(ack)
-            ack.add_done_callback(self._acks.discard)
-
-    async def _give_back(self, ref: AdmissionRef) -> None:
-        try:
-            await self._ack(ref)
-        except SteppedDown:
-            log.debug("message %d of %s is not acknowledged, the term is over", ref.seq, ref.stream)
-
     async def finished(self) -> None:
         """Everything submitted so far has been performed."""
         await self._effects.join()
-        for task_id in list(self._placed):
-            self.claimed(task_id)
-        await asyncio.gather(*self._acks)
 
     async def _perform(self, effect: Effect) -> None:
         match effect:
@@ -189,7 +166,7 @@ class Performer:
             seq = await self._runs.record(effect.record, effect.expect_seq)
             match effect:
                 case Place():
-                    await self._place(effect, seq, ref)
+                    await self._runs.placement(effect.record, seq)
                     self._narrator.placed(effect, seq)
                 case Requeue():
                     self._narrator.requeued(effect)
@@ -197,7 +174,7 @@ class Performer:
                     publish_terminal(self._bus, effect.record)
                     await self._audit.record(audit_of(effect, seq, self._now_ms(), self._actor))
                     self._narrator.ended(effect)
-                    await self._ack(ref)
+            await self._ack(ref)
         except Conflict as conflict:
             self._narrator.refused(effect, conflict.record)
             await self._yield_to(conflict, ref)
@@ -227,18 +204,6 @@ class Performer:
         if not isinstance(effect, End):
             at_ms = effect.record.placed_ms if isinstance(effect, Place) else self._now_ms()
             await self._audit.record(audit_of(effect, seq, at_ms, self._actor))
-
-    async def _place(self, effect: Place, seq: int, ref: AdmissionRef | None) -> None:
-        """A claim may be heard of before the placement is confirmed."""
-        task_id = effect.record.task_id
-        if ref is not None:
-            self._placed[task_id] = ref
-        try:
-            await self._runs.placement(effect.record, seq)
-        except BaseException:
-            self._placed.pop(task_id, None)
-            raise
-        asyncio.get_running_loop().call_later(ACK_AFTER_S, self.claimed, task_id)
 
     async def _ack(self, ref: AdmissionRef | None) -> None:
         if ref is not None:

@@ -57,7 +57,6 @@ from llorch_shared.wire.policy import TenantSpec
 from llorch_shared.wire.registry import REPLICA_DECODER, ReplicaRecord
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
-from llorch_shared.wire.task import TaskState
 
 log = logging.getLogger(__name__)
 
@@ -163,8 +162,6 @@ class TermLoop:
 
     def run_changed(self, record: RunRecord, seq: int) -> None:
         self._keeper.saw(record)
-        if record.state is not TaskState.PLACED:
-            self._performer.claimed(record.task_id)
         self._traces.saw(record)
         self._offer(RunChanged(at_ms=now_ms(), record=record, seq=seq))
 
