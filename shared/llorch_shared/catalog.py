@@ -6,13 +6,12 @@ from typing import Final
 import msgspec
 
 from llorch_shared import change_note, streams, subjects
+from llorch_shared.bus.conflicts import retry_on_conflict
+from llorch_shared.bus.markers import DELETED
 from llorch_shared.bus.port import Bus, Message, WrongSequence
 from llorch_shared.wire.audit import AuditRecord
 from llorch_shared.wire.catalog import ENTRY_DECODER, CatalogEntry
 from llorch_shared.wire.version import Kind, decode, version_headers
-
-TRIES_MAX: Final = 5
-_DELETED: Final = {"KV-Operation": "DEL"}
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -61,31 +60,33 @@ class Catalog:
     ) -> Kept | None:
         """`edit` may be called again when somebody else wrote in between; None when there is no such entry. Raises
         Contended, and what `edit` raises."""
-        for _ in range(TRIES_MAX):
+
+        async def attempt() -> Kept | None:
             kept = await self.get(model_id)
             if kept is None:
                 return None
             entry = edit(kept.entry)
-            if entry == kept.entry:
-                return kept
-            try:
-                return await self._store(entry, kept.seq, note)
-            except WrongSequence:
-                continue
-        raise Contended(model_id)
+            return kept if entry == kept.entry else await self._store(entry, kept.seq, note)
+
+        try:
+            return await retry_on_conflict(attempt)
+        except WrongSequence as error:
+            raise Contended(model_id) from error
 
     async def delete(self, model_id: str, note: AuditRecord | None = None) -> int:
         """Returns the sequence of its deletion, 0 when there is none."""
-        for _ in range(TRIES_MAX):
+
+        async def attempt() -> int:
             kept = await self.get(model_id)
             if kept is None:
                 return 0
-            try:
-                headers = change_note.with_note(_DELETED, note)
-                return (await self._bus.store(_subject(model_id), b"", expect_seq=kept.seq, headers=headers)).seq
-            except WrongSequence:
-                continue
-        raise Contended(model_id)
+            headers = change_note.with_note(DELETED, note)
+            return (await self._bus.store(_subject(model_id), b"", expect_seq=kept.seq, headers=headers)).seq
+
+        try:
+            return await retry_on_conflict(attempt)
+        except WrongSequence as error:
+            raise Contended(model_id) from error
 
     async def _last(self, model_id: str) -> Message | None:
         return await self._bus.last(streams.CATALOG, _subject(model_id))

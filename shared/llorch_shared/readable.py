@@ -9,7 +9,7 @@ import msgspec
 log = logging.getLogger(__name__)
 
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""Invalid UTF-8 and too deep a nesting are no errors of the library's."""
+"""What decoding a stranger's bytes can raise: invalid UTF-8 and too deep a nesting are no errors of the library's."""
 
 T = TypeVar("T")
 

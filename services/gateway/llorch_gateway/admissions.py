@@ -27,6 +27,7 @@ from llorch_shared.bus.port import Bus, Stored
 from llorch_shared.errors import ErrorCode, OrchError, PolicyLabel, invalid
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord, admission_detail
 from llorch_shared.wire.policy import FullPolicy
@@ -310,7 +311,7 @@ def _is_turned_away(error: BaseException) -> bool:
 def _decode(body: bytes) -> TaskRequest:
     try:
         request = REQUEST_DECODER.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise invalid(str(error), engine=_engine_of(body)) from error
     if request.task_id != request.task_id.lower():
         request = msgspec.structs.replace(request, task_id=request.task_id.lower())
@@ -321,5 +322,5 @@ def _engine_of(body: bytes) -> str | None:
     """The engine an unacceptable request names, for its error envelope."""
     try:
         return _ENGINE_ONLY.decode(body).engine[:64] or None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None

@@ -8,8 +8,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from llorch_gateway.core import record as records
 from llorch_gateway.core.listing import InQueue, InRuns, Place, Wanted, queues_from, session_of
 from llorch_gateway.core.prospect import is_loading, prospect_of
@@ -17,6 +15,7 @@ from llorch_gateway.lists import STEP
 from llorch_gateway.snapshot import Snapshot
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message, NoStream
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.run import RunRecord, TaskList, TaskView, WaitsFor, decode_run
 from llorch_shared.wire.task import REQUEST_DECODER, TaskState
@@ -77,7 +76,7 @@ class Listing:
         """None for what is not asked for, and for what is no task: its reader sets that aside."""
         try:
             request = REQUEST_DECODER.decode(message.data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             return None
         if wanted.session not in ("", request.session_id.lower()):
             return None

@@ -11,6 +11,7 @@ from llorch_gateway.bodies import check_values
 from llorch_gateway.call import Call
 from llorch_shared.errors import invalid
 from llorch_shared.http_api import JSON, OPERATIONS, Operation, Parameter
+from llorch_shared.readable import UNREADABLE
 
 T = TypeVar("T")
 
@@ -111,5 +112,5 @@ def _value(parameter: Parameter, given: Any) -> Any:
 def _decoded(decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) -> T:
     try:
         return decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise invalid(str(error)) from error

@@ -5,37 +5,39 @@ from typing import Final
 import msgspec
 
 from llorch_shared import audit_chain, change_note, streams, subjects
-from llorch_shared.bus.port import Bus, WrongSequence
+from llorch_shared.bus.conflicts import retry_on_conflict
+from llorch_shared.bus.port import Bus
 from llorch_shared.readable import UNREADABLE
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.session import SESSIONS_SPEC_DECODER, SessionsSpec
 from llorch_shared.wire.version import Kind, version_headers
 
-TRIES_MAX: Final = 5
 ACTOR: Final = "orchctl"
 
 
 async def apply(bus: Bus, wanted: SessionsSpec) -> bool:
     """Make the bucket hold exactly this; whether that changed anything. Raises BusError."""
     subject = subjects.spec(subjects.SESSION_POLICY_KEY)
-    for _ in range(TRIES_MAX):
+
+    async def attempt() -> AuditRecord | None:
         message = await bus.last(streams.SPEC, subject)
         if _stored(message.data if message is not None and not message.deleted else None) == wanted:
-            return False
+            return None
         note = _note(wanted)
-        try:
-            stored = await bus.store(
-                subject,
-                msgspec.json.encode(wanted),
-                headers=change_note.with_note(version_headers(Kind.SPEC), note),
-                expect_seq=message.seq if message is not None else 0,
-            )
-        except WrongSequence:
-            continue
-        await bus.store_batch(audit_chain.alone(change_note.stored(note, streams.SPEC, stored.seq)))
-        return True
-    raise WrongSequence("the policy of sessions is being changed by others")
+        stored = await bus.store(
+            subject,
+            msgspec.json.encode(wanted),
+            headers=change_note.with_note(version_headers(Kind.SPEC), note),
+            expect_seq=message.seq if message is not None else 0,
+        )
+        return change_note.stored(note, streams.SPEC, stored.seq)
+
+    changed = await retry_on_conflict(attempt)
+    if changed is None:
+        return False
+    await bus.store_batch(audit_chain.alone(changed))
+    return True
 
 
 def _stored(data: bytes | None) -> SessionsSpec | None:

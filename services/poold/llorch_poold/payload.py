@@ -13,6 +13,7 @@ from llorch_shared.errors import ErrorCode, OrchError, PayloadDetail
 from llorch_shared.guards import check_request
 from llorch_shared.json_values import VALUES_MAX, has_too_many
 from llorch_shared.objects import ObjectDamaged, ObjectError, ObjectMissing, Objects
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.wire.task import PAYLOAD_DECODER, Payload, TaskRequest
 
 READ_TRIES: Final = 4
@@ -40,7 +41,7 @@ async def whole(bus: Bus, request: TaskRequest) -> TaskRequest:
     try:
         payload = PAYLOAD_DECODER.decode(data)
         return checked(request, payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         message = f"payload_ref: {ref.digest} is no payload: {error}"
         raise PayloadUnusable(ErrorCode.INVALID_PARAMS, message, PayloadDetail.PAYLOAD_UNREADABLE) from error
     except OrchError as error:

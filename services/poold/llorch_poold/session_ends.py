@@ -10,8 +10,6 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Final
 
-import msgspec
-
 from llorch_poold.core.session_end import has_ended
 from llorch_poold.core.slot_memory import Session, Use
 from llorch_poold.node_context import NodeContext
@@ -19,7 +17,7 @@ from llorch_poold.replica import Replica
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import BusError, Message
 from llorch_shared.errors import OrchError
-from llorch_shared.readable import readable
+from llorch_shared.readable import UNREADABLE, readable
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.session import SESSION_ENDED_DECODER, SessionRecord, SessionsSpec
 
@@ -94,7 +92,7 @@ class SessionEnds:
     def _on_ended(self, message: Message) -> None:
         try:
             ended = SESSION_ENDED_DECODER.decode(message.data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             log.warning("that a session has ended cannot be read, and is looked for: %s", error)
             self._soon.set()
             return

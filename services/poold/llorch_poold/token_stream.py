@@ -20,14 +20,12 @@ from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_shared import subjects
 from llorch_shared.bus.port import BusError
 from llorch_shared.decode_times import decode_times
+from llorch_shared.streaming.endings import terminal_frame
 from llorch_shared.token_mark import holds
 from llorch_shared.wire.frames import (
     MESSAGE_BYTES_MAX,
-    End,
     Metrics,
     Started,
-    encode_end,
-    encode_error,
     encode_metrics,
     encode_started,
     encode_token,
@@ -216,21 +214,7 @@ class TokenStream:
         """The terminal frame of a stored final record, and before it what its session has left."""
         if (left := left_after(final)) is not None and final.error is None:
             self._publish(encode_metrics(_with_budget(Metrics(attempt=self._attempt), left)))
-        if final.error is not None:
-            self._publish(encode_error(self._attempt, final.tokens_out, final.error))
-        else:
-            end = End(
-                tokens_out=final.tokens_out,
-                decode_ms=final.decode_ms,
-                decode_time_ms=final.decode_ms,
-                finish_reason=final.finish_reason,
-                stop_sequence=final.stop_sequence,
-                cancel_ms=final.cancel_ms,
-                tokens_in=final.tokens_in,
-                latency_first_token_ms=latency_first_token_ms,
-                restarted_at=final.restarted_at,
-            )
-            self._publish(encode_end(self._attempt, end))
+        self._publish(terminal_frame(final, latency_first_token_ms=latency_first_token_ms))
         self._node.retention.end(self._run.task_id, now)
 
     def preempted(self, attempt: int, resume_from: int, *, now: float) -> None:

@@ -17,6 +17,7 @@ from llorch_shared.errors import ErrorBody, OrchError, invalid
 from llorch_shared.guards import check_pool, check_request
 from llorch_shared.identifiers import is_correlation_id, is_name, is_uuid
 from llorch_shared.models import Models
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import REQUEST_DECODER, Priority, TaskRequest
 from llorch_shared.wire.version import Kind, NewerVersion, Unreadable, check_version, decode
@@ -131,7 +132,7 @@ def _task_id(message: Message) -> str:
     """From what can be read of the payload, else from the message id."""
     try:
         named = _NAMED.decode(message.data).task_id
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         named = ""
     for text in (named, message.headers.get("Nats-Msg-Id", "")):
         if is_uuid(text):

@@ -14,7 +14,7 @@ from llorch_scheduler.core.events import RunChanged
 from llorch_scheduler.rebuild import read_runs
 from llorch_shared import states, streams, subjects
 from llorch_shared.bus.port import Bus
-from llorch_shared.wire.audit import AuditEvent, AuditRecord
+from llorch_shared.wire.audit import AuditEvent, AuditRecord, audit_of_run
 from llorch_shared.wire.run import RunRecord
 
 log = logging.getLogger(__name__)
@@ -55,18 +55,12 @@ async def _is_audited(bus: Bus, record: RunRecord) -> bool:
 
 def repaired(record: RunRecord, seq: int, *, actor: str) -> AuditRecord:
     """What its own scheduler would have said, but for the reason, which died with it."""
-    return AuditRecord(
-        event=AuditEvent(str(record.state)),
-        task_id=record.task_id,
+    return audit_of_run(
+        AuditEvent(str(record.state)),
+        record,
+        run_seq=seq,
         at_ms=record.ended_ms,
         actor=actor,
-        correlation_id=record.correlation_id,
-        tenant=record.tenant,
-        channel=record.channel,
-        pool_id=record.pool_id,
-        replica_id=record.replica_id,
-        attempt=record.attempt,
-        run_seq=seq,
         detail={
             "reason": record.error.code if record.error is not None else "unknown",
             "tokens_in": record.tokens_in,

@@ -15,7 +15,7 @@ from llorch_scheduler.inbox import Inbox
 from llorch_scheduler.lease import Term
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Message, Unanswered
-from llorch_shared.wire.run import Located, decode_run
+from llorch_shared.wire.run import Located, decode_run, located_of
 from llorch_shared.wire.task import REF_DECODER
 from llorch_shared.wire.version import NewerVersion
 
@@ -74,14 +74,4 @@ class Locator:
             record = decode_run(message.data, message.headers)
         except NewerVersion as error:
             raise Unanswered(str(error)) from error
-        return Located(
-            found=True,
-            pool_id=record.pool_id,
-            lane=record.lane,
-            correlation_id=record.correlation_id,
-            tenant=record.tenant,
-            priority=record.priority,
-            queue_position=0,
-            predicted_start_ms=0,
-            admitted_ms=record.admitted_ms,
-        )
+        return located_of(record)

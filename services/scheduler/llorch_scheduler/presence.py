@@ -12,6 +12,7 @@ import msgspec
 
 from llorch_scheduler.lease import RENEW_SHARE
 from llorch_shared import subjects
+from llorch_shared.bus.markers import DELETED
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.live_table import LiveTable
 from llorch_shared.wall_clock import now_ms
@@ -65,4 +66,4 @@ class Presence:
     async def leave(self) -> None:
         """The others need not wait for the expiry."""
         with contextlib.suppress(BusError):
-            await self._bus.store(self._subject, b"", ttl_s=1, headers={"KV-Operation": "DEL"}, timeout_s=1)
+            await self._bus.store(self._subject, b"", ttl_s=1, headers=DELETED, timeout_s=1)

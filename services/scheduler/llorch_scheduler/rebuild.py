@@ -14,6 +14,7 @@ from llorch_scheduler.core.events import RunChanged, TaskCancelled
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, WrongSequence
 from llorch_shared.live_table import LiveTable
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.wire.registry import FLOOR_DECODER, RunFloor
 from llorch_shared.wire.run import CANCEL_DECODER, decode_run
 from llorch_shared.wire.version import Kind, NewerVersion, Unreadable, version_headers
@@ -77,7 +78,7 @@ def cancelled(subject: str, data: bytes, at_ms: int) -> TaskCancelled:
     """The task is named by the subject; the payload adds the reason and may be missing or unreadable."""
     try:
         reason = CANCEL_DECODER.decode(data).reason
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         reason = "client"
     return TaskCancelled(at_ms=at_ms, task_id=subjects.last_token(subject).lower(), reason=reason)
 

@@ -8,8 +8,8 @@ import msgspec
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.decode_times import decode_times
-from llorch_shared.wire.frames import BadFrame, Kind, announced_attempt, encode_end, encode_error, peek, restarted_at
-from llorch_shared.wire.frames import End as EndFrame
+from llorch_shared.streaming.endings import terminal_frame
+from llorch_shared.wire.frames import BadFrame, Kind, announced_attempt, peek, restarted_at
 from llorch_shared.wire.run import RunRecord
 
 log = logging.getLogger(__name__)
@@ -26,20 +26,7 @@ class Sent(NamedTuple):
 
 def publish_terminal(bus: Bus, record: RunRecord) -> None:
     """The record is final: say so on the token stream. A reader that misses this makes it from the record."""
-    if record.error is not None:
-        frame = encode_error(record.attempt, record.tokens_out, record.error)
-    else:
-        end = EndFrame(
-            tokens_out=record.tokens_out,
-            decode_ms=record.decode_ms,
-            decode_time_ms=record.decode_ms,
-            finish_reason=record.finish_reason,
-            stop_sequence=record.stop_sequence,
-            cancel_ms=record.cancel_ms,
-            restarted_at=record.restarted_at,
-        )
-        frame = encode_end(record.attempt, end)
-    bus.publish(subjects.tokens(record.lane, record.task_id), frame)
+    bus.publish(subjects.tokens(record.lane, record.task_id), terminal_frame(record))
 
 
 async def sent_before(bus: Bus, record: RunRecord) -> Sent:

@@ -1,26 +1,12 @@
 """The audit record of what was done, with everything that explains it: `orchctl why TASK` reads nothing else."""
 
 from llorch_scheduler.core.effects import Detail, End, Place, Requeue
-from llorch_shared.wire.audit import AuditEvent, AuditRecord
+from llorch_shared.wire.audit import AuditEvent, AuditRecord, audit_of_run
 
 
 def audit_of(effect: Place | Requeue | End, run_seq: int, at_ms: int, actor: str) -> AuditRecord:
-    record = effect.record
     event, detail = _event(effect)
-    return AuditRecord(
-        event=event,
-        task_id=record.task_id,
-        at_ms=at_ms,
-        actor=actor,
-        correlation_id=record.correlation_id,
-        tenant=record.tenant,
-        channel=record.channel,
-        pool_id=record.pool_id,
-        replica_id=record.replica_id,
-        attempt=record.attempt,
-        run_seq=run_seq,
-        detail=detail,
-    )
+    return audit_of_run(event, effect.record, run_seq=run_seq, at_ms=at_ms, actor=actor, detail=detail)
 
 
 def _event(effect: Place | Requeue | End) -> tuple[AuditEvent, Detail]:

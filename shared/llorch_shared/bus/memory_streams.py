@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
 
+from llorch_shared.bus.markers import is_marker
 from llorch_shared.bus.port import BusError, Full, Message, Stored, StreamState, SubjectFull, WrongSequence
 
 _SECOND: Final = 1_000_000_000
@@ -135,7 +136,7 @@ class MemoryStream:
 
     def _append(self, subject: str, data: bytes, headers: Mapping[str, str], now: float, ttl_s: float) -> Message:
         self.last_seq += 1
-        marked = "Nats-Marker-Reason" in headers or headers.get("KV-Operation") in ("DEL", "PURGE")
+        marked = is_marker(headers)
         message = Message(subject=subject, data=data, headers=headers, seq=self.last_seq, deleted=marked)
         age_s = self.config.get("max_age", 0) / _SECOND
         ends = [now + span for span in (ttl_s, age_s) if span > 0]

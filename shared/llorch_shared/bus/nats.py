@@ -14,12 +14,13 @@ import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
+from llorch_shared.bus.markers import is_marker
 from llorch_shared.bus.nats_consumer import NatsConsumer
 from llorch_shared.bus.nats_inbox import header_block
 from llorch_shared.bus.nats_link import Link, LinkSubscription
 from llorch_shared.bus.nats_outbox import SendLimit
 from llorch_shared.bus.nats_parser import Sink, parse_header
-from llorch_shared.bus.nats_reads import Reads, is_marker
+from llorch_shared.bus.nats_reads import Reads
 from llorch_shared.bus.nats_streams import API_TIMEOUT_S, Streams
 from llorch_shared.bus.nats_topology import TopologyKeeper
 from llorch_shared.bus.nats_walk import Walk

@@ -12,9 +12,9 @@ from typing import Final
 
 import msgspec
 
+from llorch_shared.bus.markers import is_marker
 from llorch_shared.bus.nats_link import Link, LinkSubscription
 from llorch_shared.bus.nats_parser import parse_header
-from llorch_shared.bus.nats_reads import is_marker
 from llorch_shared.bus.nats_streams import Streams
 from llorch_shared.bus.nats_topology import TopologyKeeper
 from llorch_shared.bus.port import Delivery, Message, NoStream, Unanswered

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from llorch_shared.bus.markers import is_marker
 from llorch_shared.bus.nats_inbox import Answer
 from llorch_shared.bus.nats_link import Link
 from llorch_shared.bus.nats_parser import parse_header
@@ -40,11 +41,6 @@ _NOT_FOUND: Final = 404
 _END_OF_BATCH: Final = 204
 _TOO_MANY: Final = 413
 _NO_MESSAGE: Final = 10037
-
-
-def is_marker(headers: Mapping[str, str]) -> bool:
-    """An expiry or delete marker of a bucket key."""
-    return "Nats-Marker-Reason" in headers or headers.get("KV-Operation") in ("DEL", "PURGE")
 
 
 def read_message(answer: Answer) -> Message:

@@ -10,14 +10,11 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from llorch_shared import change_note, streams, subjects
+from llorch_shared.bus.markers import DELETED
 from llorch_shared.bus.port import Bus, Message, Stored
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord, Detail
 from llorch_shared.wire.version import Kind, decode, spec_headers
-
-TRIES_MAX: Final = 5
-"""How often a change is made anew on what somebody else has just written."""
-_DELETED: Final = {"KV-Operation": "DEL"}
 
 T = TypeVar("T")
 
@@ -102,7 +99,7 @@ class Entries(Generic[T]):
         self, bus: Bus, name: str, *, over: int, by: Author | None = None, note: AuditRecord | None = None
     ) -> None:
         """As `write`."""
-        headers = change_note.with_note(_DELETED, note)
+        headers = change_note.with_note(DELETED, note)
         await _keep(by, note, await bus.store(self.subject(name), b"", expect_seq=over, headers=headers))
 
     def entry(self, message: Message) -> Entry[T]:

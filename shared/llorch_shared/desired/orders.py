@@ -2,8 +2,9 @@
 
 import secrets
 
+from llorch_shared.bus.conflicts import retry_on_conflict
 from llorch_shared.bus.port import Bus, WrongSequence
-from llorch_shared.desired.entries import TRIES_MAX, Author
+from llorch_shared.desired.entries import Author
 from llorch_shared.desired.pools import DRAINS, POOLS, RELOADS, NotThere
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord, Detail
@@ -17,39 +18,33 @@ class Underway(Exception):
 async def drain(bus: Bus, pool_id: str, by: Author, *, deadline_ms: int) -> PoolDrain:
     """From now on the pool takes no tasks; what runs may end within `deadline_ms`. Asked again, the last deadline
     counts. Raises NotThere, BusError."""
-    for attempt in range(1, TRIES_MAX + 1):
+
+    async def attempt() -> PoolDrain:
         if (await POOLS.read(bus, pool_id)).value is None:
             raise NotThere(pool_id)
         before = await DRAINS.read(bus, pool_id)
         wish = PoolDrain(pool_id=pool_id, requested_ms=now_ms(), deadline_ms=deadline_ms, identity=by.identity)
         note = _note(by, pool_id, {"command": "drain", "deadline_ms": deadline_ms})
-        try:
-            await DRAINS.write(bus, pool_id, wish, over=before.seq, by=by, note=note)
-        except WrongSequence:
-            if attempt == TRIES_MAX:
-                raise
-        else:
-            return wish
-    raise AssertionError("unreachable: the last try returns or raises")
+        await DRAINS.write(bus, pool_id, wish, over=before.seq, by=by, note=note)
+        return wish
+
+    return await retry_on_conflict(attempt)
 
 
 async def undrain(bus: Bus, pool_id: str, by: Author) -> bool:
     """The pool serves again. Returns whether it rested. Raises NotThere, BusError."""
-    for attempt in range(1, TRIES_MAX + 1):
+
+    async def attempt() -> bool:
         if (await POOLS.read(bus, pool_id)).value is None:
             raise NotThere(pool_id)
         before = await DRAINS.read(bus, pool_id)
         if before.value is None:
             return False
-        try:
-            note = _note(by, pool_id, {"command": "undrain"})
-            await DRAINS.remove(bus, pool_id, over=before.seq, by=by, note=note)
-        except WrongSequence:
-            if attempt == TRIES_MAX:
-                raise
-        else:
-            return True
-    raise AssertionError("unreachable: the last try returns or raises")
+        note = _note(by, pool_id, {"command": "undrain"})
+        await DRAINS.remove(bus, pool_id, over=before.seq, by=by, note=note)
+        return True
+
+    return await retry_on_conflict(attempt)
 
 
 async def reload(

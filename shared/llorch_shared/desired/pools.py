@@ -11,8 +11,9 @@ from typing import Final
 import msgspec
 
 from llorch_shared import subjects
+from llorch_shared.bus.conflicts import TRIES_MAX, retry_on_conflict
 from llorch_shared.bus.port import Bus, WrongSequence
-from llorch_shared.desired.entries import TRIES_MAX, Author, Entries, Entry
+from llorch_shared.desired.entries import Author, Entries, Entry
 from llorch_shared.pool_keys import HIDDEN, Change, changes
 from llorch_shared.wire.audit import AuditEvent, AuditRecord, Detail
 from llorch_shared.wire.desired import DRAIN_DECODER, RELOAD_DECODER, PoolDrain, PoolReload
@@ -76,17 +77,15 @@ async def change(
 ) -> Changed:
     """Write `edit(the present spec)`; `edit` may be called again when somebody else wrote in between. Raises BusError,
     and whatever `edit` raises."""
-    for attempt in range(1, TRIES_MAX + 1):
+
+    async def attempt() -> Changed:
         before = await POOLS.read(bus, pool_id)
         pool = edit(before.value)
         if pool == before.value:
             return Changed(pool=pool, revision=before.seq, changes=[])
-        try:
-            return await _write(bus, before, pool, command, by)
-        except WrongSequence:
-            if attempt == TRIES_MAX:
-                raise
-    raise AssertionError("unreachable: the last try returns or raises")
+        return await _write(bus, before, pool, command, by)
+
+    return await retry_on_conflict(attempt)
 
 
 async def rollback(bus: Bus, pool_id: str, by: Author) -> Changed:
@@ -102,20 +101,19 @@ async def rollback(bus: Bus, pool_id: str, by: Author) -> Changed:
 async def remove(bus: Bus, pool_id: str, by: Author, *, over: int | None = None) -> bool:
     """The pool, and what was wished of it. Returns whether there was one. Raises WrongSequence when its version is not
     `over`, if that is said; BusError."""
-    for attempt in range(1, TRIES_MAX + 1):
+
+    async def attempt() -> bool:
         before = await POOLS.read(bus, pool_id)
         if before.value is None:
             return False
-        try:
-            note = _note(by, pool_id, "remove", before.seq, ["removed"])
-            await POOLS.remove(bus, pool_id, over=before.seq if over is None else over, by=by, note=note)
-        except WrongSequence:
-            if attempt == TRIES_MAX or over is not None:
-                raise
-        else:
-            await _forget(bus, pool_id)
-            return True
-    raise AssertionError("unreachable: the last try returns or raises")
+        note = _note(by, pool_id, "remove", before.seq, ["removed"])
+        await POOLS.remove(bus, pool_id, over=before.seq if over is None else over, by=by, note=note)
+        return True
+
+    removed = await retry_on_conflict(attempt, tries=TRIES_MAX if over is None else 1)
+    if removed:
+        await _forget(bus, pool_id)
+    return removed
 
 
 def with_hidden_values(pool: PoolSpec, before: PoolSpec | None) -> PoolSpec:
@@ -132,17 +130,15 @@ def with_hidden_values(pool: PoolSpec, before: PoolSpec | None) -> PoolSpec:
 
 async def _forget(bus: Bus, pool_id: str) -> None:
     """A pool of this id that is made later is not born resting. Nodes may end its reload at the same time."""
-    for attempt in range(1, TRIES_MAX + 1):
+
+    async def attempt() -> None:
         drain, reload = await DRAINS.read(bus, pool_id), await RELOADS.read(bus, pool_id)
-        try:
-            if drain.value is not None:
-                await DRAINS.remove(bus, pool_id, over=drain.seq)
-            if reload.value is not None:
-                await RELOADS.remove(bus, pool_id, over=reload.seq)
-            return
-        except WrongSequence:
-            if attempt == TRIES_MAX:
-                raise
+        if drain.value is not None:
+            await DRAINS.remove(bus, pool_id, over=drain.seq)
+        if reload.value is not None:
+            await RELOADS.remove(bus, pool_id, over=reload.seq)
+
+    await retry_on_conflict(attempt)
 
 
 async def _write(bus: Bus, before: Entry[PoolSpec], pool: PoolSpec, command: str, by: Author) -> Changed:

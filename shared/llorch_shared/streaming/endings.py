@@ -1,4 +1,4 @@
-"""The last event of a stream whose own was lost, made from the task's final record or from what is known of it."""
+"""The last event of a stream, made from the task's final record or from what is known of it."""
 
 from typing import Final
 
@@ -28,8 +28,9 @@ _PARTED: Final = ErrorBody(
 )
 
 
-def terminal_frame(record: RunRecord) -> bytes:
-    """The terminal event of a task in a final state, for a reader whose frame was lost (ARCHITECTURE, invariant 3)."""
+def terminal_frame(record: RunRecord, *, latency_first_token_ms: int | None = None) -> bytes:
+    """The terminal event of a task in a final state: from who stored its record, and for a reader whose frame was lost
+    (ARCHITECTURE, invariant 3), who lacks only the latency."""
     if record.state in (TaskState.DONE, TaskState.CANCELLED):
         cancelled = record.state is TaskState.CANCELLED
         end = End(
@@ -40,6 +41,7 @@ def terminal_frame(record: RunRecord) -> bytes:
             stop_sequence=record.stop_sequence,
             cancel_ms=record.cancel_ms,
             tokens_in=record.tokens_in or None,
+            latency_first_token_ms=latency_first_token_ms,
             restarted_at=record.restarted_at,
         )
         return encode_end(record.attempt, end)

@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskRequest
 
 Detail = dict[str, str | int | float | bool | list[str]]
@@ -98,6 +99,26 @@ def admission_detail(request: TaskRequest, *, queue_position: int, predicted_sta
         "deadline_ms": request.deadline_ms,
         "session_id": request.session_id,
     }
+
+
+def audit_of_run(
+    event: AuditEvent, run: RunRecord, *, run_seq: int, at_ms: int, actor: str, detail: Detail
+) -> AuditRecord:
+    """What happened to a task whose record is stored at `run_seq`."""
+    return AuditRecord(
+        event=event,
+        task_id=run.task_id,
+        at_ms=at_ms,
+        actor=actor,
+        correlation_id=run.correlation_id,
+        tenant=run.tenant,
+        channel=run.channel,
+        pool_id=run.pool_id,
+        replica_id=run.replica_id,
+        attempt=run.attempt,
+        run_seq=run_seq,
+        detail=detail,
+    )
 
 
 AUDIT_DECODER: Final = msgspec.json.Decoder(AuditRecord)

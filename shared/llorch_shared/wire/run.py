@@ -118,6 +118,21 @@ class Located(msgspec.Struct, frozen=True, kw_only=True):
     admitted_ms: int = 0
 
 
+def located_of(record: RunRecord, *, queue_position: int = 0, predicted_start_ms: int = 0) -> Located:
+    """Of a task that is known by its record, stored or not yet."""
+    return Located(
+        found=True,
+        pool_id=record.pool_id,
+        lane=record.lane,
+        correlation_id=record.correlation_id,
+        tenant=record.tenant,
+        priority=record.priority,
+        queue_position=queue_position,
+        predicted_start_ms=predicted_start_ms,
+        admitted_ms=record.admitted_ms,
+    )
+
+
 class WaitsFor(StrEnum):
     """What a queued task waits for."""
 

@@ -29,6 +29,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import UNSET
 
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import ChatRole, Failover, TaskRequest
 
@@ -117,5 +118,5 @@ def decode(kind: Kind, decoder: msgspec.json.Decoder[T], data: bytes, headers: M
     check_version(kind, headers)
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise Unreadable(str(error)) from error

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from llorch_poold.adapters.llama_stream import UNREADABLE, LlamaStream, Mismatch, Progress, StreamError, failure_of
+from llorch_poold.adapters.llama_stream import LlamaStream, Mismatch, Progress, StreamError, failure_of
 from llorch_poold.adapters.port import EngineBroke, Finish, GenerationCall, TokenSink
 from llorch_poold.sse_decode import BrokenStream
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.wire.frames import TokenLogprob, ToolCallDelta
 from llorch_shared.wire.task import Tool
 

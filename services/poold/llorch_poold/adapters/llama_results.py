@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from llorch_poold.adapters.llama_stream import UNREADABLE, failure_of, told_error
+from llorch_poold.adapters.llama_stream import failure_of, told_error
 from llorch_poold.adapters.port import (
     ContextFull,
     EngineBroke,
@@ -24,6 +24,7 @@ from llorch_poold.adapters.port import (
 )
 from llorch_poold.core.results import embedding_text, score_text
 from llorch_poold.engine_http import EngineHttp, EngineHttpError, Exchange
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.wire.task import Workload
 
 ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024

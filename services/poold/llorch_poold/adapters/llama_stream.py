@@ -25,6 +25,7 @@ from llorch_poold.adapters.port import (
 )
 from llorch_poold.engine_http import EngineHttpError, Exchange
 from llorch_poold.sse_decode import BrokenStream, SseDecoder
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.wire.frames import TokenLogprob
 
 EVENT_STREAM: Final = "text/event-stream"
@@ -33,8 +34,6 @@ HELD_BACK_MAX: Final = 16
 """Tokens that may end inside one and the same character; four are usual."""
 UNSENT_MAX: Final = 4
 """Tokens at the end that no frame was sent for: three of an incomplete character, and the end-of-sequence token."""
-UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What decoding bytes of a stranger can raise."""
 
 _Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 

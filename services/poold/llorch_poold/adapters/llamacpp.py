@@ -13,7 +13,7 @@ import msgspec
 
 from llorch_poold.adapters.llama_chat import LlamaChatStream, chat_fields, offered
 from llorch_poold.adapters.llama_results import ResultStream
-from llorch_poold.adapters.llama_stream import UNREADABLE, LlamaStream, told_error
+from llorch_poold.adapters.llama_stream import LlamaStream, told_error
 from llorch_poold.adapters.port import (
     EngineBroke,
     Generation,
@@ -25,6 +25,7 @@ from llorch_poold.adapters.port import (
 )
 from llorch_poold.core.seed import SAMPLER_V1
 from llorch_poold.engine_http import EngineHttp, EngineHttpError, Reply
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.wire.task import ChatMessage, Determinism, KvHint, Sampling, Tool, Workload
 
 PROBE_TIMEOUT_S: Final = 5.0

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from llorch_shared.wire.audit import AuditEvent, AuditRecord
+from llorch_shared.wire.audit import AuditEvent, AuditRecord, Detail, audit_of_run
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
 
@@ -18,7 +18,7 @@ EVENTS: Final[dict[TaskState, AuditEvent]] = {
 def audit_of(run: RunRecord, seq: int, node_id: str) -> AuditRecord:
     """The same record gives the same audit, whoever writes it. Raises KeyError for a state no node stores."""
     event = EVENTS[run.state]
-    detail: dict[str, str | int | float | bool | list[str]] = {}
+    detail: Detail = {}
     if event is not AuditEvent.RUNNING:
         detail = {"tokens_in": run.tokens_in, "tokens_out": run.tokens_out, "decode_ms": run.decode_ms}
         if run.finish_reason:
@@ -27,37 +27,14 @@ def audit_of(run: RunRecord, seq: int, node_id: str) -> AuditRecord:
             detail["cancel_ms"] = run.cancel_ms
         if run.error is not None:
             detail["error"] = run.error.code
-    return AuditRecord(
-        event=event,
-        task_id=run.task_id,
-        at_ms=run.ended_ms or run.started_ms,
-        actor=f"poold/{node_id}",
-        correlation_id=run.correlation_id,
-        tenant=run.tenant,
-        channel=run.channel,
-        pool_id=run.pool_id,
-        replica_id=run.replica_id,
-        attempt=run.attempt,
-        run_seq=seq,
-        detail=detail,
-    )
+    at_ms = run.ended_ms or run.started_ms
+    return audit_of_run(event, run, run_seq=seq, at_ms=at_ms, actor=f"poold/{node_id}", detail=detail)
 
 
 def requeue_of(run: RunRecord, seq: int, node_id: str, *, at_ms: int, reason: str) -> AuditRecord:
     """`run` was given back and stored at `seq`: what the scheduler would have said, had it taken the task back."""
-    return AuditRecord(
-        event=AuditEvent.REQUEUED,
-        task_id=run.task_id,
-        at_ms=at_ms,
-        actor=f"poold/{node_id}",
-        correlation_id=run.correlation_id,
-        tenant=run.tenant,
-        channel=run.channel,
-        pool_id=run.pool_id,
-        attempt=run.attempt,
-        run_seq=seq,
-        detail={"reason": reason},
-    )
+    actor = f"poold/{node_id}"
+    return audit_of_run(AuditEvent.REQUEUED, run, run_seq=seq, at_ms=at_ms, actor=actor, detail={"reason": reason})
 
 
 def preemption_of(
@@ -65,18 +42,12 @@ def preemption_of(
 ) -> AuditRecord:
     """`before` is the record of the stopped attempt, `after` the one that was stored at `seq`. `stop_ms`: from the
     request until the record was stored."""
-    return AuditRecord(
-        event=AuditEvent.PREEMPTED,
-        task_id=before.task_id,
+    return audit_of_run(
+        AuditEvent.PREEMPTED,
+        before,
+        run_seq=seq,
         at_ms=at_ms,
         actor=f"poold/{before.node_id}",
-        correlation_id=before.correlation_id,
-        tenant=before.tenant,
-        channel=before.channel,
-        pool_id=before.pool_id,
-        replica_id=before.replica_id,
-        attempt=before.attempt,
-        run_seq=seq,
         detail={
             "resume_from": after.tokens_out,
             "preemptions": after.preemptions,

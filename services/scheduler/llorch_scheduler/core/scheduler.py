@@ -49,7 +49,7 @@ from llorch_scheduler.core.sessions import seen
 from llorch_scheduler.core.state import State
 from llorch_scheduler.core.upkeep import Upkeep
 from llorch_shared.wire.registry import Appointment, AppointmentRequest
-from llorch_shared.wire.run import Located
+from llorch_shared.wire.run import Located, located_of
 from llorch_shared.wire.session import SessionQuestion, SessionSeen
 
 
@@ -122,14 +122,4 @@ class SchedulerCore:
         if job.phase is Phase.QUEUED:
             waiting = pool.waiting(pool.queue.ahead_of(job), record.priority, record.tenant, self._state.now_ms)
             position, predicted_ms = waiting.position, round(waiting.start_ms)
-        return Located(
-            found=True,
-            pool_id=record.pool_id,
-            lane=record.lane,
-            correlation_id=record.correlation_id,
-            tenant=record.tenant,
-            priority=record.priority,
-            queue_position=position,
-            predicted_start_ms=predicted_ms,
-            admitted_ms=record.admitted_ms,
-        )
+        return located_of(record, queue_position=position, predicted_start_ms=predicted_ms)

@@ -12,6 +12,7 @@ import msgspec
 from llorch_gateway.openai.core.errors import ParamError, unreadable
 from llorch_gateway.openai.core.models import Pools
 from llorch_gateway.openai.core.request import Asked, as_asked
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.routing import Replicas
 from llorch_shared.wire.anthropic import (
     MessagesRequest,
@@ -42,7 +43,7 @@ def read(body: bytes, headers: Mapping[bytes, bytes], *, new_id: str, pools: Poo
     """`new_id` is the task's where the client names none. Raises ParamError."""
     try:
         wish = _DECODER.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise unreadable(error) from error
     system = () if wish.system is None else (ChatTurn(role="system", content=_text(wish.system)),)
     turns = [turn for number, message in enumerate(wish.messages) for turn in _turns(number, message)]

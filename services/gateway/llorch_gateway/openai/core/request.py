@@ -14,6 +14,7 @@ import msgspec
 from llorch_gateway.openai.core.errors import ParamError, unreadable
 from llorch_gateway.openai.core.models import Pools, chosen
 from llorch_shared.guards import prompt_tokens_min
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.routing import Replicas
 from llorch_shared.wire.openai import (
     AllowedToolChoice,
@@ -102,7 +103,7 @@ def read(
     """`new_id` is the task's where the client names none. Raises ParamError."""
     try:
         wish: Wish = (_CHAT if chat else _TEXT).decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise unreadable(error) from error
     return as_asked(wish, headers, new_id=new_id, pools=pools, replicas=replicas)
 

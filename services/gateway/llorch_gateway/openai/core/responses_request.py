@@ -12,6 +12,7 @@ import msgspec
 from llorch_gateway.openai.core.errors import ParamError, unreadable
 from llorch_gateway.openai.core.models import Pools
 from llorch_gateway.openai.core.request import Asked, as_asked
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.routing import Replicas
 from llorch_shared.wire.openai import (
     AllowedToolChoice,
@@ -64,7 +65,7 @@ def read(
     """`new_id` is the task's where the client names none. Raises ParamError."""
     try:
         wish = _DECODER.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise unreadable(error) from error
     for name, harmless in _ONLY.items():
         value = getattr(wish, name)

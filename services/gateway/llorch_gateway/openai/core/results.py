@@ -18,6 +18,7 @@ from llorch_gateway.openai.core.models import Pools, chosen
 from llorch_gateway.openai.core.request import DEADLINE_MS, extended
 from llorch_shared.errors import ErrorBody, ErrorCode, OrchError
 from llorch_shared.guards import check_content
+from llorch_shared.readable import UNREADABLE
 from llorch_shared.routing import Replicas
 from llorch_shared.wire.frames import End, Event, Token, split_events
 from llorch_shared.wire.openai_results import (
@@ -78,7 +79,7 @@ def read_embedding(
     """Raises ParamError."""
     try:
         wish = _EMBEDDING.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         refusal = unreadable(error)
         if refusal.param.startswith("input"):
             raise ParamError(
@@ -96,7 +97,7 @@ def read_rerank(
     """Raises ParamError."""
     try:
         wish = _RERANK.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise unreadable(error) from error
     inputs = tuple(each if isinstance(each, str) else each.text for each in wish.documents)
     task = _task(wish, headers, Workload.RERANK, wish.query, inputs, new_id=new_id, pools=pools, replicas=replicas)
