@@ -17,12 +17,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from llorch_shared.errors import ErrorCode, OrchError, PolicyLabel, invalid
+from llorch_shared.errors import ErrorCode, OrchError, PolicyLabel
+from llorch_shared.session_limits import asked_for, in_force
 from llorch_shared.wire.session import (
     NANO,
     SessionAmounts,
     SessionHold,
-    SessionLimits,
     SessionPolicy,
     SessionRecord,
     SessionRemaining,
@@ -64,7 +64,7 @@ def opened(session_id: str, tenant: str, policy: SessionPolicy, wanted: SessionR
         tenant=tenant,
         created_ms=now_ms,
         used_ms=now_ms,
-        limits=_wanted(policy, wanted),
+        limits=asked_for(policy, wanted),
         nano_per_token=round(policy.cost_per_token * NANO),
     )
 
@@ -73,7 +73,7 @@ def rewritten(record: SessionRecord, policy: SessionPolicy, wanted: SessionReque
     """Held to something else from now on; what was spent stays. Raises OrchError."""
     if is_over(record, policy, now_ms):
         raise _over(record)
-    return msgspec.structs.replace(record, limits=_wanted(policy, wanted), used_ms=max(now_ms, record.used_ms))
+    return msgspec.structs.replace(record, limits=asked_for(policy, wanted), used_ms=max(now_ms, record.used_ms))
 
 
 def closed(record: SessionRecord, now_ms: int) -> SessionRecord:
@@ -83,21 +83,9 @@ def closed(record: SessionRecord, now_ms: int) -> SessionRecord:
     return msgspec.structs.replace(record, closed_ms=now_ms, kv_warmth=False, kv_tokens=0, pool_id="", replica_id="")
 
 
-def limits_of(record: SessionRecord, policy: SessionPolicy) -> SessionLimits:
-    """The tighter of what its client and its tenant's present policy permit."""
-    own, theirs = record.limits, _limits(policy)
-    return SessionLimits(
-        ttl_ms=min(own.ttl_ms, theirs.ttl_ms),
-        turns_max=min(own.turns_max, theirs.turns_max),
-        tokens=_least(own.tokens, theirs.tokens),
-        time_ms=_least(own.time_ms, theirs.time_ms),
-        nano=_least(own.nano, theirs.nano),
-    )
-
-
 def left_ms(record: SessionRecord, policy: SessionPolicy, now_ms: int) -> int:
     """Until it ends by itself. Not while a task is under way."""
-    ttl_ms = limits_of(record, policy).ttl_ms
+    ttl_ms = in_force(record.limits, policy).ttl_ms
     return ttl_ms if record.open else max(0, min(ttl_ms, record.used_ms + ttl_ms - now_ms))
 
 
@@ -118,7 +106,7 @@ def reserve(record: SessionRecord, wish: Wish, policy: SessionPolicy, now_ms: in
         return msgspec.structs.replace(record, open={**record.open, wish.task_id: shared})
     if is_over(record, policy, now_ms):
         raise _over(record, wish.engine)
-    limits = limits_of(record, policy)
+    limits = in_force(record.limits, policy)
     if record.turns >= limits.turns_max:
         raise _refusal(
             PolicyLabel.SESSION_TURNS,
@@ -211,7 +199,7 @@ def warmed(record: SessionRecord, pool_id: str, replica_id: str) -> SessionRecor
 
 
 def remaining(record: SessionRecord, policy: SessionPolicy) -> SessionRemaining:
-    limits, spent = limits_of(record, policy), record.spent
+    limits, spent = in_force(record.limits, policy), record.spent
     held = _sum(hold.amounts for hold in record.open.values())
     nano = _left(limits.nano, spent.nano, held.nano)
     return SessionRemaining(
@@ -223,7 +211,7 @@ def remaining(record: SessionRecord, policy: SessionPolicy) -> SessionRemaining:
 
 def terms(record: SessionRecord, wish: Wish, policy: SessionPolicy) -> SessionTerms:
     """Of a task that was reserved for."""
-    limits, hold = limits_of(record, policy), record.open.get(wish.task_id)
+    limits, hold = in_force(record.limits, policy), record.open.get(wish.task_id)
     amounts = hold.amounts if hold is not None else SessionAmounts(tokens=wish.tokens)
     bound = limits.tokens is not None or limits.nano is not None
     return SessionTerms(
@@ -232,32 +220,6 @@ def terms(record: SessionRecord, wish: Wish, policy: SessionPolicy) -> SessionTe
         time_max_ms=amounts.time_ms or None,
         nano_per_token=record.nano_per_token,
         remaining=remaining(record, policy),
-    )
-
-
-def _limits(policy: SessionPolicy) -> SessionLimits:
-    return SessionLimits(
-        ttl_ms=policy.ttl_ms,
-        turns_max=policy.turns_max,
-        tokens=policy.tokens_budget,
-        time_ms=policy.time_budget_ms,
-        nano=_nano(policy.cost_budget),
-    )
-
-
-def _wanted(policy: SessionPolicy, wanted: SessionRequest) -> SessionLimits:
-    """Raises OrchError for what is over the policy."""
-    for name in SessionRequest.__struct_fields__:
-        asked, most = getattr(wanted, name), getattr(policy, name)
-        if asked is not None and most is not None and asked > most:
-            raise invalid(f"{name}: {asked} is over the {most} that this tenant's sessions may have")
-    limits = _limits(policy)
-    return SessionLimits(
-        ttl_ms=limits.ttl_ms if wanted.ttl_ms is None else wanted.ttl_ms,
-        turns_max=limits.turns_max if wanted.turns_max is None else wanted.turns_max,
-        tokens=_least(wanted.tokens_budget, limits.tokens),
-        time_ms=_least(wanted.time_budget_ms, limits.time_ms),
-        nano=_least(_nano(wanted.cost_budget), limits.nano),
     )
 
 
@@ -304,14 +266,6 @@ def _refusal(label: PolicyLabel, message: str, wish: Wish, *, hint: str) -> Orch
     return OrchError(
         ErrorCode.INVALID_PARAMS, message, engine=wish.engine, pool_id=wish.pool_id, policy_label=label, hint=hint
     )
-
-
-def _nano(cost: float | None) -> int | None:
-    return None if cost is None else round(cost * NANO)
-
-
-def _least(*values: int | None) -> int | None:
-    return min((value for value in values if value is not None), default=None)
 
 
 def _left(limit: int | None, spent: int, held: int) -> int | None:

@@ -8,7 +8,7 @@ from chaos import history
 from chaos.asks import prompt_of
 from chaos.evidence import After, Counter, Evidence, Generation, StoredStream, collect
 from chaos.history import Answered, Asked, Ended, Op, Opened, Outcome, Restarted, RunSeen, Tokens
-from llorch_poold.mock_generation import text_of
+from llorch_poold.mock_text import text_of
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import Determinism, Failover, Priority, TaskState

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from chaos.evidence import Story
 from chaos.history import Tokens
-from llorch_poold.mock_generation import text_of
+from llorch_poold.mock_text import text_of
 from llorch_shared.wire.task import Determinism, Failover
 
 

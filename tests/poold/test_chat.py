@@ -9,8 +9,7 @@ import pytest
 
 from llorch_poold.adapters.llamacpp import LlamaCpp, completion_body
 from llorch_poold.adapters.port import EngineBroke, Finish, GenerationCall, RequestRejected
-from llorch_poold.mock_generation import text_of
-from llorch_poold.mock_text import Turn, chatml, cut_at
+from llorch_poold.mock_text import Turn, chatml, cut_at, text_of
 from llorch_poold.self_test import renders_chats
 from llorch_shared.wire.task import ChatMessage, ChatRole, TaskState
 from poold.engines import Collected, mock_engine, read_request, scripted

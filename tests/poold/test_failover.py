@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from llorch_poold.core.seed import seed_of
-from llorch_poold.mock_generation import text_of
+from llorch_poold.mock_text import text_of
 from llorch_shared import streams, subjects
 from llorch_shared.decode_times import decode_times
 from llorch_shared.wire.frames import Token, split_events

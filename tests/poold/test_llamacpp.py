@@ -10,7 +10,7 @@ import pytest
 
 from llorch_poold.adapters.llamacpp import LlamaCpp, completion_body
 from llorch_poold.adapters.port import EngineBroke, EngineBusy, Finish, RequestRejected
-from llorch_poold.mock_generation import text_of
+from llorch_poold.mock_text import text_of
 from poold.engines import (
     HEAD,
     Collected,

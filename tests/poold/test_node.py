@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from llorch_poold import ownership, replica
+from llorch_poold import bring_up, ownership
 from llorch_poold.core import trust_look
 from llorch_poold.gpu.probe import GpuReport
-from llorch_poold.mock_generation import text_of
+from llorch_poold.mock_text import text_of
 from llorch_poold.outlet import fence_clock
 from llorch_poold.preparation import Prepared
 from llorch_poold.provisioning import NotProvisioned, Provisioning
@@ -719,7 +719,7 @@ async def test_a_model_that_is_not_trusted_is_not_loaded_until_it_is(
         await trusted.wait()
         return True
 
-    monkeypatch.setattr(replica, "prepare", prepare)
+    monkeypatch.setattr(bring_up, "prepare", prepare)
     monkeypatch.setattr(trust_look, "FIRST_S", 0.01)
     monkeypatch.setattr(Provisioning, "permitted", permitted)
     async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:

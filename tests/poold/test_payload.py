@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llorch_poold.mock_generation import text_of
+from llorch_poold.mock_text import text_of
 from llorch_poold.payload import checked
 from llorch_shared import streams
 from llorch_shared.errors import OrchError

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llorch_poold.mock_generation import text_of
+from llorch_poold.mock_text import text_of
 from llorch_shared import subjects
 from llorch_shared.wire.audit import AuditEvent
 from llorch_shared.wire.registry import PoolLoad

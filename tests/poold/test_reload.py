@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llorch_poold import replica as replica_module
+from llorch_poold import bring_up
 from llorch_poold.core.reconcile import Desired
 from llorch_poold.preparation import NoRoom, Prepared
 from llorch_shared import streams, subjects
@@ -106,7 +106,7 @@ async def test_without_memory_for_both_models_the_old_one_makes_way_and_comes_ba
                 raise NoRoom("the device mask has room for one", fits_alone=True)
             return Prepared()
 
-        monkeypatch.setattr(replica_module, "prepare", cramped)
+        monkeypatch.setattr(bring_up, "prepare", cramped)
         before = await node.ready()
         await asked(node, model)
         ended = await outcome(node)

@@ -10,8 +10,7 @@ import pytest
 from llorch_poold.adapters.llamacpp import LlamaCpp, completion_body
 from llorch_poold.adapters.port import Finish
 from llorch_poold.mock_chat import arguments_of
-from llorch_poold.mock_generation import digest, text_of
-from llorch_poold.mock_text import Turn, chatml
+from llorch_poold.mock_text import Turn, chatml, digest, text_of
 from llorch_shared.errors import RESET_DETAILS, ResetDetail
 from poold.engines import HEAD, Collected, call, mock_engine, read_request, scripted
 from poold.test_failover import again, until_lost

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llorch_poold.mock_generation import text_of
+from llorch_poold.mock_text import text_of
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.task import Determinism, Failover, OutputMode, TaskRequest, TaskState
 from support.client import Transcript, follow, task_request

@@ -11,8 +11,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from llorch_poold.mock_generation import digest, text_of
-from llorch_poold.mock_text import Turn, chatml
+from llorch_poold.mock_text import Turn, chatml, digest, text_of
 from llorch_shared.wire.task import TaskState
 from support.client import Refusal
 from support.system import System, mock_pool

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llorch_poold.core.seed import seed_of
-from llorch_poold.mock_generation import text_of
+from llorch_poold.mock_text import text_of
 from llorch_shared import streams
 from llorch_shared.streams import Stream, Topology
 from llorch_shared.wire.task import TaskState

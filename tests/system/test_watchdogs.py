@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llorch_poold.mock_faults import FaultKind
-from llorch_poold.mock_generation import text_of
+from llorch_poold.mock_text import text_of
 from llorch_shared.wire.task import TaskState
 from support.system import System, mock_pool
 

@@ -2,7 +2,7 @@
 
 Each engine process writes one file, a line when a generation begins and one when it ends. Lines are written at once,
 so a killed engine leaves its beginnings. The text is not written: it follows from prompt and seed
-(`mock_generation.text_of`).
+(`mock_text.text_of`).
 """
 
 import os

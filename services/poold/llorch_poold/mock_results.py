@@ -15,8 +15,9 @@ import msgspec
 
 from llorch_poold.mock_faults import BROKEN, Fault, FaultKind
 from llorch_poold.mock_frames import chunk
-from llorch_poold.mock_generation import Socket, tokens_of
+from llorch_poold.mock_generation import Socket
 from llorch_poold.mock_slots import MockEngine
+from llorch_poold.mock_text import tokens_of
 
 DIMENSIONS: Final = 64
 _FLOOD: Final = b"x" * 65536

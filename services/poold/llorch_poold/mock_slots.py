@@ -11,8 +11,9 @@ from typing import Final, Protocol
 
 from llorch_poold.mock_cache import SlotCache
 from llorch_poold.mock_faults import Fault, Faults
-from llorch_poold.mock_generation import Completion, Generation, Socket
+from llorch_poold.mock_generation import Generation, Socket
 from llorch_poold.mock_log import GenerationLog
+from llorch_poold.mock_output import Completion
 from llorch_poold.mock_prefill import Prefill
 
 TICK_S: Final = 0.004

@@ -1,5 +1,8 @@
-"""What the mock engine makes of conversations and stop words, as llama-server would."""
+"""The text of the mock engine: words that follow from prompt and seed, word 0 their digest, word k `w<k>`; and what it
+makes of conversations and stop words, as llama-server would.
+"""
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -60,3 +63,16 @@ def chatml(messages: Iterable[Turn], tools: Iterable[dict[str, Any]] = ()) -> st
 
 def _calls(turn: Turn) -> str:
     return "".join(f"<tool_call>{call.function.name} {call.function.arguments}</tool_call>" for call in turn.tool_calls)
+
+
+def digest(prompt: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed}\n{prompt}".encode()).hexdigest()[:8]
+
+
+def text_of(prompt: str, seed: int, tokens: int) -> str:
+    """The whole text of one generation, for whoever wants to compare."""
+    return "".join([f" {digest(prompt, seed)}", *(f" w{index}" for index in range(1, tokens))][:tokens])
+
+
+def tokens_of(prompt: str) -> int:
+    return max(1, len(prompt.split()))

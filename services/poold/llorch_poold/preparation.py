@@ -66,7 +66,7 @@ async def prepare(provisioning: Provisioning, desired: Desired, report: GpuRepor
 async def _check_vram(spec: PoolSpec, device: DeviceMask, model: ResolvedModel, report: GpuReport) -> None:
     if device.cpu:
         return
-    free = [gpu.vram_free_mb for gpu in report.gpus if gpu.uuid in device.uuids]
+    free = [gpu.vram_free_mb for gpu in report.on(device.uuids)]
     try:
         facts = await asyncio.to_thread(read_facts, Path(model.local_path))
     except (NotGguf, OSError) as error:
@@ -74,7 +74,7 @@ async def _check_vram(spec: PoolSpec, device: DeviceMask, model: ResolvedModel, 
     ubatch = spec.ctx if reads_whole(spec) else vram.UBATCH_GPU
     plan = vram.plan(facts, ctx_total=spec.ctx * spec.slots, slots=spec.slots, free_mb=free, ubatch=ubatch)
     if not plan.fits:
-        whole = [gpu.vram_total_mb for gpu in report.gpus if gpu.uuid in device.uuids]
+        whole = [gpu.vram_total_mb for gpu in report.on(device.uuids)]
         alone = vram.plan(facts, ctx_total=spec.ctx * spec.slots, slots=spec.slots, free_mb=whole, ubatch=ubatch)
         raise NoRoom(plan.reason, fits_alone=alone.fits)
 

@@ -1,4 +1,5 @@
-"""One replica: carries out the steps of `core.replica`, from an engine's provisioning to its end.
+"""One replica: carries out the steps of `core.replica`, from an engine's provisioning to its end. How an engine is
+brought up is in `bring_up.py`, how it serves in `serving.py`.
 
 Each step ends with one event; the core says what comes next. A new incarnation begins the moment an engine is found
 broken, so that nobody believes its tasks are still held (ARCHITECTURE, invariant 7).
@@ -13,10 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET
 
-from llorch_poold.adapters.launch import Unlaunchable, plan_launch
-from llorch_poold.adapters.port import EngineBroke, EngineFailure
+from llorch_poold.adapters.launch import Unlaunchable
+from llorch_poold.adapters.port import EngineFailure
+from llorch_poold.bring_up import BringUp
 from llorch_poold.core.devices import compute_capability
 from llorch_poold.core.pace import Pace
 from llorch_poold.core.reconcile import Desired, drain_label
@@ -24,11 +25,11 @@ from llorch_poold.core.replica import Happened, ReplicaCore, RestartPolicy, Step
 from llorch_poold.core.trust_look import TrustLook
 from llorch_poold.engine_life import EngineLife
 from llorch_poold.gpu.probe import GpuReport
-from llorch_poold.intake import Intake
 from llorch_poold.node_context import NodeContext, ReplicaFacts
-from llorch_poold.preparation import NoRoom, Prepared, facts_of, prepare
-from llorch_poold.process import EngineProcesses, NoPort
+from llorch_poold.preparation import NoRoom
+from llorch_poold.process import EngineProcesses
 from llorch_poold.provisioning import NotProvisioned, Provisioning
+from llorch_poold.serving import serve
 from llorch_poold.slots import Slots
 from llorch_poold.task_run import TaskRun
 from llorch_shared.bus.port import BusError
@@ -41,7 +42,6 @@ from llorch_shared.wire.spec import PoolSpec
 
 log = logging.getLogger(__name__)
 
-SCRAPE_EVERY_S: Final = 5.0
 DRAIN_LOOK_S: Final = 0.5
 """How soon another end of a drain that is under way counts."""
 
@@ -71,15 +71,15 @@ class Replica:
         """It has no room beside the replica that serves, and would fit alone."""
         self._holds = False
         self._released: Final = asyncio.Event()
-        self._processes: Final = processes
         self._provisioning: Final = provisioning
-        self._environment: Final = environment
         self._gpus: Final = gpus
         self._changed: Final = changed
+        self._bring_up: Final = BringUp(
+            node, processes=processes, provisioning=provisioning, environment=environment, gpus=gpus, say=self._say
+        )
         self._core: Final = ReplicaCore(_policy(node.settings), refusal=desired.refusal)
         self._drain: Final = Stop()
         self._drain_until = 0.0
-        self._prepared = Prepared()
         self._life: EngineLife | None = None
         self._facts: ReplicaFacts | None = None
         self._pace: Final = Pace()
@@ -208,7 +208,7 @@ class Replica:
         return Standby(reload_id=self.reload_id, state=StandbyState.READY if self._holds else state)
 
     def _own_gpus(self) -> list[Gpu]:
-        return [gpu for gpu in self._gpus().gpus if gpu.uuid in self.desired.device.uuids]
+        return self._gpus().on(self.desired.device.uuids)
 
     async def _carry_out(self, step: Step) -> tuple[Happened, str]:
         """One step; a wish to drain interrupts every step but the drain itself."""
@@ -269,55 +269,20 @@ class Replica:
     async def _provision(self) -> tuple[Happened, str]:
         self.no_room = False
         self._refused_with = ""
-        self._prepared = await prepare(self._provisioning, self.desired, self._gpus(), self._say)
+        await self._bring_up.provision(self.desired)
         self._trust_look.permitted()
         return Happened.PROVISIONED, ""
 
     async def _spawn(self) -> tuple[Happened, str]:
-        try:
-            ports = self.spec.provisioning.ports
-            port = self._processes.free_port(self._node.settings.engine_port_base, () if ports is UNSET else ports)
-        except NoPort as error:
-            raise EngineBroke(str(error)) from error
-        launch = plan_launch(
-            self.spec,
-            device=self.desired.device,
-            port=port,
-            engine=self._prepared.engine,
-            model=self._prepared.model,
-            environment=self._environment,
-        )
-        self._life = await EngineLife.start(self._processes, self.replica_id, launch)
-        narrate(
-            log,
-            f"replica {self.replica_id} starts its engine, pid {self._life.pid}, port {port}",
-            actor="poold",
-            action="engine.spawn",
-            target=self.replica_id,
-            device_mask=self.desired.device.label,
-            **self._ids(),
-        )
-        await self._life.until_ready(self.spec, self._node.settings.start_timeout_ms / 1000, self._say)
+        self._life = await self._bring_up.launch(self.desired)
+        await self._bring_up.until_ready(self.desired, self._life)
         return Happened.LISTENING, ""
 
     async def _self_test(self) -> tuple[Happened, str]:
-        assert self._life is not None
-        settings = self._node.settings
-        timeout_s, free_timeout_s = settings.start_timeout_ms / 1000, settings.slot_free_timeout_ms / 1000
-        await self._life.test(self.spec, timeout_s=timeout_s, free_timeout_s=free_timeout_s)
-        features = await self._life.features(self.spec, timeout_s=timeout_s, free_timeout_s=free_timeout_s)
-        version = self._prepared.engine_version or await self._life.adapter.version()
-        self._facts = facts_of(
-            self.desired,
-            self._prepared,
-            self._node.metrics,
-            self._pace,
-            incarnation=self.incarnation,
-            engine_version=version,
-            features=features,
-            gpus=self._own_gpus(),
-        )
-        return await self._hold(self._life)
+        life = self._life
+        assert life is not None
+        self._facts = await self._bring_up.test(self.desired, life, incarnation=self.incarnation, pace=self._pace)
+        return await self._hold(life)
 
     async def _hold(self, life: EngineLife) -> tuple[Happened, str]:
         """Ready in all but name while its reload is open; an engine that breaks meanwhile is found."""
@@ -337,37 +302,9 @@ class Replica:
         return (Happened.BROKE, reason[0]) if reason else (Happened.PASSED, "")
 
     async def _serve(self) -> tuple[Happened, str]:
-        life = self._life
-        assert life is not None
+        assert self._life is not None
         assert self._facts is not None
-        self._slots.open(life, self._facts)
-        self._node.outlet.add_reader(life.adapter.pause)
-        reason: list[str] = []
-
-        async def watch() -> None:
-            reason.append(await life.until_broken())
-
-        intake = Intake(self._node.bus, self.spec.id, self.replica_id, self._slots, metrics=self._node.metrics)
-        try:
-            await first_of(watch(), intake.run(), self._scrape_now_and_then(life))
-        finally:
-            self._node.outlet.remove_reader(life.adapter.pause)
-            life.adapter.pause(False)
-            self._slots.close()
-        return Happened.BROKE, reason[0] if reason else "the replica stopped serving"
-
-    async def _scrape_now_and_then(self, life: EngineLife) -> None:
-        while True:
-            try:
-                used = await life.adapter.kv_used_ratio()
-            except EngineBroke as error:
-                log.debug("the KV use of %s is not known: %s", self.replica_id, error)
-            else:
-                assert self._facts is not None
-                self._facts.metrics.kv_used.set(used)
-                for gpu in self._own_gpus():
-                    self._facts.metrics.gpu(gpu)
-            await asyncio.sleep(SCRAPE_EVERY_S)
+        return Happened.BROKE, await serve(self._node, self._life, self._facts, self._slots, gpus=self._own_gpus)
 
     async def _drain_now(self) -> None:
         """Wait for the tasks that run; at the deadline they make way, and another replica goes on. What cannot is lost

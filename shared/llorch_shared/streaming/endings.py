@@ -20,6 +20,7 @@ _FRAMES_GONE: Final = ErrorBody(
     message="tokens of this stream are no longer kept; the task itself is not affected",
     hint="GET /v1/tasks/{id} tells how it ended",
 )
+_CANCELLED: Final = b'"finish_reason":"cancelled"'
 _PARTED: Final = ErrorBody(
     code=ErrorCode.WORKER_RESET,
     message="the rest of this stream does not go on from the tokens that this reader has",
@@ -49,6 +50,11 @@ def terminal_frame(record: RunRecord, *, latency_first_token_ms: int | None = No
     if error is None:
         error = ErrorBody(code=ErrorCode.INTERNAL, message=f"the task ended as {record.state} without a cause")
     return encode_error(record.attempt, record.tokens_out, error)
+
+
+def was_cancelled(terminal: bytes) -> bool:
+    """Whether an `end` frame says that the task was cancelled."""
+    return _CANCELLED in terminal
 
 
 def frames_gone() -> bytes:

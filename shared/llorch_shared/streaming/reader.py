@@ -13,7 +13,9 @@ half of one text behind half of another. That the output began anew is said betw
 from enum import IntEnum
 from typing import Final
 
-from llorch_shared.streaming.endings import parted
+from llorch_shared.streaming.anchor import touches
+from llorch_shared.streaming.endings import parted, was_cancelled
+from llorch_shared.streaming.held import HeldFrames
 from llorch_shared.streaming.outgoing import Outgoing
 from llorch_shared.wire.frames import (
     Cursor,
@@ -23,11 +25,9 @@ from llorch_shared.wire.frames import (
     goes_on_at,
     peek,
     restarted_at,
-    stands_at,
     tokens_after,
 )
 
-_CANCELLED: Final = b'"finish_reason":"cancelled"'
 _TERMINAL: Final = (Kind.END, Kind.ERROR)
 _METRICS_REMEMBERED: Final = 32
 
@@ -40,11 +40,6 @@ class Mode(IntEnum):
     """Live frames are kept until the stored ones have been taken in."""
 
 
-def was_cancelled(terminal: bytes) -> bool:
-    """Whether an `end` frame says that the task was cancelled."""
-    return _CANCELLED in terminal
-
-
 class Reader:
     """`buffer_bytes` bounds what is kept for a reader that does not keep up; beyond it metrics frames go first, then
     the reader is served from the stored stream. Cost of a live frame in step: O(1), nothing decoded."""
@@ -54,8 +49,6 @@ class Reader:
         "_attempt",
         "_buffer_bytes",
         "_held",
-        "_held_bytes",
-        "_held_overflowed",
         "_holding",
         "_log_attempt",
         "_metrics_seen",
@@ -88,9 +81,7 @@ class Reader:
         self._started = cursor is not None
         self._buffer_bytes: Final = buffer_bytes
         self._out: Final = Outgoing()
-        self._held: list[tuple[Header, bytes]] = []
-        self._held_bytes = 0
-        self._held_overflowed = False
+        self._held: Final = HeldFrames(buffer_bytes)
         self._holding = False
         self._silenced = False
         self._refused = False
@@ -123,17 +114,13 @@ class Reader:
         if header.kind in _TERMINAL:
             self._holding = False
         if self.mode is Mode.REPLAYING:
-            if self._held_bytes + len(data) > self._buffer_bytes:
-                self._held_overflowed = True
-            else:
-                self._held.append((header, data))
-                self._held_bytes += len(data)
+            self._held.add(header, data)
 
     def lost(self) -> None:
         """Live frames may have been missed, for example while the bus was away."""
         if self.mode is Mode.LIVE:
             self.mode = Mode.BEHIND
-        self._held_overflowed = True
+        self._held.incomplete = True
 
     @property
     def wants_replay(self) -> bool:
@@ -153,8 +140,6 @@ class Reader:
         self._named = near
         self._refused = False
         self._held.clear()
-        self._held_bytes = 0
-        self._held_overflowed = False
 
     def replayed(self, data: bytes) -> bool:
         """A stored frame, in stream order. False: it follows a hole in the stored stream and must be given again in
@@ -163,7 +148,7 @@ class Reader:
             return True
         header = peek(data)
         if not self._anchored:
-            self._anchored = self._touches(header, data)
+            self._anchored = touches(header, data, self._said_by, self.next_index, named=self._named)
             if not self._anchored:
                 return True
         taken = self._accept(header, data, self._anchored and not self._refused)
@@ -183,34 +168,13 @@ class Reader:
         else:
             self.replayed(data)
 
-    def _touches(self, header: Header, data: bytes) -> bool:
-        """Whether a stored frame proves that nothing lies between this reader's last token and itself: a token of the
-        attempt that said the last one, or the word of the attempt after that one that it goes on from there."""
-        match header.kind:
-            case Kind.TOKENS:
-                of_it = self._named <= header.attempt == self._said_by
-                return of_it and header.first <= self.next_index <= header.last + 1
-            case Kind.METRICS:
-                stands, attempt = stands_at(data), announced_attempt(data)
-                if stands is None or attempt < self._named:
-                    return False
-                if stands.repeats:
-                    return stands.at <= self.next_index
-                return stands.at == self.next_index and attempt == self._said_by + 1
-            case Kind.END:
-                return was_cancelled(data) or (header.attempt, header.last) == (self._said_by, self.next_index)
-            case _:
-                return False
-
     def end_replay(self) -> bool:
         """All stored frames were given. Returns whether the reader is in step now; otherwise replay again, later, and
         anew if it was `near`."""
         if self.done:
             return True
-        held, self._held = self._held, []
-        self._held_bytes = 0
-        in_step = self._anchored and not (self._held_overflowed or self._refused)
-        for header, data in held:
+        in_step = self._anchored and not (self._held.incomplete or self._refused)
+        for header, data in self._held.take():
             if self.done:
                 break
             if not self._accept(header, data):
@@ -224,7 +188,6 @@ class Reader:
         if not self.done:
             self.mode = Mode.BEHIND
             self._held.clear()
-            self._held_bytes = 0
 
     def finish(self, terminal: bytes) -> None:
         """End the stream with this event whatever is missing: the task's record is final, or the frames are gone."""
@@ -306,7 +269,6 @@ class Reader:
         self.done = True
         self.mode = Mode.LIVE
         self._held.clear()
-        self._held_bytes = 0
 
     def _metrics(self, data: bytes) -> bool:
         """Metrics have no index: those that may come twice are told apart by their bytes. One of a restart has its

@@ -4,7 +4,7 @@ from typing import TypeVar
 
 import msgspec
 
-from llorch_shared import session_account
+from llorch_shared import session_account, session_limits
 from llorch_shared.http_api import COST_REMAINING_HEADER, TIME_REMAINING_HEADER, TOKENS_REMAINING_HEADER
 from llorch_shared.wire.session import NANO, SessionInfo, SessionPolicy, SessionRecord, SessionRemaining, SessionSeen
 from llorch_shared.wire.task import TaskAccepted
@@ -23,7 +23,7 @@ def told(record: SessionRecord, policy: SessionPolicy, *, now_ms: int, kv_bytes_
         turns=record.turns,
         kv_bytes=record.kv_tokens * kv_bytes_per_token if warm else 0,
         kv_warmth=warm,
-        turns_max=session_account.limits_of(record, policy).turns_max,
+        turns_max=session_limits.in_force(record.limits, policy).turns_max,
         tokens_budget_remaining=_or_unset(left.tokens_budget_remaining),
         time_budget_remaining_ms=_or_unset(left.time_budget_remaining_ms),
         cost_budget_remaining=_or_unset(left.cost_budget_remaining),

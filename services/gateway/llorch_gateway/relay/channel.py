@@ -11,7 +11,8 @@ from typing import Final
 
 from llorch_gateway.relay.notices import Notices
 from llorch_shared import subjects
-from llorch_shared.streaming.reader import Reader, was_cancelled
+from llorch_shared.streaming.endings import was_cancelled
+from llorch_shared.streaming.reader import Reader
 from llorch_shared.wire.frames import BadFrame, Cursor, Kind, peek
 
 QUIET_FIRST_S: Final = 2.0

@@ -1,5 +1,6 @@
 """The question about GPUs. An absent driver, library or card is an answer, never an exception."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,10 @@ class GpuReport:
     gpus: tuple[Gpu, ...] = ()
     driver: str = ""
     problem: str = ""
+
+    def on(self, uuids: Collection[str]) -> list[Gpu]:
+        """Those of a device mask."""
+        return [gpu for gpu in self.gpus if gpu.uuid in uuids]
 
 
 class GpuProbe(Protocol):
