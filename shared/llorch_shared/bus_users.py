@@ -46,6 +46,7 @@ _KEYS: Final = {
     ("poold", subjects.REGISTRY): ("node.{node}", "replica.{node}.*"),
     ("scheduler", subjects.REGISTRY): ("lease.scheduler.*", "floor.run.*", "scheduler.*"),
     ("poold", subjects.SPEC): ("pool.*", "reload.*"),
+    ("scheduler", subjects.SPEC): ("drain.*",),
     ("provisioner", subjects.CATALOG): ("model.*",),
 }
 """Keys of a bucket that a role writes, where these are not all."""

@@ -142,7 +142,7 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
     Subject(
         pattern=subjects.SPEC,
         title="Desired state: the pools, which of them rest or get another model, the tenants, what sessions may use",
-        publishers=("orchctl", "gateway", "poold"),
+        publishers=("orchctl", "gateway", "scheduler", "poold"),
         consumers=("gateway", "scheduler", "poold", "orchctl"),
         delivery=Delivery.LATEST,
         payload="PoolSpec | PoolDrain | PoolReload | Tenant | SessionsSpec",

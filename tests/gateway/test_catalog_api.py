@@ -1,5 +1,6 @@
 """The catalog over HTTP and on the bus: who may change it, what it tells, and what tasks feel of it."""
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,33 @@ async def test_a_retired_model_takes_no_tasks_and_its_pools_rest_until_it_is_act
         return [one.detail["change"] for one in changes] == ["created", "state", "state"]
 
     await becomes_true(told)
+
+
+async def test_a_retirement_is_on_the_record_when_its_pools_have_been_told(
+    cluster: Cluster, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who makes up for a gateway that was killed in between goes by the record."""
+    await enter(door)
+    written: list[str] = []
+    store, store_batch = door.bus.store, door.bus.store_batch
+
+    async def stored(subject: str, *given: Any, **more: Any) -> Any:
+        written.append(subject)
+        return await store(subject, *given, **more)
+
+    async def stored_batch(messages: Any, **more: Any) -> None:
+        written.extend(subject for subject, _ in messages)
+        await store_batch(messages, **more)
+
+    monkeypatch.setattr(door.bus, "store", stored)
+    monkeypatch.setattr(door.bus, "store_batch", stored_batch)
+    assert (await set_state(door, "Retired")).status == 202
+    record = subjects.audit(AuditEvent.CATALOG_CHANGED, "words")
+    async with asyncio.timeout(15):
+        while record not in written:
+            await asyncio.sleep(0.005)
+    drain = subjects.spec(subjects.drain_key("p1"))
+    assert written.index(subjects.catalog(subjects.model_key("words"))) < written.index(drain) < written.index(record)
 
 
 async def test_a_deprecated_model_is_used_by_old_sessions_and_by_operators_who_say_so(

@@ -7,8 +7,6 @@ import msgspec
 import pytest
 
 from llorch_scheduler.audit_repair import repair_audit
-from llorch_scheduler.change_repair import repair_changes
-from llorch_scheduler.core import spec_change
 from llorch_scheduler.core.limits import Limits
 from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
@@ -295,41 +293,6 @@ async def test_an_end_whose_scheduler_died_before_the_audit_is_audited_by_the_ne
         assert await repair(before_seq=3) == 0
         assert await place.client.audited(ended.task_id) == ["cancelled"]
         assert await place.client.audited(by_a_node.task_id) == []
-
-
-async def test_changes_of_a_pool_that_no_scheduler_saw_are_audited_by_the_next_once() -> None:
-    async with town(MemoryWorld()) as place:
-        bus, key = place.client.bus, subjects.spec(subjects.pool_key("p9"))
-        seqs = []
-        for capacity in (1, 2, 2, 3):
-            seqs.append((await bus.store(key, msgspec.json.encode(pool_spec("p9", capacity=capacity)))).seq)
-        await bus.store(key, b"not a pool")
-        gone = await bus.store(key, b"", headers={"KV-Operation": "DEL"})
-        await place.client.want(pool_spec("p9", capacity=4))
-        seen = spec_change.audit(
-            pool_spec("p9", capacity=1), pool_spec("p9", capacity=2), "p9", 1, "scheduler/1", revision=seqs[1]
-        )
-        await bus.store(subjects.audit(seen.event, "p9"), msgspec.json.encode(seen))
-        unreadable = await bus.store(subjects.audit(seen.event, "p9"), b"not a record")
-        audit = Audit(bus, actor="test", gather_s=0)
-        audit.start()
-
-        async def repair() -> int:
-            return await repair_changes(
-                bus, ["p9", "unknown"], audit, before_seq=gone.seq, actor="scheduler/2", now_ms=lambda: 5
-            )
-
-        assert await repair() == 2
-        await audit.close()
-        assert await repair() == 0
-        records = [
-            AUDIT_DECODER.decode(m.data)
-            for m in await bus.replay(streams.AUD, subjects.audit(seen.event, "p9"), from_seq=unreadable.seq + 1)
-        ]
-        assert [record.detail for record in records] == [
-            {"queue.capacity": "2→3", "revision": seqs[3], "repaired": True},
-            {"pool": "removed", "revision": gone.seq, "repaired": True},
-        ]
 
 
 async def test_a_change_that_a_scheduler_follows_is_audited_with_its_revision() -> None:

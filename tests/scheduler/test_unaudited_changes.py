@@ -12,6 +12,7 @@ import pytest
 from llorch_ctl import session_policy
 from llorch_gateway.core.catalog import moved
 from llorch_scheduler import unaudited_changes
+from llorch_scheduler.core import spec_change
 from llorch_scheduler.unaudited_changes import UnauditedChanges
 from llorch_shared import audit_chain, change_note, streams, subjects
 from llorch_shared.audit import Audit
@@ -73,7 +74,11 @@ def gateway(record: Callable[[AuditRecord], Awaitable[None]]) -> Author:
     return Author("gateway/g1", "token:abc123", record, channel="http", correlation_id="c-1")
 
 
-DYING = gateway(killed)
+async def kept(_: AuditRecord) -> None:
+    """Somewhere else."""
+
+
+DYING, LIVING = gateway(killed), gateway(kept)
 
 
 async def change_state(bus: Bus, by: Author) -> None:
@@ -104,7 +109,7 @@ async def look(bus: Bus, *, grace_s: float = -1) -> int:
     """A scheduler that has just come into office. Times are whole milliseconds: without a grace all is old enough."""
     audit = Audit(bus, actor="scheduler/s1", gather_s=0)
     audit.start()
-    found = await UnauditedChanges(bus, audit, now_ms=now_ms, grace_s=grace_s).look()
+    found = await UnauditedChanges(bus, audit, actor="scheduler/s1", now_ms=now_ms, grace_s=grace_s).look()
     await audit.close()
     return found
 
@@ -122,6 +127,78 @@ async def test_what_a_killed_gateway_changed_is_on_the_record_later_as_it_would_
         assert said.detail["repaired"] is True
         assert said.writer.startswith("scheduler/s1/")
         assert await look(bus) == 0, "once, whoever looks"
+
+
+async def set_state(bus: Bus, state: ModelState, by: Author) -> CatalogEntry:
+    """As a gateway does it, which is killed behind the first write."""
+    change = StateChange(state=state, deadline_ms=600_000)
+    note = by.note(AuditEvent.CATALOG_CHANGED, "m", {"change": "state", "state": str(state), "deadline_ms": 600_000})
+    kept = await Catalog(bus).change("m", lambda entry: moved(entry, change, now_ms()), note)
+    assert kept is not None
+    return kept.entry
+
+
+async def drained(bus: Bus) -> dict[str, str]:
+    """By whom, by pool."""
+    return {pool: drain.identity for pool, (drain, _) in (await pools.DRAINS.all(bus)).items()}
+
+
+async def test_pools_follow_their_model_although_who_retired_it_was_killed(bus: Bus) -> None:
+    await Catalog(bus).create(MODEL)
+    for pool_id, model in (("chat", "mock:words"), ("other", "mock:b"), ("mine", "mock:words")):
+        await pools.create(bus, msgspec.structs.replace(CHAT, id=pool_id, model=model), LIVING)
+    await orders.drain(bus, "mine", LIVING, deadline_ms=5)
+    await look(bus)
+
+    await set_state(bus, ModelState.RETIRED, DYING)
+    assert await look(bus) == 1
+    assert await drained(bus) == {"mine": "token:abc123", "chat": "catalog:m"}
+    drain = (await pools.DRAINS.read(bus, "chat")).value
+    assert drain is not None
+    assert 0 < drain.deadline_ms <= 600_000
+    said = await audits(bus)
+    assert [(one.task_id, one.identity, one.actor) for one in said[-2:]] == [
+        ("chat", "catalog:m", "scheduler/s1"),
+        ("m", "token:abc123", "gateway/g1"),
+    ]
+    assert await look(bus) == 0
+
+    await set_state(bus, ModelState.ACTIVE, DYING)
+    assert await look(bus) == 1
+    assert await drained(bus) == {"mine": "token:abc123"}
+
+
+async def test_pools_do_not_follow_a_state_that_the_model_has_no_more(bus: Bus) -> None:
+    await Catalog(bus).create(MODEL)
+    await pools.create(bus, CHAT, LIVING)
+    await set_state(bus, ModelState.RETIRED, DYING)
+    await set_state(bus, ModelState.ACTIVE, DYING)
+    await look(bus)
+    assert await drained(bus) == {}
+    await set_state(bus, ModelState.RETIRED, DYING)
+    other = msgspec.structs.replace(MODEL, id="m2")
+    await Catalog(bus).create(other)
+    await look(bus)
+    assert await drained(bus) == {}, "another version of it is in use"
+
+
+async def test_a_pool_that_has_just_got_another_model_does_not_follow_its_old_one(bus: Bus) -> None:
+    await Catalog(bus).create(MODEL)
+    await pools.create(bus, CHAT, LIVING)
+    audit = Audit(bus, actor="scheduler/s1", gather_s=0)
+    audit.start()
+    at_ms = [now_ms() + 1]
+    office = UnauditedChanges(bus, audit, actor="scheduler/s1", now_ms=lambda: at_ms[0], grace_s=0)
+    await office.look()
+    await set_state(bus, ModelState.RETIRED, DYING)
+    at_ms[0] = now_ms()
+    while now_ms() == at_ms[0]:
+        await asyncio.sleep(0.001)
+    other = msgspec.structs.replace(CHAT, model="mock:b")
+    await pools.change(bus, "chat", lambda _: other, LIVING, command="change")
+    assert await office.look() == 1, "the change of the model is old enough, that of the pool is not"
+    await audit.close()
+    assert await drained(bus) == {}
 
 
 async def test_the_policy_of_sessions_is_on_the_record_when_orchctl_was_killed(
@@ -159,7 +236,7 @@ async def test_who_lives_is_not_said_again_and_who_may_still_say_it_is_waited_fo
 async def test_one_in_office_looks_only_at_what_is_new(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     audit = Audit(bus, actor="scheduler/s1", gather_s=0)
     audit.start()
-    office = UnauditedChanges(bus, audit, now_ms=now_ms, grace_s=-1)
+    office = UnauditedChanges(bus, audit, actor="scheduler/s1", now_ms=now_ms, grace_s=-1)
     with pytest.raises(KilledError):
         await pools.create(bus, CHAT, DYING)
     await bus.store(subjects.spec("tenant.odd"), b"{}", headers={change_note.CHANGE_HEADER: "no record"})
@@ -189,6 +266,41 @@ async def test_a_note_that_nobody_can_read_keeps_none_of_the_others_from_the_rec
         await tenants.put(bus, Tenant(id="blue"), DYING)
     assert await look(bus) == 1
     assert [said.task_id for said in await audits(bus)] == ["blue"]
+
+
+async def test_changes_of_a_pool_without_a_note_that_no_scheduler_saw_are_on_the_record_once(bus: Bus) -> None:
+    key = subjects.spec(subjects.pool_key("p9"))
+    pool = PoolSpec(id="p9", engine=Engine.MOCK, model="mock:words")
+    versions = [msgspec.structs.replace(pool, ctx=ctx) for ctx in (1024, 2048, 2048, 4096)]
+    seqs = [(await bus.store(key, msgspec.json.encode(version))).seq for version in versions]
+    await bus.store(key, b"not a pool")
+    gone = await bus.store(key, b"", headers={"KV-Operation": "DEL"})
+    seen = spec_change.audit(versions[0], versions[1], "p9", 1, "scheduler/0", revision=seqs[1])
+    await bus.store(subjects.audit(seen.event, "p9"), msgspec.json.encode(seen))
+    await bus.store(subjects.audit(seen.event, "p9"), b"not a record")
+    assert await look(bus, grace_s=60) == 0, "a scheduler may still be about to say it"
+    assert await look(bus) == 2
+    assert await look(bus) == 0
+    found = await bus.replay(streams.AUD, subjects.audit(seen.event, "p9"))
+    said = [AUDIT_DECODER.decode(message.data) for message in found if message.data != b"not a record"]
+    assert [record.detail for record in said[1:]] == [
+        {"ctx": "2048→4096", "revision": seqs[3], "repaired": True},
+        {"pool": "removed", "revision": gone.seq, "repaired": True},
+    ]
+    assert {record.actor for record in said[1:]} == {"scheduler/s1"}
+
+
+async def test_a_change_that_its_maker_told_is_not_told_as_a_difference_too(bus: Bus) -> None:
+    audit = Audit(bus, actor="gateway/g1", gather_s=0)
+    audit.start()
+    living = gateway(audit.record)
+    await pools.create(bus, CHAT, living)
+    await pools.change(bus, "chat", lambda _: msgspec.structs.replace(CHAT, ctx=1024), living, command="set")
+    await audit.close()
+    assert await look(bus) == 0
+    await bus.store(subjects.spec(subjects.pool_key("chat")), msgspec.json.encode(CHAT))
+    assert await look(bus) == 1
+    assert (await audits(bus))[-1].detail["ctx"] == f"1024→{CHAT.ctx}"
 
 
 def test_a_change_that_is_long_says_so_in_its_note() -> None:
@@ -230,4 +342,12 @@ async def test_a_process_that_is_killed_between_the_two_writes_is_made_up_for(na
     assert (said.identity, said.channel, said.detail["command"]) == ("token:ümlaut", "nats", "put")
     assert said.detail["stored"] == f"{streams.SPEC}/1"
     assert await look(bus) == 0
+
+    await Catalog(bus).create(MODEL)
+    await pools.create(bus, CHAT, LIVING)
+    await set_state(bus, ModelState.RETIRED, DYING)
+    await orders.drain(bus, "chat", LIVING, deadline_ms=5)
+    await orders.undrain(bus, "chat", LIVING)
+    await look(bus)
+    assert await drained(bus) == {}, "somebody wants it to serve, and said so later"
     await bus.close()

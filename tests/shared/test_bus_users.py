@@ -42,6 +42,7 @@ KEYS = {
     ("poold", subjects.REGISTRY): subjects.replica_key(NODE, "p-n1-1"),
     ("scheduler", subjects.REGISTRY): subjects.lease_key(3),
     ("poold", subjects.SPEC): subjects.reload_key("p"),
+    ("scheduler", subjects.SPEC): subjects.drain_key("p"),
     ("provisioner", subjects.CATALOG): subjects.model_key("m"),
 }
 

@@ -8,7 +8,6 @@ from typing import Final
 
 import msgspec
 
-from llorch_gateway.catalog_pools import rest, wake
 from llorch_gateway.catalog_verification import Verifications
 from llorch_gateway.core import catalog as core
 from llorch_gateway.failures import unavailable
@@ -18,11 +17,11 @@ from llorch_gateway.snapshot import Snapshot
 from llorch_shared import change_note, streams
 from llorch_shared.bus.port import Bus
 from llorch_shared.catalog import Catalog, Contended, Kept, Taken
+from llorch_shared.desired import model_pools
 from llorch_shared.desired.entries import Author
 from llorch_shared.errors import invalid, not_found
 from llorch_shared.http_api.catalog import ETAG_HEADER, TRUST_POLICY_HEADER
 from llorch_shared.metrics import Metrics
-from llorch_shared.models import ADMITTED
 from llorch_shared.signatures import verify
 from llorch_shared.trust import effective, judge
 from llorch_shared.wall_clock import now_ms
@@ -161,19 +160,10 @@ class CatalogApi:
         if kept is None:
             raise not_found(f"model {ask.given['id']}")
         entry = kept.entry
+        await model_pools.follow(self._bus, entry, self._snapshot.pools.values(), by, deadline_ms=change.deadline_ms)
         was_so = entry.changed_ms != at_ms
         await by.record(note if was_so else change_note.stored(note, streams.CATALOG, kept.seq))
-        pools = [pool.id for pool in self._snapshot.pools.values() if pool.model == entry.source_url]
-        if entry.state is ModelState.RETIRED and not await self._has_other(entry):
-            await rest(self._bus, pools, entry.id, by, deadline_ms=change.deadline_ms)
-        elif entry.state in ADMITTED:
-            await wake(self._bus, pools, entry.id, by)
         return Answer(StateAccepted(), 202)
-
-    async def _has_other(self, entry: CatalogEntry) -> bool:
-        """Whether another version of the same source may be used: then its pools go on."""
-        others = (kept.entry for kept in await self._catalog.all() if kept.entry.id != entry.id)
-        return any(other.source_url == entry.source_url and other.state in ADMITTED for other in others)
 
     async def _kept(self, ask: Ask) -> Kept:
         kept = await self._catalog.get(ask.given["id"])

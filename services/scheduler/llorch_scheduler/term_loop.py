@@ -15,7 +15,6 @@ from typing import Final
 from llorch_scheduler.admissions import Admissions
 from llorch_scheduler.answers import Answers
 from llorch_scheduler.audit_repair import repair_audit
-from llorch_scheduler.change_repair import repair_changes
 from llorch_scheduler.core.events import (
     Event,
     PoolChanged,
@@ -129,8 +128,6 @@ class TermLoop:
         self._traces: Final = TraceKeeper(bus, artifacts, going=lambda: term.active, lives=self._lives)
         self._actor: Final = actor
         self._rebuilt_seq = 0
-        self._spec_seq = 0
-        """Newest specification that was read at the takeover."""
         self._passed_seq = 0
         """Newest run sequence of another shard."""
         self._newer_seq: int | None = None
@@ -269,7 +266,7 @@ class TermLoop:
         tasks.create_task(self._answers.serve(self._leaving), name="answers")
         tasks.create_task(self._repair_audit(), name="audit repair")
         if self.shard == FIRST_SHARD:
-            changes = UnauditedChanges(self._bus, self._audit, now_ms=now_ms)
+            changes = UnauditedChanges(self._bus, self._audit, actor=self._actor, now_ms=now_ms)
             tasks.create_task(changes.keep(lambda: self.term.active), name="unaudited changes")
         tasks.create_task(self._keeper.keep(), name="sessions")
         tasks.create_task(self._traces.keep(), name="traces")
@@ -296,7 +293,6 @@ class TermLoop:
         for pool_id in await self._removed_pools():
             self._follow_pool(pool_id, None)
         self._rebuilt_seq = read.last_seq
-        self._spec_seq = max((self._specs.seq(subjects.pool_key(pool_id)) for pool_id in self._pool_ids()), default=0)
         self._offer(Rebuilt(at_ms=now_ms(), run_seq=read.last_seq))
         return len(self.core.jobs)
 
@@ -372,14 +368,6 @@ class TermLoop:
                     actor=self._actor,
                     now_ms=now_ms,
                     ended=self._traces.saw,
-                )
-                await repair_changes(
-                    self._bus,
-                    self._pool_ids(),
-                    self._audit,
-                    before_seq=self._spec_seq,
-                    actor=self._actor,
-                    now_ms=now_ms,
                 )
                 return
             except BusError as error:

@@ -1,9 +1,15 @@
-"""Changes of what is wanted (pools, drains, reloads, tenants, sessions' policy, the catalog) whose maker did not live
-to audit them: each carries its record (`llorch_shared.change_note`), which is written here where it is missing.
+"""Changes of what is wanted (pools, drains, reloads, tenants, sessions' policy, the catalog) that are not on the audit
+record, because whoever was to write it did not live to. Where that is a change of a model's state, its pools may not
+have followed it either (`llorch_shared.desired.model_pools`): that is made up for, too.
+
+A change carries the record of its maker (`llorch_shared.change_note`). One of a pool that carries none (a bus client
+put it there, a node at a reload, or an earlier release) is told by the scheduler that follows the pool, as what differs
+from the version before. Where the one or the other is missing, it is written here.
 
 One scheduler looks: who is in office for the first shard, at its takeover and then every `LOOK_EVERY_S`, at what was
-stored since. It looks at nothing younger than `GRACE_S`, which its maker is still about to audit. The buckets keep 16
-versions of a key: of one that is changed more often than that between two looks, the oldest are not told.
+stored since. It looks at nothing younger than `GRACE_S`, which somebody is still about to audit. The buckets keep 16
+versions of a key: of one that is changed more often than that between two looks, the oldest are not told. Nor is the
+oldest version that is kept of a pool, when it carries no note: what was before it is not known.
 """
 
 import asyncio
@@ -13,20 +19,31 @@ from typing import Final, Protocol
 
 import msgspec
 
+from llorch_scheduler.core import spec_change
 from llorch_shared import change_note, streams, subjects
-from llorch_shared.bus.port import Bus, BusError, Message
+from llorch_shared.bus.port import Bus, BusError, Denied, Message
+from llorch_shared.catalog import Catalog
+from llorch_shared.desired import model_pools
+from llorch_shared.desired.entries import Author
+from llorch_shared.desired.pools import POOLS
 from llorch_shared.readable import UNREADABLE
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditRecord
+from llorch_shared.wire.catalog import ENTRY_DECODER
+from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
+from llorch_shared.wire.version import Unreadable
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 15.0
 GRACE_S: Final = 60.0
-"""A maker that lives writes within a tenth of a second. One that is cut off meanwhile may write later: then both stand,
-with the same `stored`."""
+"""Who lives writes within a tenth of a second. One that is cut off meanwhile may write later: then both stand, with the
+same mark."""
 LOOK_BACK_MS: Final = 24 * 3_600_000
 """Audit records are kept for 30 days: what is older than a day is not missing, it may have gone."""
 _BUCKETS: Final = {streams.SPEC: subjects.spec(">"), streams.CATALOG: subjects.catalog(">")}
+_POOLS: Final = subjects.spec("pool.")
+_MARKS: Final = (change_note.STORED, spec_change.REVISION)
+"""Keys of a record's detail that name the version it is about: its maker's, and its follower's."""
 
 
 class Auditor(Protocol):
@@ -36,12 +53,17 @@ class Auditor(Protocol):
 class UnauditedChanges:
     """`look` may be called at any time; nothing is looked at twice but what was too young."""
 
-    def __init__(self, bus: Bus, audit: Auditor, *, now_ms: Callable[[], int], grace_s: float = GRACE_S) -> None:
+    def __init__(
+        self, bus: Bus, audit: Auditor, *, actor: str, now_ms: Callable[[], int], grace_s: float = GRACE_S
+    ) -> None:
         self._bus: Final = bus
         self._audit: Final = audit
+        self._actor: Final = actor
         self._now_ms: Final = now_ms
         self._grace_ms: Final = int(1000 * grace_s)
         self._looked: Final = dict.fromkeys(_BUCKETS, 0)
+        self._pools: Final[dict[str, PoolSpec | None]] = {}
+        """By subject: the newest version that was looked at; None where it was removed."""
 
     async def keep(self, going: Callable[[], bool]) -> None:
         while going():
@@ -59,17 +81,59 @@ class UnauditedChanges:
             if (await self._bus.stream_state(stream)).last_seq <= looked:
                 continue
             for message in await self._bus.replay(stream, pattern, from_seq=looked + 1):
-                record = change_note.read(message, stream)
+                record = change_note.read(message, stream) or self._difference(message)
                 age_ms = self._now_ms() - (message.stored_ms or record.at_ms) if record is not None else 0
                 if record is not None and age_ms < self._grace_ms:
                     break
                 if record is not None and age_ms <= LOOK_BACK_MS and not await self._stands(record):
+                    if stream == streams.CATALOG and record.detail.get("change") == "state":
+                        await self._follow(message, record)
                     await self._audit.record(repaired(record))
                     missing += 1
+                self._passed(message)
                 self._looked[stream] = message.seq
         if missing:
-            log.warning("%d changes were not audited by who made them; they are now", missing)
+            log.warning("%d changes were not audited by who made or followed them; they are now", missing)
         return missing
+
+    def _difference(self, message: Message) -> AuditRecord | None:
+        """What a version of a pool changes of the one before; None where nothing, or where none is known."""
+        after = _pool(message)
+        if after is msgspec.UNSET or message.subject not in self._pools:
+            return None
+        before, pool_id = self._pools[message.subject], subjects.last_token(message.subject)
+        if before == after:
+            return None
+        at_ms = message.stored_ms or self._now_ms()
+        return spec_change.audit(before, after, pool_id, at_ms, self._actor, revision=message.seq)
+
+    def _passed(self, message: Message) -> None:
+        pool = _pool(message)
+        if pool is not msgspec.UNSET:
+            self._pools[message.subject] = pool
+
+    async def _follow(self, message: Message, record: AuditRecord) -> None:
+        """The pools of a model as its change of state wants them, where it is in that state still."""
+        by = Author(self._actor, self._actor, self._audit.record, correlation_id=record.correlation_id)
+        try:
+            told = ENTRY_DECODER.decode(message.data)
+            kept = await Catalog(self._bus).get(told.id)
+            if kept is None or (kept.entry.state, kept.entry.changed_ms) != (told.state, told.changed_ms):
+                return
+            pools = await self._now_with(told.source_url)
+            deadline_ms = max(0, (told.drain_deadline_ms or 0) - self._now_ms())
+            await model_pools.follow(
+                self._bus, told, pools, by, deadline_ms=deadline_ms, unless_since_ms=message.stored_ms
+            )
+        except (*UNREADABLE, Unreadable) as error:
+            log.warning("what became of a model at %s #%d cannot be read: %s", message.subject, message.seq, error)
+        except Denied as error:
+            log.warning("the pools of model %s cannot follow its state %s: %s", told.id, told.state, error)
+
+    async def _now_with(self, model: str) -> list[PoolSpec]:
+        """Pools of the model. What is too young to be looked at counts, too: a pool may have another one by now."""
+        known = [pool.id for pool in self._pools.values() if pool is not None and pool.model == model]
+        return [pool for pool_id in known if (pool := (await POOLS.read(self._bus, pool_id)).value) is not None]
 
     async def _stands(self, record: AuditRecord) -> bool:
         subject = subjects.audit(str(record.event), record.task_id)
@@ -77,7 +141,7 @@ class UnauditedChanges:
 
 
 def repaired(record: AuditRecord) -> AuditRecord:
-    """As its maker would have written it, and marked. The link of its chain says who writes it."""
+    """As it would have been written, and marked. The link of its chain says who writes it."""
     return msgspec.structs.replace(record, detail={**record.detail, "repaired": True})
 
 
@@ -87,4 +151,16 @@ def _tells(message: Message, record: AuditRecord) -> bool:
     except UNREADABLE as error:
         log.warning("the audit record at %s #%d cannot be read: %s", message.subject, message.seq, error)
         return False
-    return known.detail.get(change_note.STORED) == record.detail[change_note.STORED]
+    return any(mark in record.detail and known.detail.get(mark) == record.detail[mark] for mark in _MARKS)
+
+
+def _pool(message: Message) -> PoolSpec | msgspec.UnsetType | None:
+    """None when it was removed; UNSET when it is no pool, or one that cannot be read: no scheduler has followed it."""
+    if not message.subject.startswith(_POOLS):
+        return msgspec.UNSET
+    if message.deleted:
+        return None
+    try:
+        return POOL_DECODER.decode(message.data)
+    except UNREADABLE:
+        return msgspec.UNSET

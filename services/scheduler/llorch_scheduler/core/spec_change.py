@@ -1,10 +1,14 @@
 """What a changed specification changes, key by key, as the audit trail keeps it."""
 
+from typing import Final
+
 import msgspec
 
 from llorch_shared.wire.audit import AuditEvent, AuditRecord, Detail
 from llorch_shared.wire.spec import PoolSpec
 
+REVISION: Final = "revision"
+"""Key of a record's detail: the sequence of the version in the spec bucket that it is about."""
 _ABSENT = "unset"
 _SECRET_PREFIX = "provisioning.env."  # noqa: S105  (a key, not a secret)
 _HIDDEN = "changed, hidden"
@@ -12,26 +16,17 @@ _HIDDEN = "changed, hidden"
 
 
 def audit(
-    before: PoolSpec | None,
-    after: PoolSpec | None,
-    pool_id: str,
-    at_ms: int,
-    actor: str,
-    *,
-    revision: int = 0,
-    repaired: bool = False,
+    before: PoolSpec | None, after: PoolSpec | None, pool_id: str, at_ms: int, actor: str, *, revision: int = 0
 ) -> AuditRecord:
     """The record of a change; `before` is None for a new pool, `after` for a removed one. `revision` is the sequence of
-    `after` in the spec bucket: by it a later scheduler sees that this change is audited. `repaired`: it had to."""
+    `after` in the spec bucket: by it a later scheduler sees that this change is audited."""
     detail: Detail
     if before is None or after is None:
         detail = {"pool": "removed" if after is None else "created"}
     else:
         detail = dict(changes(before, after))
     if revision:
-        detail["revision"] = revision
-    if repaired:
-        detail["repaired"] = True
+        detail[REVISION] = revision
     return AuditRecord(
         event=AuditEvent.POOL_CHANGED, task_id=pool_id, pool_id=pool_id, at_ms=at_ms, actor=actor, detail=detail
     )
