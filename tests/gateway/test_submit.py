@@ -99,7 +99,7 @@ async def test_an_admission_is_told_with_tenant_class_weight_deadline_and_chance
     await cluster.add_pool(spec, replica("p2"))
     door = await cluster.gateway(tenant="acme")
     await cluster.report(load_report("p2", service_ms=500, token_ms=20, overhead_ms=100))
-    with caplog.at_level(logging.INFO, "llorch_gateway.admissions"):
+    with caplog.at_level(logging.INFO, "llorch_gateway.admission_report"):
         task = await door.submit(model_ref="mock:other", priority=Priority.BATCH, deadline_ms=60_000)
     [told] = [record for record in caplog.records if getattr(record, "action", "") == "admit"]
     fields = ("task_id", "tenant_id", "priority", "weight", "deadline_ms", "on_time_probability")

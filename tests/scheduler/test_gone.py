@@ -43,7 +43,7 @@ async def test_a_scheduler_killed_with_minus_nine_is_replaced_before_its_lease_e
         try:
             await eventually(lambda: bool(holders))
             standby = await place.scheduler(LONG)
-            await eventually(lambda: holders[-1] in standby.scheduler.peers.heard)
+            await eventually(lambda: holders[-1] in standby.scheduler.shares.peers.heard)
             tasks = [request() for _ in range(10)]
             for task in tasks:
                 await place.client.admit(task)

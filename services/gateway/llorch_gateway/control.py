@@ -1,6 +1,6 @@
 """Operations over HTTP, in Litestar: one route for each handler, made from the operation's row.
 
-Auth and the correlation id have been dealt with before a request comes here (`asgi`).
+Auth and the correlation id have been dealt with before a request comes here (`front`).
 """
 
 import re

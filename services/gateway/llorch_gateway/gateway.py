@@ -22,18 +22,19 @@ from llorch_gateway import (
 from llorch_gateway.admissions import Admissions
 from llorch_gateway.answer_room import AnswerRoom
 from llorch_gateway.anthropic.routes import AnthropicRoutes
-from llorch_gateway.asgi import Front
 from llorch_gateway.bus_api import BusApi
 from llorch_gateway.call import Call
 from llorch_gateway.catalog_api import CatalogApi
 from llorch_gateway.control import application
 from llorch_gateway.cors import Cors
+from llorch_gateway.front import Front
 from llorch_gateway.identity import Identities, TokenTable
 from llorch_gateway.limits import Limits
 from llorch_gateway.listing import Listing
 from llorch_gateway.lists import ARTIFACTS, ARTIFACTS_AT_ONCE, Turns
 from llorch_gateway.openai.door import Door
 from llorch_gateway.openai.routes import OpenAiRoutes
+from llorch_gateway.recent_admissions import RecentAdmissions
 from llorch_gateway.relay.log_life import LogLife
 from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
@@ -41,6 +42,7 @@ from llorch_gateway.resubmissions import Resubmissions
 from llorch_gateway.sessions import Sessions
 from llorch_gateway.snapshot import Snapshot
 from llorch_gateway.streams import Streams
+from llorch_gateway.task_routes import TaskRoutes
 from llorch_gateway.tasks import Tasks
 from llorch_gateway.waits import Waits
 from llorch_shared import streams
@@ -84,6 +86,7 @@ class Gateway:
         self._resubmissions: Final = Resubmissions(bus, self._audit)
         store = SessionStore(bus, self._audit, actor=f"gateway/{self.router.lane}")
         self.sessions: Final = Sessions(bus=bus, snapshot=self.snapshot, store=store, owner=self.router.lane)
+        recent = RecentAdmissions(self.snapshot)
         admissions = Admissions(
             bus=bus,
             router=self.router,
@@ -91,6 +94,7 @@ class Gateway:
             audit=self._audit,
             resubmissions=self._resubmissions,
             sessions=self.sessions,
+            recent=recent,
             metrics=metrics,
             actor=f"gateway/{self.router.lane}",
             share_bytes=settings.nats.tenant_object_bytes_max,
@@ -98,7 +102,7 @@ class Gateway:
         self.tasks: Final = Tasks(
             bus=bus,
             router=self.router,
-            admissions=admissions,
+            recent=recent,
             snapshot=self.snapshot,
             metrics=metrics,
             cancel_wait_s=wanted.cancel_wait_ms / 1000,
@@ -121,7 +125,7 @@ class Gateway:
             presence=self._presence,
             metrics=metrics,
             streams_max=wanted.streams_max,
-            waits=Waits(self.snapshot, admissions, wanted),
+            waits=Waits(self.snapshot, recent, wanted),
             microbatch=wanted.sse_microbatch,
         )
         self.tokens: Final = TokenTable(token, wanted.tokens_path(), metrics)
@@ -163,16 +167,18 @@ class Gateway:
                 ),
                 self._verifiers,
             ),
-            admissions=admissions,
-            streams=self._streams,
+            tasks=TaskRoutes(
+                admissions=admissions,
+                streams=self._streams,
+                body_bytes_max=wanted.body_bytes_max,
+                body_read_s=wanted.body_read_ms / 1000,
+            ),
             openai=OpenAiRoutes(door),
             anthropic=AnthropicRoutes(door),
             control=application(handlers, body_bytes_max=wanted.body_bytes_max, body_read_s=wanted.body_read_ms / 1000),
             limits=Limits(metrics, time.monotonic),
             cors=Cors(frozenset(wanted.cors_origins)),
             tenant=wanted.tenant,
-            body_bytes_max=wanted.body_bytes_max,
-            body_read_s=wanted.body_read_ms / 1000,
             answers=answers,
             stall_s=wanted.sse_stall_ms / 1000,
         )

@@ -8,11 +8,11 @@ from typing import Final
 
 import msgspec
 
-from llorch_gateway.admissions import Admissions
 from llorch_gateway.call import Call
 from llorch_gateway.core import record as records
 from llorch_gateway.core.prospect import is_loading
 from llorch_gateway.failures import unavailable
+from llorch_gateway.recent_admissions import RecentAdmissions
 from llorch_gateway.relay.router import Router
 from llorch_gateway.snapshot import Snapshot
 from llorch_shared import streams, subjects
@@ -76,7 +76,7 @@ class Tasks:
         *,
         bus: Bus,
         router: Router,
-        admissions: Admissions,
+        recent: RecentAdmissions,
         snapshot: Snapshot,
         metrics: Metrics,
         cancel_wait_s: float,
@@ -84,7 +84,7 @@ class Tasks:
         self._bus: Final = bus
         self._snapshot: Final = snapshot
         self._router: Final = router
-        self._admissions: Final = admissions
+        self._recent: Final = recent
         self._cancel_wait_s: Final = cancel_wait_s
         self._ignored: Final = metrics.counter("messages_ignored_total").labels("run")
 
@@ -101,7 +101,7 @@ class Tasks:
         """Whether its stream can be read from here without a lookup, by a caller that may."""
         if not self._router.is_fresh(task):
             return False
-        return not call.bound or self._admissions.tenant_of(task) == call.tenant
+        return not call.bound or self._recent.tenant_of(task) == call.tenant
 
     async def owner(self, task: str) -> str:
         """Whose task it is. Raises as `find`."""
@@ -131,7 +131,7 @@ class Tasks:
         record = await self.record(task)
         if record is not None:
             return Found(record, None, record.lane == self._router.lane)
-        located = self._admissions.recent(task)
+        located = self._recent.located(task)
         if located is not None:
             return Found(None, located, located.lane == self._router.lane)
         located = await self._locate(task)

@@ -1,4 +1,4 @@
-"""Operations on tasks, as callers ask them. Submission over HTTP and streams are served by `asgi`, which is faster."""
+"""Operations on tasks, as callers ask them. Submission over HTTP and streams have routes of their own."""
 
 from llorch_gateway.admissions import Admissions
 from llorch_gateway.core.sessions import budget_headers

@@ -3,9 +3,9 @@
 import asyncio
 from typing import Final
 
-from llorch_gateway.admissions import Admissions
 from llorch_gateway.core.notice import Notice, notice
 from llorch_gateway.core.prospect import Prospect
+from llorch_gateway.recent_admissions import RecentAdmissions
 from llorch_gateway.relay.notices import Look, Notices
 from llorch_gateway.snapshot import Snapshot
 from llorch_gateway.tasks import Found
@@ -13,9 +13,9 @@ from llorch_shared.settings import GatewaySettings
 
 
 class Waits:
-    def __init__(self, snapshot: Snapshot, admissions: Admissions, wanted: GatewaySettings) -> None:
+    def __init__(self, snapshot: Snapshot, recent: RecentAdmissions, wanted: GatewaySettings) -> None:
         self._snapshot: Final = snapshot
-        self._admissions: Final = admissions
+        self._recent: Final = recent
         self._narrate_s: Final = wanted.sse_logs_period_ms / 1000 if wanted.sse_logs_enabled else None
 
     def of(self, task: str, found: Found | None = None) -> Look:
@@ -28,7 +28,7 @@ class Waits:
                 pool = found.located.pool_id
 
         def look() -> Notice | None:
-            recent = self._admissions.recent(task)
+            recent = self._recent.located(task)
             if recent is None:
                 return self._notice(task, pool, None) if pool else None
             prospect = Prospect(recent.queue_position, recent.predicted_start_ms, loading=False)

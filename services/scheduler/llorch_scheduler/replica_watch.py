@@ -61,7 +61,7 @@ class ReplicaWatch:
         if value is None:
             pools = self._pools.get(node, {})
             if (pool_id := pools.pop(key, "")) and (loop := self._loop_of(pool_id)) is not None:
-                loop.replica_lost(key)
+                loop.watch.replica_lost(key)
             if not pools:
                 self._pools.pop(node, None)
             return
@@ -70,7 +70,7 @@ class ReplicaWatch:
             return
         self._pools.setdefault(node, {})[key] = record.pool_id
         if (loop := self._loop_of(record.pool_id)) is not None:
-            loop.replica_reported(key, record)
+            loop.watch.replica_reported(key, record)
 
     def _loop_of(self, pool_id: str) -> TermLoop | None:
         return self._terms.get(subjects.shard_of(pool_id))
@@ -90,7 +90,7 @@ class ReplicaWatch:
         """Told again until its keys have expired: a takeover in between has read them once more."""
         for key, pool_id in self._pools.get(name.partition("/")[0], {}).items():
             if (loop := self._loop_of(pool_id)) is not None:
-                loop.replica_lost(key, node_gone=True)
+                loop.watch.replica_lost(key, node_gone=True)
 
 
 def _node_of(key: str) -> str:

@@ -1,8 +1,9 @@
 """One term in office for one shard: bus → event → core → effect → bus, from takeover until the term ends.
 
-Only pools of the shard, their runs and replicas get in here: the service hands over what changes that way, and what is
-read at the takeover is filtered. One loop owns the core, so nothing here is locked. A new term starts with a new core
-and reads everything again; whatever an earlier term still had under way finds its term over, or its sequence outdated.
+Only pools of the shard (`shard_watch.py`), their runs and replicas get in here: the service hands over what changes
+that way, and what is read at the takeover is filtered. One loop owns the core, so nothing here is locked. A new term
+starts with a new core and reads everything again; whatever an earlier term still had under way finds its term over, or
+its sequence outdated.
 """
 
 import asyncio
@@ -17,11 +18,8 @@ from llorch_scheduler.answers import Answers
 from llorch_scheduler.audit_repair import repair_audit
 from llorch_scheduler.core.events import (
     Event,
-    PoolChanged,
-    PoolRemoved,
     Rebuilt,
     ReplicaLost,
-    ReplicaReported,
     RunChanged,
     TaskArrived,
     TaskCancelled,
@@ -38,24 +36,20 @@ from llorch_scheduler.pool_queues import PoolQueues
 from llorch_scheduler.rebuild import Floor, read_cancels, read_floor, read_runs
 from llorch_scheduler.session_gate import SessionGate
 from llorch_scheduler.session_keeper import SessionKeeper
+from llorch_scheduler.shard_watch import ShardWatch
 from llorch_scheduler.trace_keeper import TraceKeeper
 from llorch_scheduler.unaudited_changes import UnauditedChanges
-from llorch_shared import streams, subjects
 from llorch_shared.artifacts import Artifacts
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.dead_letters import DeadLetters
 from llorch_shared.live_table import LiveTable
 from llorch_shared.models import Models
-from llorch_shared.pool_policy import with_tenants
-from llorch_shared.readable import readable
 from llorch_shared.session_store import SessionStore
 from llorch_shared.session_table import SessionTable
 from llorch_shared.wall_clock import now_ms
-from llorch_shared.wire.desired import RELOAD_DECODER
 from llorch_shared.wire.policy import TenantSpec
-from llorch_shared.wire.registry import REPLICA_DECODER, ReplicaRecord
 from llorch_shared.wire.run import RunRecord
-from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
+from llorch_shared.wire.spec import PoolSpec
 
 log = logging.getLogger(__name__)
 
@@ -101,20 +95,25 @@ class TermLoop:
         """The term ended in order: nothing is under way, and the lease may be given back."""
         self._lease: Final = lease
         self._registry: Final = registry
-        self._specs: Final = specs
-        self._tenants: Final = tenants
-        """With limits of their own, as they are now."""
-        self._tenants_changed = False
         self._narration: Final = narration
         self.core: Final = SchedulerCore(actor=actor, limits=limits)
         self._inbox: Final = Inbox()
+        self.watch: Final = ShardWatch(
+            bus,
+            term.shard,
+            registry=registry,
+            specs=specs,
+            tenants=tenants,
+            offer=self._offer,
+            follow=self._follow_pool,
+        )
         self._admissions: Final = Admissions(
             bus,
             dead,
             put=self._put,
             now_ms=now_ms,
             going=lambda: term.active,
-            had_model=self._had_model,
+            had_model=self.watch.had_model,
             models=models,
         )
         self._performer: Final = Performer(
@@ -135,8 +134,6 @@ class TermLoop:
         self._leaving: Final = asyncio.Event()
         self._answers: Final = Answers(bus, term, self.core, self._locator)
         self._tasks: asyncio.TaskGroup | None = None
-        self._replica_ids: Final[dict[str, tuple[str, str]]] = {}
-        """Registry key → pool and replica, for keys that expire."""
 
     @property
     def decides(self) -> bool:
@@ -173,44 +170,6 @@ class TermLoop:
 
     def cancel_wished(self, wish: TaskCancelled) -> None:
         self._offer(wish)
-
-    def replica_lost(self, key: str, *, node_gone: bool = False) -> None:
-        """Its key has expired or was deleted, or its node is gone. The second time is none."""
-        if (lost := self._replica_ids.pop(key, None)) is not None:
-            self._offer(ReplicaLost(at_ms=now_ms(), pool_id=lost[0], replica_id=lost[1], node_gone=node_gone))
-
-    def replica_reported(self, key: str, record: ReplicaRecord) -> None:
-        self._replica_ids[key] = (record.pool_id, record.replica_id)
-        self._offer(ReplicaReported(at_ms=now_ms(), record=record))
-
-    def spec_changed(self, pool_id: str, value: bytes | None) -> None:
-        seq = self._specs.seq(subjects.pool_key(pool_id))
-        if value is None:
-            self._offer(PoolRemoved(at_ms=now_ms(), pool_id=pool_id, seq=seq))
-            self._follow_pool(pool_id, None)
-            return
-        spec = readable(POOL_DECODER, value, f"the specification of pool {pool_id}")
-        if spec is None:
-            return
-        self._offer(PoolChanged(at_ms=now_ms(), spec=with_tenants(spec, self._tenants), seq=seq))
-        self._follow_pool(spec.id, spec)
-
-    def _had_model(self, pool_id: str, model_ref: str, at_ms: int) -> bool:
-        value = self._specs.values.get(subjects.reload_key(pool_id))
-        reload = None if value is None else readable(RELOAD_DECODER, value, f"the reload of pool {pool_id}")
-        return reload is not None and reload.had(model_ref, at_ms)
-
-    def tenants_changed(self) -> None:
-        """In effect with the next tick, however many change at once."""
-        self._tenants_changed = True
-
-    def _take_tenants(self) -> None:
-        """The policies of the pools as they are now that tenants have other limits."""
-        self._tenants_changed = False
-        for pool_id in self._pool_ids():
-            value = self._specs.values.get(subjects.pool_key(pool_id))
-            if value is not None:
-                self.spec_changed(pool_id, value)
 
     def _follow_pool(self, pool_id: str, spec: PoolSpec | None) -> None:
         if self._tasks is not None and self.term.active:
@@ -274,8 +233,7 @@ class TermLoop:
 
     async def _rebuild(self) -> int:
         """Runs, then wishes to cancel, then what is alive, then the pools; only then is anything decided."""
-        await self._registry.refresh()
-        await self._specs.refresh()
+        await self.watch.refresh()
         floor = read_floor(self._registry, self.shard)
         read = await read_runs(self._bus, self.shard, floor, now_ms())
         for event in read.events:
@@ -285,31 +243,10 @@ class TermLoop:
             self._narration.passed_over(read.newer)
         for wish in await read_cancels(self._bus, floor, now_ms()):
             self._apply(wish)
-        for key, value in list(self._registry.values.items()):
-            self._replica_stands(key, value)
-        for key, value in list(self._specs.values.items()):
-            if (pool_id := _pool_of(key)) and subjects.shard_of(pool_id) == self.shard:
-                self.spec_changed(pool_id, value)
-        for pool_id in await self._removed_pools():
-            self._follow_pool(pool_id, None)
+        await self.watch.tell_all()
         self._rebuilt_seq = read.last_seq
         self._offer(Rebuilt(at_ms=now_ms(), run_seq=read.last_seq))
         return len(self.core.jobs)
-
-    def _replica_stands(self, key: str, value: bytes) -> None:
-        if not key.startswith("replica."):
-            return
-        record = readable(REPLICA_DECODER, value, f"the registry key {key}")
-        if record is None:
-            return
-        if subjects.shard_of(record.pool_id) == self.shard:
-            self.replica_reported(key, record)
-
-    async def _removed_pools(self) -> list[str]:
-        """Pools that were deleted while tasks may still wait in their queues."""
-        messages = await self._bus.snapshot(streams.SPEC, subjects.spec("pool.*"))
-        removed = [subjects.last_token(message.subject) for message in messages if message.deleted]
-        return [pool_id for pool_id in removed if subjects.shard_of(pool_id) == self.shard]
 
     async def _decide(self) -> None:
         turn = 0
@@ -344,8 +281,7 @@ class TermLoop:
 
     async def _tick(self) -> None:
         while self.term.active:
-            if self._tenants_changed:
-                self._take_tenants()
+            self.watch.take_tenants()
             self._offer(Tick(at_ms=now_ms(), run_seq=self._passed_seq))
             await asyncio.sleep(TICK_S)
 
@@ -377,17 +313,6 @@ class TermLoop:
         """Whether the life of the replica that ended this task goes on."""
         replica = self.core.fleet.get(run.pool_id, run.replica_id)
         return replica is not None and replica.record is not None and replica.record.incarnation == run.incarnation
-
-    def _pool_ids(self) -> list[str]:
-        """Every pool of the shard that was ever wanted."""
-        known = (pool_id for key in self._specs.known if (pool_id := _pool_of(key)))
-        return [pool_id for pool_id in known if subjects.shard_of(pool_id) == self.shard]
-
-
-def _pool_of(key: str) -> str:
-    """The pool of a spec key; empty when it is another kind of key."""
-    kind, _, pool_id = key.partition(".")
-    return pool_id if kind == "pool" else ""
 
 
 class _Over(Exception):
