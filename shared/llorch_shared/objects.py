@@ -3,7 +3,7 @@
 The layout is that of NATS's own object stores (bucket ART), so `nats object` lists and reads them. Chunks come first,
 under a name of their own for each writer; the entry that names them comes last, by compare-and-set. So an object is
 there whole or not at all, and two writers of the same bytes make one object. What a killed writer leaves is forgotten
-with its age.
+with its age, or when its tenant needs the room (`object_remains.py`).
 
 An object is counted to the tenant who put it first. Its name and the size stand in the subject of the chunks, so what
 counts is what is stored, whoever stored it and whoever died: the server tells the subjects, and no book is kept.
@@ -24,7 +24,7 @@ from typing import Final
 
 import msgspec
 
-from llorch_shared import streams, subjects
+from llorch_shared import object_remains, streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Full, Message, NoStream, Unanswered, WrongSequence
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.objects import (
@@ -96,8 +96,10 @@ class Objects:
 
     async def held(self, tenant: str) -> int:
         """Bytes that are counted to the tenant. Raises BusError."""
-        found = await self._bus.counts(streams.OBJECTS, subjects.objects_of(tenant))
-        return sum(_counted(subject, chunks) for subject, chunks in found.items())
+        return _sum(await self._counts(tenant))
+
+    async def _counts(self, tenant: str) -> Mapping[str, int]:
+        return await self._bus.counts(streams.OBJECTS, subjects.objects_of(tenant))
 
     async def find(self, digest: str) -> ObjectRef | None:
         """None for what is not stored, or not any more. Raises ObjectDamaged, BusError."""
@@ -143,7 +145,10 @@ class Objects:
 
     async def _check_share(self, tenant: str, more: int) -> None:
         """Raises ShareFull."""
-        held = await self.held(tenant)
+        counts = await self._counts(tenant)
+        held = _sum(counts)
+        if held + more > self._share_bytes and await object_remains.remove(self._bus, counts, chunk_bytes=CHUNK_BYTES):
+            held = await self.held(tenant)
         if held + more > self._share_bytes:
             raise ShareFull(f"tenant {tenant} has {held} bytes in the object store, and may have {self._share_bytes}")
 
@@ -260,10 +265,14 @@ def _is_named(found: Message, nuid: str) -> bool:
     return entry is not None and entry.nuid == nuid
 
 
+def _sum(counts: Mapping[str, int]) -> int:
+    return sum(_counted(subject, chunks) for subject, chunks in counts.items())
+
+
 def _counted(subject: str, chunks: int) -> int:
     """Bytes of one object, of which so many chunks are stored: whole where all are, and never less than the least."""
-    size = subjects.last_token(subject).partition("-")[0]
-    return max(COUNTED_MIN, min(chunks * CHUNK_BYTES, int(size) if size.isdecimal() else OBJECT_BYTES_MAX))
+    size = object_remains.size_of(subject)
+    return max(COUNTED_MIN, min(chunks * CHUNK_BYTES, OBJECT_BYTES_MAX if size is None else size))
 
 
 def _stays(found: Message) -> bool:

@@ -9,7 +9,8 @@ import msgspec
 import nats
 import pytest
 
-from llorch_shared import streams, subjects
+from llorch_shared import object_remains, streams, subjects
+from llorch_shared.bus.nats import connect
 from llorch_shared.bus.port import Bus, Full, Stored
 from llorch_shared.objects import (
     CHUNK_BYTES,
@@ -20,6 +21,7 @@ from llorch_shared.objects import (
     ObjectTooLarge,
     ShareFull,
 )
+from llorch_shared.settings import NatsSettings
 from llorch_shared.streams import Stream, Topology
 from llorch_shared.wire.objects import ENTRY_DECODER, OBJECT_BYTES_MAX
 from support.bus_worlds import NatsWorld
@@ -134,6 +136,30 @@ async def test_what_a_killed_writer_left_counts_as_long_as_it_is_stored(objects:
     assert await objects.held("blue") == CHUNK_BYTES
     await bus.remove(streams.OBJECTS, left.seq)
     assert await objects.held("blue") == 0
+
+
+@pytest.mark.nats
+async def test_what_killed_writers_left_makes_room_when_no_writer_can_be_at_it_any_more(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = await connect(NatsSettings(url=nats_server.url), name="test")
+    await bus.ensure(streams.base(token_bytes_max=16 * 1024 * 1024))
+    small = Objects(bus, share_bytes=5 * CHUNK_BYTES)
+    ref = await small.put(LARGE, tenant="blue")
+    cut_otherwise = CHUNK_BYTES + 1024
+    await bus.store(subjects.object_chunks(f"blue.{cut_otherwise}-whole"), bytes(cut_otherwise))
+    left = subjects.object_chunks(f"blue.{3 * CHUNK_BYTES}-left")
+    for _ in range(2):
+        await bus.store(left, bytes(CHUNK_BYTES))
+    with pytest.raises(ShareFull):
+        await small.put(b"more", tenant="blue")
+    assert len(await bus.replay(streams.OBJECTS, left)) == 2, "somebody may be writing it"
+    monkeypatch.setattr(object_remains, "LEFT_AFTER_MS", 0)
+    await small.put(b"more", tenant="blue")
+    assert not await bus.replay(streams.OBJECTS, left)
+    assert await small.get(ref.digest) == LARGE
+    assert await small.held("blue") == len(LARGE) + CHUNK_BYTES + COUNTED_MIN
+    await bus.close()
 
 
 class Contended:
