@@ -1,10 +1,18 @@
 """Credentials do not belong into URLs: those are stored, listed, compared and logged. Where one is written down, it is
-refused instead."""
+refused instead.
+
+A password may hold a slash, although it should not, and then ends the host for whoever reads by the rules. So what
+follows the host's colon and is no port is a password, as far as a later `@`. Of `https://name:80/rest@host/` nobody can
+tell: it is taken for a port, since digests are written so (`oci://host:5000/model@sha256:…`).
+"""
 
 import re
 from typing import Final
 
-_WITH_CREDENTIALS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\\\s]*@")
+_PORT: Final = r"""\d{1,5}(?:[/?#\\"',;)\]}>]|$)"""
+_WITH_CREDENTIALS: Final = re.compile(
+    rf"""[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#\\\s]*@|(?!\[)[^/?#\\\s@:]*:(?!{_PORT})[^\s"'<>]*@)"""
+)
 REFUSAL: Final = "a URL here has no user, password or token in it: whoever fetches has these of his own"
 
 
