@@ -106,6 +106,44 @@ async def test_a_page_reads_a_bounded_part_and_the_next_one_goes_on(
     assert [view.task_id for reply in sparse for view in reply.json(TaskList).tasks] == [ran[2]]
 
 
+async def test_a_tenant_with_many_lists_waits_behind_its_own() -> None:
+    go: dict[str, asyncio.Event] = {name: asyncio.Event() for name in ("blue", "red", "green")}
+    begun: list[str] = []
+
+    async def slow(ask: Ask) -> Answer:
+        begun.append(ask.call.tenant)
+        await go[ask.call.tenant].wait()
+        return Answer({"tasks": []})
+
+    turns = lists.Turns().of({"listTasks": slow})
+
+    def ask(tenant: str) -> asyncio.Task[Answer]:
+        call = Call(correlation_id="c", identity="token:abc", channel="http", tenant=tenant, bound=True)
+        return asyncio.create_task(_of(turns["listTasks"](Ask(call, {}))))
+
+    blue = [ask("blue") for _ in range(lists.WAITING_MAX // 4 + 1)]
+    await settle()
+    assert begun == ["blue"], "one turn is left for others"
+    with pytest.raises(OrchError) as refused:
+        await ask("blue")
+    assert refused.value.status == 503
+    red = ask("red")
+    await settle()
+    assert begun == ["blue", "red"]
+    leaves, green = ask("green"), ask("green")
+    await settle()
+    go["red"].set()
+    leaves.cancel()
+    await red
+    await settle()
+    assert begun == ["blue", "red", "green"]
+    go["green"].set()
+    await green
+    go["blue"].set()
+    await asyncio.gather(*blue)
+    assert begun.count("blue") == len(blue)
+
+
 async def test_lists_have_their_turn_and_those_that_would_wait_too_long_come_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
