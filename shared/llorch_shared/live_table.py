@@ -77,8 +77,10 @@ class LiveTable:
         return key in self._newer
 
     async def start(self) -> None:
-        self._subscription = await self._bus.subscribe(self._live, self._apply)
-        self._bus.on_reconnect(self.refresh)
+        """Raises BusError; may be called again then."""
+        if self._subscription is None:
+            self._subscription = await self._bus.subscribe(self._live, self._apply)
+            self._bus.on_reconnect(self.refresh)
         await self.refresh()
 
     async def refresh(self) -> None:

@@ -28,7 +28,7 @@ class ModelTable:
         self._table: Final = LiveTable(bus, bucket="CAT", changed=self._changed, metrics=metrics)
 
     async def start(self) -> None:
-        """Raises BusError when the bucket cannot be read."""
+        """Raises BusError when the bucket cannot be read; may be called again then."""
         await self._table.start()
 
     async def close(self) -> None:

@@ -46,9 +46,10 @@ class SessionTable:
         self.policies = SessionsSpec()
 
     async def start(self) -> None:
-        """Raises BusError."""
-        self._subscription = await self._bus.subscribe(subjects.ALL_SESSIONS_LIVE, self._apply)
-        self._bus.on_reconnect(self.refresh)
+        """Raises BusError; may be called again then."""
+        if self._subscription is None:
+            self._subscription = await self._bus.subscribe(subjects.ALL_SESSIONS_LIVE, self._apply)
+            self._bus.on_reconnect(self.refresh)
         await self.refresh()
 
     async def refresh(self) -> None:

@@ -10,6 +10,7 @@ from llorch_gateway.gateway import Gateway
 from llorch_shared import streams, subjects
 from llorch_shared.bus.nats import NatsBus, connect
 from llorch_shared.bus.port import Denied
+from llorch_shared.lifecycle import Stop
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import NatsSettings, Secret, Settings
 from support.nats_server import NatsServer
@@ -49,7 +50,7 @@ async def gateway(server: NatsServer) -> AsyncIterator[Gateway]:
     metrics = Metrics()
     bus = await connect(wanted.nats, name="gateway", password=Secret("g"), metrics=metrics)
     made = Gateway(wanted, bus=bus, token=Secret(""), metrics=metrics)
-    await made.start()
+    await made.start(Stop())
     yield made
     await made.close()
     await bus.close()

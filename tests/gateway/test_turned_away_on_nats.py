@@ -9,6 +9,7 @@ from llorch_gateway.gateway import Gateway
 from llorch_shared import streams, subjects
 from llorch_shared.bus.nats import connect
 from llorch_shared.bus.port import Bus, Message
+from llorch_shared.lifecycle import Stop
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import GatewaySettings, NatsSettings, Secret, Settings
 from llorch_shared.wire.policy import QueueSpec
@@ -44,7 +45,7 @@ async def doors(nats_server: NatsServer, bus: Bus) -> AsyncIterator[tuple[Door, 
         own = await connect(NatsSettings(url=nats_server.url), name="gateway")
         settings = Settings(gateway=GatewaySettings(tenant=tenant))
         gateway = Gateway(settings, bus=own, token=Secret(""), metrics=Metrics())
-        await gateway.start()
+        await gateway.start(Stop())
         made.append(Door(gateway, own))
     yield made[0], made[1]
     for door in made:

@@ -12,6 +12,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.memory import MemoryBus
 from llorch_shared.bus.memory_server import MemoryServer
 from llorch_shared.bus.port import Bus, Message
+from llorch_shared.lifecycle import Stop
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import GatewaySettings, NatsSettings, Secret, Settings
 from llorch_shared.wire import frames
@@ -123,7 +124,7 @@ class Cluster:
         settings = Settings(gateway=GatewaySettings(**wanted), nats=self.nats)
         bus: Bus = MemoryBus(self.server, name="gateway")
         gateway = Gateway(settings, bus=bus, token=Secret(token), metrics=Metrics())
-        await gateway.start()
+        await gateway.start(Stop())
         self.gateways.append((gateway, bus))
         if tick:
             self._ticking.append(asyncio.create_task(gateway.tick()))

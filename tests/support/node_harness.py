@@ -30,6 +30,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
 from llorch_shared.bus import nats
 from llorch_shared.bus.nats import NatsBus
+from llorch_shared.lifecycle import Stop
 from llorch_shared.metrics import Metrics
 from llorch_shared.session_store import SessionStore
 from llorch_shared.settings import NatsSettings, PooldSettings, Settings
@@ -191,7 +192,7 @@ class NodeHarness:
             environment={},
             metrics_addr="",
         )
-        await self.node.start()
+        await self.node.start(Stop())
         self._running = asyncio.create_task(self.node.run())
         return self
 

@@ -45,6 +45,8 @@ class BusApi:
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
+        """Raises BusError; may be called again then."""
+        await self.stop()
         for endpoint, handler in self._served:
             subject = subjects.api(endpoint.operation.twin)
             responder = self._responder(endpoint, handler)

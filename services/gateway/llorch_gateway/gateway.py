@@ -7,6 +7,7 @@ finds a gateway that can serve it.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 from llorch_gateway import (
@@ -48,10 +49,12 @@ from llorch_gateway.waits import Waits
 from llorch_shared import streams
 from llorch_shared.audit import Audit
 from llorch_shared.auth import AuthPolicy, Verifier
-from llorch_shared.bus.port import DISCONNECTED, Bus
+from llorch_shared.bus.patience import Step, get_through
+from llorch_shared.bus.port import DISCONNECTED, Bus, BusError
 from llorch_shared.desired.entries import Author
 from llorch_shared.errors import OrchError
 from llorch_shared.http_api import Readiness
+from llorch_shared.lifecycle import Stop
 from llorch_shared.metrics import Metrics
 from llorch_shared.session_store import SessionStore
 from llorch_shared.settings import GatewaySettings, OidcSettings, Secret, Settings
@@ -207,25 +210,23 @@ class Gateway:
         warnings = tuple(verifier.problem for verifier in self._verifiers if verifier.problem)
         return Readiness(ready=not reasons, reasons=reasons, warnings=warnings, instance=self.router.lane)
 
-    async def start(self) -> None:
-        """Raises BusError."""
+    async def start(self, stop: Stop, *, waits: Callable[[BusError], None] | None = None) -> bool:
+        """However long the bus takes; `waits` is told what is in the way. False when the wish to stop came first."""
         wanted = self._settings.nats
-        await self._bus.ensure(streams.base(token_bytes_max=wanted.token_bytes_max, replicas=wanted.replicas))
-        await self.log_life.look()
-        await self.router.start()
-        await self.snapshot.start()
-        await self.sessions.table.start()
-        await self._presence.start()
-        await self._bus_api.start()
+        base = streams.base(token_bytes_max=wanted.token_bytes_max, replicas=wanted.replicas)
+        steps: tuple[Step, ...] = (
+            lambda: self._bus.ensure(base),
+            self.log_life.look,
+            self.router.start,
+            self.snapshot.start,
+            self.sessions.table.start,
+            self._presence.start,
+            self._bus_api.start,
+        )
+        if not await get_through(self._bus, steps, stop, waits=waits):
+            return False
         self._audit.start()
-
-    async def undo(self) -> None:
-        """Take back a start that did not get through, so that it can be made again."""
-        await self._bus_api.stop()
-        await self._presence.close()
-        await self.sessions.table.close()
-        await self.snapshot.close()
-        await self.router.close()
+        return True
 
     async def tick(self) -> None:
         """Keep time until cancelled."""

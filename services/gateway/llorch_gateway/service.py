@@ -29,8 +29,6 @@ from llorch_shared.settings import Secret, Settings
 
 log = logging.getLogger(__name__)
 
-START_PAUSE_FIRST_S: Final = 0.2
-START_PAUSE_MAX_S: Final = 5.0
 REQUESTS_BESIDE_STREAMS: Final = 2048
 """Requests at once that are not streams; more wait in the kernel's queue."""
 
@@ -67,7 +65,11 @@ async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Se
         stack.push_async_callback(bus.close)
         gateway = Gateway(settings, bus=bus, token=token, metrics=metrics)
         stack.push_async_callback(gateway.close)
-        if await unless_stopped(stop, _started(gateway, entrance)) is None:
+
+        def waits(problem: BusError) -> None:
+            entrance.missing = f"the bus: {problem or type(problem).__name__}"
+
+        if not await gateway.start(stop, waits=waits):
             return 0
         entrance.front = gateway.front
         stack.push_async_callback(gateway.stop_serving)
@@ -98,18 +100,3 @@ async def _drained(stop: Stop, gateway: Gateway) -> None:
 
 async def _connect(settings: Settings, metrics: Metrics, closed: asyncio.Event, password: Secret | None) -> Bus:
     return await nats.connect(settings.nats, name="gateway", password=password, metrics=metrics, on_closed=closed.set)
-
-
-async def _started(gateway: Gateway, entrance: Entrance) -> bool:
-    """Start, however long the bus takes to have what is needed; what is in the way is said at /readyz and logged."""
-    pause = START_PAUSE_FIRST_S
-    while True:
-        try:
-            await gateway.start()
-            return True
-        except BusError as error:
-            entrance.missing = f"the bus: {error or type(error).__name__}"
-            log.warning("cannot start yet, again in %.1f s: %s", pause, error, extra={"action": "gateway.waits"})
-        await gateway.undo()
-        await asyncio.sleep(pause)
-        pause = min(START_PAUSE_MAX_S, 2 * pause)

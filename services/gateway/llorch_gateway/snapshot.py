@@ -56,8 +56,9 @@ class Snapshot:
         self.held = False
 
     async def start(self) -> None:
-        """Raises BusError when the buckets cannot be read."""
-        self._subscription = await self._bus.subscribe(subjects.ALL_LOADS, self._load)
+        """Raises BusError when the buckets cannot be read; may be called again then."""
+        if self._subscription is None:
+            self._subscription = await self._bus.subscribe(subjects.ALL_LOADS, self._load)
         await self._catalog.start()
         await self._spec.start()
         await self._registry.start()

@@ -26,8 +26,10 @@ from llorch_poold.session_ends import SessionEnds
 from llorch_poold.task_run import TaskRun
 from llorch_poold.token_log import LOOK_AGAIN_S, LOOK_EVERY_S
 from llorch_shared import subjects
+from llorch_shared.bus.patience import Step, get_through
 from llorch_shared.bus.port import BusError, Message
 from llorch_shared.here import here
+from llorch_shared.lifecycle import Stop
 from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
 from llorch_shared.readable import UNREADABLE, readable
@@ -84,21 +86,28 @@ class Node:
         self._dirty: Final = asyncio.Event()
         self._stopping = False
 
-    async def start(self) -> None:
-        """Look at the devices, subscribe, tell the registry, follow the pools."""
+    async def start(self, stop: Stop) -> bool:
+        """Look at the devices, subscribe, tell the registry, follow the pools, however long the bus takes. False when
+        the wish to stop came first."""
         context = self._context
+        bus = context.bus
         self._report = await asyncio.to_thread(self._probe.read)
-        await context.bus.subscribe(subjects.ALL_CANCEL_SIGNALS, self._on_cancel)
-        await context.bus.subscribe(subjects.preempt(context.node_id), self._on_preempt)
-        await self._session_ends.start()
-        await context.bus.serve(subjects.node_here(context.node_id), here)
-        context.bus.on_reconnect(self._reconnected)
-        context.bus.on_disconnect(self._ownership.lost)
+        heard: tuple[Step, ...] = (
+            lambda: bus.subscribe(subjects.ALL_CANCEL_SIGNALS, self._on_cancel),
+            lambda: bus.subscribe(subjects.preempt(context.node_id), self._on_preempt),
+            self._session_ends.start,
+            lambda: bus.serve(subjects.node_here(context.node_id), here),
+        )
+        if not await get_through(bus, heard, stop):
+            return False
+        bus.on_reconnect(self._reconnected)
+        bus.on_disconnect(self._ownership.lost)
         self._ownership.start()
         self._registrar.keep(subjects.node_key(context.node_id), self._node_record)
-        await context.token_log.look()
-        await self._specs.start()
+        if not await get_through(bus, (context.token_log.look, self._specs.start), stop):
+            return False
         self._dirty.set()
+        return True
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -109,16 +109,16 @@ def _context(bus: Bus, settings: Settings, metrics: Metrics, fence: Fence) -> No
 async def _serve_on(context: NodeContext, node: Node, stop: Stop) -> None:
     """Until the wish to stop; then drained, with no engine left."""
     context.audit.start()
-    await node.start()
-    narrate(
-        log,
-        f"node {context.node_id} serves",
-        actor="poold",
-        action="node.started",
-        target=context.node_id,
-    )
     try:
-        await first_of(stop.wait(), node.run(), _repair(context, stop))
+        if await node.start(stop):
+            narrate(
+                log,
+                f"node {context.node_id} serves",
+                actor="poold",
+                action="node.started",
+                target=context.node_id,
+            )
+            await first_of(stop.wait(), node.run(), _repair(context, stop))
     finally:
         narrate(
             log,

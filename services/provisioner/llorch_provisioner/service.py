@@ -3,7 +3,6 @@
 It keeps working while the bus is away: jobs run on, and tell their state again once it is back.
 """
 
-import asyncio
 import contextlib
 import logging
 import sys
@@ -17,12 +16,12 @@ from llorch_provisioner.core import catalog_trust
 from llorch_provisioner.core.failure import Failure
 from llorch_provisioner.verification import Verifications
 from llorch_provisioner.workshop import Workshop
-from llorch_shared import streams, subjects
+from llorch_shared import subjects
 from llorch_shared.bus.nats import connect
-from llorch_shared.bus.patience import BUS_ENDED, BUS_LOST, unless_stopped
-from llorch_shared.bus.port import Bus, BusError, Message
+from llorch_shared.bus.patience import BUS_ENDED, BUS_LOST, Step, get_through, unless_stopped
+from llorch_shared.bus.port import Bus, Message
 from llorch_shared.embedded_defaults import CPU_ONLY_ON_LINUX
-from llorch_shared.lifecycle import Stop, first_of
+from llorch_shared.lifecycle import Stop
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
 from llorch_shared.metrics_endpoint import MetricsEndpoint
@@ -43,7 +42,6 @@ log: Final = logging.getLogger(__name__)
 
 _ENCODER: Final = msgspec.json.Encoder()
 _NOT_A_REQUEST: Final = "invalid"
-CATALOG_RETRY_S: Final = 0.5
 
 
 async def run(settings: Settings, environment: Mapping[str, str], password: Secret, stop: Stop) -> int:
@@ -97,7 +95,8 @@ async def _serve(
         bus.publish(subjects.provision_progress(node, event.job), _ENCODER.encode(event))
 
     catalog = ModelTable(bus, metrics)
-    if not await _followed(bus, catalog, stop):
+    # Before the first model is judged, what the catalog says is known.
+    if not await get_through(bus, (catalog.start,), stop):
         return
 
     def permitted(model_ref: str) -> Collection[str] | None:
@@ -130,28 +129,18 @@ async def _serve(
         async def verify(message: Message) -> tuple[bytes, Mapping[str, str]]:
             return _ENCODER.encode(verify_answer(verifications, message.data)), {}
 
-        await bus.serve(subjects.provision_verify(node), verify)
-        await bus.serve(subjects.provision_engine(node), ensure_engine)
-        await bus.serve(subjects.provision_model(node), ensure_model)
-        await bus.serve(subjects.provision_status(node), status)
+        steps: tuple[Step, ...] = (
+            lambda: bus.serve(subjects.provision_verify(node), verify),
+            lambda: bus.serve(subjects.provision_engine(node), ensure_engine),
+            lambda: bus.serve(subjects.provision_model(node), ensure_model),
+            lambda: bus.serve(subjects.provision_status(node), status),
+        )
         try:
-            await stop.wait()
+            if await get_through(bus, steps, stop):
+                await stop.wait()
         finally:
             await verifications.close()
             await catalog.close()
-
-
-async def _followed(bus: Bus, catalog: ModelTable, stop: Stop) -> bool:
-    """Before the first model is judged, what the catalog says is known. False after a wish to stop."""
-    while not stop:
-        try:
-            await bus.stream_state(streams.CATALOG)
-            await catalog.start()
-            return True
-        except BusError as error:
-            log.info("the catalog cannot be read yet: %s", error)
-        await first_of(asyncio.sleep(CATALOG_RETRY_S), stop.wait())
-    return False
 
 
 def verify_answer(verifications: Verifications, data: bytes) -> VerifyAnswer:

@@ -25,7 +25,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.artifacts import Artifacts
 from llorch_shared.audit import Audit
 from llorch_shared.bus.nats import connect
-from llorch_shared.bus.patience import ensure_patiently, unless_stopped
+from llorch_shared.bus.patience import Step, get_through, unless_stopped
 from llorch_shared.bus.port import Bus, BusError, Message
 from llorch_shared.dead_letters import DeadLetters
 from llorch_shared.here import here
@@ -89,16 +89,19 @@ class Scheduler:
         """Until asked to stop. The bus stays open."""
         nats = self._settings.nats
         base = streams.base(token_bytes_max=nats.token_bytes_max, replicas=nats.replicas)
-        if not await ensure_patiently(self._bus, base, stop):
-            return
-        await self._bus.subscribe(subjects.ALL_RUNS_LIVE, self._run_changed)
-        await self._bus.subscribe(subjects.ALL_CANCEL_SIGNALS, self._cancel_wished)
-        await self._bus.serve(subjects.scheduler_here(self.instance), here)
         self._bus.on_disconnect(self._disconnected)
-        await self._registry.start()
-        await self._specs.start()
-        await self._catalog.start()
-        await self._sessions.start()
+        steps: tuple[Step, ...] = (
+            lambda: self._bus.ensure(base),
+            lambda: self._bus.subscribe(subjects.ALL_RUNS_LIVE, self._run_changed),
+            lambda: self._bus.subscribe(subjects.ALL_CANCEL_SIGNALS, self._cancel_wished),
+            lambda: self._bus.serve(subjects.scheduler_here(self.instance), here),
+            self._registry.start,
+            self._specs.start,
+            self._catalog.start,
+            self._sessions.start,
+        )
+        if not await get_through(self._bus, steps, stop):
+            return
         self._audit.start()
         try:
             await self.shares.announce()

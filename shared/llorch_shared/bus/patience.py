@@ -6,7 +6,7 @@ process again would find the same.
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
 from llorch_shared.bus.port import Bus, BusError
@@ -16,6 +16,8 @@ from llorch_shared.streams import Topology
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Step = Callable[[], Awaitable[object]]
+"""A part of a start that asks the bus. What it did before it failed it does not do twice."""
 
 PAUSE_FIRST_S: Final = 0.2
 PAUSE_MAX_S: Final = 5.0
@@ -48,22 +50,38 @@ async def unless_stopped(stop: Stop, work: Coroutine[Any, Any, T]) -> T | None:
 
 async def ensure_patiently(bus: Bus, topology: Topology, stop: Stop) -> bool:
     """True when the topology stands; false when the wish to stop came first. Never raises BusError."""
-    return await unless_stopped(stop, _ensure(bus, topology)) is not None
+    return await get_through(bus, (lambda: bus.ensure(topology),), stop)
 
 
-async def _ensure(bus: Bus, topology: Topology) -> bool:
-    pause = PAUSE_FIRST_S
-    while True:
-        try:
-            await bus.ensure(topology)
-            return True
-        except BusError as error:
+async def get_through(
+    bus: Bus, steps: Iterable[Step], stop: Stop, *, waits: Callable[[BusError], None] | None = None
+) -> bool:
+    """The steps of a start one after the other, each repeated by itself until the bus lets it through, for as long as
+    that takes. False when the wish to stop came first. `waits` is told what is in the way. Never raises BusError."""
+    return await unless_stopped(stop, _through(bus, steps, waits)) is not None
+
+
+async def _through(bus: Bus, steps: Iterable[Step], waits: Callable[[BusError], None] | None) -> bool:
+    for step in steps:
+        pause = PAUSE_FIRST_S
+        while (problem := await _problem_of(step)) is not None:
             log.warning(
                 "%s cannot start yet, again in %.1f s: %s",
                 bus.name,
                 pause,
-                str(error) or type(error).__name__,
+                str(problem) or type(problem).__name__,
                 extra={"action": "bus.waits"},
             )
-        await asyncio.sleep(pause)
-        pause = min(PAUSE_MAX_S, 2 * pause)
+            if waits is not None:
+                waits(problem)
+            await asyncio.sleep(pause)
+            pause = min(PAUSE_MAX_S, 2 * pause)
+    return True
+
+
+async def _problem_of(step: Step) -> BusError | None:
+    try:
+        await step()
+    except BusError as error:
+        return error
+    return None

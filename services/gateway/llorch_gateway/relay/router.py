@@ -54,16 +54,23 @@ class Router:
         self.seats: set[Seat] = set()
 
     async def start(self) -> None:
+        """Raises BusError; may be called again then."""
+        await self._leave()
         self._subscriptions.append(await self._bus.tail(subjects.tokens_of_lane(self.lane), self._frame))
         self._subscriptions.append(await self._bus.subscribe(subjects.ALL_CANCEL_SIGNALS, self._cancel_signal))
         self._bus.on_disconnect(self._interrupt)
         self._bus.on_reconnect(self._resume)
 
     async def close(self) -> None:
-        for subscription in (*self._subscriptions, *self._tails.values()):
+        await self._leave()
+        for tail in self._tails.values():
+            await tail.close()
+        self._tails.clear()
+
+    async def _leave(self) -> None:
+        for subscription in self._subscriptions:
             await subscription.close()
         self._subscriptions.clear()
-        self._tails.clear()
 
     # Admission
 
