@@ -1,11 +1,16 @@
 """When the token log may lack what was published."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from llorch_poold import token_log
 from llorch_poold.token_log import TokenLog
 from llorch_shared import subjects
 from llorch_shared.bus.port import Message, StreamState, Unanswered
+from llorch_shared.token_mark import NOT_KNOWN
 
 
 class Logs:
@@ -70,7 +75,47 @@ async def test_so_may_the_same_one_after_a_time_without_an_answer() -> None:
     logs.leader = "nats-1"
     assert await log.look()
     assert log.sure
+    assert await log.stores()
     assert log.mark == "made@nats-1@1#3"
+
+
+async def test_a_stream_that_begins_while_the_log_may_not_store_it_has_no_mark() -> None:
+    logs = Logs()
+    log = log_of(logs)
+    await log.look()
+    assert log.mark == "made@nats-1@1#3"
+    logs.news[0]()
+    assert log.mark == NOT_KNOWN
+    assert await log.look()
+    assert log.mark == NOT_KNOWN, "it is not known yet whether the log stores anything"
+    logs.deaf_to = 100
+    assert not await log.stores()
+    log.doubt()
+    assert log.mark == NOT_KNOWN
+    logs.deaf_to = 0
+    assert await log.look()
+    assert await log.stores()
+    assert log.mark == "made@nats-1@1#3"
+
+
+async def test_the_mark_of_one_server_stands_whatever_is_heard() -> None:
+    logs = Logs()
+    logs.leader = ""
+    log = log_of(logs)
+    await log.look()
+    logs.news[0]()
+    assert log.mark == "made#3"
+
+
+async def test_a_log_that_may_lack_something_is_looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_log, "LOOK_EVERY_S", 600.0)
+    monkeypatch.setattr(token_log, "LOOK_AGAIN_S", 0.0)
+    log = log_of(Logs())
+    waiting = asyncio.create_task(log.until_due())
+    await asyncio.sleep(0)
+    log.doubt()
+    await asyncio.wait_for(waiting, 15)
+    await asyncio.wait_for(log.until_due(), 15)
 
 
 async def test_so_may_the_same_one_after_an_answer_that_names_nobody() -> None:

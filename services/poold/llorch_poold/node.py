@@ -24,7 +24,6 @@ from llorch_poold.reloads import Reloads, wishes
 from llorch_poold.replica import Replica
 from llorch_poold.session_ends import SessionEnds
 from llorch_poold.task_run import TaskRun
-from llorch_poold.token_log import LOOK_AGAIN_S, LOOK_EVERY_S
 from llorch_shared import subjects
 from llorch_shared.bus.patience import Step, get_through
 from llorch_shared.bus.port import BusError, Message
@@ -277,12 +276,10 @@ class Node:
     async def _look_at_the_token_log(self) -> None:
         while True:
             token_log = self._context.token_log
-            await asyncio.sleep(LOOK_EVERY_S if token_log.sure else LOOK_AGAIN_S)
+            await token_log.until_due()
             if not await token_log.look():
                 continue
-            if await token_log.stores():
-                await self._ownership.publish_again()
-            else:
+            if not (await token_log.stores() and await self._ownership.publish_again()):
                 token_log.doubt()
 
     def _node_record(self) -> NodeRecord:

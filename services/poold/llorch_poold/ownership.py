@@ -74,16 +74,21 @@ class Ownership:
         self._standing = True
         self._changed.set()
 
-    async def publish_again(self) -> None:
-        """The token log may lack what was published lately, although nothing was lost here."""
+    async def publish_again(self) -> bool:
+        """The token log may lack what was published lately, although nothing was lost here. False when it may lack it
+        still; true, too, when all of it is published anyway as soon as the node may speak again."""
         if fence_clock() >= self._fence.until:
-            return
+            return True
         try:
             published, _ = await self._publish_kept(self._fence.epoch)
-        except (BusError, _Gap) as error:
-            log.info("kept frames are published when the node may speak again: %s", error)
-        else:
-            self._tell(f"the token log may lack some: {published} kept frame messages published again", logging.INFO)
+            await self._node.bus.flush()
+        except BusError as error:
+            log.warning("the token log may lack some frames; they are published again soon: %s", error)
+            return False
+        except _Gap:
+            return True
+        self._tell(f"the token log may lack some: {published} kept frame messages published again", logging.INFO)
+        return True
 
     # what follows
 

@@ -3,9 +3,11 @@ log may lack what was published, of which nobody is told: in a cluster nothing i
 and the next election, and what passed between two servers is lost with their connection.
 
 Asked now and then and after a reconnect, never for a task: a mark that is a little old is only less than it could be.
+While what is published may not reach the log there is no mark: nobody may go on from what the log has of such a stream.
 """
 
 import asyncio
+import contextlib
 import logging
 from typing import Final
 
@@ -31,17 +33,36 @@ class TokenLog:
     def __init__(self, bus: Bus, node_id: str) -> None:
         self._bus: Final = bus
         self._probe: Final = subjects.token_probe(node_id)
-        self.mark = NOT_KNOWN
+        self._mark = NOT_KNOWN
         self.sure = True
         """Nothing was heard since the last look by which the log may lack anything, and that look was answered."""
+        self._proven = True
+        """So far as is known, what is published reaches the log."""
+        self._doubted: Final = asyncio.Event()
         self._life = ""
         """Of a cluster's log, as it was last seen; empty where there is only one server."""
         self._last_seq = 0
         bus.on_cluster_change(self.doubt)
 
+    @property
+    def mark(self) -> str:
+        """Of a stream that begins now."""
+        return self._mark if not self._life or (self.sure and self._proven) else NOT_KNOWN
+
     def doubt(self) -> None:
         """What was published lately may be missing."""
         self.sure = False
+        self._doubted.set()
+
+    async def until_due(self) -> None:
+        """Wait until it is time to look: soon after something may be missing."""
+        if self.sure:
+            self._doubted.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._doubted.wait()
+        if not self.sure:
+            await asyncio.sleep(LOOK_AGAIN_S)
 
     async def state(self) -> StreamState:
         """Raises BusError."""
@@ -60,14 +81,17 @@ class TokenLog:
         if before and not state.leader:
             self.sure = False
             return False
-        self.mark, self._last_seq = mark_of(state), state.last_seq
+        self._mark, self._last_seq = mark_of(state), state.last_seq
         self._life = state.life if state.leader else ""
-        return bool(state.leader) and (not sure or before not in ("", state.life))
+        lacks = bool(state.leader) and (not sure or before not in ("", state.life))
+        self._proven = self._proven and not lacks
+        return lacks
 
     async def stores(self) -> bool:
         """Whether what this node publishes from now on reaches the log: something that was published since the last
         look has. Asked of a cluster alone."""
         if not self._life:
+            self._proven = True
             return True
         try:
             async with asyncio.timeout(PROBE_WITHIN_S):
@@ -76,6 +100,7 @@ class TokenLog:
                     await asyncio.sleep(wait_s)
                     found = await self._bus.last(streams.TOK, self._probe)
                     if found is not None and found.seq > self._last_seq:
+                        self._proven = True
                         return True
         except (BusError, TimeoutError) as error:
             log.debug("the token log does not answer: %r", error)
