@@ -92,6 +92,12 @@ METRICS: Final[dict[str, MetricSpec]] = {
         "counter", "Replicas that were lost: gone with their node, or not heard of until expiry", ("pool_id", "reason")
     ),
     "replica_restarts_total": MetricSpec("counter", "Engine processes started again", ("pool_id",)),
+    "erasures_failed_total": MetricSpec(
+        "counter", "Times an engine did not erase a slot that holds the text of a session that has ended", ("pool_id",)
+    ),
+    "slots_unerased": MetricSpec(
+        "gauge", "Slots that hold such text because the engine fails to erase it", ("pool_id", "replica_id")
+    ),
     "cancel_latency_ms": MetricSpec(
         "histogram", "Stored wish to cancel until no engine works for the task", (), _CANCEL_MS
     ),

@@ -9,6 +9,7 @@ import httpx
 import msgspec
 import pytest
 
+from llorch_poold.core import erasure
 from llorch_shared import session_account, streams, subjects
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.session import SessionEnded, SessionPolicy, SessionRequest
@@ -117,6 +118,21 @@ async def test_a_slot_that_could_not_be_erased_warms_nobody(node: Away, caplog: 
     async with asyncio.timeout(DEADLINE_S):
         while (await node.held())[0]:
             await asyncio.sleep(0.02)
+
+
+async def test_an_engine_that_erases_nothing_is_replaced_with_all_it_holds(
+    node: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasure, "PAUSE_FIRST_S", 0.01)
+    before = await node.ready()
+    await node.serve(ANN)
+    await node.fault(kind="no_erase", times=0)
+    node.delete(ANN)
+    after = await node.ready(other_than=before.incarnation)
+    assert after.restart_count == before.restart_count + 1
+    assert [await node.cached(slot) for slot in (0, 1)] == [0, 0]
+    assert (await node.serve(BOB)).data("end")[0]["tokens_out"] == 3
+    assert node.metrics.counter("erasures_failed_total").labels("mock")._value.get() == erasure.ENOUGH
 
 
 async def test_a_node_that_was_away_erases_what_ended_meanwhile(node: Away) -> None:

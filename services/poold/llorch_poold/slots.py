@@ -48,11 +48,13 @@ class Slots:
         self.runs: Final[dict[int, TaskRun]] = {}
         self._work: Final[dict[asyncio.Task[None], TaskRun]] = {}
         self._freed: Final = asyncio.Event()
-        self._eraser: Final = SlotEraser(self._freed.set)
+        self._eraser: Final = SlotEraser(
+            node.metrics, running=lambda: self.runs, freed=self._freed.set, replace=self._replace_engine
+        )
 
     def open(self, life: EngineLife, facts: ReplicaFacts) -> None:
         self._life, self._facts, self._open = life, facts, True
-        self._eraser.open(facts.replica_id, life)
+        self._eraser.open(facts, life)
         self._freed.set()
 
     def close(self) -> None:
@@ -96,7 +98,7 @@ class Slots:
             if self.runs.get(run.slot) is run:
                 del self.runs[run.slot]
                 self._eraser.memory.left(run.slot, run.session, now_ms(), generated=run.generated)
-                self._eraser.sweep(self.runs)
+                self._eraser.sweep()
             self._freed.set()
             if run.left:
                 self._dropped()
@@ -154,7 +156,13 @@ class Slots:
 
     def sweep(self) -> None:
         """Erase what is due."""
-        self._eraser.sweep(self.runs)
+        self._eraser.sweep()
+
+    def _replace_engine(self, reason: str) -> None:
+        """Its end takes with it what it holds. No task is in it."""
+        self.close()
+        if self._life is not None:
+            self._life.kill(reason)
 
     # the end
 
