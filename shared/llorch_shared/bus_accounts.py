@@ -15,7 +15,6 @@ from llorch_shared.bus.port import ASKED_BY_HEADER
 from llorch_shared.identifiers import is_name
 
 SERVICES: Final = "LLORCH"
-_TENANT: Final = "TENANT_"
 
 
 class UnknownAccount(ValueError):
@@ -33,7 +32,7 @@ def account_of(tenant: str) -> str:
     """Raises ValueError for a name that leaves no room for a lane of its own."""
     if not is_name(tenant) or subjects.bus_lane(tenant) == subjects.BUS_LANE:
         raise ValueError(f"{tenant!r} cannot be a tenant on the bus: use a-z, 0-9, '-' and '_', at most 59 characters")
-    return _TENANT + tenant
+    return subjects.ACCOUNT_OF_TENANT + tenant
 
 
 def asking_tenant(headers: Mapping[str, str]) -> str | None:
@@ -45,7 +44,7 @@ def asking_tenant(headers: Mapping[str, str]) -> str | None:
         account = _INFO.decode(info).acc
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UnknownAccount("the request does not say whose account it came from") from error
-    tenant = account.removeprefix(_TENANT)
+    tenant = account.removeprefix(subjects.ACCOUNT_OF_TENANT)
     if tenant == account or not is_name(tenant):
         raise UnknownAccount("the request came from an account of no tenant")
     return tenant

@@ -8,8 +8,8 @@ What subjects cannot limit, and so nobody should expect of these users:
 - A task's run record, tokens and audit are named by the task, not by the node: a node may write those of any task. The
   compare-and-set on the run record and the hash chains of the audit are what stands against that.
 - A placement's durable is one word, so a node may take placements of another. It then still has to claim the tasks.
-- A tenant's queue takes a task as its user wrote it, `override` and `payload_ref` with it, which a gateway refuses from
-  a caller that is bound to its tenant: what is stored does not say whose account published it.
+- A tenant's queue takes a task as its user wrote it. What is stored has no header of whose account published it, so
+  its subject says that: the import of the tenant's account puts the account there, and the scheduler judges the task.
 - The body of a JetStream request is not looked at: who may read a stream may read all of it, and a consumer that is
   made for reading may be given any subject to deliver to.
 - **An answer goes where the question says**, and the permission counts for the question only. With the right to ask
@@ -20,7 +20,7 @@ What subjects cannot limit, and so nobody should expect of these users:
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -91,6 +91,13 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = ""
 
 
+class Import(NamedTuple):
+    """`exported`: the subject in the services' account. `local`: the same as the tenant's account names it."""
+
+    exported: str
+    local: str
+
+
 def services(nodes: Sequence[str]) -> tuple[User, ...]:
     """Raises ValueError for a node that is no name."""
     users = [user(role) for role in SINGLE]
@@ -119,14 +126,16 @@ def user(role: str, node: str = "") -> User:
     )
 
 
-def tenant_services(tenant: str) -> tuple[str, ...]:
+def tenant_services(tenant: str) -> tuple[Import, ...]:
     """What a tenant's account may ask or publish, and be answered: the operations, and its own queues."""
-    return subjects.ALL_API, subjects.admissions_of(tenant)
+    own = Import(subjects.own_admissions_of(tenant), subjects.admissions_of(tenant))
+    return Import(subjects.ALL_API, subjects.ALL_API), own
 
 
-def tenant_streams(tenant: str) -> tuple[str, ...]:
+def tenant_streams(tenant: str) -> tuple[Import, ...]:
     """What a tenant's account may hear: the tokens of its own tasks."""
-    return (subjects.tokens_of_lane(subjects.bus_lane(tenant)),)
+    lane = subjects.tokens_of_lane(subjects.bus_lane(tenant))
+    return (Import(lane, lane),)
 
 
 def _by_subscription(role: str, row: Subject) -> bool:

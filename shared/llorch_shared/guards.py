@@ -42,6 +42,15 @@ def check_request(request: TaskRequest) -> None:
     check_deadline(request)
 
 
+def check_bound(request: TaskRequest) -> None:
+    """What nobody may ask for who is bound to a tenant, by whichever door. Raises OrchError."""
+    if request.override:
+        raise invalid("override: whoever is bound to a tenant does not operate the system", status=403)
+    if request.payload_ref is not None:
+        # Whose it is cannot be told: another tenant's prompt would be read by who knows its digest.
+        raise invalid("payload_ref: whoever is bound to a tenant has to send the content itself", engine=request.engine)
+
+
 def check_pool(request: TaskRequest, pool: PoolSpec, *, had_model: bool = False) -> None:
     """A request that somebody put into this pool's queue. Raises OrchError. Whether a replica has the device that its
     client requires is not looked at: that takes the registry. `had_model`: the pool had its model when it came; what

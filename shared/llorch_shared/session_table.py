@@ -74,6 +74,11 @@ class SessionTable:
     def get(self, tenant: str, session_id: str) -> Known | None:
         return self._sessions.get((tenant, session_id))
 
+    def since_ms(self, tenant: str, session_id: str) -> int | None:
+        """When its account was opened, as far as is known here; None where it has none that is open."""
+        known = self.get(tenant, session_id)
+        return None if known is None or known.record.closed_ms else known.record.created_ms
+
     def concerns(self, tenant: str, session_id: str) -> bool:
         """Whether a task of this session may have to be reserved for. O(1), no question to anybody."""
         return (tenant, session_id) in self._sessions or not self.whole or self.policy(tenant).keeps

@@ -37,7 +37,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
 SUBJECTS: Final[tuple[Subject, ...]] = (
     Subject(
         pattern=subjects.ADMISSION,
-        title="A task waits in the queue of its pool, priority and tenant; the publish ack is the admission",
+        title="A task waits in the queue of its pool, priority and tenant; the publish ack is the admission. Where the "
+        "tenant queued it out of an account of its own, it is stored under `TENANT_<tenant>`, that account",
         publishers=("gateway", "bus client", "orchctl"),
         consumers=("scheduler", "gateway"),
         delivery=Delivery.WORK_QUEUE,

@@ -5,7 +5,7 @@ is a mistake.
 """
 
 from base64 import urlsafe_b64encode
-from typing import Final
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from llorch_shared.identifiers import is_name, token
@@ -78,6 +78,9 @@ BUS_LANE: Final = "bus"
 """Lane of what no gateway relays, where a tenant has none of its own."""
 _BUS_LANE_OF: Final = "bus-"
 
+ACCOUNT_OF_TENANT: Final = "TENANT_"
+"""Begins the name of a tenant's account on the bus. Names have no capitals, so no tenant's is taken for one."""
+
 SHARDS: Final = 8
 """Parts of the pools that schedulers lease. Part of the contract: all processes of a system must agree on it."""
 
@@ -94,6 +97,30 @@ def admission(pool: str, priority: str, tenant: str) -> str:
 def admissions_of(tenant: str) -> str:
     """Of one tenant, in every pool and class."""
     return f"llorch.adm.*.*.{token(tenant)}"
+
+
+def own_admission(pool: str, priority: str, tenant: str) -> str:
+    """Where a task is stored that a tenant queued itself: the last word is its account instead of its name. The server
+    puts it there when it takes the task over out of that account (`bus_users`), so nobody there can be without it."""
+    return f"llorch.adm.{token(pool)}.{token(priority)}.{ACCOUNT_OF_TENANT}{token(tenant)}"
+
+
+def own_admissions_of(tenant: str) -> str:
+    return f"llorch.adm.*.*.{ACCOUNT_OF_TENANT}{token(tenant)}"
+
+
+class Queued(NamedTuple):
+    """`tenant` is as the subject has it, a name or not. `itself`: it did not ask a service to queue the task."""
+
+    tenant: str
+    itself: bool
+
+
+def queued_by(admission: str) -> Queued:
+    """Whose task waits on this subject, and who put it there."""
+    last = last_token(admission)
+    tenant = last.removeprefix(ACCOUNT_OF_TENANT)
+    return Queued(tenant, tenant != last)
 
 
 def admission_filter(pool: str, priority: str) -> str:

@@ -41,8 +41,9 @@ async def test_every_task_and_record_is_listed_once_in_its_order(
         await bus.store(subjects.cancel(task), b"{}")
     waits = [task_request() for _ in range(5)]
     for number, request in enumerate(waits):
-        tenant = "blue" if number == 2 else "default"
-        await bus.store(subjects.admission(spec.id, "interactive", tenant), msgspec.json.encode(request))
+        tenant = "blue" if number in (2, 3) else "default"
+        queued_at = subjects.own_admission if number == 3 else subjects.admission
+        await bus.store(queued_at(spec.id, "interactive", tenant), msgspec.json.encode(request))
     for task in ran[:30]:
         record = AuditRecord(event=AuditEvent.DONE, task_id=task, at_ms=1, actor="test", tenant="default")
         await bus.store(subjects.audit(AuditEvent.DONE, task), msgspec.json.encode(record))
@@ -63,7 +64,12 @@ async def test_every_task_and_record_is_listed_once_in_its_order(
     queued = [request.task_id for request in waits]
     everything = [*queued, *reversed(ran[:20]), *reversed(ran[20:])]
     assert await listed(Wanted(limit=500)) == everything
-    assert await listed(Wanted(tenant="blue")) == [queued[2]]
+    assert await listed(Wanted(tenant="blue")) == queued[2:4]
+    assert await listed(Wanted(tenant="blue", limit=1)) == queued[2:4]
+    assert {view.tenant for view in (await lists.page(Wanted(state=TaskState.QUEUED), None)).tasks} == {
+        "blue",
+        "default",
+    }
     [first] = (await lists.page(Wanted(limit=1), None)).tasks
     assert first.admitted_ms > 0
     monkeypatch.setattr(listing, "READ_BYTES", 2_000)

@@ -38,6 +38,7 @@ BUILDERS: dict[str, tuple[Callable[..., str], int]] = {
     name: (getattr(subjects, name), len(inspect.signature(getattr(subjects, name)).parameters))
     for name in [
         "admission",
+        "own_admission",
         "admission_filter",
         "run",
         "cancel",
@@ -133,12 +134,18 @@ def test_the_task_of_a_per_task_subject_is_its_last_token() -> None:
         assert subjects.last_token(subject) == UUID
 
 
+def test_a_subject_tells_whose_task_waits_and_who_queued_it() -> None:
+    assert subjects.queued_by(subjects.admission("small", "batch", "acme")) == ("acme", False)
+    assert subjects.queued_by(subjects.own_admission("small", "batch", "acme")) == ("acme", True)
+
+
 def test_every_stored_subject_lies_in_exactly_one_stream() -> None:
     pool = PoolSpec(id="small", engine=Engine.MOCK, model="m")
     listed = [*streams.base().streams, *streams.admission(pool).streams]
     stored = {
         subjects.admission("small", "batch", "default"): "ADM_small_batch",
         subjects.admission("small", "interactive", "default"): "ADM_small_interactive",
+        subjects.own_admission("small", "batch", "default"): "ADM_small_batch",
         subjects.run(UUID): streams.RUN,
         subjects.cancel(UUID): streams.RUN,
         subjects.placement("small", "r1"): streams.PLC,

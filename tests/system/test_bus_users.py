@@ -7,6 +7,8 @@ import sys
 import uuid
 from collections.abc import AsyncIterator
 from functools import partial
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,17 +21,25 @@ from nats.errors import NoRespondersError
 from llorch_shared import streams, subjects
 from llorch_shared.bus.nats import NatsBus, connect
 from llorch_shared.bus.port import Denied
+from llorch_shared.errors import ErrorCode
 from llorch_shared.settings import NatsSettings
 from llorch_shared.streams import Stream, Topology
 from llorch_shared.wire.frames import split_events
-from llorch_shared.wire.run import decode_run
+from llorch_shared.wire.objects import ObjectRef
+from llorch_shared.wire.provision import EnsureModel
+from llorch_shared.wire.run import RunRecord, decode_run
 from llorch_shared.wire.task import TaskAccepted, TaskState
 from support.client import follow, task_request
 from support.system import System, mock_pool
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(150)]
 
-MODEL = {"id": "words", "digest": f"sha256:{'a' * 64}", "source_url": "mock:other"}
+
+VECTORS = b"a model of vectors"
+
+
+def model_of(folder: Path) -> str:
+    return f"file:{folder / 'vectors.gguf'}"
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +50,10 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 @pytest.fixture(scope="module")
 async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     """One for all of them."""
-    pools = [mock_pool(replicas=1, slots=2, rate=200, ctx=16_384)]
     folder = tmp_path_factory.mktemp("users")
+    (folder / "vectors.gguf").write_bytes(VECTORS)
+    vectors = mock_pool("vectors", replicas=1, slots=1, model=model_of(folder), workloads=["embedding"])
+    pools = [mock_pool(replicas=1, slots=2, rate=200, ctx=16_384), vectors]
     async with System(folder, pools=pools, gateways=2, bus_tenants=["acme", "other"]) as running:
         yield running
 
@@ -66,6 +78,29 @@ async def runs(system: System, task_id: str) -> bool:
 async def is_traced(system: System, task_id: str) -> bool:
     reply = await system.client().http.get("/v1/artifacts", params={"kind": "trace", "tag": f"task:{task_id}"})
     return bool(reply.json()["artifacts"])
+
+
+async def serves_others(system: System) -> bool:
+    health = await system.health("vectors")
+    return health is not None and any(replica.model_ref == "mock:others" for replica in health.replicas)
+
+
+async def verify_a_model(system: System) -> None:
+    """The node has the model of `vectors`, and the catalog has it verified."""
+    reference = model_of(system.folder)
+    wish = msgspec.json.encode(EnsureModel(model_ref=reference))
+    plan = msgspec.json.decode((await system.bus.request(subjects.provision_model("node-1"), wish)).data)
+    assert not plan.get("refusal"), plan
+    entry = {"id": "vectors", "digest": f"sha256:{sha256(VECTORS).hexdigest()}", "source_url": reference}
+    await done(system, "POST", "/v1/catalog/models", json=entry)
+    await done(system, "POST", "/v1/catalog/models/vectors/state", json={"state": "Canary"})
+    await done(system, "POST", "/v1/catalog/models/vectors/verify")
+    await system.until(partial(is_verified, system), "a verified model", 15)
+
+
+async def is_verified(system: System) -> bool:
+    entry = (await system.client().http.get("/v1/catalog/models/vectors")).json()
+    return bool(entry["verification"] and entry["verification"]["node_id"])
 
 
 async def done(system: System, method: str, path: str, **more: Any) -> None:
@@ -104,15 +139,19 @@ async def test_what_users_may_do_is_enough_for_the_whole_system(system: System) 
     lost = await one.submit(max_tokens=200)
     reading = asyncio.create_task(follow(system.clients, lost.task_id))
     await system.until(partial(runs, system, lost.task_id), "a task that runs", 15)
-    system.kill9_engine()
+    (url,) = await system.engine_urls("mock:words")
+    await system.kill_engine_at(url)
     assert len((await reading).tokens) == 200
     session = str(uuid.uuid4())
     await done(system, "PUT", f"/v1/sessions/{session}", json={"tokens_budget": 100})
     await one.read((await one.submit(max_tokens=5, session_id=session)).task_id)
     await done(system, "GET", f"/v1/sessions/{session}")
     await done(system, "DELETE", f"/v1/sessions/{session}")
+    chat = {"model": "mock", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+    await done(system, "POST", "/v1/chat/completions", json=chat)
+    await done(system, "POST", "/v1/embeddings", json={"model": "vectors", "input": ["one", "two"]})
+    await verify_a_model(system)
     await done(system, "POST", "/v1/artifacts", json={"kind": "plan", "content": {"steps": ["one"]}})
-    await done(system, "POST", "/v1/catalog/models", json=MODEL)
     await done(system, "PUT", "/v1/tenants/blue", json={"id": "blue", "weight": 2})
     for path in ("/v1/tasks", "/v1/audit", "/v1/pools", "/v1/capabilities", "/v1/tenants", "/v1/artifacts"):
         await done(system, "GET", path)
@@ -120,6 +159,8 @@ async def test_what_users_may_do_is_enough_for_the_whole_system(system: System) 
     await system.replicas_ready("mock", 0)
     await done(system, "DELETE", "/v1/pools/mock/drain")
     await system.replicas_ready("mock", 1)
+    await done(system, "POST", "/v1/pools/vectors/reload", json={"new_model_ref": "mock:others"})
+    await system.until(partial(serves_others, system), "the other model", 30)
     system.kill9("nats")
     await system.restart("nats")
     after = await one.submit(max_tokens=3)
@@ -215,6 +256,40 @@ async def test_a_tenant_on_the_bus_is_bound_to_its_tenant(system: System) -> Non
         subjects_heard = {(await everything.next_msg(timeout=1)).subject for _ in range(everything.pending_msgs)}
         lanes = {subject.split(".")[2] for subject in subjects_heard}
         assert lanes == {"bus-acme"}
+    finally:
+        await acme.close()
+
+
+async def test_a_tenant_that_queues_a_task_itself_gains_nothing_by_it(system: System) -> None:
+    theirs = await system.client().submit(max_tokens=2)
+    await system.client().read(theirs.task_id)
+    record = await system.bus.last(streams.RUN, subjects.run(theirs.task_id))
+    assert record is not None
+    a_gateway = {subjects.LANE_HEADER: decode_run(record.data, record.headers).lane}
+    known = ObjectRef(digest=f"sha256:{'a' * 64}", bytes=900)
+    acme = await nats.connect(system.nats.url, nkeys_seed=str(system.seed("tenant-acme")))
+
+    async def queued(**asked: Any) -> tuple[list[str], RunRecord]:
+        task = task_request(max_tokens=2, **asked)
+        heard = await acme.subscribe(subjects.tokens_of_task(task.task_id))
+        await acme.flush()
+        subject = subjects.admission("mock", "interactive", "acme")
+        await acme.jetstream().publish(subject, msgspec.json.encode(task), headers=a_gateway)
+        names = await said(heard)
+        stored = await system.bus.last(streams.RUN, subjects.run(task.task_id))
+        assert stored is not None
+        return names, decode_run(stored.data, stored.headers)
+
+    try:
+        names, run = await queued()
+        assert names == ["started", "token", "token", "end"]
+        assert (run.tenant, run.lane, run.channel) == ("acme", "bus-acme", "nats")
+        for asked in ({"override": True}, {"payload_ref": known, "prompt": None}):
+            names, run = await queued(**asked)
+            assert names == ["error"]
+            assert run.error is not None
+            assert (run.state, run.error.code) == (TaskState.FAILED, ErrorCode.INVALID_PARAMS)
+            assert run.error.message.startswith(next(iter(asked)))
     finally:
         await acme.close()
 

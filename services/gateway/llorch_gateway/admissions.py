@@ -25,6 +25,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
 from llorch_shared.bus.port import Bus, Stored
 from llorch_shared.errors import ErrorCode, OrchError, invalid
+from llorch_shared.guards import check_bound
 from llorch_shared.metrics import Metrics
 from llorch_shared.readable import UNREADABLE
 from llorch_shared.wall_clock import now_ms
@@ -106,8 +107,8 @@ class Admissions:
         if not snapshot.held:
             raise unavailable("this gateway has not read the registry yet")
         check_priority(request, call.priorities)
-        if request.override:
-            call.check_operator()
+        if call.bound:
+            check_bound(request)
         request, pool = admit(
             request,
             call.tenant,

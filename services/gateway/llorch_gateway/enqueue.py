@@ -56,7 +56,7 @@ class Enqueue:
     async def store(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
         """Store the task. Returns what was stored and the number of tries: a duplicate after several may be ours, or
         another gateway's. Raises Refused when there is no place, OrchError when the queue cannot be reached."""
-        await self._payloads.check(request, call)
+        await self._payloads.check(request)
         if self._promised(request, pool, call):
             appointment = await self._ask(request, pool, call)
             if appointment is not None and not appointment.admit:

@@ -6,6 +6,7 @@ while there is a cursor. A task that moves while its list is read may be missed,
 
 import asyncio
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Final
 
 from llorch_gateway.core import record as records
@@ -14,7 +15,7 @@ from llorch_gateway.core.prospect import is_loading, prospect_of
 from llorch_gateway.lists import STEP
 from llorch_gateway.snapshot import Snapshot
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, Message, NoStream
+from llorch_shared.bus.port import Bus, Message, NoStream, Page
 from llorch_shared.readable import UNREADABLE
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.run import RunRecord, TaskList, TaskView, WaitsFor, decode_run
@@ -53,13 +54,15 @@ class Listing:
 
     async def _queued(self, queue: InQueue, wanted: Wanted, found: list[TaskView]) -> int | None:
         """Add what is wanted of one read; returns where to go on, None at the end."""
-        stream = streams.admission_stream(queue.pool, queue.priority)
         if wanted.tenant:
-            subject = subjects.admission(queue.pool, queue.priority, wanted.tenant)
+            named = (queue.pool, queue.priority, wanted.tenant)
+            filters = [subjects.admission(*named), subjects.own_admission(*named)]
         else:
-            subject = subjects.admission_filter(queue.pool, queue.priority)
+            filters = [subjects.admission_filter(queue.pool, queue.priority)]
+        stream = streams.admission_stream(queue.pool, queue.priority)
+        reading = (self._bus.page(stream, each, from_seq=queue.seq, bytes_max=READ_BYTES) for each in filters)
         try:
-            page = await self._bus.page(stream, subject, from_seq=queue.seq, bytes_max=READ_BYTES)
+            page = in_one(await asyncio.gather(*reading))
         except NoStream:
             return None
         for number, message in enumerate(page.messages, 1):
@@ -81,7 +84,7 @@ class Listing:
         if wanted.session not in ("", request.session_id.lower()):
             return None
         load = self._snapshot.loads.get(queue.pool)
-        tenant = subjects.last_token(message.subject)
+        tenant = subjects.queued_by(message.subject).tenant
         due_in_ms = message.stored_ms + request.deadline_ms - now_ms()
         prospect = prospect_of(load, queue.priority, tenant, seq=message.seq, due_in_ms=due_in_ms)
         return TaskView(
@@ -130,6 +133,16 @@ class Listing:
         if page.more and page.messages[-1].seq < below - 1 and below - low > 1:
             return None
         return [message for message in page.messages if message.seq < below]
+
+
+def in_one(pages: Sequence[Page]) -> Page:
+    """Pages of one stream by different filters, in its order, as far as all of them reach."""
+    reached = min((page.messages[-1].seq for page in pages if page.more), default=None)
+    messages = sorted(
+        (each for page in pages for each in page.messages if reached is None or each.seq <= reached),
+        key=attrgetter("seq"),
+    )
+    return Page(messages, more=reached is not None)
 
 
 def _record(message: Message) -> RunRecord | None:

@@ -60,8 +60,7 @@ class Sessions:
 
     def since_ms(self, request: TaskRequest, call: Call) -> int | None:
         """When the account of its session was opened, as far as is known here."""
-        known = self.table.get(call.tenant, request.session_id.lower())
-        return None if known is None or known.record.closed_ms else known.record.created_ms
+        return self.table.since_ms(call.tenant, request.session_id.lower())
 
     async def reserve(self, request: TaskRequest, pool_id: str, call: Call) -> SessionRemaining | None:
         """What the session has left when this task is reserved for; None for a session without an account. Raises

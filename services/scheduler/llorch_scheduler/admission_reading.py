@@ -3,6 +3,10 @@
 A request that can be read and fails a guard is no poison: its task ends with the guard's error. One that cannot be read
 ends its task, too, where an id can be found, and is set aside as a dead letter besides. A message of a newer version is
 set aside unread: what it would mean by a task id is not known here, and a task that ended could not be replayed.
+
+What a tenant queued itself is told by its subject, which the bus has written, and by nothing that the tenant wrote. It
+is judged as a gateway judges a caller that is bound to its tenant. In the services' own account everybody operates the
+system, and a message that names a lane is a gateway's, which has judged it.
 """
 
 from collections.abc import Callable
@@ -14,7 +18,7 @@ from llorch_scheduler.core.events import AdmissionRef, TaskArrived
 from llorch_shared import subjects
 from llorch_shared.bus.port import Message, TooLarge
 from llorch_shared.errors import ErrorBody, OrchError, invalid
-from llorch_shared.guards import check_pool, check_request
+from llorch_shared.guards import check_bound, check_pool, check_request
 from llorch_shared.identifiers import is_correlation_id, is_name, is_uuid
 from llorch_shared.models import Models
 from llorch_shared.readable import UNREADABLE
@@ -31,6 +35,9 @@ GATEWAY_BEHIND_MS: Final = 5_000
 
 HadModel = Callable[[str, int], bool]
 """(model reference, Unix milliseconds): whether the pool had another model than now, and this one, at that time."""
+
+SessionSince = Callable[[str, str], int | None]
+"""(tenant, session id): when the account of the session was opened, Unix milliseconds; None where it has none."""
 
 
 class Reading(NamedTuple):
@@ -59,20 +66,25 @@ def read_admission(
     stream: str,
     had_model: HadModel,
     models: Models,
+    session_since: SessionSince,
 ) -> Reading:
     """Never raises for what the message is made of. The subject says tenant and priority, whatever the payload says."""
     request: TaskRequest | None = None
     problem: ErrorBody | None = None
     poison: Exception | None = None
-    tenant = subjects.last_token(message.subject)
+    queued = subjects.queued_by(message.subject)
+    tenant = queued.tenant
     try:
         request = _request(message)
         moved = pool is not None and request.model_ref != pool.model
         stored_ms = message.stored_ms or at_ms
-        _guard(request, pool, tenant, had_model=moved and had_model(request.model_ref, stored_ms))
-        # A gateway has looked before it stored the task, as it knew the catalog then. Any bus client may say it is one.
-        grace_ms = GATEWAY_BEHIND_MS if subjects.LANE_HEADER in message.headers else 0
-        models.check(request, stored_ms=stored_ms - grace_ms)
+        _guard(request, pool, queued, had_model=moved and had_model(request.model_ref, stored_ms))
+        if subjects.LANE_HEADER in message.headers and not queued.itself:
+            # It has looked before it stored the task, as it knew the catalog then, and which sessions are old ones.
+            models.check(request, stored_ms=stored_ms - GATEWAY_BEHIND_MS, session_since_ms=0)
+        else:
+            since_ms = session_since(tenant, request.session_id.lower())
+            models.check(request, stored_ms=stored_ms, session_since_ms=since_ms)
     except NewerVersion as error:
         return Reading(None, error)
     except (Unreadable, TooLarge) as error:
@@ -84,7 +96,7 @@ def read_admission(
         return Reading(None, poison)
     if request is not None and request.task_id != task_id:
         request = msgspec.structs.replace(request, task_id=task_id)
-    lane = _lane(message, tenant)
+    lane = _lane(message, queued)
     correlation_id = message.headers.get(subjects.CORRELATION_HEADER, "")
     event = TaskArrived(
         at_ms=at_ms,
@@ -111,21 +123,24 @@ def _request(message: Message) -> TaskRequest:
     return decode(Kind.ADMISSION, REQUEST_DECODER, message.data, message.headers)
 
 
-def _guard(request: TaskRequest, pool: PoolSpec | None, tenant: str, *, had_model: bool) -> None:
+def _guard(request: TaskRequest, pool: PoolSpec | None, queued: subjects.Queued, *, had_model: bool) -> None:
     """Raises OrchError."""
-    if not is_name(tenant):
-        raise invalid(f"the subject's last word, {tenant[:80]!r}, is no tenant")
+    if not is_name(queued.tenant):
+        raise invalid(f"the subject's last word, {queued.tenant[:80]!r}, is no tenant")
+    if queued.itself:
+        check_bound(request)
     check_request(request)
     if pool is not None:
         check_pool(request, pool, had_model=had_model)
 
 
-def _lane(message: Message, tenant: str) -> str:
-    """A gateway's, or that of the tenant in the subject: nobody's tokens go to what another tenant hears."""
+def _lane(message: Message, queued: subjects.Queued) -> str:
+    """A gateway's, or that of the tenant in the subject: nobody's tokens go to what another tenant hears, nor those of
+    who queued its task itself to a gateway that does not wait for them."""
     claimed = message.headers.get(subjects.LANE_HEADER, "")
-    if is_name(claimed) and not subjects.is_bus_lane(claimed):
+    if is_name(claimed) and not subjects.is_bus_lane(claimed) and not queued.itself:
         return claimed
-    return subjects.bus_lane(tenant) if is_name(tenant) else subjects.BUS_LANE
+    return subjects.bus_lane(queued.tenant) if is_name(queued.tenant) else subjects.BUS_LANE
 
 
 def _task_id(message: Message) -> str:

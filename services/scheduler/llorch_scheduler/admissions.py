@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
-from llorch_scheduler.admission_reading import Reading, read_admission
+from llorch_scheduler.admission_reading import Reading, SessionSince, read_admission
 from llorch_scheduler.core.events import AdmissionRef, BacklogRead, Event
 from llorch_shared import streams
 from llorch_shared.bus.port import Bus, BusError, Consumer, Delivery, Message, NoStream, Unanswered
@@ -84,10 +84,12 @@ class Admissions:
         going: Callable[[], bool],
         had_model: Callable[[str, str, int], bool] = lambda *_: False,
         models: Models | None = None,
+        session_since: SessionSince = lambda *_: None,
     ) -> None:
         """`had_model`: whether a pool had a model, which it has no longer, at a time (Unix milliseconds). `models`:
         what the catalog says; None says nothing."""
         self._models: Final = models or Models()
+        self._session_since: Final = session_since
         self._had_model: Final = had_model
         self._bus: Final = bus
         self._dead: Final = dead
@@ -204,6 +206,7 @@ class Admissions:
                 stream=queue.stream,
                 had_model=partial(self._had_model, queue.pool_id),
                 models=self._models,
+                session_since=self._session_since,
             )
         except Exception as error:
             log.exception("reading message %d of %s failed in a way nobody foresaw", message.seq, queue.stream)

@@ -115,6 +115,7 @@ class TermLoop:
             going=lambda: term.active,
             had_model=self.watch.had_model,
             models=models,
+            session_since=sessions.since_ms,
         )
         self._performer: Final = Performer(
             bus, term, self._admissions, audit, narration, actor=actor, emit=self._offer, now_ms=now_ms

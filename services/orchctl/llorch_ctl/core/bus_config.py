@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from llorch_shared.bus_accounts import SERVICES, account_of
-from llorch_shared.bus_users import User, tenant_services, tenant_streams
+from llorch_shared.bus_users import Import, User, tenant_services, tenant_streams
 
 
 def rendered(users: Iterable[User], keys: Mapping[str, str]) -> str:
@@ -16,8 +16,8 @@ def rendered(users: Iterable[User], keys: Mapping[str, str]) -> str:
     lines += ["    ]", "    exports: ["]
     for tenant in tenants:
         only = f"accounts: [{_quoted(account_of(tenant))}]"
-        lines += [f"      {{ service: {_quoted(each)}, {only} }}" for each in tenant_services(tenant)]
-        lines += [f"      {{ stream: {_quoted(each)}, {only} }}" for each in tenant_streams(tenant)]
+        lines += [f"      {{ service: {_quoted(each.exported)}, {only} }}" for each in tenant_services(tenant)]
+        lines += [f"      {{ stream: {_quoted(each.exported)}, {only} }}" for each in tenant_streams(tenant)]
     lines += ["    ]", "  }"]
     for user in mine:
         if user.tenant:
@@ -39,17 +39,22 @@ def _user(user: User, key: str) -> str:
 
 def _tenant(tenant: str, key: str) -> list[str]:
     imports = [
-        *(("service", subject) for subject in tenant_services(tenant)),
-        *(("stream", subject) for subject in tenant_streams(tenant)),
+        *(("service", each) for each in tenant_services(tenant)),
+        *(("stream", each) for each in tenant_streams(tenant)),
     ]
     return [
         f"  {account_of(tenant)} {{",
         f"    users: [ {{ nkey: {key} }} ]",
         "    imports: [",
-        *(f"      {{ {kind}: {{ account: {SERVICES}, subject: {_quoted(subject)} }} }}" for kind, subject in imports),
+        *(f"      {{ {_imported(kind, each)} }}" for kind, each in imports),
         "    ]",
         "  }",
     ]
+
+
+def _imported(kind: str, each: Import) -> str:
+    known_as = "" if each.local == each.exported else f", to: {_quoted(each.local)}"
+    return f"{kind}: {{ account: {SERVICES}, subject: {_quoted(each.exported)} }}{known_as}"
 
 
 def _listed(filters: Iterable[str]) -> str:
