@@ -5,8 +5,8 @@
         async for event in client.stream(accepted.task_id):
             ...
 
-A tenant's user (`orchctl bus-users`) may call what its tenant may, and reads no stream here: stored tokens are not open
-to it. It subscribes to its lane before it submits (`subjects.bus_lane`), and reads what it missed over HTTP.
+A tenant's user (`orchctl bus-users`) may call what its tenant may. Stored tokens are not open to it: what it did not
+hear of a stream this client asks the gateways for. It cannot write objects, so its prompts have to fit into a message.
 
 An operation is a request to the gateways' queue group, answered by the function that serves HTTP callers. What a
 gateway refuses is a `Refusal`; a bus that does not answer is a `BusError`.
@@ -29,7 +29,7 @@ from llorch_shared.objects import Objects
 from llorch_shared.payloads import fitted
 from llorch_shared.settings import NatsSettings, Secret
 from llorch_shared.stream_reading import StreamEvent, StreamReading
-from llorch_shared.wire.frames import parse_cursor
+from llorch_shared.wire.frames import StoredEvents, parse_cursor
 from llorch_shared.wire.registry import Capabilities, PoolHealth
 from llorch_shared.wire.run import TaskView
 from llorch_shared.wire.task import TaskAccepted, TaskRequest
@@ -37,6 +37,8 @@ from llorch_shared.wire.task import TaskAccepted, TaskRequest
 T = TypeVar("T")
 
 STATUS_HEADER: Final = "Nats-Service-Error-Code"
+INTERNAL: Final = 500
+"""From this status on it is not the question's fault."""
 ANSWER_WITHIN_S: Final = 10.0
 TRIES: Final = 4
 PAUSE_S: Final = 0.25
@@ -114,14 +116,26 @@ class Client:
 
     async def stream(self, task_id: str, *, after: str = "") -> AsyncIterator[StreamEvent]:
         """Every event from the beginning, or after the token `<attempt>-<index>`, up to `End` or `ErrorBody`. Read by
-        as many as like, at any time while tokens are kept. Raises ValueError for an `after` that is no cursor."""
-        reading = StreamReading(self._bus, task_id.lower(), parse_cursor(after) if after else None)
+        as many as like, at any time while tokens are kept. Raises ValueError for an `after` that is no cursor; Refusal
+        404 for a task that is not its tenant's, where the gateways are asked."""
+        reading = StreamReading(
+            self._bus, task_id.lower(), parse_cursor(after) if after else None, ask=self._stored_events
+        )
         self._readings.add(reading)
         try:
             async for event in reading.events():
                 yield event
         finally:
             self._readings.discard(reading)
+
+    async def _stored_events(self, task_id: str, cursor: str) -> StoredEvents:
+        place = {"cursor": cursor} if cursor else {}
+        try:
+            return await self.call("listTaskEvents", StoredEvents, task_id=task_id, **place)
+        except Refusal as refusal:
+            if refusal.status < INTERNAL:
+                raise
+            raise Unanswered(str(refusal)) from refusal
 
     async def _asked(self, operation_id: str, payload: bytes, answer: type[T]) -> T:
         return msgspec.json.decode((await self._answered(operation_id, payload)).data, type=answer)

@@ -1,6 +1,6 @@
 """A task's stream read straight from the bus, as events: each token once, in order, across attempts, restarts of the
-bus and lost frames, up to its one end. The rules are `streaming.reader`'s; here are the subscription, the stored stream
-and the task's record.
+bus and lost frames, up to its one end. The rules are `streaming.reader`'s, what is stored is `stored_stream`'s. Here
+are the subscription, and when what is looked for.
 """
 
 import asyncio
@@ -10,15 +10,13 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from llorch_shared import streams, subjects
+from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, BusError
 from llorch_shared.errors import ErrorBody
-from llorch_shared.states import FINAL
+from llorch_shared.stored_stream import BEGINNING, Ask, StoredStream
 from llorch_shared.streaming import endings
 from llorch_shared.streaming.reader import Reader
 from llorch_shared.wire.frames import BadFrame, Cursor, End, Event, Metrics, Started, Token, peek, split_events
-from llorch_shared.wire.run import RunRecord, decode_run
-from llorch_shared.wire.task import TaskState
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +24,6 @@ StreamEvent: TypeAlias = Started | Token | Metrics | End | ErrorBody
 
 BUFFER_BYTES: Final = 1024 * 1024
 """Kept for a consumer that does not keep up; beyond it the stored stream is read instead."""
-PAGE_BYTES: Final = 128 * 1024
 QUIET_S: Final = 2.0
 """A stream that says nothing for so long may have ended unheard: its record is asked."""
 PACE_FIRST_S: Final = 0.05
@@ -44,21 +41,25 @@ _KINDS: Final[dict[str, type[StreamEvent]]] = {
 
 
 class StreamReading:
-    """One reading of one task. `lost` is told when the connection was away."""
+    """One reading of one task. `lost` is told when the connection was away. `ask`: the gateways, for what is stored."""
 
-    def __init__(self, bus: Bus, task: str, cursor: Cursor | None = None) -> None:
+    def __init__(self, bus: Bus, task: str, cursor: Cursor | None, *, ask: Ask) -> None:
         self._bus: Final = bus
         self._task: Final = task
         self._subject: Final = subjects.tokens_of_task(task)
         self._reader: Final = Reader(cursor, buffer_bytes=BUFFER_BYTES, in_step=False)
         self._arrived: Final = asyncio.Event()
         self._loop: Final = asyncio.get_running_loop()
-        self._position = 1
+        self._stored: Final = StoredStream(bus, task, ask)
+        self._place = BEGINNING
+        self._anew = False
+        """The log may be another one, whose places are others."""
         self._missing_since: float | None = None
         self._lacks: tuple[int, float] | None = None
         """The next token, and since when it is known that the task has ended and has it."""
 
     def lost(self) -> None:
+        self._anew = True
         self._reader.lost()
         self._arrived.set()
 
@@ -97,23 +98,29 @@ class StreamReading:
 
     async def _read_on(self) -> None:
         """Take in what is stored from where the last look ended."""
-        reader = self._reader
-        before, refused_at, more = reader.next_index, 0, True
-        reader.begin_replay(anew=self._position == 1)
+        if self._anew:
+            self._anew, self._place = False, BEGINNING
+        reader, place = self._reader, self._place
+        before, refused_at, more = reader.next_index, None, True
+        reader.begin_replay(anew=place == BEGINNING)
         try:
             while more and not reader.done:
-                page = await self._bus.page(streams.TOK, self._subject, from_seq=self._position, bytes_max=PAGE_BYTES)
-                for message in page.messages:
-                    self._position = message.seq + 1
-                    if not self._taken(message.data) and not refused_at:
-                        refused_at = message.seq
-                more = page.more
+                page = await self._stored.page(place)
+                if page.anew:
+                    self._place = BEGINNING
+                    reader.abort_replay()
+                    await asyncio.sleep(PACE_FIRST_S)
+                    return
+                for at, frame in page.frames:
+                    if not self._taken(frame) and refused_at is None:
+                        refused_at = at
+                place, more = page.place, page.more
         except BusError as error:
             log.info("the stored stream of %s cannot be read now: %s", self._task, error)
             reader.abort_replay()
             await asyncio.sleep(PACE_MAX_S)
             return
-        self._position = refused_at or self._position
+        self._place = place if refused_at is None else refused_at
         if reader.end_replay():
             self._missing_since = None
         else:
@@ -139,11 +146,11 @@ class StreamReading:
 
     async def _look_at_record(self) -> None:
         """If it is final, the last frame was missed: look once more at what is stored, then end as the record says."""
-        record = await self._record()
-        if record is None or record.state not in FINAL:
+        end = await self._stored.end(self._place)
+        if end is None:
             return
         reader = self._reader
-        if record.state is not TaskState.CANCELLED and reader.next_index < record.tokens_out:
+        if not endings.was_cancelled(end) and reader.next_index < peek(end).last:
             now = self._loop.time()
             if self._lacks is None or self._lacks[0] != reader.next_index:
                 self._lacks = reader.next_index, now
@@ -152,15 +159,7 @@ class StreamReading:
             else:
                 reader.lost()
             return
-        reader.finish(endings.terminal_frame(record))
-
-    async def _record(self) -> RunRecord | None:
-        try:
-            message = await self._bus.last(streams.RUN, subjects.run(self._task))
-            return None if message is None or message.deleted else decode_run(message.data, message.headers)
-        except (BusError, msgspec.DecodeError) as error:
-            log.info("the record of %s cannot be read now: %s", self._task, error)
-            return None
+        reader.finish(end)
 
 
 def _typed(event: Event) -> StreamEvent | None:

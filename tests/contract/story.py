@@ -38,6 +38,7 @@ _MASKED_TEXTS: Final = (
     (re.compile(r"(gw-5c1d2e3f/)[0-9a-f]{16}"), r"\1ff7961d36531dd79"),
     (re.compile(r'"\\"[0-9a-f]{32}\\""'), r'"\\"5fc648fbf4e399d15d9468a93843e31c\\""'),
     (re.compile(r'"id":"[0-9a-f]{16}"'), '"id":"b20db7de420e90a5"'),
+    (re.compile(r'"cursor":"[0-9a-f]{8}\.'), '"cursor":"9f3a1c07.'),
 )
 _TEXT_KEPT: Final = 4_000
 """Characters of an answer; longer ones (metrics, the contracts themselves) are not examples of anything."""

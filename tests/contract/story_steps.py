@@ -126,6 +126,9 @@ async def _streams(teller: Teller, cluster: Cluster, door: Door) -> None:
     await cluster.record(_ended(3))
     await teller.ask(door, "streamTask", "nothing is left to send", 204, path={"id": TASK.format(3)}, headers=cursor)
     await teller.ask(door, "streamTask", "nobody knows it", 404, path={"id": NOBODY})
+    await cluster.publish("bus", TASK.format(3), *made.STREAM_FRAMES["from the beginning"])
+    await teller.ask(door, "listTaskEvents", "all of it", 200, path={"id": TASK.format(3)})
+    await teller.ask(door, "listTaskEvents", "nobody knows it", 404, path={"id": NOBODY})
 
 
 async def _sessions(teller: Teller, door: Door) -> None:

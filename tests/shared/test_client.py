@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from llorch_shared import streams, subjects
 from llorch_shared.bus.memory import MemoryBus
-from llorch_shared.bus.port import NoResponder
+from llorch_shared.bus.port import Message, NoResponder, NoStream, Page
 from llorch_shared.client import Client, Refusal
 from llorch_shared.errors import ErrorBody, ErrorCode
 from llorch_shared.objects import Objects
@@ -31,6 +33,23 @@ async def cluster() -> AsyncIterator[Cluster]:
 @pytest.fixture
 async def client(cluster: Cluster) -> AsyncIterator[Client]:
     bus = MemoryBus(cluster.server, name="client")
+    yield Client(bus)
+    await bus.close()
+
+
+class WithoutJetStream(MemoryBus):
+    """A tenant's account has subjects, and no streams."""
+
+    async def page(self, stream: str, subject_filter: str, **_: Any) -> Page:
+        raise NoStream(stream)
+
+    async def last(self, stream: str, subject: str) -> Message | None:
+        raise NoStream(stream)
+
+
+@pytest.fixture
+async def tenant(cluster: Cluster) -> AsyncIterator[Client]:
+    bus = WithoutJetStream(cluster.server, name="tenant")
     yield Client(bus)
     await bus.close()
 
@@ -61,6 +80,56 @@ async def test_a_late_reader_gets_what_is_stored_after_its_cursor(cluster: Clust
     await cluster.publish("gw-1", task, STARTED, tokens(0, 2), tokens(3, 4), end(5))
     assert indices(await collected(client, task)) == [0, 1, 2, 3, 4]
     assert indices(await collected(client, task, after="1-2")) == [3, 4]
+
+
+async def test_who_has_no_streams_asks_the_gateways_for_what_it_missed(
+    cluster: Cluster, tenant: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llorch_gateway.stored_events_api.PAGE_BYTES", 100)
+    request = task_request()
+    await tenant.submit(request)
+    task = request.task_id
+    await cluster.record(run_record(task, TaskState.RUNNING))
+    await cluster.publish("bus", task, STARTED, *(tokens(index, index) for index in range(5)))
+    reading = asyncio.create_task(collected(tenant, task))
+    later = asyncio.create_task(collected(tenant, task, after="1-2"))
+    async with asyncio.timeout(WITHIN_S):
+        while sum(each.pattern == subjects.tokens_of_task(task) for each in cluster.server.interests) < 2:
+            await asyncio.sleep(0.01)
+    await cluster.publish("bus", task, tokens(5, 5), end(6))
+    await cluster.record(run_record(task, TaskState.DONE, tokens_out=6, finish_reason="stop"))
+    assert indices(await reading) == [0, 1, 2, 3, 4, 5]
+    assert indices(await later) == [3, 4, 5]
+    assert indices(await collected(tenant, task)) == [0, 1, 2, 3, 4, 5]
+
+
+async def test_of_a_task_that_nobody_knows_the_gateways_say_so(tenant: Client) -> None:
+    with pytest.raises(Refusal) as refused:
+        await collected(tenant, task_request().task_id)
+    assert refused.value.status == 404
+
+
+@pytest.mark.parametrize("kind", [MemoryBus, WithoutJetStream])
+async def test_a_log_that_is_another_one_after_a_break_is_read_from_its_beginning(
+    cluster: Cluster, kind: type[MemoryBus]
+) -> None:
+    request, bus = task_request(), kind(cluster.server, name="reader")
+    client, task = Client(bus), request.task_id
+    await client.submit(request)
+    await cluster.record(run_record(task, TaskState.RUNNING))
+    await cluster.publish("bus", task_request().task_id, *(STARTED for _ in range(20)))
+    await cluster.publish("bus", task, STARTED, tokens(0, 1))
+    events = client.stream(task)
+    async with asyncio.timeout(WITHIN_S):
+        seen = [await anext(events) for _ in range(3)]
+        cluster.server.kill()
+        cluster.server.start()
+        await cluster.bus.ensure(streams.base())
+        await cluster.publish("bus", task, STARTED, tokens(0, 1), tokens(2, 3), end(4))
+        seen += [event async for event in events]
+    assert indices(seen) == [0, 1, 2, 3]
+    assert isinstance(seen[-1], End)
+    await bus.close()
 
 
 async def test_frames_that_come_twice_and_of_another_attempt_are_one_stream(cluster: Cluster, client: Client) -> None:

@@ -21,10 +21,12 @@ from nats.errors import NoRespondersError
 from llorch_shared import streams, subjects
 from llorch_shared.bus.nats import NatsBus, connect
 from llorch_shared.bus.port import Denied
+from llorch_shared.client import Client as TypedClient
+from llorch_shared.client import Refusal
 from llorch_shared.errors import ErrorCode
 from llorch_shared.settings import NatsSettings
 from llorch_shared.streams import Stream, Topology
-from llorch_shared.wire.frames import split_events
+from llorch_shared.wire.frames import End, Token, split_events
 from llorch_shared.wire.objects import ObjectRef
 from llorch_shared.wire.provision import EnsureModel
 from llorch_shared.wire.run import RunRecord, decode_run
@@ -239,7 +241,12 @@ async def test_a_tenant_on_the_bus_is_bound_to_its_tenant(system: System) -> Non
         record = await system.bus.last(streams.RUN, subjects.run(request.task_id))
         assert record is not None
         assert decode_run(record.data, record.headers).tenant == "acme"
-        for verb in ("get", "cancel"):
+        asked = msgspec.json.encode({"task_id": request.task_id})
+        stored = msgspec.json.decode((await acme.request(subjects.api("tasks.events"), asked, timeout=20)).data)
+        names = [event["event"] for event in stored["events"] if event["event"] != "metrics"]
+        assert names == ["started", *["token"] * 6, "end"]
+        assert stored["end"]["data"]["tokens_out"] == 6
+        for verb in ("get", "events", "cancel"):
             stranger = msgspec.json.encode({"task_id": theirs.task_id})
             assert (await status_of(acme, f"tasks.{verb}", stranger)) == "404"
         assert await status_of(acme, "tenants.put", b'{"tenant_id":"acme","weight":100}') == "403"
@@ -292,6 +299,24 @@ async def test_a_tenant_that_queues_a_task_itself_gains_nothing_by_it(system: Sy
             assert run.error.message.startswith(next(iter(asked)))
     finally:
         await acme.close()
+
+
+async def test_a_tenants_client_reads_what_it_did_not_hear_and_nothing_of_others(system: System) -> None:
+    theirs = await system.client().submit(max_tokens=2)
+    bus = await connect(
+        NatsSettings(url=system.nats.url, nkey_seed_file=str(system.seed("tenant-acme"))), name="acme/reader"
+    )
+    client = TypedClient(bus)
+    try:
+        task = (await client.submit(task_request(max_tokens=5))).task_id
+        for after, indices in (("", [0, 1, 2, 3, 4]), ("1-2", [3, 4])):
+            events = [event async for event in client.stream(task, after=after)]
+            assert [event.i for event in events if isinstance(event, Token)] == indices
+            assert isinstance(events[-1], End)
+        with pytest.raises(Refusal):
+            await anext(client.stream(theirs.task_id))
+    finally:
+        await bus.close()
 
 
 async def test_a_tenant_cannot_hide_its_account_behind_a_broken_header(system: System) -> None:

@@ -17,6 +17,7 @@ from llorch_gateway import (
     pools_api,
     process_api,
     sessions_api,
+    stored_events_api,
     tasks_api,
     tenants_api,
 )
@@ -137,6 +138,7 @@ class Gateway:
             {
                 **tasks_api.handlers(self.tasks, admissions),
                 **listing_api.handlers(Listing(bus, self.snapshot)),
+                **stored_events_api.handlers(bus, self.tasks),
                 **audit_api.handlers(bus, self.tasks),
                 **sessions_api.handlers(self.sessions),
                 **pools_api.handlers(self.snapshot, bus, self._author),

@@ -16,7 +16,17 @@ WAITING_MAX: Final = 64
 """Beyond it a caller is told to come back, and of one tenant beyond a quarter of it."""
 STEP: Final = 64
 """Messages that are decoded before others have their turn in the loop: a millisecond, of the largest two."""
-LISTS: Final = frozenset({"listTasks", "listAudit", "listArtifacts", "listCatalogModels", "listPools", "listTenants"})
+LISTS: Final = frozenset(
+    {
+        "listTasks",
+        "listTaskEvents",
+        "listAudit",
+        "listArtifacts",
+        "listCatalogModels",
+        "listPools",
+        "listTenants",
+    }
+)
 
 
 ARTIFACTS: Final = frozenset({"getArtifact"})

@@ -22,6 +22,7 @@ from llorch_shared.http_api.operation import (
     Reply,
     usual,
 )
+from llorch_shared.wire.frames import STORED_CURSOR_PATTERN, StoredEvents
 from llorch_shared.wire.run import LIST_CURSOR_PATTERN, LIST_MAX, TaskList, TaskView
 from llorch_shared.wire.task import Name, TaskAccepted, TaskId, TaskRequest, TaskState
 
@@ -126,6 +127,27 @@ TASKS: Final[tuple[Operation, ...]] = (
             ),
             Reply(status=204, description="The cursor is at the end of the stream; do not come back"),
         ),
+        errors=(*UNKNOWN, *BUS_AWAY),
+    ),
+    Operation(
+        method="GET",
+        path="/v1/tasks/{id}/events",
+        operation_id="listTaskEvents",
+        twin="tasks.events",
+        plane=Plane.DATA,
+        requirements=("ORCH-2002",),
+        summary="What is stored of a stream by now, page by page: for who hears the tokens "
+        "on the bus and missed some. Tokens are kept for two hours at most",
+        parameters=(
+            TASK,
+            Parameter(
+                name="cursor",
+                where="query",
+                type=Annotated[str, Meta(pattern=STORED_CURSOR_PATTERN)],
+                description="`cursor` of the page before; from the beginning when absent",
+            ),
+        ),
+        replies=(Reply(status=200, description="One page of events", body=StoredEvents),),
         errors=(*UNKNOWN, *BUS_AWAY),
     ),
     Operation(

@@ -12,14 +12,17 @@ and last index of a message are found by two byte searches, without decoding it.
 """
 
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from llorch_shared.errors import ErrorBody
 from llorch_shared.wire.run import WaitsFor
 from llorch_shared.wire.task import Engine
 
+STORED_CURSOR_PATTERN: Final = r"^[0-9a-f]{8}\.[0-9]{1,18}$(?!\n)"
+"""Which life of the token log, and a sequence in it."""
 MESSAGE_BYTES_MAX: Final = 512 * 1024
 """Joined frames stay well under the server's 1 MiB payload limit, which cuts the connection."""
 
@@ -133,6 +136,29 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     latency_first_token_ms: int | None = None
     restarted_at: int | None = None
     """The result begins at this index; what was sent before is void. `tokens_out` counts all that was sent."""
+
+
+class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """One event of a stream, as the token log has it."""
+
+    event: str
+    """`started`, `token`, `metrics`, `end` or `error`."""
+    data: Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
+    id: str = ""
+    """`<attempt>-<index>` of a token. An index that came before is the same token again, and one of an attempt before
+    one that announced itself counts no more."""
+
+
+class StoredEvents(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /v1/tasks/{id}/events: a part of what is stored of a stream, in the order in which it was published."""
+
+    events: tuple[StoredEvent, ...] = ()
+    cursor: str
+    """Where the next page begins, now or later."""
+    more: bool = False
+    """Whether more is stored already."""
+    end: StoredEvent | None = None
+    """The last event of an ended task, as its record tells it, whether or not the log still has its stream."""
 
 
 _encode = msgspec.json.encode
