@@ -19,7 +19,7 @@ What subjects cannot limit, and so nobody should expect of these users:
   leave that.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -36,6 +36,7 @@ ON_NODES: Final = ("poold", "provisioner")
 SINGLE: Final = ("gateway", "scheduler", "auditor")
 TENANTS: Final = "bus client"
 SERVER: Final = "nats-server"
+_OF_TENANT: Final = "tenant-"
 
 _BASE: Final = streams.base().streams
 _HEARD: Final = (Delivery.SIGNAL, Delivery.REQUEST)
@@ -107,7 +108,14 @@ def services(nodes: Sequence[str]) -> tuple[User, ...]:
 
 def tenants(names: Sequence[str]) -> tuple[User, ...]:
     """Raises ValueError for a tenant that cannot have an account."""
-    return tuple(User(name=f"tenant-{name}", tenant=name) for name in names if account_of(name))
+    return tuple(User(name=_OF_TENANT + name, tenant=name) for name in names if account_of(name))
+
+
+def owners(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The nodes and the tenants whose users these are, sorted. One of a node's users is enough."""
+    mine = list(names)
+    nodes = {name.removeprefix(f"{role}-") for role in ON_NODES for name in mine if name.startswith(f"{role}-")}
+    return sorted(nodes), sorted(name.removeprefix(_OF_TENANT) for name in mine if name.startswith(_OF_TENANT))
 
 
 def user(role: str, node: str = "") -> User:

@@ -1,6 +1,7 @@
 """`orchctl bus-users`: seeds that stay, a configuration that follows."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,29 @@ def test_seeds_stay_and_what_is_new_is_added(tmp_path: Path) -> None:
         seed = path.read_bytes().strip()
         assert seed.decode() not in config
         assert config.count(nkeys.from_seed(bytearray(seed)).public_key.decode()) == 1
-    assert written(folder, "--node", "b")["left_out"] == ["poold-a", "provisioner-a", "tenant-acme"]
+    again = written(folder)
+    assert again["new"] == []
+    assert set(again["users"]) == {path.parent.name for path in folder.glob("*/seed.nk")}
+    assert (folder / "users.conf").read_text() == config
+
+
+def test_who_has_no_seed_any_more_is_no_user_any_more(tmp_path: Path) -> None:
+    folder = tmp_path / "users"
+    written(folder, "--node", "a", "--node", "b", "--tenant", "acme")
+    for name in ("poold-a", "provisioner-a", "tenant-acme"):
+        shutil.rmtree(folder / name)
+    assert not {"poold-a", "provisioner-a", "tenant-acme"} & set(written(folder)["users"])
     assert "TENANT_acme" not in (folder / "users.conf").read_text()
+    shutil.rmtree(folder / "poold-b")
+    assert written(folder)["new"] == ["poold-b"]
+
+
+def test_the_server_is_told_without_being_shown_a_seed(tmp_path: Path) -> None:
+    config = tmp_path / "bus" / "users.conf"
+    config.parent.mkdir()
+    assert written(tmp_path / "users", "--config", str(config))["config"] == str(config)
+    assert "nkey" in config.read_text()
+    assert not list(tmp_path.glob("users/*.conf"))
 
 
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:

@@ -152,6 +152,11 @@ def test_applied_pools_show_in_status(
     assert (code, json.loads(out)) == (0, {"replicas": []})
     code, out, _ = orchctl("engine", "down", "other", "--json")
     assert code == Exit.USAGE
+    code, out, _ = orchctl("config", "apply", "--built-in", "--json")
+    assert (code, json.loads(out)) == (
+        0,
+        {"changes": ["pool default is defined", "pool small is no longer in the config and is removed"]},
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import yaml
 
-from llorch_ctl.config_file import embedded_pool
+from llorch_ctl.bus_seeds import SEED
 from llorch_ctl.embedded import PAYLOAD_BYTES_MAX
-from llorch_shared.settings import Settings
+from llorch_shared import bus_users
 from llorch_shared.settings_loading import ENVIRONMENT, SECRET_NAMES
+from support.compose import mounts
 from support.workers import HEAVY, REAL
 
 ROOT = Path(__file__).parents[2]
@@ -85,39 +85,64 @@ def test_the_lock_holds_every_dependency() -> None:
 def test_containers_run_modules_that_exist_with_settings_that_exist(compose: dict[str, Any]) -> None:
     services = compose["services"]
     assert set(services) == {
-        "nats", "gateway", "scheduler", "provisioner", "poold", "pools", "poold-ci", "pools-ci",
+        "bus-users", "nats", "gateway", "scheduler", "provisioner", "poold", "pools", "provisioner-ci", "poold-ci",
+        "pools-ci", "orchctl",
     }  # fmt: skip
     for name, service in services.items():
-        command = service["command"]
+        command = service.get("command", service.get("entrypoint"))
         if command[:2] == ["python3", "-m"]:
             assert importlib.util.find_spec(command[2]), name
         for variable in service.get("environment", {}):
             assert variable in ENVIRONMENT or variable in SECRETS, f"{name}: {variable}"
-        assert service["read_only"] is True
+        # Compose writes a secret that it has from its environment into the container: that must be one to write to.
+        assert service["read_only"] is not bool(service.get("secrets")), name
         assert service["cap_drop"] == ["ALL"]
-    assert services["poold"]["profiles"] == ["gpu"]
-    assert services["poold-ci"]["environment"]["LLORCH_PROFILE"] == "ci"
+    assert all("content" not in config for config in compose["configs"].values())
+    for name in ("provisioner", "poold"):
+        assert services[name]["profiles"] == ["gpu"]
+        assert services[f"{name}-ci"]["environment"]["LLORCH_PROFILE"] == "ci"
 
 
-def test_the_pool_in_containers_is_the_built_in_one(compose: dict[str, Any]) -> None:
-    settings = msgspec.convert(tomllib.loads(compose["configs"]["pools-ci"]["content"]), Settings)
-    built_in = msgspec.to_builtins(embedded_pool("default"))
-    del built_in["provisioning"]["package"]["sha256"]
-    in_compose = msgspec.to_builtins(settings.pools[0])
-    del in_compose["provisioning"]["package"]["sha256"]
-    assert in_compose == built_in
+def test_each_container_sees_the_seed_of_its_own_user_of_the_bus_alone(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    made = mounts(services["bus-users"])
+    assert services["bus-users"]["network_mode"] == "none"
+    users = {user.name for user in bus_users.services(["node-1"])}
+    for name, service in services.items():
+        if name == "bus-users":
+            continue
+        seen = {target: volume for target, volume in mounts(service).items() if target.startswith(("/users", "/bus"))}
+        assert all(f"{volume}:{target}:ro" in service["volumes"] for target, volume in seen.items()), name
+        assert seen.items() <= made.items(), name
+        if name == "nats":
+            assert set(seen) == {"/bus"}
+            continue
+        (target,) = seen
+        assert Path(target).name in users, name
+        assert service["environment"]["NATS_NKEY_SEED_FILE"] == f"{target}/{SEED}", name
+        assert not {"NATS_USER", "NATS_PASSWORD", "NATS_PASSWORD_FILE"} & service["environment"].keys()
+
+
+def test_volumes_belong_to_the_user_of_the_image(compose: dict[str, Any]) -> None:
+    """A new volume gets the owner of the folder that the image has there, and root where it has none."""
+    (outer, inner, owned) = re.search(
+        r"RUN mkdir -m 700 (.*) && cd /users \\\n && mkdir -m 700 (.*) && chown -R 1000:1000 (.*)",
+        (ROOT / "Dockerfile").read_text(),
+    ).groups()  # type: ignore[union-attr]
+    folders = {*outer.split(), *(f"/users/{name}" for name in inner.split())}
+    assert owned == outer
+    assert folders == {target for service in compose["services"].values() for target in mounts(service)}
 
 
 def test_nats_in_containers_is_brought_back_after_a_full_disk(compose: dict[str, Any]) -> None:
-    service = compose["services"]["nats"]
-    assert service["command"][:2] == ["orchctl", "bus"]
-    assert service["command"][-1] == service["configs"][0]["target"]
-    assert "log_file" not in compose["configs"]["nats"]["content"], "its supervisor reads the log"
+    assert compose["services"]["nats"]["command"] == ["orchctl", "bus", "--json-logs", "/nats.conf"]
+    assert "log_file" not in (ROOT / "nats.conf").read_text(), "its supervisor reads the log"
 
 
-def test_nats_in_containers_takes_the_same_payloads(compose: dict[str, Any]) -> None:
-    assert f"max_payload: {PAYLOAD_BYTES_MAX}" in compose["configs"]["nats"]["content"]
-    assert "sync_interval: always" in compose["configs"]["nats"]["content"]
+def test_nats_in_containers_takes_the_same_payloads() -> None:
+    config = (ROOT / "nats.conf").read_text()
+    assert f"max_payload: {PAYLOAD_BYTES_MAX}" in config
+    assert "sync_interval: always" in config
 
 
 def test_the_test_files_that_never_run_side_by_side_exist() -> None:

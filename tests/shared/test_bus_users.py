@@ -111,6 +111,12 @@ def test_a_node_is_kept_to_its_own_keys_and_orders() -> None:
     assert not permits(helper.subscribe, subjects.provision_model("n2"))
 
 
+def test_the_names_of_users_say_whose_they_are() -> None:
+    users = (*bus_users.services(["n1", "poold-n2"]), *bus_users.tenants(["acme"]))
+    assert bus_users.owners(user.name for user in users) == (["n1", "poold-n2"], ["acme"])
+    assert bus_users.owners(["gateway", "provisioner-n3", "notes"]) == (["n3"], [])
+
+
 @pytest.mark.parametrize("name", ["", "a.b", "A", "t" * 60, "*"])
 def test_names_that_can_be_no_user_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="use a-z"):

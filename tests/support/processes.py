@@ -72,6 +72,10 @@ class ServiceProcess:
         caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
         return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
+    def signal(self, number: signal.Signals) -> None:
+        assert self._popen is not None
+        self._popen.send_signal(number)
+
     def terminate(self) -> None:
         """SIGTERM, without waiting."""
         if self.running:

@@ -1,6 +1,7 @@
 """Seeds of the bus's users: one folder per user with one file that its owner alone may read.
 
-A seed that is there stays. A folder each, so that a container can be given its own and none of the others.
+A seed that is there stays, and its user with it. A folder each, so that a container can be given its own and none of
+the others.
 """
 
 import contextlib
@@ -19,8 +20,10 @@ SEED: Final = "seed.nk"
 _SEED_BYTES: Final = 32
 
 
-def write(folder: Path, users: tuple[User, ...]) -> list[str]:
-    """Make what is missing, write the configuration anew; returns the names of new users. Raises Problem, OSError."""
+def write(folder: Path, users: tuple[User, ...], config: Path | None = None) -> list[str]:
+    """Make what is missing, write the configuration anew; returns the names of new users. Raises Problem, OSError.
+
+    `config`: where, if not among the seeds. It tells no secret."""
     folder.mkdir(parents=True, exist_ok=True)
     fresh, keys = [], {}
     for user in users:
@@ -29,7 +32,7 @@ def write(folder: Path, users: tuple[User, ...]) -> list[str]:
             _write_seed(path)
             fresh.append(user.name)
         keys[user.name] = _public_key(path)
-    _replace(folder / CONFIG, rendered(users, keys))
+    _replace(config or folder / CONFIG, rendered(users, keys))
     return fresh
 
 

@@ -70,6 +70,10 @@ class Supervisor:
         """End a process, within its limit, to have it started again at once. Returns when it has ended."""
         await self._kept[name].restart()
 
+    def reload(self, name: str) -> None:
+        """Have a process read its configuration again (SIGHUP)."""
+        self._kept[name].signal(signal.SIGHUP)
+
     def kill_now(self) -> None:
         """SIGKILL to all: the second Ctrl-C."""
         for keeper in self._kept.values():

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
@@ -28,7 +29,7 @@ def bus(
     config: Annotated[Path, typer.Argument(help="Configuration of nats-server.", exists=True, dir_okay=False)],
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log lines unchanged, and own ones as JSON.")] = False,
 ) -> None:
-    """Run one nats-server; SIGTERM or Ctrl-C stops it.
+    """Run one nats-server; SIGTERM or Ctrl-C stops it, SIGHUP has it read its configuration again.
 
     It is started again when it ends, and when it could not write and there is room again: a full disk needs nobody's
     hand but to free it. The configuration must leave the log on standard output (no log_file).
@@ -59,6 +60,7 @@ async def _run(argv: tuple[str, ...], view: LogView, stop: lifecycle.Stop) -> in
                 listener=guard,
             )
         )
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.reload, NATS)
         guarding = asyncio.create_task(guard.run(), name="guard of the store")
         await lifecycle.first_of(stop.wait(), supervisor.given_up.wait())
         guarding.cancel()

@@ -27,6 +27,10 @@ def bus_users(
         list[str] | None,
         typer.Option("--tenant", "-t", help="A tenant that may use the bus itself; may be repeated."),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="What nats-server includes, if not FOLDER/users.conf: it holds no secret.", dir_okay=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write users of the bus: FOLDER/users.conf for nats-server, FOLDER/<user>/seed.nk for each user.
@@ -35,29 +39,28 @@ def bus_users(
     tenant-TENANT of each --tenant, in an account of its own. Give each service its seed (nats.nkey_seed_file,
     NATS_NKEY_SEED_FILE), and nats-server the line: include ./users.conf
 
-    Seeds that are there stay, so the same command with one node more adds that node; reload nats-server then (SIGHUP).
-    Who is not named any more is left out of users.conf, and its seed opens nothing.
+    Who has a seed there stays, so `--node NEW` alone adds a node; reload nats-server then (SIGHUP to it, or to
+    `orchctl bus`). To revoke a seed remove its folder first, and those of both users of a node that is gone.
     """
     try:
-        wanted = (*users.services(_once(node)), *users.tenants(_once(tenant)))
-        fresh = bus_seeds.write(folder, wanted)
+        nodes, tenants = users.owners(bus_seeds.present(folder))
+        wanted = (*users.services(_once(nodes, node)), *users.tenants(_once(tenants, tenant)))
+        fresh = bus_seeds.write(folder, wanted, config)
     except ValueError as error:
         raise Problem(str(error), exit_code=Exit.USAGE) from error
     except OSError as error:
         raise Problem(f"cannot write {error.filename or folder}: {error.strerror}") from error
     names = [user.name for user in wanted]
-    left_out = sorted(bus_seeds.present(folder) - set(names))
+    written = str(config or folder / bus_seeds.CONFIG)
     if as_json:
-        write_json({"config": str(folder / bus_seeds.CONFIG), "users": names, "new": fresh, "left_out": left_out})
+        write_json({"config": written, "users": names, "new": fresh})
         raise typer.Exit(Exit.OK)
-    OUT.print(str(folder / bus_seeds.CONFIG))
+    OUT.print(written)
     ERR.print(f"{len(names)} users, {len(fresh)} of them new: {', '.join(names)}", style="dim")
-    if left_out:
-        ERR.print(f"no users any more: {', '.join(left_out)}", style="yellow")
     if len(fresh) == len(names):
         ERR.print(" ".join(EXISTING.split()), style="dim")
     raise typer.Exit(Exit.OK)
 
 
-def _once(names: list[str] | None) -> list[str]:
-    return list(dict.fromkeys(names or ()))
+def _once(present: list[str], more: list[str] | None) -> list[str]:
+    return list(dict.fromkeys([*present, *(more or ())]))

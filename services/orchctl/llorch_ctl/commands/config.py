@@ -41,12 +41,20 @@ def example(as_json: JsonOption = False) -> None:
 
 
 @app.command("apply")
-def apply(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def apply(
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    built_in: Annotated[
+        bool, typer.Option("--built-in", help="Instead of the config's pools: `default`, the built-in one on the CPU.")
+    ] = False,
+) -> None:
     """Write the config's pools to the bus, where nothing is started by `up`: in containers, on a cluster.
 
     Pools that the config does not name are removed.
     """
     settings = settings_from(config)
+    if built_in:
+        settings = msgspec.structs.replace(settings, pools=(config_file.embedded_pool("default"),))
     raise typer.Exit(run(lambda: _apply(settings, as_json=as_json)))
 
 
