@@ -145,11 +145,13 @@ def schedulers_goals(
 
 
 def _next_placements(found: Sequence[Takeover], evidence: Evidence) -> list[float]:
-    """From the kill to the first placement that the successor stored for the shard; nothing where no task came."""
+    """From the kill to the first placement of the successor that was stored for the shard, by it or by the node that
+    claimed it; nothing where no task came."""
     placed: dict[int, list[float]] = {}
     for story in evidence.stories.values():
         shard = subjects.shard_of(story.pool)
-        placed.setdefault(shard, []).extend(each.at for each in story.runs_seen if each.state == "placed")
+        first = (each.at for each in story.runs_seen if each.state in ("placed", "running"))
+        placed.setdefault(shard, []).extend(first)
     times = []
     for each in found:
         if each.leased_s is not None:

@@ -21,6 +21,7 @@ Move = tuple[AuditEvent, int, int]
 
 LIVES: list[list[Move]] = [
     [(E.ADMITTED, 0, 0), (E.PLACED, 5, 1), (E.RUNNING, 6, 1), (E.DONE, 9, 1)],
+    [(E.ADMITTED, 0, 0), (E.PLACED, 0, 1), (E.RUNNING, 6, 1), (E.DONE, 9, 1)],
     [(E.ADMITTED, 0, 0), (E.CANCELLED, 5, 1)],
     [(E.ADMITTED, 0, 0), (E.PLACED, 5, 1), (E.REQUEUED, 6, 1), (E.PLACED, 7, 1), (E.RUNNING, 8, 1), (E.FAILED, 9, 1)],
     [(E.ADMITTED, 0, 0), (E.PLACED, 5, 1), (E.RUNNING, 6, 1), (E.PREEMPTED, 7, 1), (E.PLACED, 8, 2), (E.RUNNING, 9, 2)],

@@ -111,6 +111,16 @@ def test_the_order_is_that_of_the_run_records_versions_not_of_clocks() -> None:
     ]
 
 
+def test_a_placement_ahead_of_its_record_comes_behind_the_admission_whatever_clocks_say() -> None:
+    placed = record(AuditEvent.PLACED, 990, PLACED, run_seq=0)
+    begun = record(AuditEvent.RUNNING, 995, run_seq=8)
+    assert [line.event for line in story(TASK, [begun, placed, WHOLE[0]], None).lines] == [
+        "admitted",
+        "placed",
+        "running",
+    ]
+
+
 def test_what_was_promised_is_compared_with_what_came_of_it() -> None:
     told = story(TASK, WHOLE, None)
     assert (told.forecast.predicted_start_ms, told.forecast.real_start_ms) == (1_600, 2_010)

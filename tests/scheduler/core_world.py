@@ -62,6 +62,13 @@ class EngineLife:
     placements: list[tuple[RunRecord, int]] = field(default_factory=list)
 
 
+@dataclass
+class Late:
+    """A placement that was sent and that nobody has claimed for a moment: its record is to be stored."""
+
+    place: Place
+
+
 class Waiting(NamedTuple):
     flow: tuple[str, Priority, str, Shape]
     rank: tuple[int, int, tuple[int, int]]
@@ -82,7 +89,9 @@ class World:
         self.replicas: dict[str, EngineLife] = {}
         self.specs = {pool: spec(pool) for pool in pools}
         self.pending: list[Effect] = []
-        self.zombies: list[Effect] = []
+        self.zombies: list[Effect | Late] = []
+        self.unclaimed: dict[str, Place] = {}
+        """Sent ahead of any record."""
         self.loads: list[PoolLoad] = []
         self.told: list[Audit | Preempted] = []
         self.trace: list[str] = []
@@ -111,8 +120,8 @@ class World:
 
     def take_over(self) -> None:
         """A new term: what the old one had under way may still reach the bus."""
-        self.zombies += self.pending
-        self.pending, self.live = [], []
+        self.zombies += [*self.pending, *map(Late, self.unclaimed.values())]
+        self.pending, self.live, self.unclaimed = [], [], {}
         self.core = SchedulerCore(limits=self.limits)
         for record, seq in sorted(self.runs.values(), key=lambda run: run[1]):
             if seq >= self.floor_written:
@@ -192,7 +201,8 @@ class World:
         before, seq = self.runs.get(record.task_id, (None, 0))
         if seq != expect_seq:
             return 0
-        check_move(before.state if before else TaskState.QUEUED, record.state)
+        claims = before is None and record.state is TaskState.RUNNING
+        check_move(before.state if before else TaskState.PLACED if claims else TaskState.QUEUED, record.state)
         self.seq += 1
         self.runs[record.task_id] = (record, self.seq)
         self.live.append((record, self.seq))
@@ -202,11 +212,30 @@ class World:
 
     def deliver_live(self) -> None:
         record, seq = self.live.pop(0)
+        place = self.unclaimed.get(record.task_id)
+        if place is not None and record != place.record:
+            del self.unclaimed[record.task_id]
+            self.acked(place.ref)
         self.tell(RunChanged(at_ms=self.now, record=record, seq=seq))
 
-    def perform(self, effect: Effect, *, fault: str = "", heard: bool = True) -> None:
-        """`fault`: `lost` nothing is stored; `unsure` the record is stored and nobody knows; `half` what comes
-        after the record fails. `heard` is false for a scheduler that is no more."""
+    def record_late(self, task: str, *, fault: str = "") -> None:
+        """Nobody has claimed it for a moment."""
+        self.perform(Late(self.unclaimed.pop(task)), fault=fault)
+
+    def perform(self, effect: Effect | Late, *, fault: str = "", heard: bool = True) -> None:
+        """`fault`: `lost` nothing is stored; `unsure` the record, or the placement that goes ahead of it, is stored and
+        nobody knows; `half` what comes after the record fails. `heard` is false for a scheduler that is no more."""
+        if isinstance(effect, Place) and effect.ahead:
+            self._send_ahead(effect, fault, heard)
+            return
+        if isinstance(effect, Late):
+            if fault:
+                if fault == "unsure":
+                    self.cas(effect.place.record, effect.place.expect_seq)
+                if heard:
+                    self.unclaimed[effect.place.record.task_id] = effect.place
+                return
+            effect = effect.place
         if isinstance(effect, Ack):
             if not fault:
                 self.acked(effect.ref)
@@ -241,10 +270,19 @@ class World:
         if fault == "half":
             self._hear(WriteFailed(**common, run_seq=seq, ref=ref), heard)
             return
-        if isinstance(effect, Place):
+        if isinstance(effect, Place) and not effect.ahead:
             self._placement(effect.record, seq)
         self.acked(ref)
         self._hear(WriteDone(**common, run_seq=seq), heard)
+
+    def _send_ahead(self, effect: Place, fault: str, heard: bool) -> None:
+        task = effect.record.task_id
+        if fault != "lost":
+            self._placement(effect.record, 0)
+        if fault:
+            self._hear(WriteFailed(at_ms=self.now, ticket=effect.ticket, task_id=task, ref=effect.ref), heard)
+        elif heard:
+            self.unclaimed[task] = effect
 
     def acked(self, ref: AdmissionRef | None) -> None:
         if ref is not None and (event := self.admissions.pop(ref, None)) is not None:
@@ -262,17 +300,20 @@ class World:
 
     def settle(self) -> None:
         """Perform everything, deliver everything."""
-        while self.pending or self.live:
+        while self.pending or self.live or self.unclaimed:
             if self.pending:
                 self.perform(self.pending.pop(0))
-            else:
+            elif self.live:
                 self.deliver_live()
+            else:
+                self.record_late(next(iter(self.unclaimed)))
 
     # nodes
 
     def replica(self, replica_id: str = "r1", *, pool: str = "p1", slots: int = 1, **fields: Any) -> list[Effect]:
-        """A replica comes up, or reports anew with these fields."""
+        """A replica comes up, or reports anew with these fields. Every second one takes placements ahead."""
         known = self.replicas.get(replica_id)
+        fields.setdefault("takes_ahead", len(self.replicas) % 2 == 0 if known is None else known.record.takes_ahead)
         if known is None:
             known = self.replicas[replica_id] = EngineLife(replica_record(replica_id, pool=pool, slots=slots, **fields))
         else:
@@ -298,6 +339,8 @@ class World:
             determinism_class=replica.record.determinism_class if record.attempt == 1 else record.determinism_class,
         )
         claimed = self.cas(running, seq)
+        if not (claimed or seq) and self.runs[record.task_id][0] == record:
+            claimed = self.cas(running, self.runs[record.task_id][1])
         if claimed:
             replica.held[record.task_id] = claimed
             if record.task_id in self.cancels:

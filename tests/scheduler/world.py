@@ -118,8 +118,11 @@ class Node:
         name: str = "node-1",
         ttl_s: float = 3,
         model: str = MODEL,
+        takes_ahead: bool = True,
     ) -> None:
+        """`takes_ahead` false: of the release before."""
         self.model = model
+        self.takes_ahead = takes_ahead
         self.bus, self.pool, self.replica, self.slots = bus, pool, replica, slots
         self.name, self.ttl_s = name, ttl_s
         self.incarnation = uuid.uuid4().hex[:8]
@@ -162,12 +165,25 @@ class Node:
             incarnation=self.incarnation,
             started_ms=time.time_ns() // 1_000_000,
         )
-        seq = await self._cas(record, placement.run_seq)
+        try:
+            seq = await self._cas(record, placement.run_seq)
+        except WrongSequence:
+            if placement.run_seq:
+                raise
+            seq = await self._cas(record, await self._stands(placement))
         self.claims.append(record.task_id)
         self.held[record.task_id] = (record, seq)
         self.held_max = max(self.held_max, len(self.held))
         if self.ends_at_once:
             await self.end(record.task_id)
+
+    async def _stands(self, placement: Placement) -> int:
+        """Raises WrongSequence where somebody else wrote."""
+        message = await self.bus.last(streams.RUN, subjects.run(placement.run.task_id))
+        with contextlib.suppress(msgspec.DecodeError):
+            if message is not None and RUN_DECODER.decode(message.data) == placement.run:
+                return message.seq
+        raise WrongSequence("the run record is another")
 
     async def _cas(self, record: RunRecord, seq: int) -> int:
         while True:
@@ -178,7 +194,7 @@ class Node:
                 return stored.seq
             except WrongSequence:
                 message = await self.bus.last(streams.RUN, subjects.run(record.task_id))
-                if message is not None and RUN_DECODER.decode(message.data) == record:
+                if message is not None and message.data == msgspec.json.encode(record):
                     return message.seq
                 raise
             except BusError:
@@ -213,6 +229,7 @@ class Node:
             active=tuple(self.held),
             ctx_max=4096,
             live=True,
+            takes_ahead=self.takes_ahead,
             heartbeat_ms=time.time_ns() // 1_000_000,
         )
         key = subjects.replica_key(self.name, self.replica)

@@ -242,12 +242,35 @@ class NodeHarness:
         return record
 
     async def place(
-        self, request: TaskRequest | None = None, *, replica_id: str = "mock-node-1-1", attempt: int = 1, **changes: Any
+        self,
+        request: TaskRequest | None = None,
+        *,
+        replica_id: str = "mock-node-1-1",
+        attempt: int = 1,
+        ahead: bool = True,
+        **changes: Any,
     ) -> Placed:
-        """What the scheduler does: the run record, then the placement."""
+        """What the scheduler does: a first placement goes `ahead` of any run record, others come after theirs."""
         request = request or task_request(**changes)
         earlier = self.placed.get(request.task_id)
-        run = RunRecord(
+        run = self._placed_run(request, replica_id, attempt)
+        expect = seq = 0
+        if earlier is not None:
+            before, expect = await self.run_of(request.task_id)
+            run = msgspec.structs.replace(run, determinism_class=before.determinism_class, token_log=before.token_log)
+        if expect or attempt > 1 or not ahead:
+            seq = await self.record(run, expect)
+        placed = self.placed[run.task_id] = Placed(run, seq, earlier.messages if earlier is not None else [])
+        await self._send(Placement(run=run, run_seq=seq))
+        return placed
+
+    async def record(self, run: RunRecord, expect_seq: int = 0) -> int:
+        """Store a run record. Returns its sequence."""
+        return (await self.bus.store(subjects.run(run.task_id), msgspec.json.encode(run), expect_seq=expect_seq)).seq
+
+    @staticmethod
+    def _placed_run(request: TaskRequest, replica_id: str, attempt: int) -> RunRecord:
+        return RunRecord(
             task_id=request.task_id,
             state=TaskState.PLACED,
             attempt=attempt,
@@ -260,27 +283,19 @@ class NodeHarness:
             admitted_ms=time.time_ns() // 1_000_000,
             request=request,
         )
-        expect = 0
-        if earlier is not None:
-            before, expect = await self.run_of(request.task_id)
-            run = msgspec.structs.replace(run, determinism_class=before.determinism_class, token_log=before.token_log)
-        seq = (await self.bus.store(subjects.run(run.task_id), msgspec.json.encode(run), expect_seq=expect)).seq
-        placed = self.placed[run.task_id] = Placed(run, seq, earlier.messages if earlier is not None else [])
-        await self.bus.store(
-            subjects.placement(run.pool_id, replica_id), msgspec.json.encode(Placement(run=run, run_seq=seq))
-        )
-        return placed
+
+    async def _send(self, placement: Placement) -> None:
+        run = placement.run
+        await self.bus.store(subjects.placement(run.pool_id, run.replica_id), msgspec.json.encode(placement))
 
     async def resume(self, placed: Placed, *, replica_id: str = "mock-node-1-1", **changes: Any) -> Placed:
         """What the scheduler does with a task that came back placed on no replica."""
         record, seq = await self.run_of(placed.task_id)
         assert (record.state, record.replica_id) == (TaskState.PLACED, "")
         run = msgspec.structs.replace(record, replica_id=replica_id, **changes)
-        seq = (await self.bus.store(subjects.run(run.task_id), msgspec.json.encode(run), expect_seq=seq)).seq
+        seq = await self.record(run, seq)
         again = self.placed[run.task_id] = Placed(run, seq, placed.messages)
-        await self.bus.store(
-            subjects.placement(run.pool_id, replica_id), msgspec.json.encode(Placement(run=run, run_seq=seq))
-        )
+        await self._send(Placement(run=run, run_seq=seq))
         return again
 
     async def preempt(self, task_id: str, *, run_seq: int | None = None) -> None:
@@ -311,8 +326,10 @@ class NodeHarness:
         return placed
 
     async def run_of(self, task_id: str) -> tuple[RunRecord, int]:
-        message = await self.bus.last(streams.RUN, subjects.run(task_id))
-        assert message is not None
+        """The stored record, once there is one."""
+        async with asyncio.timeout(DEADLINE_S):
+            while (message := await self.bus.last(streams.RUN, subjects.run(task_id))) is None:
+                await asyncio.sleep(0.005)
         return RUN_DECODER.decode(message.data), message.seq
 
     async def audits(self, task_id: str) -> list[AuditRecord]:

@@ -75,9 +75,13 @@ class AttemptRequest:
         request = self._core.run.request
         if request is not None and request.messages is not None and self._unfit(request) is None:
             self._rendering = asyncio.create_task(
-                self._engine.render_chat(request.messages, request.tools), name=f"render {self._core.run.task_id}"
+                self._render(request.messages, request.tools), name=f"render {self._core.run.task_id}"
             )
             self._rendering.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> str:
+        await asyncio.sleep(0)  # the claim is sent first
+        return await self._engine.render_chat(messages, tools)
 
     def close(self) -> None:
         if self._rendering is not None:

@@ -34,7 +34,6 @@ from llorch_shared.errors import ErrorCode, ResetDetail
 from llorch_shared.identifiers import is_correlation_id
 from llorch_shared.lifecycle import first_of
 from llorch_shared.wall_clock import now_ms
-from llorch_shared.wire.session import SessionTerms
 from llorch_shared.wire.spec import TimeoutSpec
 from llorch_shared.wire.task import TaskRequest
 
@@ -58,8 +57,8 @@ class SlotHolder(Protocol):
 
 
 class EngineCall:
-    """`make`, then `release`; `concluded` whenever the attempt has an outcome, `close` in any case. `warmed` is told
-    the session of a task that has its first token."""
+    """`make`, then `release`; `concluded` whenever the attempt has an outcome, `close` in any case. `speaks` is
+    called at the first token."""
 
     def __init__(
         self,
@@ -73,7 +72,7 @@ class EngineCall:
         wanted: AttemptRequest,
         slot: int,
         conclude: Conclude,
-        warmed: Callable[[SessionTerms], None],
+        speaks: Callable[[], None],
     ) -> None:
         self._node: Final = node
         self._host: Final = host
@@ -84,7 +83,7 @@ class EngineCall:
         self._wanted: Final = wanted
         self._slot: Final = slot
         self._conclude: Final = conclude
-        self._warmed: Final = warmed
+        self._speaks: Final = speaks
         self._clock: Final = AttemptClock(lambda reason: self._fail(ErrorCode.DECODE_TIMEOUT, reason))
         self._answered: Final = asyncio.Event()
         self._generation: Generation | None = None
@@ -224,7 +223,7 @@ class EngineCall:
             if limit_ms is not None:
                 self._timed = True
                 self._clock.decodes_for(limit_ms, self._out_of_time)
-            self._warmed(terms)
+        self._speaks()
         self._facts.pace.first_token(self._clock.first_token_s)
         if not self._stream.sent_before:
             self.first_token_ms = max(0, now_ms() - self._core.run.admitted_ms)

@@ -84,6 +84,7 @@ class Intake:
                     self._poison.put_nowait((delivery, error))
                     continue
                 self._taker.begin(placement, delivery)
+            await asyncio.sleep(0)  # what has begun goes before the question for more
 
     async def _set_aside(self) -> None:
         """Letter first, then the acknowledgement; one after the other, until cancelled."""

@@ -181,6 +181,7 @@ class Replica:
             slots_total=self._life.slots if ready and self._life is not None else 0,
             active=tuple(run.task_id for run in self.runs.values()),
             ctx_max=spec.ctx,
+            takes_ahead=True,
             free_vram_mb=sum(gpu.vram_free_mb for gpu in gpus),
             workloads=spec.serves,
             quant=spec.quant or "",

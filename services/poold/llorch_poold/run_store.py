@@ -12,7 +12,7 @@ import msgspec
 
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Denied, Message, TooLarge, WrongSequence
-from llorch_shared.wire.run import RunRecord, decode_run
+from llorch_shared.wire.run import Placement, RunRecord, decode_run
 from llorch_shared.wire.version import Kind, Unreadable, version_headers
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,25 @@ class RunStore:
                 log.debug("run record of %s waits for the bus: %s", record.task_id, error)
             await asyncio.sleep(delay)
             delay = min(RETRY_MAX_S, delay * 2)
+
+    async def claim(self, record: RunRecord, placement: Placement) -> int | None:
+        """`swap` for what was placed. It may have been recorded as placed while its placement was under way. Raises
+        NotStorable."""
+        seq = await self.swap(record, placement.run_seq)
+        if seq is None and not placement.run_seq and (stands := await self._stands(placement.run)) is not None:
+            return await self.swap(record, stands)
+        return seq
+
+    async def _stands(self, run: RunRecord) -> int | None:
+        """Where `run` is the stored record; None when another is."""
+        message = await self._last(subjects.run(run.task_id))
+        if message is None:
+            return None
+        try:
+            stored = decode_run(message.data, message.headers)
+        except Unreadable:
+            return None
+        return message.seq if stored == run else None
 
     async def cancel_wish(self, task_id: str) -> Message | None:
         """The stored wish to cancel a task, if there is one. Raises BusError."""

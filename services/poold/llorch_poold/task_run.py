@@ -56,6 +56,7 @@ class TaskRun:
         self._node: Final = node
         self._host: Final = host
         self._facts: Final = facts
+        self._placement: Final = placement
         self._delivery: Final = delivery
         self._core: Final = TaskCore(placement.run, placement.run_seq)
         self._stream: Final = TokenStream(node, facts, placement.run)
@@ -74,8 +75,9 @@ class TaskRun:
             wanted=self._wanted,
             slot=slot,
             conclude=self._conclude,
-            warmed=self._end.warmed,
+            speaks=self._speaks,
         )
+        self._acknowledging: asyncio.Task[None] | None = None
         self._early_wish = ""
         """The reason of a wish to cancel that came before the claim stood."""
         self._look_again = False
@@ -84,6 +86,8 @@ class TaskRun:
         """By the clock of the bus; 0 while the stored wish has not been read."""
         self._preemption: PreemptRequest | None = None
         """Heard before it was known what readers have."""
+        self._leaves = False
+        """The replica drains since before the claim stood."""
         self._preempt_asked_ms = 0
         self.slot: Final = slot
         self.task_id: Final = placement.run.task_id
@@ -118,14 +122,13 @@ class TaskRun:
             self._wanted.close()
 
     async def _attempt(self) -> None:
-        acknowledged = asyncio.create_task(self._acknowledge(), name=f"ack {self.task_id}")
         try:
             if self._core.outcome is None:
                 await self._generate()
             await self._finish()
         finally:
             self._call.close()
-            await asyncio.gather(acknowledged, return_exceptions=True)
+            await asyncio.gather(self._begin_acknowledging(), return_exceptions=True)
 
     def cancel(self, reason: str) -> None:
         """From here on no token of it is published. Too late when it has an outcome; before the claim it is kept until
@@ -161,6 +164,7 @@ class TaskRun:
 
     def hand_over(self) -> None:
         """The replica drains: make way as for a more urgent task, so that no attempt counts as lost."""
+        self._leaves = self._core.phase is Phase.CLAIMING
         self.preempt(PreemptRequest(task_id=self.task_id, run_seq=self._core.seq))
 
     def lose(self, reason: str) -> None:
@@ -207,6 +211,7 @@ class TaskRun:
 
     async def _stored_wish(self) -> Message | None:
         """None also when the bus does not tell."""
+        await asyncio.sleep(0)  # the claim is sent first
         for _ in range(READ_TRIES_MAX):
             try:
                 message = await self._node.runs.cancel_wish(self.task_id)
@@ -232,7 +237,7 @@ class TaskRun:
                 token_log=self._node.token_log.mark,
                 now_ms=now_ms(),
             )
-            seq = await self._node.runs.swap(record, self._core.seq)
+            seq = await self._node.runs.claim(record, self._placement)
         except (IllegalMove, NotStorable) as error:
             log.warning("task %s cannot be claimed: %s", self.task_id, error)
             seq = None
@@ -240,8 +245,21 @@ class TaskRun:
             await self._acknowledge()
             return False
         self._core.claimed(record, seq)
+        if self._leaves:
+            self._preemption = PreemptRequest(task_id=self.task_id, run_seq=seq)
         await self._node.audit.record(audit_of(record, seq, self._node.node_id))
         return True
+
+    def _speaks(self) -> None:
+        """It has its first token, for which the server had better things to do than to forget the placement."""
+        self._begin_acknowledging()
+        if self._core.run.session is not None:
+            self._end.warmed(self._core.run.session)
+
+    def _begin_acknowledging(self) -> asyncio.Task[None]:
+        if self._acknowledging is None:
+            self._acknowledging = asyncio.create_task(self._acknowledge(), name=f"ack {self.task_id}")
+        return self._acknowledging
 
     async def _acknowledge(self) -> None:
         """A placement that comes again loses its compare-and-set, so a lost ack costs nothing but that."""

@@ -7,6 +7,7 @@ What they have is not sent again; what the token log has lost of it is (ARCHITEC
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Final
 
 import msgspec
@@ -55,15 +56,6 @@ class TokenStream:
         self._run: Final = run
         self._attempt: Final = run.attempt
         self._subject: Final = subjects.tokens(run.lane, run.task_id)
-        self._announcement: Final = encode_metrics(
-            Metrics(
-                attempt=run.attempt,
-                kv_migrated=False,
-                kv_warmth=False,
-                on_time_probability=run.on_time_probability,
-                preempted=False if run.preemptions else None,
-            )
-        )
         self._guard: PrefixGuard | None = None
         self._sent = Sent(started=False, tokens={})
         self._known = False
@@ -72,6 +64,20 @@ class TokenStream:
         self._looked_back = run.attempt == 1
         self._decoded_ms: dict[int, int] = {}
         self._kept: KeptFrames | None = None
+
+    @cached_property
+    def _announcement(self) -> bytes:
+        """Of a later attempt."""
+        run = self._run
+        return encode_metrics(
+            Metrics(
+                attempt=run.attempt,
+                kv_migrated=False,
+                kv_warmth=False,
+                on_time_probability=run.on_time_probability,
+                preempted=False if run.preemptions else None,
+            )
+        )
 
     @property
     def sent_before(self) -> int:

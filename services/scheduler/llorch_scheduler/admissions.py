@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 FETCH_MESSAGES: Final = 2000
 """A backlog is pulled in few round trips; what trickles in comes at once all the same."""
 FETCH_WAIT_S: Final = 2.0
+FEW: Final = 16
+"""Messages that are handed on before more are asked for: their tasks wait for nothing else."""
 BACKLOG_WAIT_S: Final = 0.05
 LOOK_EVERY_S: Final = 5.0
 """How often it is asked whether the oldest stored message is held here."""
@@ -129,12 +131,14 @@ class Admissions:
                     await self._backlog_is_read(queue, backlog.last_seq)
                 deliveries = await fetching
                 wait_s = FETCH_WAIT_S if queue.backlog_read else BACKLOG_WAIT_S
+                few = len(deliveries) <= FEW
+                if few:
+                    await self._arrived(queue, deliveries)
                 fetching = asyncio.create_task(consumer.fetch(FETCH_MESSAGES, wait_s), name=fetching.get_name())
-                if deliveries:
+                if not few:
                     await asyncio.sleep(0)
                     await self._arrived(queue, deliveries)
-                    queue.pulled_seq = max(queue.pulled_seq, deliveries[-1].message.seq)
-                elif not queue.backlog_read and await self._holds_all(queue):
+                if not deliveries and not queue.backlog_read and await self._holds_all(queue):
                     await self._backlog_is_read(queue, backlog.last_seq)
                 if queue.backlog_read and time.monotonic() >= look_at:
                     look_at = time.monotonic() + LOOK_EVERY_S
@@ -194,6 +198,8 @@ class Admissions:
             if each.message.seq not in queue.unset:
                 queue.unset[each.message.seq] = acknowledged
                 self._poison.put_nowait(each)
+        if deliveries:
+            queue.pulled_seq = max(queue.pulled_seq, deliveries[-1].message.seq)
 
     def _read(self, queue: Queue, message: Message) -> Reading:
         try:

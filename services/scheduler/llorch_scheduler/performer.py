@@ -7,7 +7,7 @@ scheduler that stepped down stops at once; what slips through is refused by the 
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -26,9 +26,11 @@ from llorch_scheduler.core.effects import (
 )
 from llorch_scheduler.core.events import AdmissionRef, Event, WriteDone, WriteFailed, WriteRefused
 from llorch_scheduler.lease import SteppedDown, Term
+from llorch_scheduler.places import Places
 from llorch_scheduler.run_store import Conflict, RunStore
 from llorch_scheduler.terminal_frames import counted, publish_terminal, sent_before
 from llorch_scheduler.trail import audit_of
+from llorch_scheduler.unclaimed import Unclaimed
 from llorch_shared import subjects
 from llorch_shared.bus.port import Bus, BusError, TooLarge
 from llorch_shared.errors import ErrorBody, invalid
@@ -42,6 +44,19 @@ log = logging.getLogger(__name__)
 WORKERS: Final = 64
 """Effects under way at once. Each is a few round trips; the bus answers hundreds of stores concurrently."""
 _encode: Final = msgspec.json.Encoder().encode
+
+
+class _Late(NamedTuple):
+    """Nobody has claimed it: store its record."""
+
+    place: Place
+
+
+class _PlacesDue:
+    """Give back the places that are gathered."""
+
+
+_PLACES_DUE: Final = _PlacesDue()
 
 
 class Narrator(Protocol):
@@ -92,7 +107,14 @@ class Performer:
         self._actor: Final = actor
         self._emit: Final = emit
         self._now_ms: Final = now_ms
-        self._effects: Final[asyncio.Queue[Effect]] = asyncio.Queue()
+        self._effects: Final[asyncio.Queue[Effect | _Late | _PlacesDue]] = asyncio.Queue()
+        self._unclaimed: Final = Unclaimed(
+            late=lambda place: self._effects.put_nowait(_Late(place)),
+            recorded=self._is_recorded,
+        )
+        self._claimed: list[Place] = []
+        """To be told, with the places that are given back."""
+        self._places: Final = Places(self._ack, lambda: self._effects.put_nowait(_PLACES_DUE))
 
     def submit(self, effect: Effect) -> None:
         """The queue is bounded by the tasks: the core has one write per task under way and one ack per message."""
@@ -100,6 +122,20 @@ class Performer:
             self._tell(effect)
         else:
             self._effects.put_nowait(effect)
+
+    def run_changed(self, record: RunRecord) -> None:
+        """It was stored, by whomever."""
+        self._unclaimed.run_changed(record)
+
+    def _is_recorded(self, place: Place, record: RunRecord) -> None:
+        if _is_its_claim(record, place.record):
+            self._claimed.append(place)
+        if place.ref is not None:
+            self._places.add(place.ref)
+
+    async def places_come_free(self, stream: str) -> bool:
+        """Whether this queue had places of tasks that have a record; they are free on return. Raises SteppedDown."""
+        return await self._places.come_free(stream)
 
     async def work(self) -> None:
         """Until the term is over. The condition matters: a wait deep in a client may swallow a cancellation."""
@@ -111,6 +147,7 @@ class Performer:
                 log.debug("not done, the term is over: %s", type(effect).__name__)
             except Exception:
                 log.exception("%s failed in a way nobody foresaw", type(effect).__name__)
+                effect = effect.place if isinstance(effect, _Late) else effect
                 if isinstance(effect, Place | Requeue | End):
                     self._emit(
                         WriteFailed(
@@ -126,11 +163,21 @@ class Performer:
     async def finished(self) -> None:
         """Everything submitted so far has been performed."""
         await self._effects.join()
+        self._unclaimed.hand_over()
+        self._effects.put_nowait(_PLACES_DUE)
+        await self._effects.join()
 
-    async def _perform(self, effect: Effect) -> None:
+    async def _perform(self, effect: Effect | _Late | _PlacesDue) -> None:
         match effect:
+            case Place() if effect.ahead:
+                await self._send_ahead(effect)
             case Place() | Requeue() | End():
                 await self._write(effect)
+            case _Late():
+                await self._write(effect.place)
+            case _PlacesDue():
+                await self._tell_claimed()
+                await self._places.give_back()
             case PlaceAgain():
                 await self._place_again(effect)
             case Ack():
@@ -166,8 +213,8 @@ class Performer:
             seq = await self._runs.record(effect.record, effect.expect_seq)
             match effect:
                 case Place():
-                    await self._runs.placement(effect.record, seq)
-                    self._narrator.placed(effect, seq)
+                    if not effect.ahead:
+                        await self._runs.placement(effect.record, seq)
                 case Requeue():
                     self._narrator.requeued(effect)
                 case End():
@@ -176,7 +223,10 @@ class Performer:
                     self._narrator.ended(effect)
             await self._ack(ref)
         except Conflict as conflict:
-            self._narrator.refused(effect, conflict.record)
+            if isinstance(effect, Place) and _is_its_claim(conflict.record, effect.record):
+                await self._tell_placed(effect, 0)
+            else:
+                self._narrator.refused(effect, conflict.record)
             await self._yield_to(conflict, ref)
             self._emit(
                 WriteRefused(
@@ -192,18 +242,57 @@ class Performer:
             await self._leave(effect, unreadable)
             return
         except BusError as error:
-            self._narrator.failed(effect, error)
-            problem = _too_large(effect.record) if isinstance(error, TooLarge) else None
-            self._emit(
-                WriteFailed(
-                    at_ms=self._now_ms(), ticket=effect.ticket, task_id=task_id, run_seq=seq, ref=ref, problem=problem
-                )
-            )
+            if isinstance(effect, Place) and effect.ahead:
+                log.info("the record of %s, which is placed, waits for the bus: %s", task_id, error)
+                self._unclaimed.not_recorded(effect)
+            else:
+                self._not_done(effect, error, seq)
             return
         self._emit(WriteDone(at_ms=self._now_ms(), ticket=effect.ticket, task_id=task_id, run_seq=seq))
-        if not isinstance(effect, End):
-            at_ms = effect.record.placed_ms if isinstance(effect, Place) else self._now_ms()
-            await self._audit.record(audit_of(effect, seq, at_ms, self._actor))
+        if isinstance(effect, Place):
+            await self._tell_placed(effect, seq)
+        elif isinstance(effect, Requeue):
+            await self._audit.record(audit_of(effect, seq, self._now_ms(), self._actor))
+
+    async def _send_ahead(self, effect: Place) -> None:
+        """The claim may be heard of before the placement is confirmed."""
+        record = effect.record
+        self._unclaimed.add(effect)
+        try:
+            await self._runs.placement_ahead(record)
+        except BusError as error:
+            self._unclaimed.remove(record.task_id)
+            self._not_done(effect, error)
+            return
+        except BaseException:
+            self._unclaimed.remove(record.task_id)
+            raise
+        self._unclaimed.sent(effect)
+
+    async def _tell_claimed(self) -> None:
+        """That they were placed: of a task that had ended before, it would be untrue."""
+        claimed, self._claimed = self._claimed, []
+        for place in claimed:
+            await self._tell_placed(place, 0)
+
+    async def _tell_placed(self, place: Place, seq: int) -> None:
+        """`seq`: of its record, 0 where the claim is the first."""
+        self._narrator.placed(place, seq)
+        await self._audit.record(audit_of(place, seq, place.record.placed_ms, self._actor))
+
+    def _not_done(self, effect: Place | Requeue | End, error: BusError, seq: int = 0) -> None:
+        """`seq`: where its record stands, if it does."""
+        self._narrator.failed(effect, error)
+        self._emit(
+            WriteFailed(
+                at_ms=self._now_ms(),
+                ticket=effect.ticket,
+                task_id=effect.record.task_id,
+                run_seq=seq,
+                ref=_ref(effect),
+                problem=_too_large(effect.record) if isinstance(error, TooLarge) else None,
+            )
+        )
 
     async def _ack(self, ref: AdmissionRef | None) -> None:
         if ref is not None:
@@ -264,6 +353,13 @@ class Performer:
             return effect
         took_ms = max(0, effect.record.ended_ms - stored_ms)
         return msgspec.structs.replace(effect, record=msgspec.structs.replace(effect.record, cancel_ms=took_ms))
+
+
+def _is_its_claim(stored: RunRecord, placed: RunRecord) -> bool:
+    """Whether a node has taken this very placement."""
+    return stored.state is TaskState.RUNNING and (
+        (stored.replica_id, stored.attempt, stored.placed_ms) == (placed.replica_id, placed.attempt, placed.placed_ms)
+    )
 
 
 def _ref(effect: Place | Requeue | End) -> AdmissionRef | None:

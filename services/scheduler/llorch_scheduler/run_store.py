@@ -73,11 +73,20 @@ class RunStore:
         raise Unanswered(f"{subject} changed, and its new record cannot be read yet")
 
     async def placement(self, record: RunRecord, run_seq: int) -> None:
+        """Of a record that stands."""
+        await self._place(Placement(run=record, run_seq=run_seq), f"{record.task_id}:{run_seq}")
+
+    async def placement_ahead(self, record: RunRecord) -> None:
+        """Of a record that nobody has stored: the next one for the same place would be another message."""
+        await self._place(Placement(run=record), f"{record.task_id}:{record.replica_id}:{record.placed_ms}")
+
+    async def _place(self, placement: Placement, msg_id: str) -> None:
+        run = placement.run
         await self._store(
-            subjects.placement(record.pool_id, record.replica_id),
-            _encode(Placement(run=record, run_seq=run_seq)),
-            version_headers(Kind.PLACEMENT, record.request),
-            msg_id=f"{record.task_id}:{run_seq}",
+            subjects.placement(run.pool_id, run.replica_id),
+            _encode(placement),
+            version_headers(Kind.PLACEMENT, run.request),
+            msg_id=msg_id,
         )
 
     async def _store(

@@ -6,7 +6,6 @@ every term at once; after the reconnect the same path as after any takeover is t
 """
 
 import asyncio
-import gc
 import logging
 import secrets
 from typing import Final
@@ -47,10 +46,6 @@ from llorch_shared.wire.run import decode_run
 from llorch_shared.wire.version import NewerVersion, Unreadable
 
 log = logging.getLogger("llorch_scheduler")
-
-GC_THRESHOLDS: Final = (50_000, 20, 50)
-"""Tasks wait by the ten thousand and hold no cycles: Python's default looks through them all again and again, which is
-a quarter of a takeover."""
 
 
 class Scheduler:
@@ -195,8 +190,6 @@ class Scheduler:
 
 async def main(settings: Settings, stop: Stop) -> int:
     """Connect, schedule, leave. Returns the exit code."""
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
     metrics = Metrics()
     endpoint = MetricsEndpoint(metrics, settings.scheduler.metrics_addr, key="scheduler.metrics_addr")
     address = endpoint.address

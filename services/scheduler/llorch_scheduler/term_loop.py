@@ -133,7 +133,9 @@ class TermLoop:
         self._newer_seq: int | None = None
         """Lowest run sequence seen that a newer release wrote: the floor must not pass it."""
         self._leaving: Final = asyncio.Event()
-        self._answers: Final = Answers(bus, term, self.core, self._locator)
+        self._answers: Final = Answers(
+            bus, term, self.core, self._locator, places_come_free=self._performer.places_come_free
+        )
         self._tasks: asyncio.TaskGroup | None = None
 
     @property
@@ -156,6 +158,7 @@ class TermLoop:
             self._offer(event)
 
     def run_changed(self, record: RunRecord, seq: int) -> None:
+        self._performer.run_changed(record)
         self._keeper.saw(record)
         self._traces.saw(record)
         self._offer(RunChanged(at_ms=now_ms(), record=record, seq=seq))

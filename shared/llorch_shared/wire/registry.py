@@ -88,6 +88,8 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Replicas of one class give the same tokens for the same seed; empty while it is not known."""
     features: tuple[str, ...] = ()
     """What its self-test has shown, for example `interruptible_decode`."""
+    takes_ahead: bool = False
+    """Its node takes placements whose run records are not stored."""
     kv_bytes_per_token: int = 0
     """For engines that take KV memory as tasks come; 0 when it was all taken at load."""
     perf_tokens_per_s: float = 0

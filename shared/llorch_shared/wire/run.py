@@ -14,8 +14,8 @@ from llorch_shared.wire.version import Kind, decode
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """State of one task from placement on. Stored at `run.<task>`, created with expected sequence 0, changed only by
-    compare-and-set on its own sequence. Times are Unix milliseconds."""
+    """State of one task from its first claim or its placement on. Stored at `run.<task>`, created with expected
+    sequence 0, changed only by compare-and-set on its own sequence. Times are Unix milliseconds."""
 
     task_id: TaskId
     state: TaskState
@@ -78,10 +78,11 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """`plc.<pool>.<replica>`: run this, if the run record still stands at `run_seq`."""
+    """`plc.<pool>.<replica>`: run this, if it is what the run record says."""
 
     run: RunRecord
-    run_seq: int
+    run_seq: int = 0
+    """Where the run record stands. 0: it may not be stored, then the claim is the task's first record."""
 
 
 class CancelRequest(msgspec.Struct, frozen=True, kw_only=True):

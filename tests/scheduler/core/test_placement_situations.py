@@ -151,3 +151,19 @@ def test_a_sampled_task_goes_on_with_any_replica(failover: str, world: World) ->
     world.settle()
     assert where(world, 1) in ("r2", "r3")
     assert world.core.jobs[task_id(1)].shape.determinism_class == ""
+
+
+def test_only_a_newcomer_goes_ahead_of_its_record_and_only_once(world: World) -> None:
+    def ahead(effects: Sequence[object]) -> list[bool]:
+        return [each.ahead for each in effects if isinstance(each, Place)]
+
+    world.replica("r1", slots=3, takes_ahead=True)
+    assert ahead(world.admit(1)) == [True]
+    world.perform(world.pending.pop(), fault="unsure")
+    assert ahead(world.tick(2_000)) == [False], "the first placement may be there"
+    world.admit(2)
+    world.take_over()
+    assert ahead(world.pending) == [False, False], "an earlier scheduler may have placed them"
+    world.replica("r2", takes_ahead=False)
+    world.replica("r1", slots=0)
+    assert ahead(world.admit(3)) == [False], "for a node that does not know this"

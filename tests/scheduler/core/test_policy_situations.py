@@ -340,7 +340,7 @@ def test_a_kv_cache_over_the_tenants_quota_is_refused_rather_than_left_to_wait(w
 
 def test_a_task_whose_record_stands_makes_no_room_for_a_newcomer(world: World) -> None:
     world.respec(queue=QueueSpec(capacity=1, full_policy=FullPolicy.DROP_LRU))
-    world.replica("r1")
+    world.replica("r1", takes_ahead=False)
     world.admit(1, priority=BATCH)
     world.perform(world.pending.pop(), fault="half")
     world.admit(2, priority=BATCH)

@@ -69,6 +69,7 @@ class Walk:
             *[self.perform] * 10,
             *[self.hear] * 10,
             *[self.claim] * 6,
+            *[self.record_late] * 3,
             *[self.finish] * 5,
             *[self.report] * 4,
             *[self.tick] * 4,
@@ -155,6 +156,11 @@ class Walk:
                 return
             fault = self.dice.choice(["", "", "", "", "", "", "lost", "unsure", "half"])
             self.world.perform(effect, fault=fault)
+
+    def record_late(self) -> None:
+        if self.world.unclaimed:
+            task = self.dice.choice(list(self.world.unclaimed))
+            self.world.record_late(task, fault=self.dice.choice(["", "", "lost", "unsure"]))
 
     def respec(self) -> None:
         """The operator changes a pool's policy."""

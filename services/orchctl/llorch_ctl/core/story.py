@@ -62,7 +62,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
 def story(task_id: str, records: Sequence[AuditRecord], run: RunRecord | None) -> Story:
     """In the order of the run record's versions, which is that of what happened: the clocks of two machines, or of a
     writer that was busy, are not. With neither records nor a run there is nothing to tell."""
-    ordered = sorted(records, key=lambda record: (record.run_seq, record.at_ms))
+    ordered = sorted(records, key=_when)
     lines = [
         Line(at_ms=record.at_ms, event=record.event, actor=record.actor, said=sentence(record)) for record in ordered
     ]
@@ -76,6 +76,11 @@ def story(task_id: str, records: Sequence[AuditRecord], run: RunRecord | None) -
         requeues=_attempts(ordered, AuditEvent.REQUEUED),
         attempts=max([run.attempt if run is not None else 0, *(record.attempt for record in ordered)], default=0),
     )
+
+
+def _when(record: AuditRecord) -> tuple[int, bool, int]:
+    """A placement may go ahead of any run record, but not of the admission."""
+    return record.run_seq, record.event is not AuditEvent.ADMITTED, record.at_ms
 
 
 def sentence(record: AuditRecord) -> str:

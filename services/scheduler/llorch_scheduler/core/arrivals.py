@@ -46,6 +46,7 @@ class Arrivals:
             return
         job = state.jobs[task_id] = jobs.arrived(event)
         if pool.backlog_read:
+            job.newcomer = True
             pool.foretell(job, at_ms)
         else:
             # Read after a takeover: what its client was told is not known, and those before it are not all read.

@@ -31,6 +31,9 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The class that the shares would have served next, and that this more urgent task went before."""
     resumed: bool = False
     """It was preempted, and runs again."""
+    ahead: bool = False
+    """The task's first in all likelihood, to a node whose claim may be its first record: send the placement, and store
+    `record` only if nobody claims it."""
 
 
 class PlaceAgain(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -73,6 +73,8 @@ class Job(msgspec.Struct, eq=False, gc=False):
     foretold: bool = False
     """Its record tells a wait forecast from measurements, and it has not started since."""
     ref: AdmissionRef | None = None
+    newcomer: bool = False
+    """It came after the backlog of this term: no scheduler before can have placed it."""
     run_seq: int = 0
     ticket: int = 0
     floor: int = 0

@@ -129,7 +129,7 @@ class Outcomes:
         if phase is PLACING and (record is job.record or record == job.record):
             ledger.stands(job, seq)
             job.state = _PLACED
-        elif phase is PLACED and record.state is _RUNNING and _same_place(record, job.record):
+        elif phase in (PLACED, PLACING) and record.state is _RUNNING and _same_place(record, job.record):
             self._claimed(job, record, seq, at_ms)
         elif final:
             self._ended(job, record, seq, at_ms)
@@ -140,7 +140,8 @@ class Outcomes:
         """What was to happen: a node has claimed the task for the slot that it holds."""
         pool = self._state.pools[record.pool_id]
         pool.dirty = True
-        job.record, job.state = record, record.state
+        job.record, job.state, job.ref = record, record.state, None
+        self._state.ledger.forget_ticket(job)
         self._state.ledger.stands(job, seq)
         pool.running[record.priority][record.task_id] = job
         job.enter(RUNNING, at_ms)

@@ -107,6 +107,7 @@ class Placing:
             kv_warmth=decision.kv_warmth,
         )
         resumed, job.stopped = job.stopped, False
+        ahead = job.newcomer and not job.floor and replica.record is not None and replica.record.takes_ahead
         job.record = record
         job.enter(PLACING, at_ms)
         job.held_ms = at_ms
@@ -130,6 +131,7 @@ class Placing:
                 },
                 passed_over=passed_over,
                 resumed=resumed,
+                ahead=ahead,
             )
         )
 
