@@ -401,11 +401,12 @@ def weather_messages() -> list[Any]:
 async def test_the_anthropic_client_gets_text_and_calls_of_a_real_model(real: System) -> None:
     function = WEATHER["function"]
     tool: Any = {"name": function["name"], "description": "Weather of a city", "input_schema": function["parameters"]}
-    plain: Any = {"model": "small", "messages": [{"role": "user", "content": "Name three colours."}], "max_tokens": 24}
-    wish: Any = {"model": "small", "messages": weather_messages(), "tools": [tool], "max_tokens": 60}
+    exact: Any = {"model": "small", "extra_body": {"temperature": 0}}
+    plain: Any = exact | {"messages": [{"role": "user", "content": "Name three colours."}], "max_tokens": 24}
+    wish: Any = exact | {"messages": weather_messages(), "tools": [tool], "max_tokens": 60}
     async with anthropic.AsyncAnthropic(base_url=real.url(), api_key="none", max_retries=0, timeout=120) as client:
-        said = await client.messages.create(**plain, extra_body={"temperature": 0})
-        async with client.messages.stream(**plain, extra_body={"temperature": 0}) as stream:
+        said = await client.messages.create(**plain)
+        async with client.messages.stream(**plain) as stream:
             text = "".join([piece async for piece in stream.text_stream])
         whole = await client.messages.create(**wish, tool_choice={"type": "any"})
         async with client.messages.stream(**wish, tool_choice={"type": "any"}) as stream:

@@ -163,7 +163,7 @@ async def test_a_successor_gets_what_a_killed_process_held(world: NatsWorld, bus
     held_by_the_dead = await dying.consumer(ADM, streams.SCHEDULER_DURABLE)
     for number in range(10):
         await bus.store(ADMISSION, b"%d" % number)
-    assert len(await held_by_the_dead.fetch(10, 5)) == 10
+    assert len(await take(held_by_the_dead, 10, at_once=10)) == 10
     await dying.close()
     successor = await bus.consumer(ADM, streams.SCHEDULER_DURABLE)
     assert list(await successor.fetch(10, 0.1)) == []
