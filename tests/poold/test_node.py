@@ -529,7 +529,7 @@ async def test_a_task_that_ends_while_the_bus_is_away_is_stored_later(nats_serve
 
 
 def _cores(node: NodeHarness) -> list[Any]:
-    return [run._core for replica in node.node._replicas.values() for run in replica.runs.values()]
+    return [run._core for replica in node.node._replicas.values() for run in replica.slots.runs.values()]
 
 
 async def test_a_drain_finishes_what_runs_and_leaves_no_process(nats_server: NatsServer, tmp_path: Path) -> None:

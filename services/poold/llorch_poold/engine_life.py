@@ -7,8 +7,8 @@ engine's name.
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 from llorch_poold.adapters.launch import HOST, Launch
 from llorch_poold.adapters.llamacpp import LlamaCpp
@@ -141,8 +141,18 @@ class EngineLife:
         self.broke = self.broke or reason
         self._child.kill()
 
-    async def until_broken(self) -> str:
-        """Watch the process and its health; returns why this life is over."""
+    async def broken_before(self, *waits: Awaitable[Any]) -> str:
+        """Until the first of `waits` is done, whose exception is raised, or this life is over: returns why; else empty.
+        Its process and its health are watched meanwhile."""
+        reason: list[str] = []
+
+        async def watch() -> None:
+            reason.append(await self._until_broken())
+
+        await first_of(watch(), *waits)
+        return reason[0] if reason else ""
+
+    async def _until_broken(self) -> str:
         watch = asyncio.create_task(self._watch_health(), name="engine health")
         try:
             await self._child.wait()

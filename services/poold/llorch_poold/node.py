@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from llorch_poold.core.reconcile import Present, Start, Why, changes, desired_places
+from llorch_poold.core.reconcile import Start, Why, changes, desired_places
 from llorch_poold.gpu.probe import GpuProbe, GpuReport
 from llorch_poold.node_context import NodeContext
 from llorch_poold.ownership import Ownership
@@ -35,7 +35,7 @@ from llorch_shared.readable import UNREADABLE, readable
 from llorch_shared.settings import Settings
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.desired import DRAIN_DECODER, RELOAD_DECODER, PoolDrain
-from llorch_shared.wire.registry import NodeRecord, ReplicaState
+from llorch_shared.wire.registry import NodeRecord
 from llorch_shared.wire.run import PREEMPT_DECODER
 from llorch_shared.wire.session import SESSIONS_SPEC_DECODER, SessionsSpec
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 GPU_PROBE_S: Final = 5.0
 VERSION: Final = version("llama-orch")
 HOUSEKEEPING_S: Final = 1.0
-_COMING_UP: Final = frozenset({ReplicaState.PROVISIONING, ReplicaState.STARTING, ReplicaState.TESTING})
 SETTLE_S: Final = 5.0
 """A node that stops waits so long for the bus to take the last ends. The next start audits what it did not take."""
 
@@ -157,7 +156,7 @@ class Node:
             drained=drains,
             tight=self._tight,
         )
-        todo = changes([_present(replica) for replica in self._replicas.values()], places)
+        todo = changes([replica.present() for replica in self._replicas.values()], places)
         for desired in todo.adopt:
             self._replicas[desired.replica_id].adopt(desired)
         for replica_id in todo.release:
@@ -182,14 +181,12 @@ class Node:
     def _start(self, start: Start) -> None:
         replica = Replica(
             self._context,
-            start.desired,
+            start,
             processes=self._processes,
             provisioning=self._provisioning,
             environment=self._environment,
             gpus=self._gpus,
             changed=self._tell,
-            place=start.place,
-            reload_id=start.reload_id,
         )
         self._replicas[replica.replica_id] = replica
         self._lives[replica.replica_id] = asyncio.create_task(self._live(replica), name=f"replica {replica.replica_id}")
@@ -321,7 +318,7 @@ class Node:
         return spec or SessionsSpec()
 
     def _runs(self) -> list[TaskRun]:
-        return [run for replica in self._replicas.values() for run in replica.runs.values()]
+        return [run for replica in self._replicas.values() for run in replica.slots.runs.values()]
 
     def _runs_of(self, task_id: str) -> list[TaskRun]:
         """More than one while a broken engine's slot is still being released and another replica has the task again."""
@@ -337,17 +334,6 @@ class Node:
             token_log.doubt()
         self._ownership.returned()
         self._session_ends.look_soon()
-
-
-def _present(replica: Replica) -> Present:
-    return Present(
-        place=replica.place,
-        desired=replica.desired,
-        leaving=replica.leaving,
-        settled=replica.state not in _COMING_UP,
-        reload_id=replica.reload_id,
-        no_room=replica.no_room,
-    )
 
 
 def _usable(report: GpuReport) -> tuple[object, ...]:

@@ -12,7 +12,6 @@ from llorch_poold.engine_life import EngineLife
 from llorch_poold.intake import Intake
 from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_poold.slots import Slots
-from llorch_shared.lifecycle import first_of
 from llorch_shared.wire.registry import Gpu
 
 log = logging.getLogger(__name__)
@@ -26,19 +25,14 @@ async def serve(
     """Returns why it is over. `gpus`: those of the device mask. Cancelled, it leaves what runs to the slots."""
     slots.open(life, facts)
     node.outlet.add_reader(life.adapter.pause)
-    reason: list[str] = []
-
-    async def watch() -> None:
-        reason.append(await life.until_broken())
-
     intake = Intake(node.bus, facts.pool_id, facts.replica_id, slots, metrics=node.metrics)
     try:
-        await first_of(watch(), intake.run(), _scrape_now_and_then(life, facts, gpus))
+        reason = await life.broken_before(intake.run(), _scrape_now_and_then(life, facts, gpus))
     finally:
         node.outlet.remove_reader(life.adapter.pause)
         life.adapter.pause(False)
         slots.close()
-    return reason[0] if reason else "the replica stopped serving"
+    return reason or "the replica stopped serving"
 
 
 async def _scrape_now_and_then(life: EngineLife, facts: ReplicaFacts, gpus: Callable[[], Sequence[Gpu]]) -> None:

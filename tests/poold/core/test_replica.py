@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from llorch_poold.core.replica import MOVES, STEPS, Happened, IllegalEvent, ReplicaCore, RestartPolicy, Step
+from llorch_poold.core.replica import MOVES, STEPS, Happened, IllegalEvent, Outcome, ReplicaCore, RestartPolicy, Step
 from llorch_shared.wire.registry import ReplicaState
 
 POLICY = RestartPolicy(
@@ -13,13 +13,13 @@ POLICY = RestartPolicy(
 
 
 def to_ready(core: ReplicaCore, at: int) -> None:
-    assert core.handle(Happened.PROVISIONED, now_ms=at) is Step.SPAWN
-    assert core.handle(Happened.LISTENING, now_ms=at) is Step.SELF_TEST
-    assert core.handle(Happened.PASSED, now_ms=at) is Step.SERVE
+    assert core.handle(Outcome(Happened.PROVISIONED), now_ms=at) is Step.SPAWN
+    assert core.handle(Outcome(Happened.LISTENING), now_ms=at) is Step.SELF_TEST
+    assert core.handle(Outcome(Happened.PASSED), now_ms=at) is Step.SERVE
 
 
 def broke(core: ReplicaCore, at: int, jitter: float = 1.0) -> int:
-    core.handle(Happened.BROKE, now_ms=at, reason="it broke", jitter=jitter)
+    core.handle(Outcome(Happened.BROKE, "it broke"), now_ms=at, jitter=jitter)
     return core.backoff_ms
 
 
@@ -35,7 +35,7 @@ def test_each_failure_waits_longer_up_to_the_limit() -> None:
     waits = []
     for _ in range(4):
         waits.append(broke(core, 0))
-        core.handle(Happened.WAITED, now_ms=0)
+        core.handle(Outcome(Happened.WAITED), now_ms=0)
     assert waits == [500, 1000, 2000, 4000]
     assert core.restart_count == 4
 
@@ -49,7 +49,7 @@ def test_the_breaker_opens_after_too_many_restarts() -> None:
     core = ReplicaCore(POLICY)
     for _ in range(4):
         broke(core, 0)
-        core.handle(Happened.WAITED, now_ms=0)
+        core.handle(Outcome(Happened.WAITED), now_ms=0)
     broke(core, 0)
     assert (core.state, core.step) == (ReplicaState.FAILED, Step.HALT)
     assert core.last_error == "gave up after 4 restarts: it broke"
@@ -59,7 +59,7 @@ def test_a_stable_run_starts_the_count_anew() -> None:
     core = ReplicaCore(POLICY)
     for _ in range(3):
         broke(core, 0)
-        core.handle(Happened.WAITED, now_ms=0)
+        core.handle(Outcome(Happened.WAITED), now_ms=0)
     to_ready(core, 1_000)
     assert broke(core, 1_000 + POLICY.stable_after_ms) == 500
 
@@ -67,7 +67,7 @@ def test_a_stable_run_starts_the_count_anew() -> None:
 def test_a_short_run_does_not_start_the_count_anew() -> None:
     core = ReplicaCore(POLICY)
     broke(core, 0)
-    core.handle(Happened.WAITED, now_ms=0)
+    core.handle(Outcome(Happened.WAITED), now_ms=0)
     to_ready(core, 1_000)
     assert broke(core, 2_000) == 1_000
 
@@ -75,12 +75,12 @@ def test_a_short_run_does_not_start_the_count_anew() -> None:
 def test_a_refused_replica_is_failed_and_says_why() -> None:
     core = ReplicaCore(POLICY, refusal="no GPU")
     assert (core.state, core.step, core.last_error) == (ReplicaState.FAILED, Step.HALT, "no GPU")
-    assert core.handle(Happened.DRAIN_WISHED, now_ms=0) is Step.DRAIN
+    assert core.handle(Outcome(Happened.DRAIN_WISHED), now_ms=0) is Step.DRAIN
 
 
 def test_what_the_table_does_not_have_is_an_error() -> None:
     with pytest.raises(IllegalEvent):
-        ReplicaCore(POLICY).handle(Happened.PASSED, now_ms=0)
+        ReplicaCore(POLICY).handle(Outcome(Happened.PASSED), now_ms=0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -95,7 +95,7 @@ def test_a_random_life_keeps_its_bounds(seed: int) -> None:
         happened = chance.choice(possible)
         ready_before = core.state is ReplicaState.READY
         now += chance.choice((1, 1_000, 100_000))
-        core.handle(happened, now_ms=now, reason="x", jitter=chance.random())
+        core.handle(Outcome(happened, "x"), now_ms=now, jitter=chance.random())
         failures = failures + 1 if happened is Happened.BROKE else failures
         assert core.step is STEPS[core.state]
         assert (core.backoff_ms > 0) == (core.state is ReplicaState.BACKOFF)
@@ -107,8 +107,8 @@ def test_a_random_life_keeps_its_bounds(seed: int) -> None:
 
 def test_a_replica_that_must_not_run_begins_when_it_may() -> None:
     core = ReplicaCore(POLICY)
-    assert core.handle(Happened.REFUSED, now_ms=0, reason="not signed", code="UNTRUSTED_ARTIFACT") is Step.HALT
+    assert core.handle(Outcome(Happened.REFUSED, "not signed", "UNTRUSTED_ARTIFACT"), now_ms=0) is Step.HALT
     assert (core.state, core.refused, core.last_error) == (ReplicaState.FAILED, "UNTRUSTED_ARTIFACT", "not signed")
-    assert core.handle(Happened.PERMITTED, now_ms=9) is Step.PROVISION
+    assert core.handle(Outcome(Happened.PERMITTED), now_ms=9) is Step.PROVISION
     assert core.refused == ""
     to_ready(core, 10)

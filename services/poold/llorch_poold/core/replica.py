@@ -10,7 +10,7 @@ A replica that broke waits, longer each time; after a run that was stable it cou
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from llorch_shared.wire.registry import ReplicaState
 
@@ -40,6 +40,14 @@ class Happened(StrEnum):
     BROKE = "broke"
     WAITED = "waited"
     DRAIN_WISHED = "drain_wished"
+
+
+class Outcome(NamedTuple):
+    """How a step ended. `code`: the error code of what was refused, where that may be permitted later."""
+
+    happened: Happened
+    reason: str = ""
+    code: str = ""
 
 
 STEPS: Final[dict[ReplicaState, Step]] = {
@@ -101,9 +109,9 @@ class ReplicaCore:
     def step(self) -> Step:
         return STEPS[self.state]
 
-    def handle(self, happened: Happened, *, now_ms: int, reason: str = "", code: str = "", jitter: float = 1.0) -> Step:
-        """Move on. `jitter` in [0, 1] spreads restarts: the wait is between half of the backoff and all of it. `code`:
-        the error code of what was refused, where that may be permitted later."""
+    def handle(self, outcome: Outcome, *, now_ms: int, jitter: float = 1.0) -> Step:
+        """Move on. `jitter` in [0, 1] spreads restarts: the wait is between half of the backoff and all of it."""
+        happened, reason, code = outcome
         try:
             after = MOVES[self.state, happened]
         except KeyError:
