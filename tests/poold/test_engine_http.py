@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from llorch_poold.engine_http import EngineHttp, NotHttp, TooSlow, Unreachable
+from llorch_poold.engine_connection import NotHttp, TooSlow, Unreachable
+from llorch_poold.engine_http import EngineHttp
 from poold.engines import read_request, scripted
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

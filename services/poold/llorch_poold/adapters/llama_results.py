@@ -23,7 +23,8 @@ from llorch_poold.adapters.port import (
     TokenSink,
 )
 from llorch_poold.core.results import embedding_text, score_text
-from llorch_poold.engine_http import EngineHttp, EngineHttpError, Exchange
+from llorch_poold.engine_connection import EngineHttpError, Exchange
+from llorch_poold.engine_http import EngineHttp
 from llorch_shared.readable import UNREADABLE
 from llorch_shared.wire.task import Workload
 

@@ -23,7 +23,7 @@ from llorch_poold.adapters.port import (
     RequestRejected,
     TokenSink,
 )
-from llorch_poold.engine_http import EngineHttpError, Exchange
+from llorch_poold.engine_connection import EngineHttpError, Exchange
 from llorch_poold.sse_decode import BrokenStream, SseDecoder
 from llorch_shared.readable import UNREADABLE
 from llorch_shared.wire.frames import TokenLogprob

@@ -24,7 +24,8 @@ from llorch_poold.adapters.port import (
     TokenSink,
 )
 from llorch_poold.core.seed import SAMPLER_V1
-from llorch_poold.engine_http import EngineHttp, EngineHttpError, Reply
+from llorch_poold.engine_connection import EngineHttpError
+from llorch_poold.engine_http import EngineHttp, Reply
 from llorch_shared.readable import UNREADABLE
 from llorch_shared.wire.task import ChatMessage, Determinism, KvHint, Sampling, Tool, Workload
 
