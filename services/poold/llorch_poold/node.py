@@ -295,7 +295,7 @@ class Node:
     def _on_cancel(self, message: Message) -> None:
         task_id = subjects.last_token(message.subject)
         for run in self._runs_of(task_id):
-            run.wished(message.data)
+            run.cancellation.heard(message.data)
 
     def _on_preempt(self, message: Message) -> None:
         try:

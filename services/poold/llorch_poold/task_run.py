@@ -4,17 +4,17 @@ The order is the promise: claim by compare-and-set, only then call the engine (w
 meanwhile); close the call and see the slot free, then store the final record, only then publish the terminal frame. A
 node that lost a compare-and-set says nothing more.
 
-Not here: what is asked of the engine (`attempt_request.py`), and the call itself (`engine_call.py`).
+Not here: what is asked of the engine (`attempt_request.py`), the call itself (`engine_call.py`), and how it comes to be
+known that the task is to be cancelled (`cancellation.py`).
 """
 
 import asyncio
 import logging
 from typing import Final, Protocol
 
-import msgspec
-
 from llorch_poold.attempt_end import AttemptEnd, Measured
 from llorch_poold.attempt_request import AttemptRequest, PromptReader
+from llorch_poold.cancellation import Cancellation
 from llorch_poold.core.audit import audit_of
 from llorch_poold.core.slot_memory import Session
 from llorch_poold.core.task import Cancelled, Lost, Outcome, Phase, Preempted, TaskCore, claim_record
@@ -23,14 +23,12 @@ from llorch_poold.node_context import INTERRUPTIBLE_DECODE, NodeContext, Replica
 from llorch_poold.run_store import NotStorable, is_overtaken
 from llorch_poold.task_voice import TaskVoice
 from llorch_poold.token_stream import TokenStream
-from llorch_shared.bus.port import BusError, Delivery, Message
+from llorch_shared.bus.port import BusError, Delivery
 from llorch_shared.states import IllegalMove
 from llorch_shared.wall_clock import now_ms
-from llorch_shared.wire.run import CANCEL_DECODER, Placement, PreemptRequest, RunRecord
+from llorch_shared.wire.run import Placement, PreemptRequest, RunRecord
 
 log = logging.getLogger(__name__)
-
-READ_TRIES_MAX: Final = 5
 
 
 class Host(PromptReader, SlotHolder, Protocol):
@@ -41,7 +39,7 @@ class Host(PromptReader, SlotHolder, Protocol):
 
 
 class TaskRun:
-    """`run` is its whole life. `cancel`, `preempt` and `lose` may come at any time."""
+    """`run` is its whole life. A wish to cancel, `preempt` and `lose` may come at any time."""
 
     def __init__(
         self,
@@ -77,13 +75,8 @@ class TaskRun:
             conclude=self._conclude,
             speaks=self._speaks,
         )
+        self.cancellation: Final = Cancellation(node, self._core, self._conclude)
         self._acknowledging: asyncio.Task[None] | None = None
-        self._early_wish = ""
-        """The reason of a wish to cancel that came before the claim stood."""
-        self._look_again = False
-        """The connection broke before the claim stood, or the bus did not tell whether there is a wish."""
-        self._wish_stored_ms = 0
-        """By the clock of the bus; 0 while the stored wish has not been read."""
         self._preemption: PreemptRequest | None = None
         """Heard before it was known what readers have."""
         self._leaves = False
@@ -109,16 +102,16 @@ class TaskRun:
 
     async def run(self) -> None:
         """Claim, generate, end. Returns when this node has nothing more to do with the task."""
-        stored_wish = asyncio.create_task(self._stored_wish(), name=f"cancelled? {self.task_id}")
+        self.cancellation.begin()
         self._wanted.begin()
         try:
             if not await self._claim():
                 self._core.dropped()
                 return
-            await self._heed(await stored_wish)
+            await self.cancellation.claimed()
             await self._attempt()
         finally:
-            stored_wish.cancel()
+            self.cancellation.close()
             self._wanted.close()
 
     async def _attempt(self) -> None:
@@ -129,22 +122,6 @@ class TaskRun:
         finally:
             self._call.close()
             await asyncio.gather(self._begin_acknowledging(), return_exceptions=True)
-
-    def cancel(self, reason: str) -> None:
-        """From here on no token of it is published. Too late when it has an outcome; before the claim it is kept until
-        the task is this node's to end."""
-        if self._core.phase is Phase.CLAIMING:
-            self._early_wish = self._early_wish or reason
-        else:
-            self._conclude(Cancelled(reason))
-
-    def wished(self, data: bytes) -> None:
-        """A wish names its task by its subject; what cannot be read of its payload is not needed to obey it."""
-        try:
-            reason = CANCEL_DECODER.decode(data).reason
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            reason = "client"
-        self.cancel(reason)
 
     def preempt(self, request: PreemptRequest) -> None:
         """Make way at once if a later attempt can say the same again, else run on: the scheduler only asked."""
@@ -179,50 +156,11 @@ class TaskRun:
         """What was written while nobody here listened: another attempt has the task, or somebody wants it cancelled.
         Raises BusError when nobody tells whose it is."""
         stored, core = await self._node.runs.current(self.task_id), self._core
-        if core.phase is Phase.CLAIMING:
-            self._look_again = True
-            return
-        holds = core.phase not in (Phase.ENDED, Phase.DROPPED)
+        holds = core.phase not in (Phase.CLAIMING, Phase.ENDED, Phase.DROPPED)
         if holds and is_overtaken(stored, core.run, core.seq, storing=core.phase is Phase.STORING):
             self._stream.forget()
             self.lose("another attempt took it over while this node was cut off")
-        await self.check_cancel()
-
-    async def check_cancel(self) -> None:
-        """Obey a wish that was stored while nobody listened."""
-        if self._core.phase in (Phase.CLAIMING, Phase.DROPPED, Phase.ENDED):
-            return
-        self._obey(await self._stored_wish())
-
-    async def _heed(self, wish: Message | None) -> None:
-        """Obey what was wished before the claim: `wish` was read beside it, and what was stored after that read was
-        heard, unless the connection broke meanwhile. Where nobody told, as while the stream has no leader and the claim
-        waits for one, it is read again."""
-        self._obey(wish)
-        if self._early_wish:
-            self.cancel(self._early_wish)
-        if self._look_again:
-            await self.check_cancel()
-
-    def _obey(self, wish: Message | None) -> None:
-        if wish is not None:
-            self._wish_stored_ms = wish.stored_ms
-            self.wished(wish.data)
-
-    async def _stored_wish(self) -> Message | None:
-        """None also when the bus does not tell."""
-        await asyncio.sleep(0)  # the claim is sent first
-        for _ in range(READ_TRIES_MAX):
-            try:
-                message = await self._node.runs.cancel_wish(self.task_id)
-            except BusError as error:
-                log.debug("reading the cancel wish of %s: %s", self.task_id, error)
-                if not self._node.bus.connected:
-                    break
-            else:
-                return None if message is None or message.deleted else message
-        self._look_again = True
-        return None
+        await self.cancellation.reconnected()
 
     async def _claim(self) -> bool:
         facts = self._facts
@@ -289,7 +227,7 @@ class TaskRun:
         if isinstance(outcome, Lost):
             await self._leave(outcome)
             return
-        cancel_ms = await self._cancel_took_ms(now_ms()) if isinstance(outcome, Cancelled) else None
+        cancel_ms = await self.cancellation.took_ms(now_ms()) if isinstance(outcome, Cancelled) else None
         measured = Measured(self._call.decode_s, self._call.first_token_ms, cancel_ms, self._preempt_asked_ms)
         await self._end.settle(outcome, measured)
 
@@ -303,13 +241,6 @@ class TaskRun:
                 self._core.dropped()
         finally:
             self._stream.lost(asyncio.get_running_loop().time())
-
-    async def _cancel_took_ms(self, free_ms: int) -> int | None:
-        """From the stored wish until the slot was free. It was stored by the clock of the bus, which may be ahead."""
-        if not self._wish_stored_ms:
-            message = await self._stored_wish()
-            self._wish_stored_ms = message.stored_ms if message is not None else 0
-        return max(0, free_ms - self._wish_stored_ms) if self._wish_stored_ms else None
 
     async def audit(self) -> None:
         """Record the end, if there was one; the slot is free already."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from llorch_poold.cancellation import READ_TRIES_MAX
 from llorch_poold.run_store import RunStore
-from llorch_poold.task_run import READ_TRIES_MAX
 from llorch_shared.bus.port import Message, Unanswered
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
