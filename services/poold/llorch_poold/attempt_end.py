@@ -6,11 +6,12 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
+from llorch_poold.backlog import BacklogUnread
 from llorch_poold.core.audit import audit_of, preemption_of, requeue_of
 from llorch_poold.core.task import Cancelled, Failed, Finished, Lost, Preempted, TaskCore
 from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_poold.task_voice import TaskVoice
-from llorch_poold.token_stream import BacklogUnread, TokenStream
+from llorch_poold.token_stream import TokenStream
 from llorch_poold.trace import write_trace
 from llorch_shared import session_account
 from llorch_shared.bus.port import BusError
@@ -54,10 +55,10 @@ class AttemptEnd:
     async def settle(self, outcome: Finished | Cancelled | Failed | Preempted, measured: Measured) -> None:
         self._core.released()
         try:
-            await self._stream.look_back()
+            await self._stream.backlog.read()
         except BacklogUnread as error:
             log.warning("task %s ends with what its record says was sent: %s", self._core.run.task_id, error)
-        self._core.sent_before = self._stream.sent_before
+        self._core.sent_before = self._stream.backlog.count
         self._facts.pace.decoded(self._core.tokens_out - self._core.first - 1, measured.decode_s)
         if isinstance(outcome, Preempted):
             await self._make_way(outcome, measured)
@@ -122,7 +123,7 @@ class AttemptEnd:
     async def _make_way(self, outcome: Preempted, measured: Measured) -> None:
         """Give the task back to the scheduler, then tell its readers where it goes on. In this order: from the frame
         on they take nothing of this attempt, and a node that lost the task meanwhile has no say."""
-        before, resume_from = self._core.run, self._stream.next_index(self._core.tokens_out)
+        before, resume_from = self._core.run, self._stream.backlog.sent.next_index(self._core.tokens_out)
         record = self._core.preempted_record(resume_from=resume_from, decode_ms=round(measured.decode_s * 1000))
         if not await self._store(record):
             return

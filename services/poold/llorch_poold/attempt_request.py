@@ -11,13 +11,14 @@ from typing import Final, Protocol
 import msgspec
 
 from llorch_poold.adapters.port import EngineFailure, RequestRejected
+from llorch_poold.backlog import BacklogUnread
 from llorch_poold.core.budget import within
 from llorch_poold.core.failover import Anew, Complete, GoOn, Refuse
 from llorch_poold.core.results import tokens_read
 from llorch_poold.core.task import Failed, Finished, Lost, Outcome, TaskCore, error_body
 from llorch_poold.node_context import CHAT_TEMPLATE, TOOLS, NodeContext, ReplicaFacts
 from llorch_poold.payload import PayloadUnusable, whole
-from llorch_poold.token_stream import BacklogUnread, TokenStream
+from llorch_poold.token_stream import TokenStream
 from llorch_shared.bus.port import BusError
 from llorch_shared.errors import ErrorCode
 from llorch_shared.wire.task import ChatMessage, TaskRequest, Tool, Workload
@@ -148,19 +149,19 @@ class AttemptRequest:
     async def _resumed(self, request: TaskRequest) -> TaskRequest:
         """What is left to be asked; concludes where that is nothing. Raises BacklogUnread, EngineFailure."""
         decided = await self._stream.open(request)
-        self._core.charged(self._stream.lost_ms)
+        self._core.charged(self._stream.backlog.lost_ms)
         match decided:
             case Refuse():
                 self._fail(ErrorCode.WORKER_RESET, decided.message, decided.detail)
             case Anew():
                 self._core.starts_at(decided.first, decided.first)
             case GoOn() | Complete() if self.by_input:
-                self._core.starts_at(self._stream.sent_before)
-                self._core.tokens_in = self.read_before = tokens_read(self._stream.texts_before)
+                self._core.starts_at(self._stream.backlog.count)
+                self._core.tokens_in = self.read_before = tokens_read(self._stream.backlog.texts)
             case GoOn() | Complete():
                 self.goes_on = True
                 restarted_at = decided.restarted_at if isinstance(decided, Complete) else None
-                self._core.starts_at(self._stream.sent_before, restarted_at)
+                self._core.starts_at(self._stream.backlog.count, restarted_at)
                 self._core.tokens_in = await self._engine.prompt_tokens(request.prompt or "")
         if isinstance(decided, Complete):
             self._conclude(Finished("stop" if self.by_input else "length", self._core.tokens_in, 0))

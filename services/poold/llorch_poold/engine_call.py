@@ -225,7 +225,7 @@ class EngineCall:
                 self._clock.decodes_for(limit_ms, self._out_of_time)
         self._speaks()
         self._facts.pace.first_token(self._clock.first_token_s)
-        if not self._stream.sent_before:
+        if not self._stream.backlog.count:
             self.first_token_ms = max(0, now_ms() - self._core.run.admitted_ms)
             self._facts.metrics.first_token(self._core.run.priority, self.first_token_ms)
 

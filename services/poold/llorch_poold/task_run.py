@@ -129,7 +129,7 @@ class TaskRun:
             self._preemption, self._preempt_asked_ms = request, now_ms()
             return
         refusal = self._core.refuses_preemption(
-            request.run_seq, tokens_sent=max(self._core.tokens_out, self._stream.sent_before)
+            request.run_seq, tokens_sent=max(self._core.tokens_out, self._stream.backlog.count)
         )
         if INTERRUPTIBLE_DECODE not in self._facts.features:
             refusal = refusal or "its engine has not shown that it can be interrupted"

@@ -1,50 +1,25 @@
 """The frames of one attempt: encoded once, published and kept in the same breath, never sent twice.
 
-A later attempt first announces itself, then learns what readers already have, and goes on as `core.failover` decides.
-What they have is not sent again; what the token log has lost of it is (ARCHITECTURE, invariant 4).
+A later attempt first announces itself, then learns what readers already have (`backlog.py`), and goes on as
+`core.failover` decides. What they have is not sent again; what the token log has lost of it is (ARCHITECTURE,
+invariant 4).
 """
 
-import asyncio
-import logging
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
+from llorch_poold.attempt_frames import AttemptFrames, made_way
+from llorch_poold.backlog import Backlog
 from llorch_poold.core.budget import left_after
 from llorch_poold.core.failover import Anew, Begin, Complete, GoOn, Plan, Refuse, Repeat, plan
-from llorch_poold.core.prefix import PrefixGuard, Sent, sent_before
+from llorch_poold.core.prefix import PrefixGuard
 from llorch_poold.core.retention import KeptFrames
-from llorch_poold.core.seed import seed_of
 from llorch_poold.node_context import NodeContext, ReplicaFacts
 from llorch_shared import subjects
-from llorch_shared.bus.port import BusError
-from llorch_shared.decode_times import decode_times
 from llorch_shared.streaming.endings import terminal_frame
-from llorch_shared.token_mark import holds
-from llorch_shared.wire.frames import (
-    MESSAGE_BYTES_MAX,
-    Metrics,
-    Started,
-    encode_metrics,
-    encode_started,
-    encode_token,
-)
+from llorch_shared.wire.frames import MESSAGE_BYTES_MAX, encode_token
 from llorch_shared.wire.run import RunRecord
-from llorch_shared.wire.session import SessionRemaining
 from llorch_shared.wire.task import TaskRequest
-
-log = logging.getLogger(__name__)
-
-READ_TRIES_MAX: Final = 5
-READ_RETRY_FIRST_S: Final = 0.01
-READ_RETRY_FACTOR: Final = 3
-_NO_FACTS: Final = Metrics()
-
-
-class BacklogUnread(Exception):
-    """The bus does not tell what readers already have."""
 
 
 class TokenStream:
@@ -56,96 +31,48 @@ class TokenStream:
         self._run: Final = run
         self._attempt: Final = run.attempt
         self._subject: Final = subjects.tokens(run.lane, run.task_id)
+        self._frames: Final = AttemptFrames(node.node_id, facts, run)
+        self.backlog: Final = Backlog(node, run, self._subject, self._frames)
         self._guard: PrefixGuard | None = None
-        self._sent = Sent(started=False, tokens={})
-        self._known = False
-        """What was sent is certainly all that readers can have."""
-        self._in_log = 0
-        self._looked_back = run.attempt == 1
-        self._decoded_ms: dict[int, int] = {}
         self._kept: KeptFrames | None = None
-
-    @cached_property
-    def _announcement(self) -> bytes:
-        """Of a later attempt."""
-        run = self._run
-        return encode_metrics(
-            Metrics(
-                attempt=run.attempt,
-                kv_migrated=False,
-                kv_warmth=False,
-                on_time_probability=run.on_time_probability,
-                preempted=False if run.preemptions else None,
-            )
-        )
-
-    @property
-    def sent_before(self) -> int:
-        """Tokens that readers have from earlier attempts. Known after `look_back`."""
-        return self._sent.count
-
-    @property
-    def texts_before(self) -> Iterable[str]:
-        """The texts of these."""
-        return self._sent.tokens.values()
 
     @property
     def opened(self) -> bool:
         """Whether tokens may be published."""
         return self._kept is not None
 
-    def next_index(self, taken: int) -> int:
-        """The next token this stream will carry, once this attempt has produced `taken`."""
-        return self._sent.next_index(taken)
-
-    async def look_back(self) -> None:
-        """Learn what was sent before, once. Raises BacklogUnread."""
-        if not self._looked_back:
-            kept = self._node.retention.get(self._run.task_id)
-            own = kept is not None and kept.attempt == self._attempt - 1 and not kept.dropped
-            log_has, holds_all = await self._backlog()
-            self._sent = sent_before([*(kept.parts if kept is not None and own else ()), *log_has])
-            self._in_log = len(sent_before(log_has).tokens)
-            self._known = own or holds_all
-            self._looked_back = True
-
-    @property
-    def lost_ms(self) -> int:
-        """What the attempts decoded that are not in the record's time, after a look back."""
-        return sum(self._decoded_ms.get(attempt, 0) for attempt in self._run.lost)
-
     async def open(self, request: TaskRequest) -> Plan:
         """Look back, decide, and start keeping. Raises BacklogUnread."""
         decided: Plan = Begin()
         if self._attempt > 1:
-            await self.look_back()
+            await self.backlog.read()
             same_class = self._run.determinism_class in ("", self._facts.determinism_class)
-            decided = plan(request, self._sent, known=self._known, same_class=same_class)
+            decided = plan(request, self.backlog.sent, known=self.backlog.known, same_class=same_class)
         if isinstance(decided, Refuse):
             return decided
         self._keep_what_was_sent()
-        if isinstance(decided, Repeat | Complete | GoOn | Anew) and self._in_log < len(self._sent.tokens):
+        if isinstance(decided, Repeat | Complete | GoOn | Anew) and self.backlog.log_lacks_some:
             self._publish_again()
-        if isinstance(decided, Repeat) and self._sent.tokens:
-            self._guard = PrefixGuard(self._sent.tokens)
-            self._publish(self._going_on(tokens_out=self._sent.count))
+        if isinstance(decided, Repeat) and self.backlog.sent.tokens:
+            self._guard = PrefixGuard(self.backlog.sent.tokens)
+            self._publish(self._frames.going_on(tokens_out=self.backlog.count))
         elif isinstance(decided, GoOn):
-            self._publish(self._going_on(resume_from=decided.first))
+            self._publish(self._frames.going_on(resume_from=decided.first))
         elif isinstance(decided, Anew):
-            self._publish(self._going_on(restarted_at=decided.first))
+            self._publish(self._frames.going_on(restarted_at=decided.first))
         return decided
 
     def _keep_what_was_sent(self) -> None:
         """As this attempt would have sent it: the earlier attempts' copies are theirs."""
-        run, sent = self._run, self._sent
+        run, sent = self._run, self.backlog.sent
         self._kept = self._node.retention.open(run.task_id, self._subject, self._attempt)
         if sent.started:
-            self._kept.add(encode_started(self._started(0)))
+            self._kept.add(self._frames.started(0))
         if self._attempt > 1:
-            self._kept.add(self._announcement)
+            self._kept.add(self._frames.announcement)
         for index, text in sorted(sent.tokens.items()):
             if index == sent.restarted_at:
-                self._kept.add(self._going_on(restarted_at=index))
+                self._kept.add(self._frames.going_on(restarted_at=index))
             self._kept.add(encode_token(self._attempt, index, text, sent.more.get(index, b"")))
 
     def _publish_again(self) -> None:
@@ -154,48 +81,12 @@ class TokenStream:
             for data in self._kept.messages():
                 self._node.outlet.publish(self._subject, data)
 
-    def _going_on(
-        self, *, resume_from: int | None = None, restarted_at: int | None = None, tokens_out: int | None = None
-    ) -> bytes:
-        """Where the stream stands: who comes from another gateway sees by it that nothing is missing."""
-        return encode_metrics(
-            Metrics(
-                attempt=self._attempt,
-                kv_migrated=False,
-                kv_warmth=False,
-                resume_from=resume_from,
-                restarted_at=restarted_at,
-                tokens_out=tokens_out,
-            )
-        )
-
-    async def _backlog(self) -> tuple[Sequence[bytes], bool]:
-        """What the token log has of this stream up to our own announcement, and whether that is all that was ever
-        stored of it. Readers take nothing of an earlier attempt that comes after the announcement, so a node that was
-        asleep when it lost the task cannot add to what is read here. The server takes a moment to store it; one that
-        is sent again is the same to readers."""
-        delay = READ_RETRY_FIRST_S
-        for _ in range(READ_TRIES_MAX):
-            await self._node.outlet.wait_open()
-            self._node.outlet.publish(self._subject, self._announcement)
-            try:
-                messages = await self._node.backlogs.read(self._subject)
-                stored = [message.data for message in messages]
-                log_state = await self._node.token_log.state()
-            except BusError as error:
-                log.info("reading the earlier tokens of %s: %s", self._run.task_id, error)
-            else:
-                if self._announcement in stored:
-                    self._decoded_ms = decode_times(messages) if self._run.lost else {}
-                    return stored, holds(log_state, self._run.token_log)
-            await asyncio.sleep(delay)
-            delay *= READ_RETRY_FACTOR
-        raise BacklogUnread("the bus does not tell which tokens were already sent")
-
     def begin(self, tokens_in: int) -> None:
-        if not (self._sent.started or self._sent.tokens):
-            self._publish(encode_started(self._started(tokens_in)))
-            self._publish_facts()
+        sent = self.backlog.sent
+        if not (sent.started or sent.tokens):
+            self._publish(self._frames.started(tokens_in))
+            if known := self._frames.known(queue_depth=self._node.loads.queue_depth(self._run.pool_id)):
+                self._publish(known)
 
     def tokens(self, first: int, texts: Sequence[str], more: Sequence[bytes] = ()) -> None:
         """Tokens `first`, `first + 1`, …: all of one read in one message. `more`: as `TokenSink.on_tokens` has it.
@@ -219,15 +110,14 @@ class TokenStream:
     def end(self, final: RunRecord, *, latency_first_token_ms: int | None, now: float) -> None:
         """The terminal frame of a stored final record, and before it what its session has left."""
         if (left := left_after(final)) is not None and final.error is None:
-            self._publish(encode_metrics(_with_budget(Metrics(attempt=self._attempt), left)))
+            self._publish(self._frames.budget(left))
         self._publish(terminal_frame(final, latency_first_token_ms=latency_first_token_ms))
         self._node.retention.end(self._run.task_id, now)
 
     def preempted(self, attempt: int, resume_from: int, *, now: float) -> None:
         """Say that the stream goes on later, as `attempt`. Only after that attempt's record is stored: from here on
         readers take nothing of an earlier one. Not kept: it would be untrue when it is published again."""
-        frame = encode_metrics(Metrics(attempt=attempt, preempted=True, resume_from=resume_from))
-        self._node.outlet.publish(self._subject, frame)
+        self._node.outlet.publish(self._subject, made_way(attempt, resume_from))
         self._node.retention.end(self._run.task_id, now)
 
     def lost(self, now: float) -> None:
@@ -269,43 +159,3 @@ class TokenStream:
         self._node.outlet.publish(self._subject, data)
         if self._kept is not None:
             self._kept.add(data)
-
-    def _publish_facts(self) -> None:
-        """What is known about the task besides its tokens (ORCH-3081, 3100); nothing when nothing is known."""
-        run = self._run
-        facts = Metrics(
-            queue_depth=self._node.loads.queue_depth(run.pool_id),
-            on_time_probability=run.on_time_probability,
-            kv_warmth=run.kv_warmth,
-        )
-        if run.session is not None:
-            facts = _with_budget(facts, run.session.remaining)
-        if facts != _NO_FACTS:
-            self._publish(encode_metrics(facts))
-
-    def _started(self, tokens_in: int) -> Started:
-        facts, run = self._facts, self._run
-        return Started(
-            queue_position=run.queue_position,
-            predicted_start_ms=run.predicted_start_ms,
-            engine=facts.engine,
-            engine_version=facts.engine_version,
-            pool_id=facts.pool_id,
-            replica_id=facts.replica_id,
-            node_id=self._node.node_id,
-            device=facts.device,
-            model_digest=facts.model_digest,
-            sampler_profile_version=facts.sampler_profile_version,
-            seed=seed_of(run.task_id, run.request.seed if run.request is not None else None),
-            attempt=self._attempt,
-            tokens_in=tokens_in or None,
-        )
-
-
-def _with_budget(facts: Metrics, left: SessionRemaining) -> Metrics:
-    return msgspec.structs.replace(
-        facts,
-        tokens_budget_remaining=left.tokens_budget_remaining,
-        time_budget_remaining_ms=left.time_budget_remaining_ms,
-        cost_budget_remaining=left.cost_budget_remaining,
-    )
