@@ -44,7 +44,7 @@ async def cut(node: NodeHarness, tokens: int = 5, **changes: Any) -> Placed:
 
 async def until_lost(node: NodeHarness) -> None:
     async with asyncio.timeout(15):
-        while any(replica.slots.runs for replica in node.node._replicas.values()):
+        while any(replica.slots.runs for replica in node.node.reconciler.replicas.values()):
             await asyncio.sleep(0.005)
 
 

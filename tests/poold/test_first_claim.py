@@ -110,7 +110,7 @@ async def test_a_replica_that_drains_while_a_task_is_claimed_gives_it_back(
         claim = LateClaim(monkeypatch)
         task = await node.place(max_tokens=3)
         await until_asked(claim)
-        (run,) = node.node._replicas[replica.replica_id].slots.runs.values()
+        (run,) = node.node.reconciler.replicas[replica.replica_id].slots.runs.values()
         run.hand_over()
         claim.let.set()
         back = await node.until_preempted(task)

@@ -529,7 +529,7 @@ async def test_a_task_that_ends_while_the_bus_is_away_is_stored_later(nats_serve
 
 
 def _cores(node: NodeHarness) -> list[Any]:
-    return [run._core for replica in node.node._replicas.values() for run in replica.slots.runs.values()]
+    return [run._core for replica in node.node.reconciler.replicas.values() for run in replica.slots.runs.values()]
 
 
 async def test_a_drain_finishes_what_runs_and_leaves_no_process(nats_server: NatsServer, tmp_path: Path) -> None:
@@ -589,7 +589,7 @@ async def test_a_task_whose_end_waits_for_the_bus_says_it_although_its_replica_i
         os.kill(nats_server.process.pid, signal.SIGSTOP)
         try:
             await until_true(lambda: any(core.outcome is not None for core in _cores(node)))
-            for replica in node.node._replicas.values():
+            for replica in node.node.reconciler.replicas.values():
                 replica.drain("its specification changed")
             await until_true(lambda: bool(node.context.settling))
         finally:
@@ -653,7 +653,7 @@ async def test_an_engine_that_cannot_start_opens_the_breaker(nats_server: NatsSe
 async def test_a_gpu_that_fails_takes_its_replica_out_with_the_cause(
     nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llorch_poold.node.GPU_PROBE_S", 0.05)
+    monkeypatch.setattr("llorch_poold.gpu.watch.PROBE_EVERY_S", 0.05)
     gpu = Gpu(index=0, uuid="GPU-a", name="x", vram_total_mb=24_000, vram_free_mb=20_000)
     report = GpuReport(gpus=(gpu,), driver="570.1")
     async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(devices=[0])], profile="gpu", report=report) as node:

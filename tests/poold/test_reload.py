@@ -75,7 +75,7 @@ async def test_a_pool_changes_over_to_a_model_that_is_ready_while_a_task_runs_to
         assert (await spec(node)).model == "mock:other"
         await node.until_ended(task)
         assert task.data("end")[0]["tokens_out"] == 60, "longer than a drain is given otherwise"
-        await node.until("the old replica to go", lambda: FIRST not in node.node._replicas)
+        await node.until("the old replica to go", lambda: FIRST not in node.node.reconciler.replicas)
         on_new = await node.place(max_tokens=3, replica_id=SECOND)
         await node.until_ended(on_new)
 
@@ -89,7 +89,7 @@ async def test_a_model_that_cannot_be_loaded_leaves_the_old_one_serving(
         ended = await outcome(node)
         assert ended.state is ReloadState.FAILED
         assert "mock:missing cannot be loaded" in ended.last_error
-        await node.until("the held replica to go", lambda: SECOND not in node.node._replicas)
+        await node.until("the held replica to go", lambda: SECOND not in node.node.reconciler.replicas)
         now = await node.ready()
         assert (now.incarnation, now.model_ref) == (before.incarnation, "mock:words")
         assert (await spec(node)).model == "mock:words"
@@ -102,7 +102,7 @@ async def test_without_memory_for_both_models_the_old_one_makes_way_and_comes_ba
     async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
 
         async def cramped(_provisioning: Any, _desired: Desired, *_: Any) -> Prepared:
-            if any(each._life is not None for each in node.node._replicas.values()):
+            if any(each._life is not None for each in node.node.reconciler.replicas.values()):
                 raise NoRoom("the device mask has room for one", fits_alone=True)
             return Prepared()
 
@@ -134,7 +134,7 @@ async def test_a_drained_pool_takes_nothing_lets_tasks_end_until_its_deadline_an
         seen = len(task.tokens)
         await node.until_tokens(task, seen + 5)
         await drained(0)
-        await node.until("no replica", lambda: not node.node._replicas)
+        await node.until("no replica", lambda: not node.node.reconciler.replicas)
         run, _ = await node.run_of(task.task_id)
         assert (run.state, run.replica_id, run.preemptions) == (TaskState.PLACED, "", 1), "it made way"
         assert not Path(f"/proc/{pid}").exists()

@@ -351,12 +351,12 @@ class NodeHarness:
                 await asyncio.sleep(0.02)
 
     def port(self, replica_id: str = "mock-node-1-1") -> int:
-        life = self.node._replicas[replica_id]._life
+        life = self.node.reconciler.replicas[replica_id]._life
         assert life is not None
         return life._launch.port
 
     def pid(self, replica_id: str = "mock-node-1-1") -> int:
-        life = self.node._replicas[replica_id]._life
+        life = self.node.reconciler.replicas[replica_id]._life
         assert life is not None
         return life.pid
 

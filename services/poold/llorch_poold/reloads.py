@@ -7,10 +7,11 @@ specification has already; the next look ends it.
 
 import asyncio
 import logging
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
+from llorch_poold import desired_state
 from llorch_poold.core.reconcile import with_model
 from llorch_poold.core.reload import Failed, Switch, ended, verdict
 from llorch_poold.node_context import NodeContext
@@ -18,31 +19,17 @@ from llorch_shared import change_note, streams, subjects
 from llorch_shared.bus.port import BusError, WrongSequence
 from llorch_shared.live_table import LiveTable
 from llorch_shared.logs import narrate
-from llorch_shared.readable import readable
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent, AuditRecord
-from llorch_shared.wire.desired import DRAIN_DECODER, RELOAD_DECODER, PoolReload, ReloadState
+from llorch_shared.wire.desired import PoolReload, ReloadState
 from llorch_shared.wire.registry import REPLICA_DECODER, ReplicaRecord
-from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
+from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.version import Kind, decode, spec_headers
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 0.5
 """How soon what other nodes have become is seen while a reload is under way."""
-
-T = TypeVar("T")
-
-
-def wishes(specs: LiveTable, kind: str, decoder: "msgspec.json.Decoder[T]") -> dict[str, T]:
-    """Values of the keys `<kind>.<pool>`, by pool. One that cannot be read counts as absent."""
-    found: dict[str, T] = {}
-    for key, value in specs.values.items():
-        if key.startswith(f"{kind}."):
-            wish = readable(decoder, value, f"the key {key} of the desired state")
-            if wish is not None:
-                found[key.partition(".")[2]] = wish
-    return found
 
 
 class Reloads:
@@ -55,7 +42,7 @@ class Reloads:
     @property
     def underway(self) -> dict[str, PoolReload]:
         """By pool."""
-        found = wishes(self._specs, "reload", RELOAD_DECODER)
+        found = desired_state.reloads(self._specs)
         return {pool: each for pool, each in found.items() if each.state is ReloadState.UNDERWAY}
 
     def look(self) -> None:
@@ -82,8 +69,8 @@ class Reloads:
     async def _decide(self, underway: dict[str, PoolReload]) -> None:
         nodes = [subjects.last_token(each.subject) for each in await self._alive("node.*")]
         replicas = [record for each in await self._alive("replica.*.*") if (record := _replica(each)) is not None]
-        specs = wishes(self._specs, "pool", POOL_DECODER)
-        drains = wishes(self._specs, "drain", DRAIN_DECODER)
+        specs = desired_state.pools(self._specs)
+        drains = desired_state.drains(self._specs)
         for pool_id, reload in underway.items():
             if any(self._specs.is_newer(key) for key in (subjects.pool_key(pool_id), subjects.reload_key(pool_id))):
                 continue  # what a newer release wrote is known to its nodes alone, and would be overwritten unread

@@ -2,10 +2,10 @@
 
 import msgspec
 
-from llorch_poold.reloads import wishes
+from llorch_poold import desired_state
 from llorch_shared import streams, subjects
 from llorch_shared.live_table import LiveTable
-from llorch_shared.wire.desired import DRAIN_DECODER, PoolDrain
+from llorch_shared.wire.desired import PoolDrain
 from support.bus_worlds import MemoryWorld
 
 
@@ -23,6 +23,6 @@ async def test_a_wish_that_cannot_be_read_counts_as_absent_beside_those_that_can
     table = LiveTable(bus, bucket="SPEC", changed=lambda *_: None)
     await table.start()
     assert len(table.values) == 4
-    assert wishes(table, "drain", DRAIN_DECODER) == {"p1": drain}
+    assert desired_state.drains(table) == {"p1": drain}
     await table.close()
     await bus.close()
