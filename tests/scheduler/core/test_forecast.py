@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from llorch_scheduler.core.forecast import FLOWS_MAX, Behind, Forecast
-from llorch_shared.waiting import Ahead, Waiting
+from llorch_shared.queueing import Ahead, Waiting
 from llorch_shared.wire.policy import QueueSpec
 from llorch_shared.wire.registry import ClassLoad, FlowLoad, PoolLoad
 from llorch_shared.wire.spec import PoolSpec

@@ -11,7 +11,7 @@ from llorch_scheduler.core.idle import IDLE_MAX
 from llorch_scheduler.core.job import Job
 from llorch_scheduler.core.queue import Pick, PoolQueue
 from llorch_scheduler.core.shape import Shape
-from llorch_shared.waiting import NOBODY
+from llorch_shared.queueing import NOBODY
 from llorch_shared.wire.policy import PreemptionSpec, PrioritySpec, TenantLimits
 from llorch_shared.wire.spec import PoolSpec, TimeoutSpec
 from llorch_shared.wire.task import Priority

@@ -8,7 +8,7 @@ from typing import Final
 from llorch_scheduler.core.class_queue import ClassQueue
 from llorch_scheduler.core.flow import Flow
 from llorch_scheduler.core.line import Place
-from llorch_shared.waiting import NOBODY, Ahead
+from llorch_shared.queueing import NOBODY, Ahead
 from llorch_shared.wire.registry import ClassLoad, FlowLoad
 
 FLOWS_TOLD_MAX: Final = 64

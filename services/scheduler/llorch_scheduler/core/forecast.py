@@ -21,7 +21,7 @@ from llorch_scheduler.core.drain import Drain, DrainMeter
 from llorch_scheduler.core.estimate import ServiceModel
 from llorch_scheduler.core.job import Job
 from llorch_shared.on_time import Spread, on_time_probability
-from llorch_shared.waiting import NO_WAIT, NOBODY, Ahead, Pace, Waiting, foresee
+from llorch_shared.queueing import NO_WAIT, NOBODY, Ahead, Pace, Waiting, foresee
 from llorch_shared.wire.registry import ClassLoad, PoolLoad
 from llorch_shared.wire.task import Priority
 

@@ -19,7 +19,8 @@ from llorch_scheduler.core.tally import DeadlineTally, StartErrors
 from llorch_scheduler.core.tenant_books import TenantBooks
 from llorch_shared.on_time import EDGES, chance_by_preemption
 from llorch_shared.pool_policy import CLASSES
-from llorch_shared.waiting import NO_WAIT, RETRY_MIN_MS, Ahead, Waiting
+from llorch_shared.queueing import NO_WAIT, Ahead, Waiting
+from llorch_shared.waiting import RETRY_MIN_MS
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Determinism, Priority, TaskRequest
 

@@ -39,7 +39,7 @@ from llorch_scheduler.core.shares import Shares
 from llorch_scheduler.core.tenants import Tenants
 from llorch_scheduler.core.turns import Pick, Turns
 from llorch_shared.pool_policy import CLASSES, DEFAULT_WEIGHT
-from llorch_shared.waiting import Ahead
+from llorch_shared.queueing import Ahead
 from llorch_shared.wire.policy import FairnessSpec
 from llorch_shared.wire.registry import ClassLoad
 from llorch_shared.wire.spec import PoolSpec, TimeoutSpec

@@ -12,7 +12,8 @@ from llorch_scheduler.simulator.admission import request_of
 from llorch_scheduler.simulator.bus import AdmissionQueue
 from llorch_scheduler.simulator.clock import Clock
 from llorch_scheduler.simulator.tasks import SimTask
-from llorch_shared.waiting import NO_WAIT, RETRY_MIN_MS, Outlook, Waiting, chance, is_promised, retry_after_ms
+from llorch_shared.queueing import NO_WAIT, Waiting
+from llorch_shared.waiting import RETRY_MIN_MS, Outlook, chance, is_promised, retry_after_ms
 from llorch_shared.wire.registry import Appointment, AppointmentRequest, PoolLoad
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Priority, TaskRequest
