@@ -13,6 +13,7 @@ from typing import Final
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus
 from llorch_shared.wall_clock import now_ms
+from llorch_shared.wire.objects import CHUNK_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,9 @@ def size_of(subject: str) -> int | None:
     return int(size) if size.isdecimal() else None
 
 
-async def remove(bus: Bus, counts: Mapping[str, int], *, chunk_bytes: int) -> int:
+async def remove(bus: Bus, counts: Mapping[str, int]) -> int:
     """`counts`: chunks by subject. Returns how many objects' remains were removed. Raises BusError."""
-    maybe = [subject for subject, chunks in counts.items() if (size_of(subject) or 0) > chunks * chunk_bytes]
+    maybe = [subject for subject, chunks in counts.items() if (size_of(subject) or 0) > chunks * CHUNK_BYTES]
     removed = 0
     for subject in sorted(maybe)[:LOOKS_MAX]:
         newest = await bus.last(streams.OBJECTS, subject)

@@ -3,10 +3,7 @@
 The layout is that of NATS's own object stores (bucket ART), so `nats object` lists and reads them. Chunks come first,
 under a name of their own for each writer; the entry that names them comes last, by compare-and-set. So an object is
 there whole or not at all, and two writers of the same bytes make one object. What a killed writer leaves is forgotten
-with its age, or when its tenant needs the room (`object_remains.py`).
-
-An object is counted to the tenant who put it first. Its name and the size stand in the subject of the chunks, so what
-counts is what is stored, whoever stored it and whoever died: the server tells the subjects, and no book is kept.
+with its age, or when its tenant needs the room. To whom an object counts is in `object_share.py`.
 
 ObjectError
 ├─ ObjectMissing     it was never stored, or its time is over
@@ -24,10 +21,12 @@ from typing import Final
 
 import msgspec
 
-from llorch_shared import object_remains, streams, subjects
-from llorch_shared.bus.port import Bus, BusError, Full, Message, NoStream, Unanswered, WrongSequence
+from llorch_shared import streams, subjects
+from llorch_shared.bus.port import Bus, BusError, Message, NoStream, Unanswered, WrongSequence
+from llorch_shared.object_share import ObjectShare
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.objects import (
+    CHUNK_BYTES,
     ENTRY_DECODER,
     OBJECT_BYTES_MAX,
     OBJECT_SHARE_BYTES,
@@ -36,16 +35,12 @@ from llorch_shared.wire.objects import (
     ObjectRef,
 )
 
-CHUNK_BYTES: Final = 512 * 1024
-"""Half of what a message may hold, beside its headers."""
 STORE_TIMEOUT_S: Final = 2.0
 PUT_WITHIN_S: Final = 12.0
 """All tries of one message: longer than the election of a stream's leader."""
 PAUSE_FIRST_S: Final = 0.05
 PAUSE_MAX_S: Final = 0.5
 NAME_TRIES: Final = 5
-COUNTED_MIN: Final = 16 * 1024
-"""An object counts at least so much: a share has a bounded number of objects, whose subjects are told in one answer."""
 READ_TRIES: Final = 5
 """A copy of the stream may not have the chunks yet that its leader has acknowledged."""
 PAGE_BYTES: Final = 4 * 1024 * 1024
@@ -70,16 +65,12 @@ class ObjectTooLarge(ObjectError): ...
 class ObjectDamaged(ObjectError): ...
 
 
-class ShareFull(Full):
-    """The tenant has as much in the store as it may."""
-
-
 class Objects:
     """One bucket, through one connection. `share_bytes`: what each tenant may have in it."""
 
     def __init__(self, bus: Bus, *, share_bytes: int = OBJECT_SHARE_BYTES) -> None:
         self._bus: Final = bus
-        self._share_bytes: Final = share_bytes
+        self._share: Final = ObjectShare(bus, share_bytes)
 
     async def put(self, data: bytes, *, tenant: str = "") -> ObjectRef:
         """Store `data` unless it is there for long enough yet; it counts to `tenant`, or to nobody. Raises ValueError
@@ -90,16 +81,9 @@ class Objects:
         found = await self._bus.last(streams.OBJECTS, subjects.object_entry(ref.digest))
         if found is None or not _stays(found):
             if tenant:
-                await self._check_share(tenant, len(data))
+                await self._share.check(tenant, len(data))
             await self._write(ref, data, 0 if found is None else found.seq, tenant)
         return ref
-
-    async def held(self, tenant: str) -> int:
-        """Bytes that are counted to the tenant. Raises BusError."""
-        return _sum(await self._counts(tenant))
-
-    async def _counts(self, tenant: str) -> Mapping[str, int]:
-        return await self._bus.counts(streams.OBJECTS, subjects.objects_of(tenant))
 
     async def find(self, digest: str) -> ObjectRef | None:
         """None for what is not stored, or not any more. Raises ObjectDamaged, BusError."""
@@ -143,15 +127,6 @@ class Objects:
                 break
         return b"".join(parts) if size >= entry.size else None
 
-    async def _check_share(self, tenant: str, more: int) -> None:
-        """Raises ShareFull."""
-        counts = await self._counts(tenant)
-        held = _sum(counts)
-        if held + more > self._share_bytes and await object_remains.remove(self._bus, counts, chunk_bytes=CHUNK_BYTES):
-            held = await self.held(tenant)
-        if held + more > self._share_bytes:
-            raise ShareFull(f"tenant {tenant} has {held} bytes in the object store, and may have {self._share_bytes}")
-
     async def _write(self, ref: ObjectRef, data: bytes, entry_seq: int, tenant: str) -> None:
         nuid = secrets.token_hex(11)
         if tenant:
@@ -163,7 +138,7 @@ class Objects:
                 chunk = data[start : start + CHUNK_BYTES]
                 stored.append(await self._store(subjects.object_chunks(nuid), chunk, f"{nuid}:{number}"))
             if tenant and len(stored) > 1:
-                await self._check_share(tenant, 0)  # of all who write at once, the last to look sees everything
+                await self._share.check(tenant, 0)  # of all who write at once, the last to look sees everything
             naming = True
             named = await self._name(ref, nuid, len(stored), entry_seq)
         except (NoStream, Unanswered, asyncio.CancelledError):
@@ -263,16 +238,6 @@ def _is_named(found: Message, nuid: str) -> bool:
     except ObjectDamaged:
         return False
     return entry is not None and entry.nuid == nuid
-
-
-def _sum(counts: Mapping[str, int]) -> int:
-    return sum(_counted(subject, chunks) for subject, chunks in counts.items())
-
-
-def _counted(subject: str, chunks: int) -> int:
-    """Bytes of one object, of which so many chunks are stored: whole where all are, and never less than the least."""
-    size = object_remains.size_of(subject)
-    return max(COUNTED_MIN, min(chunks * CHUNK_BYTES, OBJECT_BYTES_MAX if size is None else size))
 
 
 def _stays(found: Message) -> bool:

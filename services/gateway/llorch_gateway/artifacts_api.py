@@ -7,7 +7,7 @@ from llorch_shared.artifacts import Artifacts, UnknownParent
 from llorch_shared.bus.port import Bus, Full
 from llorch_shared.errors import invalid, not_found
 from llorch_shared.guards import NESTING_MAX, nests_deeply
-from llorch_shared.objects import ShareFull
+from llorch_shared.object_share import ShareFull
 from llorch_shared.wire.artifacts import Artifact
 
 LIMIT_DEFAULT = 50

@@ -9,7 +9,8 @@ from llorch_gateway.failures import unavailable
 from llorch_shared import payloads
 from llorch_shared.bus.port import Bus, Full
 from llorch_shared.errors import PolicyLabel, Refused, invalid
-from llorch_shared.objects import ObjectDamaged, Objects, ShareFull
+from llorch_shared.object_share import ShareFull
+from llorch_shared.objects import ObjectDamaged, Objects
 from llorch_shared.wire.task import TaskRequest
 
 SHARE_RETRY_MS: Final = 60_000

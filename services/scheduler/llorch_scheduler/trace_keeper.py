@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from llorch_shared import streams, subjects
 from llorch_shared.artifacts import Artifacts
 from llorch_shared.bus.port import Bus, BusError
-from llorch_shared.objects import ShareFull
+from llorch_shared.object_share import ShareFull
 from llorch_shared.states import FINAL
 from llorch_shared.streaming.endings import terminal_frame
 from llorch_shared.transcripts import is_whole, started_of, tag_of, trace_of, transcript_of

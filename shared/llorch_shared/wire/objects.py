@@ -11,6 +11,8 @@ Digest = Annotated[str, Meta(pattern=DIGEST_PATTERN, description="SHA-256 of the
 OBJECT_BYTES_MAX: Final = 16 * 1024 * 1024
 """Largest object that is taken or read: it is held in memory as a whole at both ends."""
 
+CHUNK_BYTES: Final = 512 * 1024
+"""Half of what a message may hold, beside its headers."""
 
 OBJECT_SHARE_BYTES: Final = 512 * 1024 * 1024
 """Of one tenant, unless the deployment sets another: half of the store."""

@@ -9,21 +9,12 @@ import msgspec
 import nats
 import pytest
 
-from llorch_shared import object_remains, streams, subjects
-from llorch_shared.bus.nats import connect
+from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Full, Stored
-from llorch_shared.objects import (
-    CHUNK_BYTES,
-    COUNTED_MIN,
-    ObjectDamaged,
-    ObjectMissing,
-    Objects,
-    ObjectTooLarge,
-    ShareFull,
-)
-from llorch_shared.settings import NatsSettings
+from llorch_shared.object_share import ObjectShare
+from llorch_shared.objects import ObjectDamaged, ObjectMissing, Objects, ObjectTooLarge
 from llorch_shared.streams import Stream, Topology
-from llorch_shared.wire.objects import ENTRY_DECODER, OBJECT_BYTES_MAX
+from llorch_shared.wire.objects import CHUNK_BYTES, ENTRY_DECODER, OBJECT_BYTES_MAX
 from support.bus_worlds import NatsWorld
 from support.nats_server import NatsServer
 
@@ -102,66 +93,6 @@ async def test_a_full_store_refuses_and_keeps_no_part(bus: Bus) -> None:
     await objects.put(b"small")
 
 
-async def test_a_tenant_has_a_share_and_the_others_have_theirs(objects: Objects, bus: Bus, other: Bus) -> None:
-    small = Objects(bus, share_bytes=len(LARGE) + COUNTED_MIN)
-    await small.put(LARGE, tenant="blue")
-    await small.put(LARGE, tenant="blue")
-    await small.put(b"a few bytes", tenant="blue")
-    assert await Objects(other).held("blue") == len(LARGE) + COUNTED_MIN
-    with pytest.raises(ShareFull, match="tenant blue"):
-        await small.put(b"more", tenant="blue")
-    ref = await small.put(LARGE[1:], tenant="red")
-    assert await objects.get(ref.digest) == LARGE[1:]
-    await small.put(LARGE, tenant="red")
-    assert await objects.held("red") == len(LARGE) - 1, "what is there already counts to who put it first"
-    assert await objects.held("green") == 0
-
-
-async def test_writers_at_once_stay_within_the_share_and_leave_nothing(objects: Objects, bus: Bus, other: Bus) -> None:
-    """Through two connections, as two gateways: none of them sees the others before it begins."""
-    sides = [Objects(side, share_bytes=2 * len(LARGE)) for side in (bus, other)]
-    done = await asyncio.gather(
-        *(sides[number % 2].put(bytes([number]) + LARGE[1:], tenant="blue") for number in range(6)),
-        return_exceptions=True,
-    )
-    kept = [each for each in done if not isinstance(each, BaseException)]
-    assert len(kept) <= 2
-    assert all(isinstance(each, ShareFull) for each in done if each not in kept)
-    assert await objects.held("blue") == len(kept) * len(LARGE)
-    assert (await bus.stream_state(streams.OBJECTS)).messages == 4 * len(kept)
-
-
-async def test_what_a_killed_writer_left_counts_as_long_as_it_is_stored(objects: Objects, bus: Bus) -> None:
-    left = await bus.store(subjects.object_chunks(f"blue.{3 * CHUNK_BYTES}-abc"), bytes(CHUNK_BYTES))
-    assert await objects.held("blue") == CHUNK_BYTES
-    await bus.remove(streams.OBJECTS, left.seq)
-    assert await objects.held("blue") == 0
-
-
-@pytest.mark.nats
-async def test_what_killed_writers_left_makes_room_when_no_writer_can_be_at_it_any_more(
-    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bus = await connect(NatsSettings(url=nats_server.url), name="test")
-    await bus.ensure(streams.base(token_bytes_max=16 * 1024 * 1024))
-    small = Objects(bus, share_bytes=5 * CHUNK_BYTES)
-    ref = await small.put(LARGE, tenant="blue")
-    cut_otherwise = CHUNK_BYTES + 1024
-    await bus.store(subjects.object_chunks(f"blue.{cut_otherwise}-whole"), bytes(cut_otherwise))
-    left = subjects.object_chunks(f"blue.{3 * CHUNK_BYTES}-left")
-    for _ in range(2):
-        await bus.store(left, bytes(CHUNK_BYTES))
-    with pytest.raises(ShareFull):
-        await small.put(b"more", tenant="blue")
-    assert len(await bus.replay(streams.OBJECTS, left)) == 2, "somebody may be writing it"
-    monkeypatch.setattr(object_remains, "LEFT_AFTER_MS", 0)
-    await small.put(b"more", tenant="blue")
-    assert not await bus.replay(streams.OBJECTS, left)
-    assert await small.get(ref.digest) == LARGE
-    assert await small.held("blue") == len(LARGE) + CHUNK_BYTES + COUNTED_MIN
-    await bus.close()
-
-
 class Contended:
     """The bus of a writer before whom another writes the entry, as often as `others` says."""
 
@@ -196,7 +127,7 @@ async def test_an_entry_that_another_wrote_meanwhile_is_enough(objects: Objects,
     ref = await Objects(contended).put(LARGE, tenant="blue")
     assert await objects.get(ref.digest) == LARGE
     assert (await bus.stream_state(streams.OBJECTS)).messages == 3 + 1
-    assert await objects.held("blue") == 0
+    assert await ObjectShare(bus, 0).held("blue") == 0
 
 
 async def test_an_entry_of_ours_whose_answer_was_lost_keeps_its_chunks(objects: Objects, bus: Bus) -> None:
