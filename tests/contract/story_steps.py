@@ -205,7 +205,7 @@ async def _completed(
     headers = {"X-Llorch-Task-Id": task}
     reply: Reply = teller.begin(door, operation, headers=headers, body=body)
     with anyio.fail_after(WITHIN_S):
-        while not door.gateway.router.seats:
+        while not door.gateway.backend.router.seats:
             await anyio.sleep(0)
     await cluster.publish(door.lane, task, made.STREAM_BEGIN, *sent, frames.encode_end(1, END))
     await teller.tell(reply, operation, name, 200, headers=headers, body=body)

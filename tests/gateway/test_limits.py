@@ -70,7 +70,7 @@ async def test_a_token_has_so_many_streams_open_and_gets_a_place_when_one_ends(
         await one.until(lambda seen: bool(seen.body))
     for _ in range(2):
         assert is_limit(await door.stream(tasks[2], headers=ALICE).end(), PolicyLabel.STREAM_LIMIT)
-    assert not [seat for seat in door.gateway.router.seats if seat.channel.task == tasks[2]]
+    assert not [seat for seat in door.gateway.backend.router.seats if seat.channel.task == tasks[2]]
     other = await door.submit(BOB)
     assert (await unopened(door, "not-a-uuid")).status == 400
     await cluster.publish(door.lane, tasks[0], STARTED, tokens(0, 0), end(1))

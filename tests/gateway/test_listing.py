@@ -188,7 +188,7 @@ async def test_others_have_their_turn_while_a_page_of_small_records_is_read(clus
             await asyncio.sleep(0)
 
     running = asyncio.create_task(others())
-    await Listing(door.bus, door.gateway.snapshot).page(Wanted(state=TaskState.FAILED), None)
+    await Listing(door.bus, door.gateway.backend.snapshot).page(Wanted(state=TaskState.FAILED), None)
     running.cancel()
     assert turns > 600 / lists.STEP
 

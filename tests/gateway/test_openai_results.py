@@ -232,7 +232,7 @@ async def test_vectors_that_are_too_large_together_end_with_the_first_of_them() 
         door = await cluster.gateway(answer_bytes_max=MIB)
         ask = {"model": "vectors", "input": ["a"] * 100, "llorch": {"task_id": NEW_ID}}
         reply = door.open("POST", "/v1/embeddings", msgspec.json.encode(ask), {"content-type": "application/json"})
-        await eventually(lambda: bool(door.gateway.router.seats))
+        await eventually(lambda: bool(door.gateway.backend.router.seats))
         large = encode_token(1, 0, embedding_text(0, [0.25] * 4_096, 1))
         await cluster.publish(door.lane, NEW_ID, STARTED, large)
         assert (await reply.end()).status == 400
@@ -245,7 +245,7 @@ async def test_a_large_answer_is_sent_in_pieces() -> None:
         door = await cluster.gateway()
         ask = {"model": "vectors", "input": ["a"] * 40, "llorch": {"task_id": NEW_ID}}
         reply = door.open("POST", "/v1/embeddings", msgspec.json.encode(ask), {"content-type": "application/json"})
-        await eventually(lambda: bool(door.gateway.router.seats))
+        await eventually(lambda: bool(door.gateway.backend.router.seats))
         frames = [encode_token(1, index, embedding_text(index, [0.25] * 4_096, 1)) for index in range(40)]
         await cluster.publish(door.lane, NEW_ID, STARTED, *frames, end(40))
         told = (await reply.end()).json()

@@ -26,7 +26,7 @@ async def ask(cluster: Cluster, door: Door, **fields: Any) -> tuple[Reply, str]:
         await settle()
     assert stored[-1].headers[VERSION_HEADER] == "3"
     request = REQUEST_DECODER.decode(stored[-1].data)
-    while not door.gateway.router.seats:
+    while not door.gateway.backend.router.seats:
         await settle()
     return reply, request.task_id
 
@@ -68,7 +68,7 @@ async def test_a_whole_answer_holds_everything(cluster: Cluster, door: Door) -> 
     assert (reply.status, answer["id"]) == (200, f"chatcmpl-{task}")
     assert answer["choices"][0]["finish_reason"] == "length"
     assert answer["usage"]["completion_tokens"] == 3
-    assert not door.gateway.router.seats
+    assert not door.gateway.backend.router.seats
 
 
 @pytest.mark.parametrize("stream", [True, False])

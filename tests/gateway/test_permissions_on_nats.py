@@ -83,7 +83,7 @@ async def test_who_may_no_longer_hear_is_not_ready_until_it_may(
     await admin.store(subjects.spec(key), b'{"id":"late","engine":"mock","model":"mock:words"}')
     change(server, users())
     await until(lambda: gateway.not_ready() == ())
-    await until(lambda: "late" in gateway.snapshot.pools)
+    await until(lambda: "late" in gateway.backend.snapshot.pools)
 
 
 async def test_who_may_no_longer_publish_says_so_and_recovers(

@@ -46,7 +46,7 @@ def new_pool(**fields: Any) -> dict[str, Any]:
 
 
 async def audits(cluster: Cluster, door: Door, event: AuditEvent, name: str) -> list[AuditRecord]:
-    await door.gateway._audit._queue.join()
+    await door.gateway.backend.audit._queue.join()
     return [
         AUDIT_DECODER.decode(each.data) for each in await cluster.bus.replay(streams.AUD, subjects.audit(event, name))
     ]
@@ -214,16 +214,16 @@ async def test_a_tenant_is_put_at_the_version_that_was_read(cluster: Cluster, do
     assert said(late) == (412, ErrorCode.INVALID_PARAMS)
     assert (await ask(door, "GET", "tenants/acme")).headers["etag"] == second.headers["etag"]
     assert len((await ask(door, "GET", "tenants")).json(TenantList).tenants) == 1
-    pools = door.gateway.snapshot.pools
+    pools = door.gateway.backend.snapshot.pools
     await settle()
-    assert door.gateway.snapshot.tenant_weight(pools["p1"], "acme") == 7
+    assert door.gateway.backend.snapshot.tenant_weight(pools["p1"], "acme") == 7
     own = FairnessSpec(tenants=(TenantSpec(id="acme", weight=3),))
     await cluster.add_pool(pool_spec("p2", admission=AdmissionSpec(fairness=own)))
     await settle()
-    assert door.gateway.snapshot.tenant_weight(pools["p2"], "acme") == 3, "the pool's own entry counts"
+    assert door.gateway.backend.snapshot.tenant_weight(pools["p2"], "acme") == 3, "the pool's own entry counts"
     assert (await ask(door, "DELETE", "tenants/acme")).status == 204
     await settle()
-    assert door.gateway.snapshot.tenant_weight(pools["p1"], "acme") == 1
+    assert door.gateway.backend.snapshot.tenant_weight(pools["p1"], "acme") == 1
     records = await audits(cluster, door, AuditEvent.TENANT_CHANGED, "acme")
     assert [each.detail["command"] for each in records] == ["put", "put", "remove"]
 

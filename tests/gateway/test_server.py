@@ -62,10 +62,10 @@ async def test_a_client_that_closes_its_connection_is_seen_at_once(cluster: Clus
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(f"GET /v1/tasks/{task}/stream HTTP/1.1\r\nhost: x\r\n\r\n".encode())
         await reader.readuntil(b"retry: 1000")
-        assert len(door.gateway.router.seats) == 1
+        assert len(door.gateway.backend.router.seats) == 1
         writer.close()
         async with asyncio.timeout(15):
-            while door.gateway.router.seats:
+            while door.gateway.backend.router.seats:
                 await asyncio.sleep(0.002)
 
 
@@ -82,7 +82,7 @@ async def test_stopping_ends_streams_cleanly_and_the_server_within_seconds(
 
         reading = [asyncio.create_task(read(task)) for task in tasks]
         async with asyncio.timeout(15):
-            while len(door.gateway.router.seats) < 2:
+            while len(door.gateway.backend.router.seats) < 2:
                 await asyncio.sleep(0.002)
             await door.gateway.stop_serving()
             await server.stop()

@@ -168,7 +168,7 @@ async def test_a_stream_that_an_http2_client_does_not_take_loses_its_seat(cluste
     async with serving(door.gateway.front, tmp_path, secure=True) as (server, authority):
         _, writer = await opened(server, authority, "h2")
         writer.write(get(f"/v1/tasks/{task}/stream"))
-        await eventually(lambda: bool(door.gateway.router.seats))
+        await eventually(lambda: bool(door.gateway.backend.router.seats))
         await cluster.publish(door.lane, task, STARTED, *(tokens(at, at + 999) for at in range(0, 10_000, 1000)))
-        await eventually(lambda: not door.gateway.router.seats)
+        await eventually(lambda: not door.gateway.backend.router.seats)
         writer.close()

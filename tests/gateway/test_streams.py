@@ -166,10 +166,10 @@ async def test_a_reader_that_leaves_frees_its_seat_at_once(cluster: Cluster, doo
     task = await door.submit()
     reply = door.stream(task)
     await reply.until(lambda seen: bool(seen.body))
-    assert len(door.gateway.router.seats) == 1
+    assert len(door.gateway.backend.router.seats) == 1
     await reply.leave()
-    assert not door.gateway.router.seats
-    assert not list(door.gateway.router.channels_of(task))
+    assert not door.gateway.backend.router.seats
+    assert not list(door.gateway.backend.router.channels_of(task))
     assert b"sse_streams_open 0.0" in (await door.get("/metrics")).body
 
 
@@ -271,12 +271,12 @@ async def test_a_reader_that_takes_nothing_for_too_long_loses_its_seat_and_may_r
     await other.until(lambda seen: bool(seen.body))
     await cluster.publish(door.lane, task, STARTED, tokens(0, 1))
     now = asyncio.get_running_loop().time()
-    door.gateway.router.tick(now + 29)
+    door.gateway.backend.router.tick(now + 29)
     await settle()
-    assert len(door.gateway.router.seats) == 2
-    door.gateway.router.tick(now + 31)
+    assert len(door.gateway.backend.router.seats) == 2
+    door.gateway.backend.router.tick(now + 31)
     await settle()
-    assert len(door.gateway.router.seats) == 1
+    assert len(door.gateway.backend.router.seats) == 1
     stopped.flowing.set()
     assert (await stopped.end()).names == []
     resumed = door.stream(task)
@@ -331,10 +331,10 @@ async def test_a_late_reader_is_read_from_where_its_stream_begins_in_this_life_o
         began.clear()
     assert isinstance(other.bus, MemoryBus)
     other.bus.break_connection()
-    assert other.gateway.log_life.now == ""
+    assert other.gateway.backend.log_life.now == ""
     other.bus.restore_connection()
     async with asyncio.timeout(15):
-        while other.gateway.log_life.now != log.life:
+        while other.gateway.backend.log_life.now != log.life:
             await settle()
 
 
@@ -415,4 +415,4 @@ async def test_a_stream_that_breaks_off_ends_without_a_second_answer(
     reply = await door.stream(task).end()
     assert (reply.status, reply.body) == (200, b"")
     assert "a stream broke off" in caplog.text
-    assert not door.gateway.router.seats
+    assert not door.gateway.backend.router.seats

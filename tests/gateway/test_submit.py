@@ -317,7 +317,7 @@ async def test_a_refused_task_keeps_no_channel(cluster: Cluster) -> None:
         await door.submit()
         request = task_request()
         assert (await door.post("/v1/tasks", msgspec.json.encode(request))).status == 429
-        assert not list(door.gateway.router.channels_of(request.task_id))
+        assert not list(door.gateway.backend.router.channels_of(request.task_id))
 
 
 async def test_admissions_are_counted(door: Door) -> None:

@@ -336,7 +336,7 @@ async def test_a_reader_that_comes_back_in_time_ends_the_grace(cluster: Cluster)
     await cluster.record(run_record(task, TaskState.RUNNING, lane=door.lane))
     reader = door.stream(task)
     await reader.until(lambda seen: bool(seen.body))
-    leaving = door.gateway._presence._leaving
+    leaving = door.gateway.backend.presence._leaving
     await reader.leave()
     async with asyncio.timeout(15):
         while task not in leaving:
@@ -360,7 +360,7 @@ async def test_the_grace_counts_from_the_last_departure_at_any_gateway(cluster: 
         await reader.until(lambda seen: bool(seen.body))
     await readers[1].leave()
     async with asyncio.timeout(15):
-        while task not in other.gateway._presence._in_grace:
+        while task not in other.gateway.backend.presence._in_grace:
             await asyncio.sleep(0.005)
     asked = asyncio.Event()
     await cluster.bus.subscribe(subjects.readers_answer(task, door.lane), lambda _message: asked.set())

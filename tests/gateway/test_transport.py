@@ -51,7 +51,7 @@ async def doors(door: Door, tmp_path: Path) -> AsyncIterator[Doors]:
 async def seats(door: Door, count: int) -> None:
     """Until so many read."""
     async with asyncio.timeout(LONG):
-        while len(door.gateway.router.seats) != count:
+        while len(door.gateway.backend.router.seats) != count:
             await asyncio.sleep(0.002)
 
 
@@ -134,7 +134,7 @@ async def test_a_stream_that_is_taken_back_is_seen_and_its_connection_goes_on(
         await client.read_until(one, FIRST)
         other = await client.get(f"/v1/tasks/{read}/stream")
         await client.read_until(other, FIRST)
-        assert len(door.gateway.router.seats) == 2
+        assert len(door.gateway.backend.router.seats) == 2
         await client.reset(one)
         await seats(door, 1)
         await cluster.publish(door.lane, read, STARTED, tokens(0, 4), end(5))

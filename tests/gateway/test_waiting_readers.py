@@ -94,7 +94,7 @@ def test_tokens_gather_for_a_moment_and_the_end_does_not() -> None:
 
 def later(door: Door) -> None:
     """The next pulse, `EVERY_S` later."""
-    door.gateway.router.tick(asyncio.get_running_loop().time() + 1.5 * EVERY_S)
+    door.gateway.backend.router.tick(asyncio.get_running_loop().time() + 1.5 * EVERY_S)
 
 
 async def test_a_reader_hears_how_its_task_waits_and_then_reads_the_same_stream_as_any(cluster: Cluster) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from llorch_gateway.gateway import is_guarded
+from llorch_gateway.identity import is_guarded
 from llorch_shared import settings_loading, token_file
 from llorch_shared.auth import NonLoopbackWithoutToken, check_bind
 from llorch_shared.settings import Secret, Settings

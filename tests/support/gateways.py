@@ -176,7 +176,7 @@ class Door(AsgiClient):
 
     @property
     def lane(self) -> str:
-        return self.gateway.router.lane
+        return self.gateway.lane
 
     async def post_task(self, headers: Mapping[str, str] | None = None, **changes: Any) -> Reply:
         return await self.post("/v1/tasks", msgspec.json.encode(task_request(**changes)), **(headers or {}))

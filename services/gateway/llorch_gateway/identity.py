@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -10,7 +11,7 @@ from llorch_shared import token_file
 from llorch_shared.auth import LOCAL, AuthPolicy, Caller, Identity, KnownTokens, Verifier, bad_token
 from llorch_shared.logs import narrate
 from llorch_shared.metrics import Metrics
-from llorch_shared.settings import Secret
+from llorch_shared.settings import GatewaySettings, OidcSettings, Secret
 from llorch_shared.token_file import TokenFileError
 from llorch_shared.wall_clock import now_ms
 
@@ -94,3 +95,18 @@ class TokenTable:
         self._count.set(len(entries) + bool(self._static))
         self._stale.set(0)
         self.problem = ""
+
+
+def is_guarded(wanted: GatewaySettings, token: Secret) -> bool:
+    """Whether callers have to show who they are: any way to do so is configured."""
+    return bool(token) or bool(wanted.tokens_file) or bool(wanted.oidc.issuer)
+
+
+def oidc(wanted: OidcSettings) -> tuple[Verifier, ...]:
+    """None where no issuer is named. Only with one is the library for it loaded. Raises SettingsError."""
+    if not wanted.issuer:
+        return ()
+    from llorch_gateway.issuer_keys import IssuerKeys
+    from llorch_gateway.oidc import Oidc
+
+    return (Oidc(wanted, IssuerKeys(wanted, time.monotonic)),)

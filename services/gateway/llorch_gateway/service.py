@@ -15,7 +15,8 @@ import msgspec
 
 from llorch_gateway import open_files, tls
 from llorch_gateway.entrance import Entrance
-from llorch_gateway.gateway import Gateway, is_guarded, oidc
+from llorch_gateway.gateway import Gateway
+from llorch_gateway.identity import is_guarded, oidc
 from llorch_gateway.server import HttpServer, split_address
 from llorch_shared import token_file
 from llorch_shared.auth import check_bind
@@ -73,9 +74,7 @@ async def run(settings: Settings, token: Secret, stop: Stop, *, bus_password: Se
             return 0
         entrance.front = gateway.front
         stack.push_async_callback(gateway.stop_serving)
-        narrate(
-            log, f"serves on {server.url}", actor="gateway", action="serve", target=server.url, lane=gateway.router.lane
-        )
+        narrate(log, f"serves on {server.url}", actor="gateway", action="serve", target=server.url, lane=gateway.lane)
         await first_of(_drained(stop, gateway), gateway.tick(), server.wait(), closed.wait())
         why = stop.reason or ("the bus connection closed for good" if closed.is_set() else "the HTTP server ended")
         narrate(log, f"stops: {why}", actor="gateway", action="stop", target=server.url)
@@ -92,9 +91,7 @@ def _with_streams(settings: Settings, streams_max: int) -> Settings:
 
 async def _drained(stop: Stop, gateway: Gateway) -> None:
     await stop.wait()
-    narrate(
-        log, f"drains: {stop.reason}", actor="gateway", action="drain", target=gateway.router.lane, reason=stop.reason
-    )
+    narrate(log, f"drains: {stop.reason}", actor="gateway", action="drain", target=gateway.lane, reason=stop.reason)
     await gateway.drain()
 
 
