@@ -19,7 +19,7 @@ from llorch_gateway.ownership import Ownership
 from llorch_gateway.recent_admissions import RecentAdmissions
 from llorch_gateway.relay.router import Router
 from llorch_gateway.resubmissions import Resubmissions
-from llorch_gateway.sessions import Sessions
+from llorch_gateway.session_reservations import SessionReservations
 from llorch_gateway.snapshot import Snapshot
 from llorch_shared import streams, subjects
 from llorch_shared.audit import Audit
@@ -64,7 +64,7 @@ class Admissions:
         snapshot: Snapshot,
         audit: Audit,
         resubmissions: Resubmissions,
-        sessions: Sessions,
+        reservations: SessionReservations,
         recent: RecentAdmissions,
         metrics: Metrics,
         actor: str,
@@ -75,7 +75,7 @@ class Admissions:
         self._snapshot: Final = snapshot
         self._audit: Final = audit
         self._resubmissions: Final = resubmissions
-        self._sessions: Final = sessions
+        self._reservations: Final = reservations
         self._enqueue: Final = Enqueue(bus=bus, snapshot=snapshot, lane=router.lane, share_bytes=share_bytes)
         self.ownership: Final = Ownership()
         self._recent: Final = recent
@@ -117,7 +117,7 @@ class Admissions:
             snapshot.loads,
             drained=snapshot.drains,
             models=snapshot.models,
-            session_since_ms=self._sessions.since_ms(request, call),
+            session_since_ms=self._reservations.since_ms(request, call),
         )
         certain = await self.ownership.check_before(request, self._recent.tenant_of(request.task_id), call)
         left = await self._reserve(request, pool, call)
@@ -127,7 +127,7 @@ class Admissions:
                 await self.ownership.check_stored(request, call)
         except BaseException as error:
             if left is not None:
-                await self._sessions.give_back(request, call, error)
+                await self._reservations.give_back(request, call, error)
             raise
         stored = taken.stored
         prospect = prospect_of(
@@ -156,7 +156,7 @@ class Admissions:
     async def _reserve(self, request: TaskRequest, pool: PoolSpec, call: Call) -> SessionRemaining | None:
         """Raises OrchError when the session takes no such task, unless it was accepted before."""
         try:
-            return await self._sessions.reserve(request, pool.id, call)
+            return await self._reservations.reserve(request, pool.id, call)
         except OrchError as error:
             if error.status >= 500 or await self._known(request.task_id) is None:
                 raise

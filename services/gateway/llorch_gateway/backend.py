@@ -11,6 +11,7 @@ from llorch_gateway.relay.log_life import LogLife
 from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
 from llorch_gateway.resubmissions import Resubmissions
+from llorch_gateway.session_reservations import SessionReservations
 from llorch_gateway.sessions import Sessions
 from llorch_gateway.snapshot import Snapshot
 from llorch_gateway.streams import Streams
@@ -23,6 +24,7 @@ from llorch_shared.desired.entries import Author
 from llorch_shared.errors import OrchError
 from llorch_shared.metrics import Metrics
 from llorch_shared.session_store import SessionStore
+from llorch_shared.session_table import SessionTable
 from llorch_shared.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,10 @@ class Backend:
         self.audit: Final = Audit(bus, actor=self._actor, gather_s=AUDIT_GATHER_S)
         self._resubmissions: Final = Resubmissions(bus, self.audit)
         store = SessionStore(bus, self.audit, actor=self._actor)
-        self.sessions: Final = Sessions(bus=bus, snapshot=self.snapshot, store=store, owner=self.router.lane)
+        self._session_table: Final = SessionTable(bus)
+        self.snapshot.on_session_policy = self._session_table.policy_changed
+        self.sessions: Final = Sessions(bus, self.snapshot, self._session_table, store)
+        reservations = SessionReservations(self._session_table, store, owner=self.router.lane)
         recent = RecentAdmissions(self.snapshot)
         self.admissions: Final = Admissions(
             bus=bus,
@@ -55,7 +60,7 @@ class Backend:
             snapshot=self.snapshot,
             audit=self.audit,
             resubmissions=self._resubmissions,
-            sessions=self.sessions,
+            reservations=reservations,
             recent=recent,
             metrics=metrics,
             actor=self._actor,
@@ -83,7 +88,7 @@ class Backend:
             router=self.router,
             log_life=self.log_life,
             tasks=self.tasks,
-            sessions=self.sessions,
+            reservations=reservations,
             presence=self.presence,
             metrics=metrics,
             streams_max=wanted.streams_max,
@@ -102,7 +107,7 @@ class Backend:
             self.log_life.look,
             self.router.start,
             self.snapshot.start,
-            self.sessions.table.start,
+            self._session_table.start,
             self.presence.start,
         )
 
@@ -116,7 +121,7 @@ class Backend:
     async def close(self) -> None:
         await self.presence.close()
         await self.router.close()
-        await self.sessions.table.close()
+        await self._session_table.close()
         await self.snapshot.close()
         await self.audit.close()
 

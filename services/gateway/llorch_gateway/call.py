@@ -27,6 +27,11 @@ class Call:
     """How many streams its token may have open; None is no limit."""
 
     @property
+    def origin(self) -> dict[str, str]:
+        """Who asked, as the audit record has it."""
+        return {"correlation_id": self.correlation_id, "identity": self.identity, "channel": self.channel}
+
+    @property
     def reads_on_bus(self) -> bool:
         """Whether it hears its tokens on the bus, where it may hear those of its own tenant alone."""
         return self.bound and self.channel == "nats"

@@ -1,13 +1,9 @@
-"""Sessions here: what a task is to be reserved for before it is queued, and what their clients may ask and wish.
-
-Whether a session has an account is known from a table that follows the bucket, so a task of one that has none costs
-nothing. An account that another gateway made a moment ago may not be in the table yet: then the scheduler reserves for
-the task before it places it.
+"""What clients may ask of sessions, and wish: accounts that they open, change and close, and what is known of a session
+that has none.
 """
 
 import asyncio
 import logging
-from collections import OrderedDict
 from typing import Final
 
 import msgspec
@@ -17,147 +13,60 @@ from llorch_gateway.core.sessions import told, told_of_seen
 from llorch_gateway.snapshot import Snapshot
 from llorch_shared import session_account, streams, subjects
 from llorch_shared.bus.port import Bus, BusError
-from llorch_shared.errors import ErrorCode, OrchError, not_found
+from llorch_shared.errors import not_found
 from llorch_shared.session_store import Known, SessionStore, known
-from llorch_shared.session_table import Key, SessionTable
+from llorch_shared.session_table import SessionTable
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AuditEvent
 from llorch_shared.wire.frames import Kind, peek
-from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.session import (
     SESSION_SEEN_DECODER,
     SessionEnded,
     SessionInfo,
     SessionQuestion,
     SessionRecord,
-    SessionRemaining,
     SessionRequest,
     SessionSeen,
 )
-from llorch_shared.wire.task import TaskRequest
 
 log = logging.getLogger(__name__)
 
-TASKS_MAX: Final = 16_384
 ASK_TIMEOUT_S: Final = 1.0
-UNSURE: Final = frozenset({ErrorCode.POOL_UNAVAILABLE, ErrorCode.INTERNAL})
-"""After these nobody knows whether the task is queued: what was reserved is kept until the scheduler has looked."""
 
 _encode: Final = msgspec.json.Encoder().encode
 
 
 class Sessions:
-    """`table` is followed by `start`; `owner` names this process among those that may reserve for one task."""
-
-    def __init__(self, *, bus: Bus, snapshot: Snapshot, store: SessionStore, owner: str) -> None:
+    def __init__(self, bus: Bus, snapshot: Snapshot, table: SessionTable, store: SessionStore) -> None:
         self._bus: Final = bus
         self._snapshot: Final = snapshot
+        self._table: Final = table
         self._store: Final = store
-        self._owner: Final = owner
-        self.table: Final = SessionTable(bus)
-        snapshot.on_session_policy = self.table.policy_changed
-        self._of_task: Final[OrderedDict[str, Key]] = OrderedDict()
-
-    def since_ms(self, request: TaskRequest, call: Call) -> int | None:
-        """When the account of its session was opened, as far as is known here."""
-        return self.table.since_ms(call.tenant, request.session_id.lower())
-
-    async def reserve(self, request: TaskRequest, pool_id: str, call: Call) -> SessionRemaining | None:
-        """What the session has left when this task is reserved for; None for a session without an account. Raises
-        OrchError when the session takes no such task, BusError."""
-        tenant, session_id = call.tenant, request.session_id.lower()
-        if not self.table.concerns(tenant, session_id):
-            return None
-        policy = self.table.policy(tenant)
-        wish = session_account.wish_of(request, pool_id, self._owner)
-        reserved = False
-
-        def change(record: SessionRecord | None) -> SessionRecord | None:
-            nonlocal reserved
-            if record is None:
-                if not policy.keeps:
-                    return None
-                self.table.check_room(tenant, now_ms())
-                record = session_account.opened(session_id, tenant, policy, SessionRequest(), now_ms())
-            after = session_account.reserve(record, wish, policy, now_ms())
-            reserved = wish.task_id in after.open and wish.task_id not in record.open
-            return after
-
-        seen = self.table.get(tenant, session_id)
-        stands = await self._store.change(tenant, session_id, change, seen=seen)
-        if stands is None:
-            return None
-        self.table.saw(stands)
-        self._remember(request.task_id, (tenant, session_id))
-        if reserved:
-            held = stands.record.open[wish.task_id].amounts
-            detail: dict[str, str | int | float | bool | list[str]] = {"tokens": held.tokens, "time_ms": held.time_ms}
-            await self._tell(AuditEvent.SESSION_RESERVED, stands, wish.task_id, detail, call)
-        return session_account.remaining(stands.record, policy)
-
-    async def give_back(self, request: TaskRequest, call: Call, error: BaseException) -> None:
-        """The task was not queued. Where that is not certain, or cannot be written now, the scheduler finds out."""
-        tenant, session_id = call.tenant, request.session_id.lower()
-        seen = self.table.get(tenant, session_id)
-        if seen is None or not isinstance(error, OrchError) or error.code in UNSURE:
-            return
-        released = False
-
-        def change(record: SessionRecord | None) -> SessionRecord | None:
-            nonlocal released
-            if record is None:
-                return None
-            after = session_account.release(record, request.task_id, self._owner)
-            released = request.task_id in record.open and request.task_id not in after.open
-            return after
-
-        try:
-            stands = await self._store.change(tenant, session_id, change)
-        except (BusError, OrchError) as problem:
-            log.info("what was reserved for %s is given back by the scheduler: %s", request.task_id, problem)
-            return
-        self._of_task.pop(request.task_id, None)
-        if stands is not None:
-            self.table.saw(stands)
-            if released:
-                await self._tell(AuditEvent.SESSION_RELEASED, stands, request.task_id, {"reason": error.code}, call)
-
-    def remaining(self, task: str, run: RunRecord | None) -> SessionRemaining | None:
-        """What the session of a task has left now; None without an account. Asks nobody."""
-        key = self._of_task.get(task)
-        if key is None and run is not None and run.session is not None:
-            key = run.tenant, run.session.session_id
-        stands = self.table.get(*key) if key is not None else None
-        return (
-            None
-            if stands is None
-            else session_account.remaining(stands.record, self.table.policy(stands.record.tenant))
-        )
 
     async def put(self, session_id: str, wanted: SessionRequest, call: Call) -> SessionInfo:
         """Give a session an account, or hold it to something else. Raises OrchError, BusError."""
-        policy, event = self.table.policy(call.tenant), AuditEvent.SESSION_OPENED
+        policy, event = self._table.policy(call.tenant), AuditEvent.SESSION_OPENED
 
         def change(record: SessionRecord | None) -> SessionRecord:
             nonlocal event
             if record is None:
-                self.table.check_room(call.tenant, now_ms())
+                self._table.check_room(call.tenant, now_ms())
                 return session_account.opened(session_id, call.tenant, policy, wanted, now_ms())
             event = AuditEvent.SESSION_CHANGED
             return session_account.rewritten(record, policy, wanted, now_ms())
 
         stands = await self._store.change(call.tenant, session_id, change)
         assert stands is not None
-        self.table.saw(stands)
+        self._table.saw(stands)
         given = {name: value for name in wanted.__struct_fields__ if (value := getattr(wanted, name)) is not None}
-        await self._tell(event, stands, session_id, given, call)
+        await self._store.tell(event, stands, session_id, given, **call.origin)
         return self._told(stands)
 
     async def get(self, session_id: str, call: Call) -> SessionInfo:
         """Raises OrchError 404 for a session that is not, or not this caller's; BusError."""
         stands = await self._find(session_id, call)
         if stands is not None:
-            if session_account.is_over(stands.record, self.table.policy(stands.record.tenant), now_ms()):
+            if session_account.is_over(stands.record, self._table.policy(stands.record.tenant), now_ms()):
                 raise not_found(f"session {session_id}")
             return self._told(stands)
         seen = await self._seen(session_id, call)
@@ -184,9 +93,9 @@ class Sessions:
         after = await self._store.change(stands.record.tenant, session_id, change)
         self._tell_engines(session_id, stands.record.tenant)
         if after is not None:
-            self.table.saw(after)
+            self._table.saw(after)
             if was_open:
-                await self._tell(AuditEvent.SESSION_CLOSED, after, session_id, {}, call)
+                await self._store.tell(AuditEvent.SESSION_CLOSED, after, session_id, {}, **call.origin)
 
     async def _deleted(self, session_id: str, seen: SessionSeen | None, call: Call) -> None:
         """A session without an account was deleted. It is stored for nodes that do not hear it. One that no scheduler
@@ -243,27 +152,4 @@ class Sessions:
         record = stands.record
         replicas = self._snapshot.replicas.get(record.pool_id, ())
         per_token = next((each.kv_bytes_per_token for each in replicas if each.replica_id == record.replica_id), 0)
-        return told(record, self.table.policy(record.tenant), now_ms=now_ms(), kv_bytes_per_token=per_token)
-
-    def _remember(self, task: str, key: Key) -> None:
-        self._of_task[task] = key
-        if len(self._of_task) > TASKS_MAX:
-            self._of_task.popitem(last=False)
-
-    async def _tell(
-        self,
-        event: AuditEvent,
-        stands: Known,
-        about: str,
-        detail: dict[str, str | int | float | bool | list[str]],
-        call: Call,
-    ) -> None:
-        await self._store.tell(
-            event,
-            stands,
-            about,
-            detail,
-            correlation_id=call.correlation_id,
-            identity=call.identity,
-            channel=call.channel,
-        )
+        return told(record, self._table.policy(record.tenant), now_ms=now_ms(), kv_bytes_per_token=per_token)

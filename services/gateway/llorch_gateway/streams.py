@@ -15,7 +15,7 @@ from llorch_gateway.relay.notices import Look
 from llorch_gateway.relay.presence import Presence
 from llorch_gateway.relay.router import Router
 from llorch_gateway.relay.stream import Replays, Stream
-from llorch_gateway.sessions import Sessions
+from llorch_gateway.session_reservations import SessionReservations
 from llorch_gateway.tasks import Tasks
 from llorch_gateway.waits import Waits
 from llorch_shared import subjects
@@ -62,7 +62,7 @@ class Streams:
         router: Router,
         log_life: LogLife,
         tasks: Tasks,
-        sessions: Sessions,
+        reservations: SessionReservations,
         presence: Presence,
         metrics: Metrics,
         streams_max: int,
@@ -73,7 +73,7 @@ class Streams:
         self._router: Final = router
         self._log_life: Final = log_life
         self._tasks: Final = tasks
-        self._sessions: Final = sessions
+        self._reservations: Final = reservations
         self._presence: Final = presence
         self._streams_max: Final = streams_max
         self._waits: Final = waits
@@ -118,7 +118,7 @@ class Streams:
         self._check_seats()
         if cursor is None and self._tasks.is_fresh(task, call):
             seat = await self._router.join(task, None, local=True)
-            return Opened(seat, task, self._waits.of(task), self._sessions.remaining(task, None))
+            return Opened(seat, task, self._waits.of(task), self._reservations.remaining(task, None))
         found = await self._tasks.find(task, call)
         record = found.record
         if record is not None and records.has_all(record, cursor):
@@ -133,7 +133,7 @@ class Streams:
                     seat.reader.silence()
             elif cursor is not None and cursor.attempt:
                 seat.returns(record.attempt, NEAR_S)
-        return Opened(seat, task, self._waits.of(task, found), self._sessions.remaining(task, record))
+        return Opened(seat, task, self._waits.of(task, found), self._reservations.remaining(task, record))
 
     async def serve(
         self,
