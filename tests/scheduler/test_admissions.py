@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 import pytest
 
-from llorch_scheduler.admissions import Admissions, Queue
+from llorch_scheduler.admission_queue import Queue
+from llorch_scheduler.admissions import Admissions
 from llorch_scheduler.core.events import AdmissionRef, BacklogRead, Event, TaskArrived
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Consumer, Delivery, Unanswered

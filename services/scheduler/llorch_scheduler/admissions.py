@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
+from llorch_scheduler.admission_queue import Queue
 from llorch_scheduler.admission_reading import Reading, SessionSince, read_admission
 from llorch_scheduler.core.events import AdmissionRef, BacklogRead, Event
 from llorch_shared import streams
@@ -21,8 +22,6 @@ from llorch_shared.bus.port import Bus, BusError, Consumer, Delivery, Message, N
 from llorch_shared.dead_letters import DeadLetters
 from llorch_shared.models import Models
 from llorch_shared.wire.dead import What
-from llorch_shared.wire.spec import PoolSpec
-from llorch_shared.wire.task import Priority
 
 log = logging.getLogger(__name__)
 
@@ -34,36 +33,10 @@ FEW: Final = 16
 BACKLOG_WAIT_S: Final = 0.05
 LOOK_EVERY_S: Final = 5.0
 """How often it is asked whether the oldest stored message is held here."""
-AGAIN_S: Final = 0.05
-"""After a look by which something stored was not held: it is on its way, is being acknowledged, or got lost."""
 ACK_TRIES: Final = 3
 _RETRY_S: Final = 0.2
 
 Put = Callable[[Sequence[Event]], Awaitable[None]]
-
-
-class Queue:
-    """One admission stream: its pull loop, and how far it has come."""
-
-    def __init__(self, pool: PoolSpec | None, pool_id: str, priority: Priority) -> None:
-        self.pool_id: Final = pool_id
-        self.priority: Final = priority
-        self.stream: Final = streams.admission_stream(pool_id, priority)
-        self.pool = pool
-        self.pulled_seq = 0
-        self.backlog_read = False
-        self.held: Final[dict[int, Delivery]] = {}
-        """What is not acknowledged, by its sequence in the stream."""
-        self.leaving: Final[set[int]] = set()
-        """What of it is being acknowledged: the server may have removed it already."""
-        self.witnesses: Final[list[set[int]]] = []
-        """Each is told what arrives."""
-        self.stored_seq = 0
-        """The last message at the last look."""
-        self.missing_seq = 0
-        """The oldest message, when it was there at the look before and is not held; 0 when all is well."""
-        self.unset: Final[dict[int, bool]] = {}
-        """Poison whose letter is not stored yet, by its sequence: true when it is to be acknowledged then."""
 
 
 class _Poison(NamedTuple):
@@ -138,11 +111,11 @@ class Admissions:
                 if not few:
                     await asyncio.sleep(0)
                     await self._arrived(queue, deliveries)
-                if not deliveries and not queue.backlog_read and await self._holds_all(queue):
+                if not deliveries and not queue.backlog_read and await queue.holds_all(self._bus):
                     await self._backlog_is_read(queue, backlog.last_seq)
                 if queue.backlog_read and time.monotonic() >= look_at:
                     look_at = time.monotonic() + LOOK_EVERY_S
-                    if await self._misses_the_oldest(queue):
+                    if await queue.misses_the_oldest(self._bus):
                         log.warning(
                             "message %d of %s reached nobody, all is read again", queue.missing_seq, queue.stream
                         )
@@ -150,23 +123,6 @@ class Admissions:
         finally:
             fetching.cancel()
             await asyncio.wait({fetching})
-
-    async def _misses_the_oldest(self, queue: Queue) -> bool:
-        """Found at two looks in a row: in a cluster a delivery, or the removal after an ack, may get lost between the
-        servers while the connection from here stands. The server would deliver again after the hour of `ack_wait`."""
-        missed, queue.missing_seq = queue.missing_seq, 0
-        try:
-            state = await self._bus.stream_state(queue.stream)
-        except BusError:
-            return False
-        if state.messages and state.first_seq <= queue.stored_seq and state.first_seq not in queue.held:
-            queue.missing_seq = state.first_seq
-        queue.stored_seq = state.last_seq
-        return bool(queue.missing_seq) and queue.missing_seq == missed
-
-    async def _holds_all(self, queue: Queue) -> bool:
-        """The end of the backlog may have gone meanwhile; a server that is just slow has more than what is held."""
-        return (await self._bus.stream_state(queue.stream)).messages <= len(queue.held)
 
     async def _backlog_is_read(self, queue: Queue, last_seq: int = 0) -> None:
         if queue.backlog_read:
@@ -181,9 +137,7 @@ class Admissions:
         poison: list[tuple[_Poison, bool]] = []
         for delivery in deliveries:
             message = delivery.message
-            queue.held[message.seq] = delivery
-            for seen in queue.witnesses:
-                seen.add(message.seq)
+            queue.hold(delivery)
             if message.seq in queue.unset:
                 continue
             reading = self._read(queue, message)
@@ -278,37 +232,11 @@ class Admissions:
                 return
 
     async def caught_up(self, timeout_s: float) -> bool:
-        """Wait until everything stored now is held and handed on; false when that takes longer than `timeout_s`. It is
-        counted, because a delivery that got lost is missing whatever was pulled after it. What is being acknowledged
-        counts only where the last that is stored was pulled: else it would stand for one that is on its way."""
-
-        async def reach(queue: Queue) -> None:
-            while True:
-                if await self._has_come(queue):
-                    return
-                await asyncio.sleep(AGAIN_S)
-
+        """Wait until everything stored now is held and handed on; false when that takes longer than `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as tasks:
                 for queue in self.queues.values():
-                    tasks.create_task(reach(queue), name=f"catch up with {queue.stream}")
+                    tasks.create_task(queue.caught_up(self._bus), name=f"catch up with {queue.stream}")
         except TimeoutError:
             return False
         return True
-
-    async def _has_come(self, queue: Queue) -> bool:
-        seen = set(queue.held)
-        queue.witnesses.append(seen)
-        try:
-            state = await self._bus.stream_state(queue.stream)
-            handed_on = min(state.last_seq, queue.pulled_seq)
-            certain = seen.intersection(queue.held) - queue.leaving
-            if state.messages <= sum(seq <= handed_on for seq in certain):
-                return True
-            if queue.pulled_seq < state.last_seq:
-                await asyncio.sleep(AGAIN_S)
-            return queue.pulled_seq >= state.last_seq and state.messages <= sum(seq <= state.last_seq for seq in seen)
-        except NoStream:
-            return True
-        finally:
-            queue.witnesses.remove(seen)

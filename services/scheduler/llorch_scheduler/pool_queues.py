@@ -8,7 +8,8 @@ import asyncio
 import logging
 from typing import Final
 
-from llorch_scheduler.admissions import Admissions, Queue
+from llorch_scheduler.admission_queue import Queue
+from llorch_scheduler.admissions import Admissions
 from llorch_scheduler.lease import Term
 from llorch_shared import streams
 from llorch_shared.bus.port import Bus, BusError
