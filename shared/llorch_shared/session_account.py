@@ -12,12 +12,12 @@ budget cannot be overdrawn by tasks side by side; time cannot be known before, s
 most its own deadline, and is stopped by its node when that is used up.
 """
 
-from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import msgspec
 
 from llorch_shared.errors import ErrorCode, OrchError, PolicyLabel
+from llorch_shared.session_budget import budgets, remaining
 from llorch_shared.session_limits import asked_for, in_force
 from llorch_shared.wire.session import (
     NANO,
@@ -25,14 +25,11 @@ from llorch_shared.wire.session import (
     SessionHold,
     SessionPolicy,
     SessionRecord,
-    SessionRemaining,
     SessionRequest,
     SessionTerms,
 )
 from llorch_shared.wire.task import TaskRequest, Workload
 
-RETRY_MS = 1_000
-"""What other tasks of a session have reserved comes back when they end; when is not known."""
 RENEWED_AFTER_MS: Final = 5_000
 """A task that is handed in again after this is reserved for anew: nobody takes it for one that was never queued."""
 
@@ -106,23 +103,21 @@ def reserve(record: SessionRecord, wish: Wish, policy: SessionPolicy, now_ms: in
         return msgspec.structs.replace(record, open={**record.open, wish.task_id: shared})
     if is_over(record, policy, now_ms):
         raise _over(record, wish.engine)
-    limits = in_force(record.limits, policy)
-    if record.turns >= limits.turns_max:
-        raise _refusal(
-            PolicyLabel.SESSION_TURNS,
-            f"session {record.session_id} has had its {limits.turns_max} turns",
-            wish,
+    turns_max = in_force(record.limits, policy).turns_max
+    if record.turns >= turns_max:
+        raise OrchError(
+            ErrorCode.INVALID_PARAMS,
+            f"session {record.session_id} has had its {turns_max} turns",
+            engine=wish.engine,
+            pool_id=wish.pool_id,
+            policy_label=PolicyLabel.SESSION_TURNS,
             hint="go on in a new session",
         )
-    nano = wish.tokens * record.nano_per_token
-    held = _sum(hold.amounts for hold in record.open.values())
-    _check_fits(wish, "tokens", wish.tokens, _Standing(limits.tokens, record.spent.tokens, held.tokens))
-    _check_fits(wish, "billionths of cost", nano, _Standing(limits.nano, record.spent.nano, held.nano))
-    time_ms = 0
-    if limits.time_ms is not None:
-        standing = _Standing(limits.time_ms, record.spent.time_ms, held.time_ms)
-        _check_fits(wish, "ms of decode time", 1, standing)
-        time_ms = min(max(1, wish.time_ms), limits.time_ms - record.spent.time_ms - held.time_ms)
+    left = budgets(record, policy)
+    left.tokens.check(wish.tokens, engine=wish.engine, pool_id=wish.pool_id)
+    left.nano.check(wish.tokens * record.nano_per_token, engine=wish.engine, pool_id=wish.pool_id)
+    left.time_ms.check(1, engine=wish.engine, pool_id=wish.pool_id)
+    time_ms = 0 if left.time_ms.left is None else min(max(1, wish.time_ms), left.time_ms.left)
     return _held(record, wish, time_ms, now_ms)
 
 
@@ -198,17 +193,6 @@ def warmed(record: SessionRecord, pool_id: str, replica_id: str) -> SessionRecor
     return msgspec.structs.replace(record, kv_warmth=True, pool_id=pool_id, replica_id=replica_id)
 
 
-def remaining(record: SessionRecord, policy: SessionPolicy) -> SessionRemaining:
-    limits, spent = in_force(record.limits, policy), record.spent
-    held = _sum(hold.amounts for hold in record.open.values())
-    nano = _left(limits.nano, spent.nano, held.nano)
-    return SessionRemaining(
-        tokens_budget_remaining=_left(limits.tokens, spent.tokens, held.tokens),
-        time_budget_remaining_ms=_left(limits.time_ms, spent.time_ms, held.time_ms),
-        cost_budget_remaining=None if nano is None else nano / NANO,
-    )
-
-
 def terms(record: SessionRecord, wish: Wish, policy: SessionPolicy) -> SessionTerms:
     """Of a task that was reserved for."""
     limits, hold = in_force(record.limits, policy), record.open.get(wish.task_id)
@@ -223,34 +207,6 @@ def terms(record: SessionRecord, wish: Wish, policy: SessionPolicy) -> SessionTe
     )
 
 
-class _Standing(NamedTuple):
-    limit: int | None
-    spent: int
-    held: int
-
-
-def _check_fits(wish: Wish, unit: str, asked: int, standing: _Standing) -> None:
-    """Raises OrchError."""
-    limit, spent, held = standing
-    if limit is None or asked <= limit - spent - held:
-        return
-    if asked > limit - spent:
-        raise _refusal(
-            PolicyLabel.SESSION_BUDGET,
-            f"the session has {max(0, limit - spent)} {unit} left, and this task may take {asked}",
-            wish,
-            hint="ask for fewer max_tokens, or go on in a new session",
-        )
-    raise OrchError(
-        ErrorCode.ADMISSION_REJECT,
-        f"the session has {limit - spent} {unit} left, of which {held} are reserved for its tasks under way",
-        engine=wish.engine,
-        pool_id=wish.pool_id,
-        retry_after_ms=RETRY_MS,
-        policy_label=PolicyLabel.SESSION_BUDGET,
-    )
-
-
 def _over(record: SessionRecord, engine: str | None = None) -> OrchError:
     why = "was deleted" if record.closed_ms else "had no task for too long and has ended"
     return OrchError(
@@ -260,20 +216,3 @@ def _over(record: SessionRecord, engine: str | None = None) -> OrchError:
         policy_label=PolicyLabel.SESSION_ENDED,
         hint="take a new session_id",
     )
-
-
-def _refusal(label: PolicyLabel, message: str, wish: Wish, *, hint: str) -> OrchError:
-    return OrchError(
-        ErrorCode.INVALID_PARAMS, message, engine=wish.engine, pool_id=wish.pool_id, policy_label=label, hint=hint
-    )
-
-
-def _left(limit: int | None, spent: int, held: int) -> int | None:
-    return None if limit is None else max(0, limit - spent - held)
-
-
-def _sum(amounts: Iterable[SessionAmounts]) -> SessionAmounts:
-    tokens = time_ms = nano = 0
-    for each in amounts:
-        tokens, time_ms, nano = tokens + each.tokens, time_ms + each.time_ms, nano + each.nano
-    return SessionAmounts(tokens=tokens, time_ms=time_ms, nano=nano)

@@ -1,6 +1,6 @@
 """What a session may use: its tenant's policy, and what its client asked for, which may only be less. Pure.
 
-What is spent of it is the account's (`session_account.py`).
+What is spent of it is the account's (`session_account.py`), what is left of it `session_budget.py`.
 """
 
 from llorch_shared.errors import invalid

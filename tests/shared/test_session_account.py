@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llorch_shared import session_account as account
+from llorch_shared import session_budget
 from llorch_shared.errors import ErrorCode, OrchError, PolicyLabel
 from llorch_shared.session_account import Used, Wish
 from llorch_shared.wire.session import NANO, SessionPolicy, SessionRecord, SessionRequest
@@ -31,13 +32,13 @@ def used(task_id: str = "t1", *, tokens: int = 10, time_ms: int = 5) -> Used:
 def test_what_a_task_may_take_is_not_for_another() -> None:
     record = account.reserve(opened(tokens_budget=25), wish("t1"), FREE, 1)
     record = account.reserve(record, wish("t2"), FREE, 1)
-    assert account.remaining(record, FREE).tokens_budget_remaining == 5
+    assert session_budget.remaining(record, FREE).tokens_budget_remaining == 5
     with pytest.raises(OrchError) as refused:
         account.reserve(record, wish("t3"), FREE, 1)
     assert (refused.value.code, refused.value.body.retriable) == (ErrorCode.ADMISSION_REJECT, True)
     record = account.settle(record, used("t1", tokens=2), 2)
     record = account.reserve(record, wish("t3"), FREE, 2)
-    assert account.remaining(record, FREE).tokens_budget_remaining == 3
+    assert session_budget.remaining(record, FREE).tokens_budget_remaining == 3
 
 
 def test_what_cannot_fit_any_more_is_refused_for_good() -> None:
@@ -54,7 +55,7 @@ def test_cost_is_reserved_at_the_policys_price_and_exact() -> None:
     for number in range(3):
         record = account.settle(account.reserve(record, wish(f"t{number}"), policy, 1), used(f"t{number}"), 2)
     assert record.spent.nano == 3 * 10 * 2_000
-    assert account.remaining(record, policy).cost_budget_remaining == 10_000 / NANO
+    assert session_budget.remaining(record, policy).cost_budget_remaining == 10_000 / NANO
 
 
 def test_a_task_gets_what_is_left_of_the_time_and_no_more_than_its_deadline() -> None:
@@ -123,7 +124,7 @@ def test_what_ran_without_a_reservation_is_paid_for_once() -> None:
     record = account.settle(opened(tokens_budget=5), used(), 1)
     assert account.settle(record, used(tokens=99), 2) is record
     assert record.spent.tokens == 10
-    assert account.remaining(record, FREE).tokens_budget_remaining == 0
+    assert session_budget.remaining(record, FREE).tokens_budget_remaining == 0
 
 
 def test_a_task_that_is_handed_in_again_is_held_as_long_as_a_new_one() -> None:
@@ -135,7 +136,7 @@ def test_a_task_that_is_handed_in_again_is_held_as_long_as_a_new_one() -> None:
 
 def test_what_was_accepted_before_the_budget_is_held_and_paid_for_once() -> None:
     record = account.charge(opened(tokens_budget=5), wish(), 1)
-    assert account.remaining(record, FREE).tokens_budget_remaining == 0
+    assert session_budget.remaining(record, FREE).tokens_budget_remaining == 0
     assert account.charge(record, wish(), 2) is record
     record = account.settle(record, used(), 3)
     assert (record.spent.tokens, record.open) == (10, {})
@@ -186,7 +187,7 @@ def test_sums_are_right_whatever_comes(seed: int, tokens: int, time_ms: int, tur
                 del queued[name]
                 for _ in range(chance.randrange(1, 3)):
                     record = account.release(record, name, chance.choice(["gw-1", None]))
-        told = account.remaining(record, policy)
+        told = session_budget.remaining(record, policy)
         held = [hold.amounts for hold in record.open.values()]
         assert record.spent.tokens == sum(each.tokens for each in paid.values())
         assert record.spent.time_ms == sum(each.time_ms for each in paid.values())

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from typing import Final
 
 from llorch_gateway.call import Call
-from llorch_shared import session_account
+from llorch_shared import session_account, session_budget
 from llorch_shared.bus.port import BusError
 from llorch_shared.errors import ErrorCode, OrchError
 from llorch_shared.session_store import SessionStore
@@ -72,7 +72,7 @@ class SessionReservations:
             held = stands.record.open[wish.task_id].amounts
             detail: Detail = {"tokens": held.tokens, "time_ms": held.time_ms}
             await self._store.tell(AuditEvent.SESSION_RESERVED, stands, wish.task_id, detail, **call.origin)
-        return session_account.remaining(stands.record, policy)
+        return session_budget.remaining(stands.record, policy)
 
     async def give_back(self, request: TaskRequest, call: Call, error: BaseException) -> None:
         """The task was not queued. Where that is not certain, or cannot be written now, the scheduler finds out."""
@@ -110,7 +110,7 @@ class SessionReservations:
         stands = self._table.get(*key) if key is not None else None
         if stands is None:
             return None
-        return session_account.remaining(stands.record, self._table.policy(stands.record.tenant))
+        return session_budget.remaining(stands.record, self._table.policy(stands.record.tenant))
 
     def _remember(self, task: str, key: Key) -> None:
         self._of_task[task] = key

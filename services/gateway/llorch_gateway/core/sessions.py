@@ -4,7 +4,7 @@ from typing import TypeVar
 
 import msgspec
 
-from llorch_shared import session_account, session_limits
+from llorch_shared import session_account, session_budget, session_limits
 from llorch_shared.http_api import COST_REMAINING_HEADER, TIME_REMAINING_HEADER, TOKENS_REMAINING_HEADER
 from llorch_shared.wire.session import NANO, SessionInfo, SessionPolicy, SessionRecord, SessionRemaining, SessionSeen
 from llorch_shared.wire.task import TaskAccepted
@@ -15,7 +15,7 @@ Pairs = list[tuple[str, str]]
 
 def told(record: SessionRecord, policy: SessionPolicy, *, now_ms: int, kv_bytes_per_token: int) -> SessionInfo:
     """Of a session with an account."""
-    left = session_account.remaining(record, policy)
+    left = session_budget.remaining(record, policy)
     warm = record.kv_warmth
     return SessionInfo(
         session_id=record.session_id,
