@@ -4,12 +4,10 @@ Raw, because the client library drops fields it does not know and an update made
 are nanoseconds, as the server wants them.
 """
 
-from collections.abc import Mapping
 from typing import Any, Final
 
-import msgspec
-
 from llorch_shared import subjects
+from llorch_shared.bus.topology import Durable, Stream, Topology
 from llorch_shared.pool_policy import server_capacity
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Priority
@@ -46,49 +44,19 @@ DEAD_DEDUPE_WINDOW_S: Final = 24 * 3600
 """Letters are few, and whoever repeats one may be a scheduler that was away for a night."""
 
 
-class Stream(msgspec.Struct, frozen=True, kw_only=True):
-    """One stream: the server's JSON configuration, with its name taken out for lookup."""
-
-    name: str
-    config: dict[str, Any]
-
-
-class Durable(msgspec.Struct, frozen=True, kw_only=True):
-    """One durable pull consumer."""
-
-    stream: str
-    name: str
-    config: dict[str, Any]
-
-
-class Topology(msgspec.Struct, frozen=True, kw_only=True):
-    streams: tuple[Stream, ...] = ()
-    durables: tuple[Durable, ...] = ()
-
-
-def changed(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration that a stream which exists is changed to: as wanted, but its bound per subject is never
-    lowered, which the server would enforce by deleting what it has accepted, and one on disk that is wanted in memory
-    (an earlier release made it) stays there: the server never moves a stream."""
-    config = {**found, **wanted}
-    if found.get("storage") == "file":
-        config["storage"] = "file"
-    if "max_msgs_per_subject" in wanted:
-        bounds = [each.get("max_msgs_per_subject", 0) for each in (found, wanted)]
-        if min(bounds) <= 0:
-            config |= {"max_msgs_per_subject": -1, "discard_new_per_subject": False}
-        else:
-            config["max_msgs_per_subject"] = max(bounds)
-    return config
-
-
 def _stream(name: str, subject_list: list[str], **settings: Any) -> Stream:
     return Stream(name=name, config={"name": name, "subjects": subject_list, "num_replicas": 1, **settings})
 
 
 def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
     """The streams that exist in every deployment."""
-    streams = (
+    streams = (*_of_tasks(token_bytes_max), *_of_records(), *_of_objects(), *_buckets())
+    return Topology(streams=tuple(_replicated(stream, replicas) for stream in streams))
+
+
+def _of_tasks(token_bytes_max: int) -> tuple[Stream, ...]:
+    """What is true of a task, where it is to run, and its tokens."""
+    return (
         _stream(
             RUN,
             [subjects.ALL_RUNS, subjects.ALL_CANCELS],
@@ -125,6 +93,12 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
             no_ack=True,
             allow_direct=True,
         ),
+    )
+
+
+def _of_records() -> tuple[Stream, ...]:
+    """What people read later."""
+    return (
         _stream(
             AUD,
             [subjects.ALL_AUDITS],
@@ -150,6 +124,11 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
             duplicate_window=DEAD_DEDUPE_WINDOW_S * _SECOND,
             allow_direct=True,
         ),
+    )
+
+
+def _of_objects() -> tuple[Stream, ...]:
+    return (
         _stream(
             OBJECTS,
             [subjects.ALL_OBJECT_CHUNKS, subjects.ALL_OBJECT_ENTRIES],
@@ -173,12 +152,16 @@ def base(*, token_bytes_max: int = 256 * _MIB, replicas: int = 1) -> Topology:
             max_bytes=64 * _MIB,
             allow_direct=True,
         ),
+    )
+
+
+def _buckets() -> tuple[Stream, ...]:
+    return (
         _bucket("REG", history=1, max_bytes=64 * _MIB, live=subjects.ALL_REGISTRY_LIVE),
         _bucket("SPEC", history=16, max_bytes=64 * _MIB, live=subjects.ALL_SPEC_LIVE),
         _bucket("SES", history=1, max_bytes=256 * _MIB, live=subjects.ALL_SESSIONS_REPUBLISHED, discard="old"),
         _bucket("CAT", history=16, max_bytes=64 * _MIB, live=subjects.ALL_CATALOG_LIVE),
     )
-    return Topology(streams=tuple(_replicated(stream, replicas) for stream in streams))
 
 
 def _replicated(stream: Stream, replicas: int) -> Stream:

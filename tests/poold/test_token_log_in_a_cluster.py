@@ -12,6 +12,7 @@ from llorch_poold.token_log import TokenLog
 from llorch_shared import streams, subjects
 from llorch_shared.bus.nats import connect
 from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.bus.topology import Topology
 from llorch_shared.settings import NatsSettings
 from support.nats_server import NatsCluster
 
@@ -21,7 +22,7 @@ WITHIN_S = 60.0
 HOME, LEADER, OTHER = "nats-1", "nats-2", "nats-3"
 FRAMES = [b"%d" % number for number in range(20)]
 SUBJECT = subjects.tokens("gw-1", "task")
-TOPOLOGY = streams.Topology(streams=tuple(it for it in streams.base(replicas=3).streams if it.name == streams.TOK))
+TOPOLOGY = Topology(streams=tuple(it for it in streams.base(replicas=3).streams if it.name == streams.TOK))
 
 
 async def test_an_election_and_a_lost_route_are_seen_and_what_follows_is_stored(tmp_path: Path) -> None:

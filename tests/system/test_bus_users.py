@@ -21,11 +21,11 @@ from nats.errors import NoRespondersError
 from llorch_shared import streams, subjects
 from llorch_shared.bus.nats import NatsBus, connect
 from llorch_shared.bus.port import Denied
+from llorch_shared.bus.topology import Stream, Topology
 from llorch_shared.client import Client as TypedClient
 from llorch_shared.client import Refusal
 from llorch_shared.errors import ErrorCode
 from llorch_shared.settings import NatsSettings
-from llorch_shared.streams import Stream, Topology
 from llorch_shared.wire.frames import End, Token, split_events
 from llorch_shared.wire.objects import ObjectRef
 from llorch_shared.wire.provision import EnsureModel

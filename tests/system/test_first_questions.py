@@ -27,9 +27,9 @@ from llorch_shared.bus.port import (
     Subscription,
     Unanswered,
 )
+from llorch_shared.bus.topology import Topology
 from llorch_shared.lifecycle import Stop
 from llorch_shared.settings import GatewaySettings, PooldSettings, ProvisionerSettings, Secret, Settings
-from llorch_shared.streams import Topology
 
 DEADLINE_S = 30.0
 NO_SECRET = Secret("")

@@ -11,7 +11,7 @@ import pytest
 from llorch_poold.core.seed import seed_of
 from llorch_poold.mock_text import text_of
 from llorch_shared import streams
-from llorch_shared.streams import Stream, Topology
+from llorch_shared.bus.topology import Stream, Topology
 from llorch_shared.wire.task import TaskState
 from llorch_shared.wire.version import VERSION_HEADER
 from support.client import follow, task_request

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from llorch_shared.bus.port import Full
-from llorch_shared.streams import Stream, Topology
+from llorch_shared.bus.topology import Stream, Topology
 from support.client import Refusal, Transcript, task_request
 from support.small_disk import fill, mount, unmount
 from support.system import System, mock_pool

@@ -13,6 +13,7 @@ from llorch_scheduler.admissions import Admissions
 from llorch_scheduler.lease import Term
 from llorch_shared import streams
 from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.bus.topology import Topology
 from llorch_shared.pool_policy import CLASSES
 from llorch_shared.wire.spec import PoolSpec
 
@@ -29,7 +30,7 @@ class PoolQueues:
         self._term: Final = term
         self._admissions: Final = admissions
         self._stream_replicas: Final = stream_replicas
-        self._ensured: Final[dict[str, streams.Topology]] = {}
+        self._ensured: Final[dict[str, Topology]] = {}
         """What this term has made, by pool."""
 
     def follow(self, tasks: asyncio.TaskGroup, pool_id: str, spec: PoolSpec | None) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from llorch_shared.bus.memory_server import MemoryServer
 from llorch_shared.bus.port import DISCONNECTED, BusError, Unanswered
-from llorch_shared.streams import Topology
+from llorch_shared.bus.topology import Topology
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import msgspec
 
 from llorch_shared.bus.memory_streams import MemoryDurable, MemoryStream, matches, transform
 from llorch_shared.bus.port import BusError, Handler, Message, NoStream
-from llorch_shared.streams import Topology, changed
+from llorch_shared.bus.topology import Topology, changed
 
 log = logging.getLogger(__name__)
 

@@ -38,9 +38,9 @@ from llorch_shared.bus.port import (
     StreamState,
     Subscription,
 )
+from llorch_shared.bus.topology import Topology
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import NatsSettings, Secret
-from llorch_shared.streams import Topology
 
 log = logging.getLogger(__name__)
 

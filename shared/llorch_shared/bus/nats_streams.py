@@ -28,7 +28,7 @@ from llorch_shared.bus.port import (
     Unanswered,
     WrongSequence,
 )
-from llorch_shared.streams import Durable, Stream, Topology, changed
+from llorch_shared.bus.topology import Durable, Stream, Topology, changed
 from llorch_shared.wall_clock import steady_ns
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Final
 
 from llorch_shared.bus.nats_streams import Streams
 from llorch_shared.bus.port import BusError, NoStream, Unanswered
-from llorch_shared.streams import Topology
+from llorch_shared.bus.topology import Topology
 
 log = logging.getLogger(__name__)
 

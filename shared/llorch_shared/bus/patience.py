@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
 from llorch_shared.bus.port import Bus, BusError
+from llorch_shared.bus.topology import Topology
 from llorch_shared.lifecycle import Stop
-from llorch_shared.streams import Topology
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from llorch_shared.streams import Topology
+from llorch_shared.bus.topology import Topology
 
 ASKED_BY_HEADER: Final = "Nats-Request-Info"
 """By which the server says whose account a request came from; empty where somebody has tampered with it."""
@@ -169,7 +169,7 @@ class Bus(Protocol):
 
     async def ensure(self, topology: Topology) -> None:
         """Create or update streams and durables; remembered, and ensured again after every reconnect. A stream's bound
-        per subject is raised, never lowered (`streams.changed`): nothing that was accepted is deleted."""
+        per subject is raised, never lowered (`topology.changed`): nothing that was accepted is deleted."""
 
     async def forget(self, topology: Topology) -> None:
         """Stop ensuring it. Does not delete anything."""

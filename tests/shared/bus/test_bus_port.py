@@ -22,7 +22,7 @@ from llorch_shared.bus.port import (
     Unanswered,
     WrongSequence,
 )
-from llorch_shared.streams import Durable, Stream, Topology
+from llorch_shared.bus.topology import Durable, Stream, Topology
 from llorch_shared.wire.policy import QueueSpec
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine, Priority

@@ -16,9 +16,9 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.nats import connect
 from llorch_shared.bus.nats_consumer import NatsConsumer
 from llorch_shared.bus.port import Bus, BusError, Denied, Full, Message, NoStream, Unanswered, WrongSequence
+from llorch_shared.bus.topology import Stream, Topology
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import NatsSettings, Secret
-from llorch_shared.streams import Stream, Topology
 from llorch_shared.wire.audit import AuditEvent
 from llorch_shared.wire.policy import QueueSpec
 from llorch_shared.wire.spec import PoolSpec

@@ -11,9 +11,9 @@ import pytest
 
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, Full, Stored
+from llorch_shared.bus.topology import Stream, Topology
 from llorch_shared.object_share import ObjectShare
 from llorch_shared.objects import ObjectDamaged, ObjectMissing, Objects, ObjectTooLarge
-from llorch_shared.streams import Stream, Topology
 from llorch_shared.wire.objects import CHUNK_BYTES, ENTRY_DECODER, OBJECT_BYTES_MAX
 from support.bus_worlds import NatsWorld
 from support.nats_server import NatsServer

@@ -9,6 +9,7 @@ from llorch_shared import streams
 from llorch_shared.bus import patience
 from llorch_shared.bus.patience import ensure_patiently, unless_stopped
 from llorch_shared.bus.port import NoStream
+from llorch_shared.bus.topology import Topology
 from llorch_shared.lifecycle import Stop
 from support.bus_worlds import eventually
 
@@ -22,7 +23,7 @@ class Bus:
         self.refusals = refusals
         self.asked = 0
 
-    async def ensure(self, _: streams.Topology) -> None:
+    async def ensure(self, _: Topology) -> None:
         self.asked += 1
         if self.asked <= self.refusals:
             raise NoStream("JetStream not enabled")
