@@ -10,6 +10,7 @@ What subjects cannot limit, and so nobody should expect of these users:
 - A placement's durable is one word, so a node may take placements of another. It then still has to claim the tasks.
 - A tenant's queue takes a task as its user wrote it. What is stored has no header of whose account published it, so
   its subject says that: the import of the tenant's account puts the account there, and the scheduler judges the task.
+  Its message id is its user's choice, too, so a gateway does not believe that a message with a task's id is that task.
 - The body of a JetStream request is not looked at: who may read a stream may read all of it, and a consumer that is
   made for reading may be given any subject to deliver to.
 - **An answer goes where the question says**, and the permission counts for the question only. With the right to ask

@@ -232,5 +232,10 @@ def invalid(message: str, *, status: int = 400, engine: str | None = None, hint:
     return OrchError(ErrorCode.INVALID_PARAMS, message, status=status, engine=engine, hint=hint)
 
 
+def id_in_use(engine: str | None) -> OrchError:
+    """The id is another tenant's task."""
+    return invalid("task_id: this id is in use; take a fresh UUID", engine=engine)
+
+
 def not_found(what: str) -> OrchError:
     return invalid(f"{what} is not known here", status=404)

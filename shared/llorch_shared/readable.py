@@ -21,3 +21,18 @@ def readable(decoder: "msgspec.json.Decoder[T]", data: bytes, what: str) -> T | 
     except UNREADABLE as error:
         log.warning("%s cannot be read and is ignored: %s", what, error)
         return None
+
+
+class _Named(msgspec.Struct, frozen=True):
+    task_id: str = ""
+
+
+_NAMED: Final = msgspec.json.Decoder(_Named)
+
+
+def named_task(data: bytes) -> str:
+    """The id that a payload says is its task's, in lower case; empty where it says none."""
+    try:
+        return _NAMED.decode(data).task_id.lower()
+    except UNREADABLE:
+        return ""

@@ -46,6 +46,7 @@ PROVISION_VERIFY: Final = "llorch.prov.{node}.model.verify"
 PROVISION_STATUS: Final = "llorch.prov.{node}.status"
 PROVISION_PROGRESS: Final = "llorch.prov.{node}.progress.{job}"
 
+ALL_ADMISSIONS: Final = "llorch.adm.*.*.*"
 ALL_RUNS: Final = "llorch.run.*"
 ALL_RUNS_LIVE: Final = "llorch.live.run.*"
 ALL_RUNS_REPUBLISHED: Final = "llorch.live.run.{{wildcard(1)}}"

@@ -148,6 +148,32 @@ async def test_an_admission_whose_gateway_died_before_its_record_is_recorded_whe
     ]
 
 
+@pytest.mark.parametrize("waits", [True, False])
+async def test_whose_message_id_a_tenant_has_given_to_its_own_task_is_queued_all_the_same(
+    cluster: Cluster, door: Door, waits: bool
+) -> None:
+    theirs, request = task_request(), task_request()
+    own = subjects.own_admission("p1", request.priority, "acme")
+    stored = await cluster.bus.store(own, msgspec.json.encode(theirs), msg_id=request.task_id)
+    if not waits:
+        await cluster.bus.remove(stored.stream, stored.seq)
+    for _ in range(2):
+        assert (await door.post("/v1/tasks", msgspec.json.encode(request))).status == 202
+    queued = [msgspec.json.decode(each.data)["task_id"] for each in await cluster.admissions()]
+    assert queued.count(request.task_id) == 2
+    assert queued.count(theirs.task_id) == waits
+
+
+async def test_a_task_that_has_left_its_queue_is_not_queued_again(cluster: Cluster, door: Door) -> None:
+    request = task_request()
+    await door.post("/v1/tasks", msgspec.json.encode(request))
+    await cluster.record(run_record(request.task_id, TaskState.RUNNING))
+    [message] = await cluster.admissions()
+    await cluster.bus.remove(streams.admission_stream("p1", request.priority), message.seq)
+    assert (await door.post("/v1/tasks", msgspec.json.encode(request))).status == 202
+    assert await cluster.admissions() == []
+
+
 async def test_an_upper_case_task_id_is_the_same_task(cluster: Cluster, door: Door) -> None:
     request = task_request()
     await door.post("/v1/tasks", msgspec.json.encode(request))

@@ -154,6 +154,12 @@ def test_ends_without_success_say_why_and_by_which_policy() -> None:
     assert "no start is on the record" in verdict(late)[0]
 
 
+def test_who_was_refused_the_id_is_named() -> None:
+    refused = record(AuditEvent.ID_IN_USE, 1_500, tenant="other", pool_id="p2", run_seq=0)
+    assert sentence(refused) == "tenant other queued a task under this id in pool p2 and was refused"
+    assert story(TASK, [*WHOLE, refused], None).state == "done"
+
+
 def test_a_task_that_waits_is_told_as_it_stands() -> None:
     told = story(TASK, [WHOLE[0]], None)
     assert (told.state, told.forecast.real_start_ms) == ("queued", None)

@@ -12,6 +12,7 @@ import msgspec
 from llorch_scheduler.core.effects import (
     Ack,
     Audit,
+    Disown,
     Effect,
     End,
     Place,
@@ -93,7 +94,7 @@ class World:
         self.unclaimed: dict[str, Place] = {}
         """Sent ahead of any record."""
         self.loads: list[PoolLoad] = []
-        self.told: list[Audit | Preempted] = []
+        self.told: list[Audit | Disown | Preempted] = []
         self.trace: list[str] = []
         self.tickets: set[int] = set()
         self.core = SchedulerCore(limits=self.limits)
@@ -111,7 +112,7 @@ class World:
         for effect in effects:
             if isinstance(effect, TellLoad):
                 self.loads.append(effect.load)
-            elif isinstance(effect, Audit | Preempted):
+            elif isinstance(effect, Audit | Disown | Preempted):
                 self.told.append(effect)
             else:
                 self.pending.append(effect)
@@ -169,7 +170,7 @@ class World:
             pool_id=pool,
             priority=wish.priority,
             tenant=tenant,
-            lane="gw-1",
+            lane=f"bus-{tenant}" if channel == "nats" else "gw-1",
             correlation_id="c",
             channel=channel,
             admitted_ms=self.now,

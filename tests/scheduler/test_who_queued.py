@@ -6,14 +6,17 @@ import pytest
 
 from llorch_scheduler.admission_reading import GATEWAY_BEHIND_MS, read_admission
 from llorch_scheduler.core.events import TaskArrived
-from llorch_shared import subjects
+from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Message
-from llorch_shared.errors import ErrorCode
+from llorch_shared.errors import ErrorBody, ErrorCode
 from llorch_shared.models import Models
+from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent
 from llorch_shared.wire.catalog import CatalogEntry, ModelState, TrustPolicy
+from llorch_shared.wire.frames import split_events
 from llorch_shared.wire.objects import ObjectRef
 from llorch_shared.wire.task import Priority, TaskRequest
-from scheduler.world import pool_spec, request
+from scheduler.world import pool_spec, request, town
+from support.bus_worlds import MemoryWorld, eventually
 
 RETIRED_MS = 1_000
 POOL = pool_spec()
@@ -115,6 +118,31 @@ def test_an_account_of_no_tenant_ends_its_task() -> None:
     event = read({}, RETIRED_MS, Models(), subject=DIRECT.replace("default", subjects.ACCOUNT_OF_TENANT))
     assert event.problem is not None
     assert event.tenant == "default"
+
+
+async def test_the_id_of_another_tenants_waiting_task_is_refused_typed_and_audited() -> None:
+    async with town(MemoryWorld()) as place:
+        await place.scheduler()
+        theirs, bus = request(), place.client.bus
+        await place.client.admit(theirs)
+        frames: list[bytes] = []
+        lane = subjects.tokens(subjects.bus_lane("other"), theirs.task_id)
+        await bus.subscribe(lane, lambda message: frames.append(message.data))
+        own = subjects.own_admission(POOL.id, "interactive", "other")
+        await bus.store(own, msgspec.json.encode(request(theirs.task_id, prompt="Mine.")))
+        await eventually(lambda: bool(frames))
+        (event,) = split_events(frames[0])
+        assert event.event == "error"
+        assert msgspec.json.decode(event.data, type=ErrorBody).code is ErrorCode.INVALID_PARAMS
+        node = await place.node()
+        await eventually(lambda: theirs.task_id in node.held)
+        run, _ = node.held[theirs.task_id]
+        assert (run.tenant, run.lane, run.request) == ("default", "gw-1", theirs)
+        await place.processes[0].leave()
+        (told,) = await bus.replay(streams.AUD, subjects.audit(AuditEvent.ID_IN_USE, theirs.task_id))
+        record = AUDIT_DECODER.decode(told.data)
+        assert (record.tenant, record.channel, record.pool_id, record.run_seq) == ("other", "nats", POOL.id, 0)
+        assert "admitted" not in await place.client.audited(theirs.task_id)
 
 
 def read(

@@ -301,6 +301,27 @@ async def test_a_tenant_that_queues_a_task_itself_gains_nothing_by_it(system: Sy
         await acme.close()
 
 
+async def test_a_tenant_that_queues_a_task_itself_can_take_no_other_tenants_place(system: System) -> None:
+    """Neither with another's id nor with the message id that its gateway will use."""
+    acme = await nats.connect(system.nats.url, nkeys_seed=str(system.seed("tenant-acme")))
+    queue = subjects.admission("mock", "interactive", "acme")
+    try:
+        theirs, mine = task_request(max_tokens=3), task_request(max_tokens=1)
+        await acme.jetstream().publish(queue, msgspec.json.encode(mine), headers={"Nats-Msg-Id": theirs.task_id})
+        await system.client().submit(theirs)
+        transcript = await system.client().read(theirs.task_id)
+        assert len(transcript.tokens) == 3
+        theirs = task_request(max_tokens=300)
+        await system.client().submit(theirs)
+        heard = await acme.subscribe(subjects.tokens_of_task(theirs.task_id))
+        await acme.flush()
+        await acme.jetstream().publish(queue, msgspec.json.encode(msgspec.structs.replace(theirs, max_tokens=1)))
+        assert await said(heard) == ["error"]
+        assert len((await system.client().read(theirs.task_id)).tokens) == 300
+    finally:
+        await acme.close()
+
+
 async def test_a_tenants_client_reads_what_it_did_not_hear_and_nothing_of_others(system: System) -> None:
     theirs = await system.client().submit(max_tokens=2)
     bus = await connect(

@@ -7,6 +7,7 @@ is asked briefly: without an answer the server's word stands, and Retry-After co
 
 import asyncio
 import logging
+import uuid
 from typing import Final
 
 import msgspec
@@ -16,9 +17,10 @@ from llorch_gateway.core.refusals import queue_full, tenant_full
 from llorch_gateway.failures import unavailable
 from llorch_gateway.payloads import Payloads
 from llorch_gateway.snapshot import Snapshot
-from llorch_shared import subjects
+from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Full, NoStream, Stored, SubjectFull, Unanswered
 from llorch_shared.errors import Refused
+from llorch_shared.readable import named_task
 from llorch_shared.waiting import is_promised
 from llorch_shared.wire.registry import APPOINTMENT_DECODER, Appointment, AppointmentRequest
 from llorch_shared.wire.spec import PoolSpec
@@ -88,7 +90,8 @@ class Enqueue:
 
     async def _publish(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
         """Publish, however often it takes within the bound: the msg_id makes repeats one task. A queue that is known to
-        be silent (a server whose disk is full answers nobody) is asked once."""
+        be silent (a server whose disk is full answers nobody) is asked once. A tenant that queues itself chooses its
+        message ids: where that of this task belongs to something else, the task is published under another."""
         queue = (pool.id, request.priority)
         request, payload = await self._payloads.fitted(request, call)
         subject = subjects.admission(pool.id, request.priority, call.tenant)
@@ -99,15 +102,19 @@ class Enqueue:
         }
         within_s = 0.0 if queue in self._silent else PUBLISH_WITHIN_S
         deadline = asyncio.get_running_loop().time() + within_s
-        pause, tries = PAUSE_FIRST_S, 0
+        pause, tries, msg_id = PAUSE_FIRST_S, 0, request.task_id
         while True:
             tries += 1
             try:
                 stored = await self._bus.store(
-                    subject, payload, msg_id=request.task_id, headers=headers, timeout_s=PUBLISH_TIMEOUT_S
+                    subject, payload, msg_id=msg_id, headers=headers, timeout_s=PUBLISH_TIMEOUT_S
                 )
                 self._silent.discard(queue)
-                return stored, tries
+                if msg_id != request.task_id or not stored.duplicate or await self._is_known(stored, request.task_id):
+                    return stored, tries
+                log.warning("%s has the message id of another task: published again", request.task_id)
+                msg_id = f"{request.task_id}:{uuid.uuid4().hex}"
+                continue
             except Full:
                 self._silent.discard(queue)
                 raise
@@ -119,6 +126,15 @@ class Enqueue:
                     ) from error
             await asyncio.sleep(pause)
             pause = min(PAUSE_MAX_S, 2 * pause)
+
+    async def _is_known(self, stored: Stored, task_id: str) -> bool:
+        """Whether what the server has under its message id is this task: as it waits, or as it was recorded before its
+        message left the queue. Raises NoStream, Unanswered."""
+        for message in await self._bus.replay(stored.stream, subjects.ALL_ADMISSIONS, from_seq=stored.seq, limit=1):
+            if message.seq == stored.seq:
+                return named_task(message.data) == task_id
+        record = await self._bus.last(streams.RUN, subjects.run(task_id))
+        return record is not None and not record.deleted
 
     async def _ask(
         self, request: TaskRequest, pool: PoolSpec, call: Call, *, refused: bool = False, tenant_refused: bool = False

@@ -5,7 +5,7 @@ admitted under another's: he would read what is not his own. Everybody else goes
 from collections.abc import Awaitable, Callable
 
 from llorch_gateway.call import Call
-from llorch_shared.errors import invalid
+from llorch_shared.errors import id_in_use
 from llorch_shared.wire.task import TaskRequest
 
 Owner = Callable[[str], Awaitable[str]]
@@ -40,4 +40,4 @@ class Ownership:
 
 def _check(request: TaskRequest, tenant: str, call: Call) -> None:
     if not call.may_see(tenant):
-        raise invalid("task_id: this id is in use; take a fresh UUID", engine=request.engine)
+        raise id_in_use(request.engine)

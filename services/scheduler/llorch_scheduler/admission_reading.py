@@ -21,7 +21,7 @@ from llorch_shared.errors import ErrorBody, OrchError, invalid
 from llorch_shared.guards import check_bound, check_pool, check_request
 from llorch_shared.identifiers import is_correlation_id, is_name, is_uuid
 from llorch_shared.models import Models
-from llorch_shared.readable import UNREADABLE
+from llorch_shared.readable import named_task
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import REQUEST_DECODER, Priority, TaskRequest
 from llorch_shared.wire.version import Kind, NewerVersion, Unreadable, check_version, decode
@@ -45,15 +45,6 @@ class Reading(NamedTuple):
     """None where not even a task id can be read: then there is nobody to tell."""
     poison: Exception | None
     """Why the message is to be set aside; None for a request that could be read."""
-
-
-class _Named(msgspec.Struct, frozen=True):
-    """The least a payload must say to be ended with an answer."""
-
-    task_id: str = ""
-
-
-_NAMED: Final = msgspec.json.Decoder(_Named)
 
 
 def read_admission(
@@ -145,11 +136,7 @@ def _lane(message: Message, queued: subjects.Queued) -> str:
 
 def _task_id(message: Message) -> str:
     """From what can be read of the payload, else from the message id."""
-    try:
-        named = _NAMED.decode(message.data).task_id
-    except UNREADABLE:
-        named = ""
-    for text in (named, message.headers.get("Nats-Msg-Id", "")):
+    for text in (named_task(message.data), message.headers.get("Nats-Msg-Id", "")):
         if is_uuid(text):
             return text.lower()
     return ""

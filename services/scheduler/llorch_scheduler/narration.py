@@ -3,7 +3,7 @@
 import logging
 from typing import Final
 
-from llorch_scheduler.core.effects import End, Place, Preempt, Preempted, Requeue, TellLoad
+from llorch_scheduler.core.effects import Disown, End, Place, Preempt, Preempted, Requeue, TellLoad
 from llorch_scheduler.core.events import ReplicaLost
 from llorch_scheduler.core.fleet import Fleet
 from llorch_scheduler.gauges import PoolGauges
@@ -82,6 +82,9 @@ class Narration:
             reason=effect.reason,
             error_kind=str(record.error.code) if record.error else "",
         )
+
+    def disowned(self, effect: Disown) -> None:
+        self._say("Task is refused: its id is another tenant's task", "refuse", effect.record, level=logging.WARNING)
 
     def preempted(self, effect: Preempted) -> None:
         record = effect.record

@@ -15,6 +15,7 @@ from llorch_scheduler.admissions import Admissions
 from llorch_scheduler.core.effects import (
     Ack,
     Audit,
+    Disown,
     Effect,
     End,
     Place,
@@ -71,6 +72,8 @@ class Narrator(Protocol):
     def refused(self, effect: Place | Requeue | End, record: RunRecord) -> None: ...
 
     def failed(self, effect: Place | Requeue | End, error: Exception) -> None: ...
+
+    def disowned(self, effect: Disown) -> None: ...
 
     def stop_asked(self, effect: Preempt) -> None: ...
 
@@ -182,6 +185,10 @@ class Performer:
                 await self._place_again(effect)
             case Ack():
                 await self._admissions.ack(effect.ref)
+            case Disown():
+                publish_terminal(self._bus, effect.record)
+                await self._audit.record(audit_of(effect, 0, self._now_ms(), self._actor))
+                self._narrator.disowned(effect)
             case Audit():
                 await self._audit.record(effect.record)
             case Preempt():

@@ -1,20 +1,22 @@
 """The audit record of what was done, with everything that explains it: `orchctl why TASK` reads nothing else."""
 
-from llorch_scheduler.core.effects import Detail, End, Place, Requeue
+from llorch_scheduler.core.effects import Detail, Disown, End, Place, Requeue
 from llorch_shared.wire.audit import AuditEvent, AuditRecord, audit_of_run
 
 
-def audit_of(effect: Place | Requeue | End, run_seq: int, at_ms: int, actor: str) -> AuditRecord:
+def audit_of(effect: Place | Requeue | End | Disown, run_seq: int, at_ms: int, actor: str) -> AuditRecord:
     event, detail = _event(effect)
     return audit_of_run(event, effect.record, run_seq=run_seq, at_ms=at_ms, actor=actor, detail=detail)
 
 
-def _event(effect: Place | Requeue | End) -> tuple[AuditEvent, Detail]:
+def _event(effect: Place | Requeue | End | Disown) -> tuple[AuditEvent, Detail]:
     match effect:
         case Place():
             return AuditEvent.PLACED, {**_decision(effect), **effect.detail}
         case Requeue():
             return AuditEvent.REQUEUED, {"reason": effect.reason}
+        case Disown():
+            return AuditEvent.ID_IN_USE, {}
         case End(record=record):
             tokens: Detail = {"tokens_in": record.tokens_in, "tokens_out": record.tokens_out}
             took: Detail = {} if record.cancel_ms is None else {"cancel_ms": record.cancel_ms}

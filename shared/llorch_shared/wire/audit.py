@@ -22,6 +22,8 @@ class AuditEvent(StrEnum):
     EXPIRED = "expired"
     DROPPED = "dropped"
     PREEMPTED = "preempted"
+    ID_IN_USE = "id_in_use"
+    """A task was refused because its id is another tenant's task. Tenant and pool are those of the one that was."""
     POOL_CHANGED = "pool_changed"
     """Of a pool, not a task: the pool's id stands where a task's id would."""
     TENANT_CHANGED = "tenant_changed"

@@ -6,7 +6,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from llorch_scheduler.core.effects import Ack, End, Place, PlaceAgain, Requeue
+from llorch_scheduler.core.effects import Ack, Disown, End, Place, PlaceAgain, Requeue
 from llorch_scheduler.core.events import PoolRemoved
 from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.terminal_frames import Sent, counted
@@ -376,3 +376,52 @@ def test_slot_time_is_learned_from_placement_to_the_final_record(world: World) -
     world.finish("r1", task_id(1))
     world.settle()
     assert world.core.pools["p1"].forecast.service.mean_ms == 400
+
+
+def disowned(world: World) -> list[tuple[str, str, ErrorCode]]:
+    told = [effect.record for effect in world.told if isinstance(effect, Disown)]
+    return [(record.task_id, record.lane, record.error.code) for record in told if record.error is not None]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_bus_client_is_refused_the_id_of_another_tenants_task(world: World, waits: bool) -> None:
+    if not waits:
+        world.replica("r1")
+    world.admit(1, tenant="acme")
+    effects = world.admit(1, tenant="other", channel="nats")
+    assert disowned(world) == [(task_id(1), "bus-other", ErrorCode.INVALID_PARAMS)]
+    assert [effect for effect in effects if not isinstance(effect, Disown)] == [
+        Ack(task_id=task_id(1), ref=list(world.admissions)[-1])
+    ]
+    world.replica("r1")
+    world.settle()
+    assert world.runs[task_id(1)][0].tenant == "acme"
+
+
+def test_who_comes_through_a_gateway_and_is_too_late_for_its_id_is_told(world: World) -> None:
+    world.admit(1, tenant="acme", channel="nats")
+    world.admit(1, tenant="other")
+    assert disowned(world) == [(task_id(1), "gw-1", ErrorCode.INVALID_PARAMS)]
+
+
+@pytest.mark.parametrize(("tenant", "channel"), [("acme", "nats"), ("other", "http")])
+def test_who_may_send_a_task_again_is_not_refused(world: World, tenant: str, channel: str) -> None:
+    """A gateway has looked whose the id is, where its caller is bound to a tenant."""
+    world.admit(1, tenant="acme")
+    world.admit(1, tenant=tenant, channel=channel)
+    assert disowned(world) == []
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_who_waited_under_an_id_that_another_tenants_task_has_is_told(world: World, final: bool) -> None:
+    """That one waited in a queue that is not pulled here, so its record is the first that is heard of it."""
+    world.replica("r1", takes_ahead=False)
+    world.admit(1, tenant="acme", channel="nats")
+    theirs = msgspec.structs.replace(world.core.jobs[task_id(1)].record, tenant="other", lane="gw-2", channel="http")
+    state = TaskState.CANCELLED if final else TaskState.PLACED
+    assert world.cas(msgspec.structs.replace(theirs, state=state, replica_id="r9", pool_id="p9"), 0)
+    world.perform(world.pending.pop(0))
+    assert disowned(world) == [(task_id(1), "bus-acme", ErrorCode.INVALID_PARAMS)]
+    assert not world.admissions
+    world.deliver_live()
+    assert len(disowned(world)) == 1

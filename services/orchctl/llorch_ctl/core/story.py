@@ -181,6 +181,10 @@ def _running(record: AuditRecord, _facts: Facts) -> str:
     return f"claimed and begun on {record.replica_id} (attempt {record.attempt})"
 
 
+def _id_in_use(record: AuditRecord, _facts: Facts) -> str:
+    return f"tenant {record.tenant} queued a task under this id in pool {record.pool_id} and was refused"
+
+
 def _requeued(record: AuditRecord, facts: Facts) -> str:
     reason = _word(facts, "reason") or "no reason given"
     return f"taken back and queued again at the front (attempt {record.attempt}): {reason}"
@@ -241,6 +245,7 @@ _SENTENCES: Final[dict[AuditEvent, Callable[[AuditRecord, Facts], str]]] = {
     AuditEvent.RUNNING: _running,
     AuditEvent.REQUEUED: _requeued,
     AuditEvent.PREEMPTED: _preempted,
+    AuditEvent.ID_IN_USE: _id_in_use,
     AuditEvent.DEAD_LETTERED: _set_aside,
     AuditEvent.DONE: _done,
     AuditEvent.FAILED: _ended,

@@ -42,6 +42,7 @@ class Arrivals:
         pool.dirty = True
         if known is not None:
             if known.ref != event.ref:
+                self._endings.disown(jobs.arrived(event), known.record, at_ms)
                 state.effect(Ack(task_id=task_id, ref=event.ref))
             return
         job = state.jobs[task_id] = jobs.arrived(event)

@@ -105,8 +105,15 @@ class TellLoad(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     figures: PoolFigures = PoolFigures()
 
 
+class Disown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The id of this task is another tenant's task: tell who reads the stream of this one, and the audit trail.
+    `record` is what its end would be; the record that is stored under the id is the other's."""
+
+    record: RunRecord
+
+
 class Audit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     record: AuditRecord
 
 
-Effect = Place | PlaceAgain | Requeue | End | Ack | Preempt | Preempted | TellLoad | Audit
+Effect = Place | PlaceAgain | Requeue | End | Ack | Preempt | Preempted | TellLoad | Disown | Audit

@@ -6,10 +6,10 @@ from typing import Final
 import msgspec
 
 from llorch_scheduler.core import job as jobs
-from llorch_scheduler.core.effects import End
+from llorch_scheduler.core.effects import Disown, End
 from llorch_scheduler.core.job import ENDING, QUEUED, Job
 from llorch_scheduler.core.state import State
-from llorch_shared.errors import ErrorBody, ErrorCode, PolicyLabel
+from llorch_shared.errors import ErrorBody, ErrorCode, PolicyLabel, id_in_use
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
 
@@ -69,6 +69,15 @@ class Endings:
     def refuse(self, job: Job, message: str, policy: PolicyLabel, at_ms: int, *, retry_after_ms: int) -> None:
         """A newcomer that finds no place, though the server took its message."""
         self._turn_away(job, ErrorCode.ADMISSION_REJECT, message, at_ms, policy=policy, retry_after_ms=retry_after_ms)
+
+    def disown(self, job: Job, stands: RunRecord, at_ms: int) -> None:
+        """Nothing, unless its id is another tenant's task, as `stands` has it, and one of the two came past the
+        gateways, which look whose an id is."""
+        mine = job.record
+        if mine.tenant != stands.tenant and mine.lane != stands.lane and "nats" in (mine.channel, stands.channel):
+            error = id_in_use(mine.request.engine if mine.request else None).body
+            end = msgspec.structs.replace(jobs.off_replica(mine), state=TaskState.FAILED, error=error, ended_ms=at_ms)
+            self._state.effect(Disown(record=end))
 
     def again(self, job: Job) -> None:
         """The same end: what is stored already is recognised as ours."""

@@ -149,6 +149,7 @@ class Outcomes:
 
     def _ended(self, job: Job, record: RunRecord, seq: int, at_ms: int) -> None:
         """The stored record is final: its slot goes to whose turn it is."""
+        self._endings.disown(job, record, at_ms)
         state = self._state
         pool, thought = self._pools_of(job, record, at_ms)
         if job.phase in HOLDS_SLOT:
@@ -163,6 +164,7 @@ class Outcomes:
 
     def _adopt(self, job: Job, record: RunRecord, seq: int, at_ms: int) -> None:
         """The stored record is the truth, and the task goes on: whatever we thought of it ends here."""
+        self._endings.disown(job, record, at_ms)
         state = self._state
         pool, thought = self._pools_of(job, record, at_ms)
         held = job.phase in HOLDS_SLOT
