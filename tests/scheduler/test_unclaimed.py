@@ -8,10 +8,12 @@ import pytest
 
 from llorch_scheduler import places, unclaimed
 from llorch_scheduler.core.effects import Place
+from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.run_store import RunStore
 from llorch_scheduler.unclaimed import Unclaimed
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Full, Unanswered
+from llorch_shared.wire.audit import AUDIT_DECODER
 from llorch_shared.wire.registry import APPOINTMENT_DECODER, AppointmentRequest
 from llorch_shared.wire.run import RUN_DECODER, RunRecord
 from llorch_shared.wire.task import Priority, TaskRequest, TaskState
@@ -46,9 +48,9 @@ async def until_free(town_: Town) -> None:
     await becomes_true(is_free)
 
 
-async def served(town_: Town, **fields: bool) -> Node:
+async def served(town_: Town, limits: Limits | None = None, **fields: bool) -> Node:
     """A scheduler that has read its backlog, and a node that it knows."""
-    await town_.scheduler()
+    await town_.scheduler(limits=limits)
     node = await town_.node(**fields)
     first = request()
     await town_.client.admit(first)
@@ -159,6 +161,41 @@ async def test_what_could_not_be_sent_is_placed_again_at_once(monkeypatch: pytes
         await place.client.admit(task)
         await eventually(lambda: task.task_id in node.held, 10)
         assert node.held[task.task_id][0].attempt == 1
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+async def test_a_claim_of_a_placement_that_nobody_confirmed_is_on_record_as_placed(
+    monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    """Its task is placed again otherwise."""
+    async with town(MemoryWorld()) as place:
+        node = await served(place, Limits(pause_ms=60_000), takes_ahead=ahead)
+        node.claiming = False
+        method, failed = "placement_ahead" if ahead else "placement", asyncio.Event()
+        sends = getattr(RunStore, method)
+
+        async def lost(runs: RunStore, record: RunRecord, *run_seq: int) -> None:
+            await sends(runs, record, *run_seq)
+            failed.set()
+            raise Unanswered(f"the placement of {record.task_id}")
+
+        monkeypatch.setattr(RunStore, method, lost)
+        task = request()
+        await place.client.admit(task)
+        await failed.wait()
+        await eventually(lambda: bool(node.placements))
+        (placement,) = node.placements
+        await node._claim(placement)
+        await until_free(place)
+        await becomes_true(lambda: is_placed(place, task))
+        await asyncio.wait_for(place.processes[0].leave(), 20)
+        (placed,) = await place.client.bus.replay(streams.AUD, subjects.audit("placed", task.task_id))
+        record = AUDIT_DECODER.decode(placed.data)
+        assert (record.at_ms, record.run_seq) == (placement.run.placed_ms, placement.run_seq)
+
+
+async def is_placed(town_: Town, task: TaskRequest) -> bool:
+    return "placed" in await town_.client.audited(task.task_id)
 
 
 async def test_its_own_record_is_confirmed_by_the_write_and_others_end_the_wait() -> None:

@@ -254,6 +254,8 @@ class Performer:
                 self._unclaimed.not_recorded(effect)
             else:
                 self._not_done(effect, error, seq)
+                if seq and isinstance(effect, Place):
+                    await self._tell_placed(effect, seq)
             return
         self._emit(WriteDone(at_ms=self._now_ms(), ticket=effect.ticket, task_id=task_id, run_seq=seq))
         if isinstance(effect, Place):
@@ -268,7 +270,7 @@ class Performer:
         try:
             await self._runs.placement_ahead(record)
         except BusError as error:
-            self._unclaimed.remove(record.task_id)
+            self._unclaimed.unsure(effect)
             self._not_done(effect, error)
             return
         except BaseException:

@@ -33,6 +33,8 @@ class Unclaimed:
         self._recorded: Final = recorded
         self._sent: Final[dict[str, _Sent]] = {}
         """By task. Bounded by the slots."""
+        self._unsure: Final[dict[str, Place]] = {}
+        """By task, until its first record is heard of."""
 
     def add(self, effect: Place) -> None:
         """It is about to be sent."""
@@ -42,6 +44,11 @@ class Unclaimed:
         """The bus has it: a claim may come for a moment."""
         if effect.record.task_id in self._sent:
             self._wait(effect, MOMENT_S)
+
+    def unsure(self, effect: Place) -> None:
+        """The bus did not confirm it, so its task is placed again; a node may have it and claim it all the same."""
+        if self.remove(effect.record.task_id) is not None:
+            self._unsure[effect.record.task_id] = effect
 
     def not_recorded(self, effect: Place) -> None:
         """It is not known whether the record stands."""
@@ -63,6 +70,8 @@ class Unclaimed:
 
     def run_changed(self, record: RunRecord) -> None:
         """This was stored. Our own record is confirmed by the write that is repeated, which its task waits for."""
+        if (unsure := self._unsure.pop(record.task_id, None)) is not None:
+            self._recorded(unsure, record)
         sent = self._sent.get(record.task_id)
         if sent is not None and record != sent.effect.record:
             self.remove(record.task_id)
