@@ -1,11 +1,14 @@
 """Several scheduler processes share the pools: who decides for which, and what moves when one comes, goes or dies."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
 
+from llorch_scheduler import unaudited_changes
+from llorch_scheduler.unaudited_changes import UnauditedChanges
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import NoResponder, WrongSequence
 from llorch_shared.wire.registry import (
@@ -104,6 +107,26 @@ async def end_slowly(nodes: list[Node]) -> None:
             for task in list(node.held):
                 assert await node.end(task)
         await asyncio.sleep(0.25)
+
+
+async def test_one_of_the_shards_that_have_pools_looks_for_what_is_not_audited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: Counter[UnauditedChanges] = Counter()
+
+    async def look(office: UnauditedChanges) -> int:
+        looked[office] += 1
+        return 0
+
+    monkeypatch.setattr(unaudited_changes, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(UnauditedChanges, "look", look)
+    pools = [pool for pool in POOLS if subjects.shard_of(pool) > 0]
+    async with town(MemoryWorld(), *map(pool_spec, pools)) as place:
+        process = await place.scheduler()
+        await eventually(lambda: process.shards == SHARDS - {0})
+        looked.clear()
+        await eventually(lambda: looked.total() >= 3)
+        assert len(looked) == 1
 
 
 async def test_a_killed_processs_shards_move_and_only_those(place: Town) -> None:

@@ -114,6 +114,10 @@ class ShardWatch:
 
     # what is asked
 
+    def is_first(self) -> bool:
+        """Whether no pool, nor a removed one, is of an earlier shard: then what is not of any pool is done here."""
+        return all(subjects.shard_of(pool_id) >= self._shard for key in self._specs.known if (pool_id := _pool_of(key)))
+
     def had_model(self, pool_id: str, model_ref: str, at_ms: int) -> bool:
         """Whether the pool had this model at that time, by its reload."""
         value = self._specs.values.get(subjects.reload_key(pool_id))

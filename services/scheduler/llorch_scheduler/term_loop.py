@@ -57,8 +57,6 @@ TICK_S: Final = 0.05
 FLOOR_S: Final = 1.0
 HAND_OVER_S: Final = 2.0
 """How long what is under way may take when a shard is given back in order. Its taker repairs what is not done then."""
-FIRST_SHARD: Final = 0
-"""Whoever has it does what is not of any pool."""
 EVENTS_PER_TURN: Final = 256
 """Events decided before other tasks of the process get their turn."""
 STUMBLE_S: Final = 5.0
@@ -228,9 +226,9 @@ class TermLoop:
         tasks.create_task(self._write_floor(), name="floor")
         tasks.create_task(self._answers.serve(self._leaving), name="answers")
         tasks.create_task(self._repair_audit(), name="audit repair")
-        if self.shard == FIRST_SHARD:
-            changes = UnauditedChanges(self._bus, self._audit, actor=self._actor, now_ms=now_ms)
-            tasks.create_task(changes.keep(lambda: self.term.active), name="unaudited changes")
+        changes = UnauditedChanges(self._bus, self._audit, actor=self._actor, now_ms=now_ms)
+        looking = changes.keep(going=lambda: self.term.active, turn=self.watch.is_first)
+        tasks.create_task(looking, name="unaudited changes")
         tasks.create_task(self._keeper.keep(), name="sessions")
         tasks.create_task(self._traces.keep(), name="traces")
         await self._decide()

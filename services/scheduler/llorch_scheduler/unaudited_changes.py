@@ -6,10 +6,11 @@ A change carries the record of its maker (`llorch_shared.change_note`). One of a
 put it there, a node at a reload, or an earlier release) is told by the scheduler that follows the pool, as what differs
 from the version before. Where the one or the other is missing, it is written here.
 
-One scheduler looks: who is in office for the first shard, at its takeover and then every `LOOK_EVERY_S`, at what was
-stored since. It looks at nothing younger than `GRACE_S`, which somebody is still about to audit. The buckets keep 16
-versions of a key: of one that is changed more often than that between two looks, the oldest are not told. Nor is the
-oldest version that is kept of a pool, when it carries no note: what was before it is not known.
+One scheduler looks: who is in office for the first shard that has pools, at its takeover and then every
+`LOOK_EVERY_S`, at what was stored since. It looks at nothing younger than `GRACE_S`, which somebody is still about to
+audit. The buckets keep 16 versions of a key: of one that is changed more often than that between two looks, the oldest
+are not told. Nor is the oldest version that is kept of a pool, when it carries no note: what was before it is not
+known.
 """
 
 import asyncio
@@ -65,10 +66,11 @@ class UnauditedChanges:
         self._pools: Final[dict[str, PoolSpec | None]] = {}
         """By subject: the newest version that was looked at; None where it was removed."""
 
-    async def keep(self, going: Callable[[], bool]) -> None:
+    async def keep(self, *, going: Callable[[], bool], turn: Callable[[], bool]) -> None:
         while going():
             try:
-                await self.look()
+                if turn():
+                    await self.look()
             except BusError as error:
                 log.info("looking for changes that are not audited waits for the bus: %s", error)
             await asyncio.sleep(LOOK_EVERY_S)
