@@ -32,6 +32,8 @@ PLACEMENT_TTL_S: Final = 3600
 """An unclaimed placement is taken back within a minute; what lies for a replica that never returns goes away."""
 REGISTRY_TTL_S: Final = 3
 REGISTRY_RENEW_S: Final = 1.0
+VERSIONS: Final = 16
+"""Of each key of what is wanted, kept to go back to and to compare."""
 SESSION_KEPT_S: Final = 72 * 3600
 """How long the id of a session that has ended is remembered: as long as that of a task."""
 SESSION_DELETED_S: Final = 600
@@ -158,9 +160,9 @@ def _of_objects() -> tuple[Stream, ...]:
 def _buckets() -> tuple[Stream, ...]:
     return (
         _bucket("REG", history=1, max_bytes=64 * _MIB, live=subjects.ALL_REGISTRY_LIVE),
-        _bucket("SPEC", history=16, max_bytes=64 * _MIB, live=subjects.ALL_SPEC_LIVE),
+        _bucket("SPEC", history=VERSIONS, max_bytes=64 * _MIB, live=subjects.ALL_SPEC_LIVE),
         _bucket("SES", history=1, max_bytes=256 * _MIB, live=subjects.ALL_SESSIONS_REPUBLISHED, discard="old"),
-        _bucket("CAT", history=16, max_bytes=64 * _MIB, live=subjects.ALL_CATALOG_LIVE),
+        _bucket("CAT", history=VERSIONS, max_bytes=64 * _MIB, live=subjects.ALL_CATALOG_LIVE),
     )
 
 

@@ -12,7 +12,6 @@ import pytest
 from llorch_ctl import session_policy
 from llorch_gateway.core.catalog import moved
 from llorch_scheduler import unaudited_changes
-from llorch_scheduler.core import spec_change
 from llorch_scheduler.unaudited_changes import UnauditedChanges
 from llorch_shared import audit_chain, change_note, streams, subjects
 from llorch_shared.audit import Audit
@@ -29,6 +28,7 @@ from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent, AuditRecord
 from llorch_shared.wire.catalog import CatalogEntry, ModelState, StateChange
 from llorch_shared.wire.desired import Tenant
+from llorch_shared.wire.provisioning_spec import ProvisioningSpec
 from llorch_shared.wire.session import SessionPolicy, SessionsSpec
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import Engine
@@ -268,26 +268,52 @@ async def test_a_note_that_nobody_can_read_keeps_none_of_the_others_from_the_rec
     assert [said.task_id for said in await audits(bus)] == ["blue"]
 
 
-async def test_changes_of_a_pool_without_a_note_that_no_scheduler_saw_are_on_the_record_once(bus: Bus) -> None:
-    key = subjects.spec(subjects.pool_key("p9"))
-    pool = PoolSpec(id="p9", engine=Engine.MOCK, model="mock:words")
-    versions = [msgspec.structs.replace(pool, ctx=ctx) for ctx in (1024, 2048, 2048, 4096)]
-    seqs = [(await bus.store(key, msgspec.json.encode(version))).seq for version in versions]
-    await bus.store(key, b"not a pool")
-    gone = await bus.store(key, b"", headers={"KV-Operation": "DEL"})
-    seen = spec_change.audit(versions[0], versions[1], "p9", 1, "scheduler/0", revision=seqs[1])
-    await bus.store(subjects.audit(seen.event, "p9"), msgspec.json.encode(seen))
-    await bus.store(subjects.audit(seen.event, "p9"), b"not a record")
-    assert await look(bus, grace_s=60) == 0, "a scheduler may still be about to say it"
-    assert await look(bus) == 2
-    assert await look(bus) == 0
-    found = await bus.replay(streams.AUD, subjects.audit(seen.event, "p9"))
-    said = [AUDIT_DECODER.decode(message.data) for message in found if message.data != b"not a record"]
-    assert [record.detail for record in said[1:]] == [
-        {"ctx": "2048→4096", "revision": seqs[3], "repaired": True},
-        {"pool": "removed", "revision": gone.seq, "repaired": True},
-    ]
-    assert {record.actor for record in said[1:]} == {"scheduler/s1"}
+def version(ctx: int) -> bytes:
+    pool = PoolSpec(id="p9", engine=Engine.MOCK, model="mock:words", ctx=ctx)
+    return msgspec.json.encode(msgspec.structs.replace(pool, provisioning=ProvisioningSpec(env={"TOKEN": str(ctx)})))
+
+
+KEY = subjects.spec(subjects.pool_key("p9"))
+SECRET = "provisioning.env.TOKEN: (hidden) -> (hidden)"
+
+
+async def said_of_p9(bus: Bus) -> list[tuple[Any, Any]]:
+    """What is on record, and of which version."""
+    found = await bus.replay(streams.AUD, subjects.audit(AuditEvent.POOL_CHANGED, "p9"))
+    records = [AUDIT_DECODER.decode(message.data) for message in found if message.data != b"not a record"]
+    assert not any("repaired" in record.detail for record in records)
+    return [(record.detail["changes"], record.detail["stored"]) for record in records]
+
+
+async def test_what_changes_without_a_note_is_told_key_by_key_once_and_at_once(bus: Bus) -> None:
+    seqs = [(await bus.store(KEY, version(ctx))).seq for ctx in (1024, 2048, 2048, 4096)]
+    await bus.store(KEY, b"not a pool")
+    await bus.store(subjects.audit(AuditEvent.POOL_CHANGED, "p9"), b"not a record")
+    assert await look(bus, grace_s=60) == 3
+    assert await look(bus, grace_s=60) == 0
+    seqs.append((await bus.store(KEY, b"", headers={"KV-Operation": "DEL"})).seq)
+    assert await look(bus, grace_s=60) == 1
+    (created, *others), versions = zip(*await said_of_p9(bus), strict=True)
+    assert "ctx: none -> 1024" in created
+    assert others == [["ctx: 1024 -> 2048", SECRET], ["ctx: 2048 -> 4096", SECRET], ["removed"]]
+    assert versions == tuple(f"{streams.SPEC}/{seqs[number]}" for number in (0, 1, 3, 4))
+
+
+async def test_of_the_oldest_version_that_is_kept_nothing_is_told_where_others_have_gone(bus: Bus) -> None:
+    for number in range(streams.VERSIONS + 1):
+        await bus.store(KEY, version(1024 + number))
+    assert await look(bus) == streams.VERSIONS - 1
+    assert (await said_of_p9(bus))[0][0] == ["ctx: 1025 -> 1026", SECRET]
+
+
+async def test_a_change_that_its_maker_may_still_tell_holds_up_no_other_when_it_is_told(bus: Bus) -> None:
+    audit = Audit(bus, actor="gateway/g1", gather_s=0)
+    audit.start()
+    await pools.create(bus, CHAT, gateway(audit.record))
+    await audit.close()
+    await bus.store(KEY, version(1024))
+    assert await look(bus, grace_s=60) == 1
+    assert len(await said_of_p9(bus)) == 1
 
 
 async def test_a_change_that_its_maker_told_is_not_told_as_a_difference_too(bus: Bus) -> None:
@@ -300,7 +326,7 @@ async def test_a_change_that_its_maker_told_is_not_told_as_a_difference_too(bus:
     assert await look(bus) == 0
     await bus.store(subjects.spec(subjects.pool_key("chat")), msgspec.json.encode(CHAT))
     assert await look(bus) == 1
-    assert (await audits(bus))[-1].detail["ctx"] == f"1024→{CHAT.ctx}"
+    assert (await audits(bus))[-1].detail["changes"] == [f"ctx: 1024 -> {CHAT.ctx}"]
 
 
 def test_a_change_that_is_long_says_so_in_its_note() -> None:

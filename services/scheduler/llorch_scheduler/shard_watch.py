@@ -88,15 +88,14 @@ class ShardWatch:
             self._offer(ReplicaLost(at_ms=now_ms(), pool_id=lost[0], replica_id=lost[1], node_gone=node_gone))
 
     def spec_changed(self, pool_id: str, value: bytes | None) -> None:
-        seq = self._specs.seq(subjects.pool_key(pool_id))
         if value is None:
-            self._offer(PoolRemoved(at_ms=now_ms(), pool_id=pool_id, seq=seq))
+            self._offer(PoolRemoved(at_ms=now_ms(), pool_id=pool_id))
             self._follow(pool_id, None)
             return
         spec = readable(POOL_DECODER, value, f"the specification of pool {pool_id}")
         if spec is None:
             return
-        self._offer(PoolChanged(at_ms=now_ms(), spec=with_tenants(spec, self._tenants), seq=seq))
+        self._offer(PoolChanged(at_ms=now_ms(), spec=with_tenants(spec, self._tenants)))
         self._follow(spec.id, spec)
 
     def tenants_changed(self) -> None:

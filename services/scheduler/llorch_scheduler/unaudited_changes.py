@@ -1,50 +1,49 @@
 """Changes of what is wanted (pools, drains, reloads, tenants, sessions' policy, the catalog) that are not on the audit
-record, because whoever was to write it did not live to. Where that is a change of a model's state, its pools may not
-have followed it either (`llorch_shared.desired.model_pools`): that is made up for, too.
+record.
 
-A change carries the record of its maker (`llorch_shared.change_note`). One of a pool that carries none (a bus client
-put it there, a node at a reload, or an earlier release) is told by the scheduler that follows the pool, as what differs
-from the version before. Where the one or the other is missing, it is written here.
+A change carries the record of its maker (`llorch_shared.change_note`). Where that is missing a while later, whoever was
+to write it did not live to, and it is written here. Where it is a change of a model's state, its pools may not have
+followed it either (`llorch_shared.desired.model_pools`): that is made up for, too. One of a pool that carries none (a
+bus client put it there, a node at a reload, or an earlier release) is told here alone, as what differs from the version
+before.
 
 One scheduler looks: who is in office for the first shard that has pools, at its takeover and then every
-`LOOK_EVERY_S`, at what was stored since. It looks at nothing younger than `GRACE_S`, which somebody is still about to
-audit. The buckets keep 16 versions of a key: of one that is changed more often than that between two looks, the oldest
-are not told. Nor is the oldest version that is kept of a pool, when it carries no note: what was before it is not
-known.
+`LOOK_EVERY_S`, at what was stored since. The buckets keep so many versions of a key: of one that is changed more often
+than that between two looks, the oldest are not told. Nor is the oldest that is kept of a pool when others may have
+gone: what was before it is not known.
 """
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
 
-from llorch_scheduler.core import spec_change
 from llorch_shared import change_note, streams, subjects
 from llorch_shared.bus.port import Bus, BusError, Denied, Message
 from llorch_shared.catalog import Catalog
 from llorch_shared.desired import model_pools
 from llorch_shared.desired.entries import Author
 from llorch_shared.desired.pools import POOLS
+from llorch_shared.pool_keys import changes
 from llorch_shared.readable import UNREADABLE
-from llorch_shared.wire.audit import AUDIT_DECODER, AuditRecord
+from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent, AuditRecord
 from llorch_shared.wire.catalog import ENTRY_DECODER
 from llorch_shared.wire.spec import POOL_DECODER, PoolSpec
 from llorch_shared.wire.version import Unreadable
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S: Final = 15.0
+LOOK_EVERY_S: Final = 5.0
 GRACE_S: Final = 60.0
-"""Who lives writes within a tenth of a second. One that is cut off meanwhile may write later: then both stand, with the
-same mark."""
+"""Of a maker. Who lives writes within a tenth of a second. One that is cut off meanwhile may write later: then both
+stand, with the same mark."""
 LOOK_BACK_MS: Final = 24 * 3_600_000
 """Audit records are kept for 30 days: what is older than a day is not missing, it may have gone."""
 _BUCKETS: Final = {streams.SPEC: subjects.spec(">"), streams.CATALOG: subjects.catalog(">")}
 _POOLS: Final = subjects.spec("pool.")
-_MARKS: Final = (change_note.STORED, spec_change.REVISION)
-"""Keys of a record's detail that name the version it is about: its maker's, and its follower's."""
 
 
 class Auditor(Protocol):
@@ -63,8 +62,8 @@ class UnauditedChanges:
         self._now_ms: Final = now_ms
         self._grace_ms: Final = int(1000 * grace_s)
         self._looked: Final = dict.fromkeys(_BUCKETS, 0)
-        self._pools: Final[dict[str, PoolSpec | None]] = {}
-        """By subject: the newest version that was looked at; None where it was removed."""
+        self._pools: Final[dict[str, PoolSpec | msgspec.UnsetType | None]] = {}
+        """By subject: the newest version that was looked at; None where it was removed, UNSET where it is not known."""
 
     async def keep(self, *, going: Callable[[], bool], turn: Callable[[], bool]) -> None:
         while going():
@@ -76,38 +75,55 @@ class UnauditedChanges:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def look(self) -> int:
-        """Returns how many were missing, and are on the record now. Raises BusError."""
-        missing = 0
-        for stream, pattern in _BUCKETS.items():
-            looked = self._looked[stream]
-            if (await self._bus.stream_state(stream)).last_seq <= looked:
-                continue
-            for message in await self._bus.replay(stream, pattern, from_seq=looked + 1):
-                record = change_note.read(message, stream) or self._difference(message)
-                age_ms = self._now_ms() - (message.stored_ms or record.at_ms) if record is not None else 0
-                if record is not None and age_ms < self._grace_ms:
+        """Returns how many were not on the record, and are now. Raises BusError."""
+        return sum([await self._look_at(stream, pattern) for stream, pattern in _BUCKETS.items()])
+
+    async def _look_at(self, stream: str, pattern: str) -> int:
+        looked, told = self._looked[stream], 0
+        if (await self._bus.stream_state(stream)).last_seq <= looked:
+            return 0
+        found = await self._bus.replay(stream, pattern, from_seq=looked + 1)
+        if not looked:
+            kept = Counter(message.subject for message in found)
+            self._pools.update((subject, msgspec.UNSET) for subject, count in kept.items() if count >= streams.VERSIONS)
+        for message in found:
+            note = change_note.read(message, stream)
+            record = note or self._difference(message)
+            age_ms = self._now_ms() - (message.stored_ms or record.at_ms) if record is not None else 0
+            if record is not None and age_ms <= LOOK_BACK_MS and not await self._stands(record):
+                if note is None:
+                    await self._audit.record(record)
+                elif age_ms < self._grace_ms:
                     break
-                if record is not None and age_ms <= LOOK_BACK_MS and not await self._stands(record):
-                    if stream == streams.CATALOG and record.detail.get("change") == "state":
-                        await self._follow(message, record)
-                    await self._audit.record(repaired(record))
-                    missing += 1
-                self._passed(message)
-                self._looked[stream] = message.seq
-        if missing:
-            log.warning("%d changes were not audited by who made or followed them; they are now", missing)
-        return missing
+                else:
+                    await self._make_up_for(message, note, stream)
+                told += 1
+            self._passed(message)
+            self._looked[stream] = message.seq
+        return told
+
+    async def _make_up_for(self, message: Message, record: AuditRecord, stream: str) -> None:
+        """Its maker did not live to tell it."""
+        log.warning("the change of %s at #%d was not audited by who made it; it is now", message.subject, message.seq)
+        if stream == streams.CATALOG and record.detail.get("change") == "state":
+            await self._follow(message, record)
+        await self._audit.record(repaired(record))
 
     def _difference(self, message: Message) -> AuditRecord | None:
-        """What a version of a pool changes of the one before; None where nothing, or where none is known."""
-        after = _pool(message)
-        if after is msgspec.UNSET or message.subject not in self._pools:
+        """What a version of a pool changes of the one before; None where nothing, or where that is not known."""
+        before, after = self._pools.get(message.subject), _pool(message)
+        if before is msgspec.UNSET or after is msgspec.UNSET or before == after:
             return None
-        before, pool_id = self._pools[message.subject], subjects.last_token(message.subject)
-        if before == after:
-            return None
-        at_ms = message.stored_ms or self._now_ms()
-        return spec_change.audit(before, after, pool_id, at_ms, self._actor, revision=message.seq)
+        pool_id = subjects.last_token(message.subject)
+        record = AuditRecord(
+            event=AuditEvent.POOL_CHANGED,
+            task_id=pool_id,
+            at_ms=message.stored_ms or self._now_ms(),
+            actor=self._actor,
+            pool_id=pool_id,
+            detail={"changes": [str(each) for each in changes(before, after)] if after is not None else ["removed"]},
+        )
+        return change_note.stored(record, streams.SPEC, message.seq)
 
     def _passed(self, message: Message) -> None:
         pool = _pool(message)
@@ -134,7 +150,7 @@ class UnauditedChanges:
 
     async def _now_with(self, model: str) -> list[PoolSpec]:
         """Pools of the model. What is too young to be looked at counts, too: a pool may have another one by now."""
-        known = [pool.id for pool in self._pools.values() if pool is not None and pool.model == model]
+        known = [pool.id for pool in self._pools.values() if isinstance(pool, PoolSpec) and pool.model == model]
         return [pool for pool_id in known if (pool := (await POOLS.read(self._bus, pool_id)).value) is not None]
 
     async def _stands(self, record: AuditRecord) -> bool:
@@ -153,7 +169,7 @@ def _tells(message: Message, record: AuditRecord) -> bool:
     except UNREADABLE as error:
         log.warning("the audit record at %s #%d cannot be read: %s", message.subject, message.seq, error)
         return False
-    return any(mark in record.detail and known.detail.get(mark) == record.detail[mark] for mark in _MARKS)
+    return known.detail.get(change_note.STORED) == record.detail[change_note.STORED]
 
 
 def _pool(message: Message) -> PoolSpec | msgspec.UnsetType | None:

@@ -103,8 +103,6 @@ class ReplicaLost(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class PoolChanged(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     at_ms: int
     spec: PoolSpec
-    seq: int = 0
-    """Of the stored specification, for the audit trail; 0 when there is none."""
 
 
 class PoolRemoved(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -112,7 +110,6 @@ class PoolRemoved(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     at_ms: int
     pool_id: str
-    seq: int = 0
 
 
 class BacklogRead(msgspec.Struct, frozen=True, kw_only=True, gc=False):

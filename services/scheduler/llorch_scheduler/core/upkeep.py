@@ -2,7 +2,6 @@
 
 from typing import Final
 
-from llorch_scheduler.core import spec_change
 from llorch_scheduler.core.effects import Audit
 from llorch_scheduler.core.endings import Endings
 from llorch_scheduler.core.events import BacklogRead, PoolChanged, PoolRemoved, Tick
@@ -46,7 +45,6 @@ class Upkeep:
         pool = self._state.pool(event.spec.id, event.at_ms)
         if pool.spec == event.spec:
             return
-        self._audit(pool, event.spec, event.at_ms, event.seq)
         pool.spec, pool.dirty = event.spec, True
         self._state.fleet.pool(pool.pool_id).configure(event.spec)
         pool.queue.configure(event.spec, event.at_ms)
@@ -56,15 +54,8 @@ class Upkeep:
     def pool_removed(self, event: PoolRemoved) -> None:
         pool = self._state.pool(event.pool_id, event.at_ms)
         if pool.spec is not None:
-            self._audit(pool, None, event.at_ms, event.seq)
             pool.spec, pool.dirty = None, True
             self._state.fleet.pool(pool.pool_id).configure(None)
-
-    def _audit(self, pool: Pool, after: PoolSpec | None, at_ms: int, revision: int) -> None:
-        """What a takeover reads is no change. What changed while nobody was in office is found in the spec bucket."""
-        if self._state.rebuilt_ms >= 0:
-            record = spec_change.audit(pool.spec, after, pool.pool_id, at_ms, self._state.actor, revision=revision)
-            self._state.effect(Audit(record=record))
 
     def backlog_read(self, event: BacklogRead) -> None:
         pool = self._state.pool(event.pool_id, event.at_ms)
