@@ -1,28 +1,23 @@
 """Three real servers: what the token log may lack although every connection of the node stands."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from llorch_poold.token_log import TokenLog
 from llorch_shared import streams, subjects
 from llorch_shared.bus.nats import connect
-from llorch_shared.bus.port import Bus, BusError
-from llorch_shared.bus.topology import Topology
+from llorch_shared.bus.port import Bus
 from llorch_shared.settings import NatsSettings
+from support.nats_cluster import TOKEN_LOG, WITHIN_S, done, lead, running, until
 from support.nats_server import NatsCluster
 
 pytestmark = [pytest.mark.nats, pytest.mark.timeout(180)]
 
-WITHIN_S = 60.0
 HOME, LEADER, OTHER = "nats-1", "nats-2", "nats-3"
 FRAMES = [b"%d" % number for number in range(20)]
 SUBJECT = subjects.tokens("gw-1", "task")
-TOPOLOGY = Topology(streams=tuple(it for it in streams.base(replicas=3).streams if it.name == streams.TOK))
 
 
 async def test_an_election_and_a_lost_route_are_seen_and_what_follows_is_stored(tmp_path: Path) -> None:
@@ -30,7 +25,7 @@ async def test_an_election_and_a_lost_route_are_seen_and_what_follows_is_stored(
         settings = [NatsSettings(url=cluster.named(name).url, replicas=3) for name in (HOME, OTHER)]
         bus, reader = [await connect(each, name=f"node-{number}") for number, each in enumerate(settings)]
         try:
-            await until(lambda: done(bus.ensure(TOPOLOGY)))
+            await until(lambda: done(bus.ensure(TOKEN_LOG)))
             await lead(bus, LEADER)
             log = TokenLog(bus, "node-1")
             await until(lambda: settled(log))
@@ -56,32 +51,6 @@ async def test_an_election_and_a_lost_route_are_seen_and_what_follows_is_stored(
             await reader.close()
 
 
-@contextlib.asynccontextmanager
-async def running(cluster: NatsCluster) -> AsyncIterator[NatsCluster]:
-    try:
-        for link in cluster.links.values():
-            await link.start()
-        await asyncio.to_thread(cluster.start)
-        yield cluster
-    finally:
-        cluster.stop()
-        for link in cluster.links.values():
-            await link.close()
-
-
-async def lead(bus: Bus, server: str) -> None:
-    """Have this server lead the token log."""
-    wish = msgspec.json.encode({"placement": {"preferred": server}})
-
-    async def leads() -> bool:
-        if (await bus.stream_state(streams.TOK)).leader == server:
-            return True
-        await bus.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{streams.TOK}", wish)
-        return False
-
-    await until(leads)
-
-
 async def settled(log: TokenLog) -> bool:
     return not await log.look() and log.sure
 
@@ -98,17 +67,3 @@ async def repaired(log: TokenLog) -> bool:
 
 async def holds_all(reader: Bus) -> bool:
     return [message.data for message in await reader.replay(streams.TOK, SUBJECT)] == FRAMES
-
-
-async def done(work: Awaitable[None]) -> bool:
-    await work
-    return True
-
-
-async def until(question: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while True:
-            with contextlib.suppress(BusError):
-                if await question():
-                    return
-            await asyncio.sleep(0.05)

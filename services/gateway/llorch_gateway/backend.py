@@ -115,6 +115,7 @@ class Backend:
         """Keep time until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.router.pulse(), name="router pulse")
+            group.create_task(self.log_life.keep(), name="life of the token log")
             group.create_task(self._forget_old_loads(), name="old loads")
             group.create_task(self._resubmissions.look(), name="resubmissions")
 
