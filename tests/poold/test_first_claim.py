@@ -1,7 +1,9 @@
 """The claim of a first placement is its task's first record."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -10,10 +12,11 @@ from llorch_poold.engine_call import EngineCall
 from llorch_poold.node_context import INTERRUPTIBLE_DECODE
 from llorch_poold.run_store import RunStore
 from llorch_shared import streams, subjects
+from llorch_shared.wire.registry import ReplicaRecord
 from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
 from support.nats_server import NatsServer
-from support.node_harness import NodeHarness, mock_pool
+from support.node_harness import NodeHarness, Placed, mock_pool
 
 pytestmark = pytest.mark.nats
 
@@ -50,69 +53,64 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[EngineCall]:
     return begun
 
 
-async def until_asked(claim: LateClaim) -> None:
-    await asyncio.wait_for(claim.asked.wait(), DEADLINE_S)
+class Asked(NamedTuple):
+    """A node whose claim of a task waits for `let`."""
+
+    node: NodeHarness
+    replica: ReplicaRecord
+    task: Placed
+    let: asyncio.Event
+
+
+@pytest.fixture
+async def asked(nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Asked]:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
+        replica = await node.ready()
+        claim = LateClaim(monkeypatch)
+        task = await node.place(max_tokens=3)
+        await asyncio.wait_for(claim.asked.wait(), DEADLINE_S)
+        yield Asked(node, replica, task, claim.let)
 
 
 async def test_a_claim_makes_the_record_and_only_then_the_engine_is_called(
-    nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[EngineCall]
+    asked: Asked, calls: list[EngineCall]
 ) -> None:
-    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
-        await node.ready()
-        claim = LateClaim(monkeypatch)
-        task = await node.place(max_tokens=3)
-        await until_asked(claim)
-        assert await node.bus.last(streams.RUN, subjects.run(task.task_id)) is None
-        assert not calls
-        claim.let.set()
-        await node.until_ended(task)
-        assert (len(task.tokens), len(calls)) == (3, 1)
+    node, _, task, let = asked
+    assert await node.bus.last(streams.RUN, subjects.run(task.task_id)) is None
+    assert not calls
+    let.set()
+    await node.until_ended(task)
+    assert (len(task.tokens), len(calls)) == (3, 1)
 
 
-async def test_a_placement_that_was_recorded_before_its_claim_is_claimed(
-    nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_placement_that_was_recorded_before_its_claim_is_claimed(asked: Asked) -> None:
     """The scheduler has heard of no claim for a moment."""
-    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
-        await node.ready()
-        claim = LateClaim(monkeypatch)
-        task = await node.place(max_tokens=3)
-        await until_asked(claim)
-        seq = await node.record(task.run)
-        claim.let.set()
-        await node.until_ended(task)
-        assert len(task.tokens) == 3
-        assert (await node.run_of(task.task_id))[1] == seq + 2, "the claim, and the end"
+    node, _, task, let = asked
+    seq = await node.record(task.run)
+    let.set()
+    await node.until_ended(task)
+    assert len(task.tokens) == 3
+    assert (await node.run_of(task.task_id))[1] == seq + 2, "the claim, and the end"
 
 
-async def test_a_claim_that_is_lost_calls_no_engine_and_leaves_its_slot(
-    nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[EngineCall]
-) -> None:
-    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
-        await node.ready()
-        claim = LateClaim(monkeypatch)
-        task = await node.place(max_tokens=3)
-        await until_asked(claim)
-        taken = msgspec.structs.replace(task.run, replica_id="mock-node-2-1")
-        await node.record(taken)
-        claim.let.set()
-        other = await node.until_ended(await node.place(max_tokens=3))
-        assert (len(task.messages), len(other.tokens), len(calls)) == (0, 3, 1)
-        assert (await node.run_of(task.task_id))[0] == taken
+async def test_a_claim_that_is_lost_calls_no_engine_and_leaves_its_slot(asked: Asked, calls: list[EngineCall]) -> None:
+    node, _, task, let = asked
+    taken = msgspec.structs.replace(task.run, replica_id="mock-node-2-1")
+    await node.record(taken)
+    let.set()
+    other = await node.until_ended(await node.place(max_tokens=3))
+    assert (len(task.messages), len(other.tokens), len(calls)) == (0, 3, 1)
+    assert (await node.run_of(task.task_id))[0] == taken
 
 
 async def test_a_replica_that_drains_while_a_task_is_claimed_gives_it_back(
-    nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[EngineCall]
+    asked: Asked, calls: list[EngineCall]
 ) -> None:
-    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
-        replica = await node.ready()
-        assert INTERRUPTIBLE_DECODE in replica.features
-        claim = LateClaim(monkeypatch)
-        task = await node.place(max_tokens=3)
-        await until_asked(claim)
-        (run,) = node.node.reconciler.replicas[replica.replica_id].slots.runs.values()
-        run.hand_over()
-        claim.let.set()
-        back = await node.until_preempted(task)
-        assert (back.state, back.replica_id, back.preemptions) == (TaskState.PLACED, "", 1)
-        assert not calls
+    node, replica, task, let = asked
+    assert INTERRUPTIBLE_DECODE in replica.features
+    (run,) = node.node.reconciler.replicas[replica.replica_id].slots.runs.values()
+    run.hand_over()
+    let.set()
+    back = await node.until_preempted(task)
+    assert (back.state, back.replica_id, back.preemptions) == (TaskState.PLACED, "", 1)
+    assert not calls
