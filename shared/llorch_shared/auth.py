@@ -10,6 +10,7 @@ import hmac
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Protocol
 
 from llorch_shared.errors import ErrorCode, OrchError
@@ -154,6 +155,7 @@ def fingerprint(token: str) -> str:
     return digest(token).hex()[:6]
 
 
+@lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     """127/8, ::1 (also when mapped), and the name localhost."""
     if host == LOCALHOST:

@@ -63,7 +63,10 @@ def _route(
     serving = [pool for pool in alive if _serves(request, replicas[pool.id])]
     if not serving:
         raise invalid(f"no replica of {request.model_ref} serves the workload {request.workload}")
-    return min(_preferred(request, serving), key=lambda pool: (_wait_ms(request, loads.get(pool.id), tenant), pool.id))
+    preferred = _preferred(request, serving)
+    if len(preferred) == 1:
+        return preferred[0]
+    return min(preferred, key=lambda pool: (_wait_ms(request, loads.get(pool.id), tenant), pool.id))
 
 
 def _matching(request: TaskRequest, pools: Iterable[PoolSpec]) -> list[PoolSpec]:

@@ -264,6 +264,14 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
         payload="PreemptRequest",
     ),
     Subject(
+        pattern=subjects.PLACEMENT_AHEAD,
+        title="Run this: a task's first placement, whose claim makes its record; stored for it if nobody claims it",
+        publishers=("scheduler",),
+        consumers=("poold",),
+        delivery=Delivery.SIGNAL,
+        payload="Placement",
+    ),
+    Subject(
         pattern=subjects.SCHEDULER_HERE,
         title="Are you there? When nobody listens here any more, several times in a row, this scheduler is gone",
         publishers=("scheduler",),

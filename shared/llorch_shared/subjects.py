@@ -38,6 +38,7 @@ LOCATE: Final = "llorch.sch.{shard}.locate"
 APPOINT: Final = "llorch.sch.{shard}.appoint"
 SESSION_SEEN: Final = "llorch.sch.{shard}.session"
 PREEMPT: Final = "llorch.pre.{node}"
+PLACEMENT_AHEAD: Final = "llorch.ahead.{node}"
 SCHEDULER_HERE: Final = "llorch.here.scheduler.{instance}"
 NODE_HERE: Final = "llorch.here.node.{node}"
 PROVISION_ENGINE: Final = "llorch.prov.{node}.engine.ensure"
@@ -337,6 +338,10 @@ def session_seen(shard: int) -> str:
 
 def preempt(node: str) -> str:
     return f"llorch.pre.{token(node)}"
+
+
+def placement_ahead(node: str) -> str:
+    return f"llorch.ahead.{token(node)}"
 
 
 def scheduler_here(instance: str) -> str:

@@ -114,3 +114,27 @@ async def test_a_replica_that_drains_while_a_task_is_claimed_gives_it_back(
     back = await node.until_preempted(task)
     assert (back.state, back.replica_id, back.preemptions) == (TaskState.PLACED, "", 1)
     assert not calls
+
+
+async def test_a_placement_that_is_stored_after_its_signal_begins_once(asked: Asked, calls: list[EngineCall]) -> None:
+    """Whether it comes while the task is claimed, or after its end."""
+    node, _, task, let = asked
+    seq = await node.record(task.run)
+    await node.store_placement(task.run, seq)
+    let.set()
+    await node.until_ended(task)
+    await node.store_placement(task.run, seq)
+    other = await node.until_ended(await node.place(max_tokens=3, ahead=False))
+    assert (len(task.tokens), len(other.tokens), len(calls)) == (3, 3, 2)
+    assert (await node.run_of(task.task_id))[1] == seq + 2
+
+
+async def test_a_signal_that_no_node_can_read_or_place_begins_nothing(
+    nats_server: NatsServer, tmp_path: Path, calls: list[EngineCall]
+) -> None:
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool()]) as node:
+        await node.ready()
+        node.bus.publish(subjects.placement_ahead("node-1"), b"no placement")
+        await node.place(replica_id="mock-node-1-9", max_tokens=3)
+        await node.until_ended(await node.place(max_tokens=3))
+        assert len(calls) == 1

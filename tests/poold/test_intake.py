@@ -33,6 +33,9 @@ class Taker:
     async def wait_free_slot(self) -> None:
         await asyncio.sleep(0)
 
+    def holds(self, placement: Placement) -> bool:
+        return False
+
     def begin(self, placement: Placement, delivery: Delivery) -> None:
         self.begun.append(placement.run.task_id)
 

@@ -90,7 +90,7 @@ async def test_more_placements_than_slots_wait_their_turn(nats_server: NatsServe
         async with asyncio.timeout(15):
             while await node.busy_slots() < 2:
                 await asyncio.sleep(0.005)
-        later = [await node.place(max_tokens=10, prompt=f"task {number}") for number in range(2, 7)]
+        later = [await node.place(max_tokens=10, prompt=f"task {number}", ahead=False) for number in range(2, 7)]
         for task in (*first, *later):
             await node.until_ended(task)
         assert [task.data("end")[0]["tokens_out"] for task in (*first, *later)] == [300] * 2 + [10] * 5

@@ -152,7 +152,7 @@ async def test_an_engine_with_a_task_in_it_is_not_replaced(held: Slots) -> None:
     assert not held.runs
 
 
-async def test_a_task_that_was_fetched_before_its_slot_is_erased_begins_when_it_has_been(held: Slots) -> None:
+async def test_a_task_that_is_signalled_while_its_slot_is_erased_begins_when_it_has_been(held: Slots) -> None:
     engine = Engine()
     held.open(cast(Any, engine), FACTS)
     held.begin(PLACEMENT, cast(Any, None))
@@ -166,10 +166,25 @@ async def test_a_task_that_was_fetched_before_its_slot_is_erased_begins_when_it_
     held.sweep()
     await engine.asked.wait()
     assert held.free_slots() == 0
-    held.begin(PLACEMENT, cast(Any, None))
-    await asyncio.sleep(0)
+    held.begin_ahead(PLACEMENT)
+    held.begin_ahead(PLACEMENT)
     assert len(Run.begun) == 1
     engine.may.set()
     await until(lambda: len(Run.begun) == 2)
     await held.finished(DEADLINE_S)
     assert held.free_slots() == 1
+    assert len(Run.begun) == 2, "no more of them wait than there are slots"
+
+
+async def test_nothing_that_is_signalled_begins_on_a_replica_that_takes_no_more(held: Slots) -> None:
+    engine = Engine()
+    held.begin_ahead(PLACEMENT)
+    held.open(cast(Any, engine), FACTS)
+    Run.may_end.clear()
+    held.begin_ahead(PLACEMENT)
+    held.begin_ahead(PLACEMENT)
+    await until(lambda: bool(Run.begun))
+    held.close()
+    Run.may_end.set()
+    await held.finished(DEADLINE_S)
+    assert len(Run.begun) == 1

@@ -224,13 +224,16 @@ class World:
         self.perform(Late(self.unclaimed.pop(task)), fault=fault)
 
     def perform(self, effect: Effect | Late, *, fault: str = "", heard: bool = True) -> None:
-        """`fault`: `lost` nothing is stored; `unsure` the record, or the placement that goes ahead of it, is stored and
-        nobody knows; `half` what comes after the record fails. `heard` is false for a scheduler that is no more."""
+        """`fault`: `lost` nothing is stored, or its node misses the signal; `unsure` the record is stored and nobody
+        knows; `half` what comes after the record fails. `heard` is false for a scheduler that is no more."""
         if isinstance(effect, Place) and effect.ahead:
-            self._send_ahead(effect, fault, heard)
+            if fault != "lost":
+                self._placement(effect.record, 0)
+            if heard:
+                self.unclaimed[effect.record.task_id] = effect
             return
         if isinstance(effect, Late):
-            if fault:
+            if fault in ("lost", "unsure"):
                 if fault == "unsure":
                     self.cas(effect.place.record, effect.place.expect_seq)
                 if heard:
@@ -271,19 +274,10 @@ class World:
         if fault == "half":
             self._hear(WriteFailed(**common, run_seq=seq, ref=ref), heard)
             return
-        if isinstance(effect, Place) and not effect.ahead:
+        if isinstance(effect, Place):
             self._placement(effect.record, seq)
         self.acked(ref)
         self._hear(WriteDone(**common, run_seq=seq), heard)
-
-    def _send_ahead(self, effect: Place, fault: str, heard: bool) -> None:
-        task = effect.record.task_id
-        if fault != "lost":
-            self._placement(effect.record, 0)
-        if fault:
-            self._hear(WriteFailed(at_ms=self.now, ticket=effect.ticket, task_id=task, ref=effect.ref), heard)
-        elif heard:
-            self.unclaimed[task] = effect
 
     def acked(self, ref: AdmissionRef | None) -> None:
         if ref is not None and (event := self.admissions.pop(ref, None)) is not None:
@@ -296,8 +290,11 @@ class World:
 
     def _placement(self, record: RunRecord, seq: int) -> None:
         replica = self.replicas.get(record.replica_id)
-        if replica is not None and (record, seq) not in replica.placements:
-            replica.placements.append((record, seq))
+        if replica is None or (record, seq) in replica.placements:
+            return
+        if (record, 0) in replica.placements:
+            replica.placements.remove((record, 0))  # a node knows what it was signalled
+        replica.placements.append((record, seq))
 
     def settle(self) -> None:
         """Perform everything, deliver everything."""

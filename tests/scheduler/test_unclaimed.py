@@ -82,8 +82,10 @@ async def test_what_nobody_claims_is_recorded_as_placed_and_can_still_be_claimed
         await place.client.admit(task)
         await eventually(lambda: seen.get(task.task_id) == [TaskState.PLACED])
         await until_free(place)
-        (placement,) = node.placements
-        await node._claim(placement)
+        await eventually(lambda: len(node.placements) == 2)
+        signalled, stored = node.placements
+        assert (signalled.run, signalled.run_seq) == (stored.run, 0)
+        await node._claim(signalled)
         await eventually(lambda: seen[task.task_id] == [TaskState.PLACED, TaskState.RUNNING])
 
 
@@ -146,40 +148,54 @@ async def test_a_scheduler_that_leaves_records_what_is_placed(monkeypatch: pytes
         assert await depth(place) == 0
 
 
-async def test_what_could_not_be_sent_is_placed_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not recorded as placed while it is not known whether its node will get it: it would lie there."""
-    monkeypatch.setattr(unclaimed, "MOMENT_S", 0.0)
+async def test_a_placement_whose_signal_its_node_misses_is_stored_for_it() -> None:
     async with town(MemoryWorld()) as place:
-        node = await served(place)
-
-        async def goes_nowhere(_: RunStore, record: RunRecord) -> None:
-            await asyncio.sleep(0.1)
-            raise Unanswered(f"the placement of {record.task_id}")
-
-        monkeypatch.setattr(RunStore, "placement_ahead", goes_nowhere)
+        node, seen = await served(place, hears_ahead=False), await Seen().follow(place)
         task = request()
         await place.client.admit(task)
-        await eventually(lambda: task.task_id in node.held, 10)
+        await eventually(lambda: task.task_id in node.held)
+        await eventually(lambda: seen[task.task_id] == [TaskState.PLACED, TaskState.RUNNING])
+        assert [each.run_seq > 0 for each in node.placements] == [True]
         assert node.held[task.task_id][0].attempt == 1
 
 
-@pytest.mark.parametrize("ahead", [True, False])
+async def test_a_placement_whose_record_stands_and_that_could_not_be_stored_is_placed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with town(MemoryWorld()) as place:
+        node = await served(place, hears_ahead=False)
+        placement, tries = RunStore.placement, 0
+
+        async def fails_once(store: RunStore, record: RunRecord, run_seq: int) -> None:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise Unanswered(f"the placement of {record.task_id}")
+            await placement(store, record, run_seq)
+
+        monkeypatch.setattr(RunStore, "placement", fails_once)
+        task = request()
+        await place.client.admit(task)
+        await eventually(lambda: task.task_id in node.held, 10)
+        assert tries == 2
+        assert node.held[task.task_id][0].attempt == 1
+
+
 async def test_a_claim_of_a_placement_that_nobody_confirmed_is_on_record_as_placed(
-    monkeypatch: pytest.MonkeyPatch, ahead: bool
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its task is placed again otherwise."""
     async with town(MemoryWorld()) as place:
-        node = await served(place, Limits(pause_ms=60_000), takes_ahead=ahead)
+        node = await served(place, Limits(pause_ms=60_000), takes_ahead=False)
         node.claiming = False
-        method, failed = "placement_ahead" if ahead else "placement", asyncio.Event()
-        sends = getattr(RunStore, method)
+        sends, failed = RunStore.placement, asyncio.Event()
 
-        async def lost(runs: RunStore, record: RunRecord, *run_seq: int) -> None:
-            await sends(runs, record, *run_seq)
+        async def lost(runs: RunStore, record: RunRecord, run_seq: int) -> None:
+            await sends(runs, record, run_seq)
             failed.set()
             raise Unanswered(f"the placement of {record.task_id}")
 
-        monkeypatch.setattr(RunStore, method, lost)
+        monkeypatch.setattr(RunStore, "placement", lost)
         task = request()
         await place.client.admit(task)
         await failed.wait()

@@ -12,7 +12,17 @@ import msgspec
 from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.service import Scheduler
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Bus, BusError, Consumer, NoStream, Stored, Unanswered, WrongSequence
+from llorch_shared.bus.port import (
+    Bus,
+    BusError,
+    Consumer,
+    Delivery,
+    Message,
+    NoStream,
+    Stored,
+    Unanswered,
+    WrongSequence,
+)
 from llorch_shared.lifecycle import Stop
 from llorch_shared.metrics import Metrics
 from llorch_shared.settings import SchedulerSettings, Settings
@@ -119,10 +129,12 @@ class Node:
         ttl_s: float = 3,
         model: str = MODEL,
         takes_ahead: bool = True,
+        hears_ahead: bool = True,
     ) -> None:
-        """`takes_ahead` false: of the release before."""
+        """`takes_ahead` false: of the release before. `hears_ahead` false: it misses the signals."""
         self.model = model
         self.takes_ahead = takes_ahead
+        self.hears_ahead = takes_ahead and hears_ahead
         self.bus, self.pool, self.replica, self.slots = bus, pool, replica, slots
         self.name, self.ttl_s = name, ttl_s
         self.incarnation = uuid.uuid4().hex[:8]
@@ -134,10 +146,13 @@ class Node:
         self.claiming = True
         self.placements: list[Placement] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._taken: asyncio.Queue[tuple[Placement, Delivery | None]] = asyncio.Queue()
 
     async def start(self) -> None:
         await self.bus.ensure(streams.placements(self.pool, self.replica))
-        self._tasks = [asyncio.create_task(self._pull()), asyncio.create_task(self._report())]
+        if self.hears_ahead:
+            await self.bus.subscribe(subjects.placement_ahead(self.name), self._signalled)
+        self._tasks = [asyncio.create_task(each()) for each in (self._pull, self._take, self._report)]
         await self.report()
 
     async def _pull(self) -> None:
@@ -149,13 +164,28 @@ class Node:
                 await consumer.reset()
                 while True:
                     for delivery in await consumer.fetch(100, 1.0):
-                        placement = PLACEMENT_DECODER.decode(delivery.message.data)
-                        self.placements.append(placement)
-                        if self.claiming:
-                            with contextlib.suppress(WrongSequence):
-                                await self._claim(placement)
-                            await delivery.ack()
+                        self._placed(PLACEMENT_DECODER.decode(delivery.message.data), delivery)
             await asyncio.sleep(0.05)
+
+    def _signalled(self, message: Message) -> None:
+        placement = PLACEMENT_DECODER.decode(message.data)
+        if placement.run.replica_id == self.replica:
+            self._placed(placement, None)
+
+    def _placed(self, placement: Placement, delivery: Delivery | None) -> None:
+        self.placements.append(placement)
+        if self.claiming:
+            self._taken.put_nowait((placement, delivery))
+
+    async def _take(self) -> None:
+        """In the order in which they came."""
+        while True:
+            placement, delivery = await self._taken.get()
+            with contextlib.suppress(BusError):
+                with contextlib.suppress(WrongSequence):
+                    await self._claim(placement)
+                if delivery is not None:
+                    await delivery.ack()
 
     async def _claim(self, placement: Placement) -> None:
         record = msgspec.structs.replace(

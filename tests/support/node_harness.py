@@ -285,7 +285,14 @@ class NodeHarness:
         )
 
     async def _send(self, placement: Placement) -> None:
-        run = placement.run
+        if placement.run_seq:
+            await self.store_placement(placement.run, placement.run_seq)
+        else:
+            self.bus.publish(subjects.placement_ahead("node-1"), msgspec.json.encode(placement))
+
+    async def store_placement(self, run: RunRecord, seq: int) -> None:
+        """For its replica."""
+        placement = Placement(run=run, run_seq=seq)
         await self.bus.store(subjects.placement(run.pool_id, run.replica_id), msgspec.json.encode(placement))
 
     async def resume(self, placed: Placed, *, replica_id: str = "mock-node-1-1", **changes: Any) -> Placed:

@@ -118,10 +118,10 @@ class EngineCall:
             self._answered.clear()
             self._busy = False
             self._submitted = True
-            says = f"asks {self._facts.replica_id} for {request.max_tokens} tokens, attempt {run.attempt}"
-            self._voice.tell("engine.submit", says, seed=call.seed)
             self._clock.submitted()
             self._generation = self._host.submit(call, self)
+            says = f"asks {self._facts.replica_id} for {request.max_tokens} tokens, attempt {run.attempt}"
+            self._voice.tell("engine.submit", says, seed=call.seed)
             await self._answered.wait()
             if not self._busy or self._core.outcome is not None:
                 return

@@ -1,4 +1,4 @@
-"""Takes placements of one replica off the bus, never more than it has free slots (ARCHITECTURE, invariant 6).
+"""Takes placements that are stored for one replica, never more than it has free slots (ARCHITECTURE, invariant 6).
 
 A placement that cannot be read is set aside as a dead letter, beside the taking: the replica serves on even while no
 letter can be stored. Its task is not lost by it: the scheduler takes back what nobody claims.
@@ -27,6 +27,8 @@ class Taker(Protocol):
     def free_slots(self) -> int: ...
 
     async def wait_free_slot(self) -> None: ...
+
+    def holds(self, placement: Placement) -> bool: ...
 
     def begin(self, placement: Placement, delivery: Delivery) -> None: ...
 
@@ -83,8 +85,17 @@ class Intake:
                 except Unreadable as error:
                     self._poison.put_nowait((delivery, error))
                     continue
-                self._taker.begin(placement, delivery)
+                await self._begin(placement, delivery)
             await asyncio.sleep(0)  # what has begun goes before the question for more
+
+    async def _begin(self, placement: Placement, delivery: Delivery) -> None:
+        """What was signalled since it was asked for may be the same, or have taken the slot. Raises BusError."""
+        while not self._taker.holds(placement):
+            if self._taker.free_slots() > 0:
+                self._taker.begin(placement, delivery)
+                return
+            await self._taker.wait_free_slot()
+        await delivery.ack()
 
     async def _set_aside(self) -> None:
         """Letter first, then the acknowledgement; one after the other, until cancelled."""

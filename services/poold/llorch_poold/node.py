@@ -31,7 +31,8 @@ from llorch_shared.live_table import LiveTable
 from llorch_shared.settings import Settings
 from llorch_shared.wall_clock import now_ms
 from llorch_shared.wire.registry import NodeRecord
-from llorch_shared.wire.run import PREEMPT_DECODER
+from llorch_shared.wire.run import PLACEMENT_DECODER, PREEMPT_DECODER
+from llorch_shared.wire.version import Kind, Unreadable, decode
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class Node:
         heard: tuple[Step, ...] = (
             lambda: bus.subscribe(subjects.ALL_CANCEL_SIGNALS, self._on_cancel),
             lambda: bus.subscribe(subjects.preempt(context.node_id), self._on_preempt),
+            lambda: bus.subscribe(subjects.placement_ahead(context.node_id), self._on_placement_ahead),
             self._session_ends.start,
             lambda: bus.serve(subjects.node_here(context.node_id), here),
         )
@@ -175,6 +177,16 @@ class Node:
             log.info("task %s does not run here and cannot be preempted", request.task_id)
         for run in runs:
             run.preempt(request)
+
+    def _on_placement_ahead(self, message: Message) -> None:
+        """What cannot be taken now is stored for its replica a moment later, and told of there."""
+        try:
+            placement = decode(Kind.PLACEMENT, PLACEMENT_DECODER, message.data, message.headers)
+        except Unreadable as error:
+            log.debug("a placement cannot be read, its scheduler will store it: %s", error)
+            return
+        if (replica := self.reconciler.replicas.get(placement.run.replica_id)) is not None:
+            replica.slots.begin_ahead(placement)
 
     def _runs(self) -> list[TaskRun]:
         return [run for replica in self.reconciler.replicas.values() for run in replica.slots.runs.values()]

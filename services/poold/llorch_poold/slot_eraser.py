@@ -91,11 +91,6 @@ class SlotEraser:
             self._later.cancel()
         self._later = None if pause_s is None else asyncio.get_running_loop().call_later(pause_s, self.sweep)
 
-    async def settled(self, slot: int) -> None:
-        """Wait until it is not being erased."""
-        if (erasing := self.busy.get(slot)) is not None:
-            await asyncio.wait({erasing})
-
     async def _erase(self, life: EngineLife, slot: int) -> None:
         began = _clock()
         try:

@@ -7,6 +7,7 @@ Not here: when an engine starts, ends or is ready. Tasks of an engine that broke
 import asyncio
 import dataclasses
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -47,19 +48,22 @@ class Slots:
         self._open = False
         self.runs: Final[dict[int, TaskRun]] = {}
         self._work: Final[dict[asyncio.Task[None], TaskRun]] = {}
+        self._ahead: Final[deque[Placement]] = deque()
+        """Signalled, and without a slot yet: the scheduler knows of an end before its slot is free. Bounded by them."""
         self._freed: Final = asyncio.Event()
         self._eraser: Final = SlotEraser(
-            node.metrics, running=lambda: self.runs, freed=self._freed.set, replace=self._replace_engine
+            node.metrics, running=lambda: self.runs, freed=self._slot_freed, replace=self._replace_engine
         )
 
     def open(self, life: EngineLife, facts: ReplicaFacts) -> None:
         self._life, self._facts, self._open = life, facts, True
         self._eraser.open(facts, life)
-        self._freed.set()
+        self._slot_freed()
 
     def close(self) -> None:
         """Take no more; what runs goes on."""
         self._open = False
+        self._ahead.clear()
 
     def free_slots(self) -> int:
         if not self._open or self._life is None:
@@ -71,15 +75,27 @@ class Slots:
             self._freed.clear()
             await self._freed.wait()
 
-    def begin(self, placement: Placement, delivery: Delivery) -> None:
-        """Give a placed task a slot of its own. Only called where one was free when the task was fetched: it may have
-        to wait until that one has been erased."""
+    def holds(self, placement: Placement) -> bool:
+        """Whether this very placement was taken when it was signalled."""
+        return any(run.is_of(placement) for run in self.runs.values())
+
+    def begin_ahead(self, placement: Placement) -> None:
+        """What cannot be taken is stored for the replica a moment later."""
+        if self.free_slots() > 0:
+            self.begin(placement, None)
+        elif self._open and self._life is not None and len(self._ahead) < self._life.slots:
+            self._ahead.append(placement)
+
+    def _slot_freed(self) -> None:
+        while self._ahead and self.free_slots() > 0:
+            self.begin(self._ahead.popleft(), None)
+        self._freed.set()
+
+    def begin(self, placement: Placement, delivery: Delivery | None) -> None:
+        """Give a placed task a slot of its own, of which there is one. `delivery`: of one that is stored."""
         assert self._facts is not None
         assert self._life is not None
-        taken = self.runs.keys() | self._eraser.busy.keys()
-        if len(taken) >= self._life.slots:
-            taken = set(self.runs)
-        slot = self._eraser.memory.pick(session_of(placement.run), taken)
+        slot = self._eraser.memory.pick(session_of(placement.run), self.runs.keys() | self._eraser.busy.keys())
         run = TaskRun(self._node, self, self._facts, slot=slot, placement=placement, delivery=delivery)
         self.runs[slot] = run
         task = asyncio.create_task(self._hold(run), name=f"task {run.task_id}")
@@ -88,7 +104,6 @@ class Slots:
 
     async def _hold(self, run: TaskRun) -> None:
         try:
-            await self._eraser.settled(run.slot)
             await run.run()
         except Exception:
             log.exception("task %s: the node failed to carry it", run.task_id)
@@ -99,7 +114,7 @@ class Slots:
                 del self.runs[run.slot]
                 self._eraser.memory.left(run.slot, run.session, now_ms(), generated=run.generated)
                 self._eraser.sweep()
-            self._freed.set()
+            self._slot_freed()
             if run.left:
                 self._dropped()
         await run.audit()

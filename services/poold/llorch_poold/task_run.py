@@ -49,8 +49,9 @@ class TaskRun:
         *,
         slot: int,
         placement: Placement,
-        delivery: Delivery,
+        delivery: Delivery | None,
     ) -> None:
+        """`delivery`: None for what was signalled."""
         self._node: Final = node
         self._host: Final = host
         self._facts: Final = facts
@@ -77,6 +78,8 @@ class TaskRun:
         )
         self.cancellation: Final = Cancellation(node, self._core, self._conclude)
         self._acknowledging: asyncio.Task[None] | None = None
+        self._auditing: asyncio.Task[None] | None = None
+        """Of the claim, beside the call of the engine."""
         self._preemption: PreemptRequest | None = None
         """Heard before it was known what readers have."""
         self._leaves = False
@@ -94,6 +97,10 @@ class TaskRun:
     def generated(self) -> bool:
         """It had a token here."""
         return self._core.tokens_out > self._core.first
+
+    def is_of(self, placement: Placement) -> bool:
+        """Whether it was begun by this very placement, wherever its record stands by now."""
+        return self._placement.run == placement.run
 
     @property
     def left(self) -> bool:
@@ -121,7 +128,8 @@ class TaskRun:
             await self._finish()
         finally:
             self._call.close()
-            await asyncio.gather(self._begin_acknowledging(), return_exceptions=True)
+            assert self._auditing is not None, "it is claimed"
+            await asyncio.gather(self._begin_acknowledging(), self._auditing, return_exceptions=True)
 
     def preempt(self, request: PreemptRequest) -> None:
         """Make way at once if a later attempt can say the same again, else run on: the scheduler only asked."""
@@ -185,7 +193,9 @@ class TaskRun:
         self._core.claimed(record, seq)
         if self._leaves:
             self._preemption = PreemptRequest(task_id=self.task_id, run_seq=seq)
-        await self._node.audit.record(audit_of(record, seq, self._node.node_id))
+        self._auditing = asyncio.create_task(
+            self._node.audit.record(audit_of(record, seq, self._node.node_id)), name=f"claimed {self.task_id}"
+        )
         return True
 
     def _speaks(self) -> None:
@@ -201,6 +211,8 @@ class TaskRun:
 
     async def _acknowledge(self) -> None:
         """A placement that comes again loses its compare-and-set, so a lost ack costs nothing but that."""
+        if self._delivery is None:
+            return
         try:
             await self._delivery.ack()
         except BusError as error:

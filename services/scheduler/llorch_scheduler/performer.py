@@ -112,8 +112,7 @@ class Performer:
         self._now_ms: Final = now_ms
         self._effects: Final[asyncio.Queue[Effect | _Late | _PlacesDue]] = asyncio.Queue()
         self._unclaimed: Final = Unclaimed(
-            late=lambda place: self._effects.put_nowait(_Late(place)),
-            recorded=self._is_recorded,
+            late=lambda place: self._effects.put_nowait(_Late(place)), recorded=self._is_recorded
         )
         self._claimed: list[Place] = []
         """To be told, with the places that are given back."""
@@ -123,6 +122,8 @@ class Performer:
         """The queue is bounded by the tasks: the core has one write per task under way and one ack per message."""
         if isinstance(effect, TellLoad):
             self._tell(effect)
+        elif isinstance(effect, Place) and effect.ahead:
+            self._send_ahead(effect)
         else:
             self._effects.put_nowait(effect)
 
@@ -172,8 +173,6 @@ class Performer:
 
     async def _perform(self, effect: Effect | _Late | _PlacesDue) -> None:
         match effect:
-            case Place() if effect.ahead:
-                await self._send_ahead(effect)
             case Place() | Requeue() | End():
                 await self._write(effect)
             case _Late():
@@ -220,8 +219,7 @@ class Performer:
             seq = await self._runs.record(effect.record, effect.expect_seq)
             match effect:
                 case Place():
-                    if not effect.ahead:
-                        await self._runs.placement(effect.record, seq)
+                    await self._runs.placement(effect.record, seq)
                 case Requeue():
                     self._narrator.requeued(effect)
                 case End():
@@ -249,8 +247,8 @@ class Performer:
             await self._leave(effect, unreadable)
             return
         except BusError as error:
-            if isinstance(effect, Place) and effect.ahead:
-                log.info("the record of %s, which is placed, waits for the bus: %s", task_id, error)
+            if isinstance(effect, Place) and effect.ahead and not seq:
+                log.info("the record of %s, which may be claimed, waits for the bus: %s", task_id, error)
                 self._unclaimed.not_recorded(effect)
             else:
                 self._not_done(effect, error, seq)
@@ -263,19 +261,15 @@ class Performer:
         elif isinstance(effect, Requeue):
             await self._audit.record(audit_of(effect, seq, self._now_ms(), self._actor))
 
-    async def _send_ahead(self, effect: Place) -> None:
-        """The claim may be heard of before the placement is confirmed."""
-        record = effect.record
-        self._unclaimed.add(effect)
+    def _send_ahead(self, effect: Place) -> None:
+        """At once, for its task waits for nothing else. What the bus or the node misses of it is sent again later."""
+        if not self._term.active:
+            return
         try:
-            await self._runs.placement_ahead(record)
+            self._runs.placement_ahead(effect.record, effect.ahead)
         except BusError as error:
-            self._unclaimed.unsure(effect)
             self._not_done(effect, error)
             return
-        except BaseException:
-            self._unclaimed.remove(record.task_id)
-            raise
         self._unclaimed.sent(effect)
 
     async def _tell_claimed(self) -> None:

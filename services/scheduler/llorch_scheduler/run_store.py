@@ -31,7 +31,7 @@ class Conflict(Exception):
 
 
 class RunStore:
-    """Every method raises SteppedDown when the term is over."""
+    """What stores raises SteppedDown when the term is over."""
 
     def __init__(self, bus: Bus, term: Term) -> None:
         self._bus: Final = bus
@@ -74,19 +74,19 @@ class RunStore:
 
     async def placement(self, record: RunRecord, run_seq: int) -> None:
         """Of a record that stands."""
-        await self._place(Placement(run=record, run_seq=run_seq), f"{record.task_id}:{run_seq}")
-
-    async def placement_ahead(self, record: RunRecord) -> None:
-        """Of a record that nobody has stored: the next one for the same place would be another message."""
-        await self._place(Placement(run=record), f"{record.task_id}:{record.replica_id}:{record.placed_ms}")
-
-    async def _place(self, placement: Placement, msg_id: str) -> None:
-        run = placement.run
         await self._store(
-            subjects.placement(run.pool_id, run.replica_id),
-            _encode(placement),
-            version_headers(Kind.PLACEMENT, run.request),
-            msg_id=msg_id,
+            subjects.placement(record.pool_id, record.replica_id),
+            _encode(Placement(run=record, run_seq=run_seq)),
+            version_headers(Kind.PLACEMENT, record.request),
+            msg_id=f"{record.task_id}:{run_seq}",
+        )
+
+    def placement_ahead(self, record: RunRecord, node_id: str) -> None:
+        """Of a record that nobody has stored: a signal. Raises TooLarge."""
+        self._bus.publish(
+            subjects.placement_ahead(node_id),
+            _encode(Placement(run=record)),
+            version_headers(Kind.PLACEMENT, record.request),
         )
 
     async def _store(

@@ -1,9 +1,9 @@
-"""First placements between their sending and the record of their task.
+"""First placements between the signal to their node and the record of their task.
 
 The claim of the node is that record, so a task waits for two synced writes instead of three: its admission and its
-claim. What no node has claimed a moment later is recorded as placed by the scheduler, and from then on a node has to
-look where that record stands. Until there is a record the admission stays in its queue: whoever takes over reads it
-there and places it again, and of two nodes that claim it one is refused.
+claim. What no node has claimed a moment later is recorded as placed by the scheduler and stored for its node, which has
+not heard the signal, or has to look where that record stands. Until there is a record the admission stays in its queue:
+whoever takes over reads it there and places it again, and of two nodes that claim it one is refused.
 """
 
 import asyncio
@@ -21,8 +21,7 @@ AGAIN_S: Final = 1.0
 
 class _Sent(NamedTuple):
     effect: Place
-    timer: asyncio.TimerHandle | None
-    """None while it is not known whether the bus has it."""
+    timer: asyncio.TimerHandle
 
 
 class Unclaimed:
@@ -33,22 +32,10 @@ class Unclaimed:
         self._recorded: Final = recorded
         self._sent: Final[dict[str, _Sent]] = {}
         """By task. Bounded by the slots."""
-        self._unsure: Final[dict[str, Place]] = {}
-        """By task, until its first record is heard of."""
-
-    def add(self, effect: Place) -> None:
-        """It is about to be sent."""
-        self._sent[effect.record.task_id] = _Sent(effect, None)
 
     def sent(self, effect: Place) -> None:
-        """The bus has it: a claim may come for a moment."""
-        if effect.record.task_id in self._sent:
-            self._wait(effect, MOMENT_S)
-
-    def unsure(self, effect: Place) -> None:
-        """The bus did not confirm it, so its task is placed again; a node may have it and claim it all the same."""
-        if self.remove(effect.record.task_id) is not None:
-            self._unsure[effect.record.task_id] = effect
+        """A claim may come for a moment."""
+        self._wait(effect, MOMENT_S)
 
     def not_recorded(self, effect: Place) -> None:
         """It is not known whether the record stands."""
@@ -59,26 +46,22 @@ class Unclaimed:
         timer = asyncio.get_running_loop().call_later(wait_s, self._expired, task_id)
         self._sent[task_id] = _Sent(effect, timer)
 
-    def remove(self, task_id: str) -> Place | None:
-        """It could not be sent, or need not be waited for."""
+    def _remove(self, task_id: str) -> Place | None:
         sent = self._sent.pop(task_id, None)
         if sent is None:
             return None
-        if sent.timer is not None:
-            sent.timer.cancel()
+        sent.timer.cancel()
         return sent.effect
 
     def run_changed(self, record: RunRecord) -> None:
         """This was stored. Our own record is confirmed by the write that is repeated, which its task waits for."""
-        if (unsure := self._unsure.pop(record.task_id, None)) is not None:
-            self._recorded(unsure, record)
         sent = self._sent.get(record.task_id)
         if sent is not None and record != sent.effect.record:
-            self.remove(record.task_id)
+            self._remove(record.task_id)
             self._recorded(sent.effect, record)
 
     def _expired(self, task_id: str) -> None:
-        if (effect := self.remove(task_id)) is not None:
+        if (effect := self._remove(task_id)) is not None:
             self._late(effect)
 
     def hand_over(self) -> None:

@@ -89,7 +89,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     features: tuple[str, ...] = ()
     """What its self-test has shown, for example `interruptible_decode`."""
     takes_ahead: bool = False
-    """Its node takes placements whose run records are not stored."""
+    """Its node hears of first placements ahead of their run records."""
     kv_bytes_per_token: int = 0
     """For engines that take KV memory as tasks come; 0 when it was all taken at load."""
     perf_tokens_per_s: float = 0

@@ -78,7 +78,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """`plc.<pool>.<replica>`: run this, if it is what the run record says."""
+    """`plc.<pool>.<replica>`: run this, if it is what the run record says. `ahead.<node>`, a signal: a task's first
+    placement, ahead of any record."""
 
     run: RunRecord
     run_seq: int = 0

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from llorch_scheduler.core.effects import Place
-from llorch_scheduler.core.events import PoolChanged
+from llorch_scheduler.core.events import PoolChanged, WriteFailed
 from llorch_shared.wire.policy import CanarySpec
 from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import PlacementOverrides
@@ -154,16 +154,18 @@ def test_a_sampled_task_goes_on_with_any_replica(failover: str, world: World) ->
 
 
 def test_only_a_newcomer_goes_ahead_of_its_record_and_only_once(world: World) -> None:
-    def ahead(effects: Sequence[object]) -> list[bool]:
+    def ahead(effects: Sequence[object]) -> list[str]:
         return [each.ahead for each in effects if isinstance(each, Place)]
 
     world.replica("r1", slots=3, takes_ahead=True)
-    assert ahead(world.admit(1)) == [True]
-    world.perform(world.pending.pop(), fault="unsure")
-    assert ahead(world.tick(2_000)) == [False], "the first placement may be there"
+    assert ahead(world.admit(1)) == ["node-1"]
+    placed = world.pending.pop()
+    assert isinstance(placed, Place)
+    world.tell(WriteFailed(at_ms=world.now, ticket=placed.ticket, task_id=task_id(1), ref=placed.ref))
+    assert ahead(world.tick(2_000)) == [""], "the first placement may be there"
     world.admit(2)
     world.take_over()
-    assert ahead(world.pending) == [False, False], "an earlier scheduler may have placed them"
+    assert ahead(world.pending) == ["", ""], "an earlier scheduler may have placed them"
     world.replica("r2", takes_ahead=False)
     world.replica("r1", slots=0)
-    assert ahead(world.admit(3)) == [False], "for a node that does not know this"
+    assert ahead(world.admit(3)) == [""], "for a node that does not know this"

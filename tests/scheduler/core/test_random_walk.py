@@ -160,7 +160,7 @@ class Walk:
     def record_late(self) -> None:
         if self.world.unclaimed:
             task = self.dice.choice(list(self.world.unclaimed))
-            self.world.record_late(task, fault=self.dice.choice(["", "", "lost", "unsure"]))
+            self.world.record_late(task, fault=self.dice.choice(["", "", "lost", "unsure", "half"]))
 
     def respec(self) -> None:
         """The operator changes a pool's policy."""

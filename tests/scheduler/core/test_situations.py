@@ -300,7 +300,7 @@ def test_a_slot_whose_engine_is_still_busy_with_a_moved_task_is_not_free(world: 
 
 
 def test_a_placement_that_could_not_be_written_keeps_its_place_and_is_tried_after_a_pause(world: World) -> None:
-    world.replica("r1")
+    world.replica("r1", takes_ahead=False)
     world.admit(1)
     world.admit(2)
     world.perform(world.pending.pop(), fault="half")

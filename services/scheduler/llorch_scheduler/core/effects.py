@@ -18,7 +18,8 @@ Detail = dict[str, str | int | float | bool | list[str]]
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Store `record` expecting `expect_seq`, then the placement for its replica, then acknowledge `ref`."""
+    """Store `record` expecting `expect_seq`, then the placement for its replica, then acknowledge `ref`. One that goes
+    ahead is signalled to its node first, and that only if nobody claims it."""
 
     ticket: int
     record: RunRecord
@@ -31,9 +32,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The class that the shares would have served next, and that this more urgent task went before."""
     resumed: bool = False
     """It was preempted, and runs again."""
-    ahead: bool = False
-    """The task's first in all likelihood, to a node whose claim may be its first record: send the placement, and store
-    `record` only if nobody claims it."""
+    ahead: str = ""
+    """The node, where it is the task's first in all likelihood, and the node's claim may be its first record."""
 
 
 class PlaceAgain(msgspec.Struct, frozen=True, kw_only=True, gc=False):

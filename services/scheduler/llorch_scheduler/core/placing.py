@@ -107,7 +107,8 @@ class Placing:
             kv_warmth=decision.kv_warmth,
         )
         resumed, job.stopped = job.stopped, False
-        ahead = job.newcomer and not job.floor and replica.record is not None and replica.record.takes_ahead
+        live = replica.record
+        ahead = live.node_id if job.newcomer and not job.floor and live is not None and live.takes_ahead else ""
         job.record = record
         job.enter(PLACING, at_ms)
         job.held_ms = at_ms
