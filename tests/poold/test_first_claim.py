@@ -1,6 +1,8 @@
 """The claim of a first placement is its task's first record."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
@@ -138,3 +140,20 @@ async def test_a_signal_that_no_node_can_read_or_place_begins_nothing(
         await node.place(replica_id="mock-node-1-9", max_tokens=3)
         await node.until_ended(await node.place(max_tokens=3))
         assert len(calls) == 1
+
+
+async def test_what_waits_for_a_slot_is_not_claimed_by_an_engine_that_has_died(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """It would have lost an attempt; so its replica is not ready, and it goes elsewhere."""
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=20)]) as node:
+        before = await node.ready()
+        running = await node.place(max_tokens=500)
+        await node.until_tokens(running, 1)
+        waiting = await node.place(max_tokens=3)
+        await node.bus.flush()
+        await node.node_bus.flush()
+        os.kill(node.pid(), signal.SIGKILL)
+        await node.ready(other_than=before.incarnation)
+        await node.until_ended(await node.place(max_tokens=3))
+        assert await node.bus.last(streams.RUN, subjects.run(waiting.task_id)) is None

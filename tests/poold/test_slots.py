@@ -50,6 +50,7 @@ class Run:
     task_id, session, generated, left = "task", ANN, True, False
     may_end: asyncio.Event
     begun: list["Run"]
+    fault: Exception | None = None
 
     def __init__(self, *_: Any, slot: int, **__: Any) -> None:
         self.slot = slot
@@ -57,6 +58,8 @@ class Run:
     async def run(self) -> None:
         self.begun.append(self)
         await self.may_end.wait()
+        if self.fault is not None:
+            raise self.fault
 
     async def audit(self) -> None:
         pass
@@ -64,7 +67,7 @@ class Run:
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Slots:
-    Run.may_end, Run.begun = asyncio.Event(), []
+    Run.may_end, Run.begun, Run.fault = asyncio.Event(), [], None
     monkeypatch.setattr(slots, "TaskRun", Run)
     monkeypatch.setattr(slots, "session_of", lambda _: ANN)
     monkeypatch.setattr(erasure, "PAUSE_FIRST_S", 0.001)
@@ -187,4 +190,23 @@ async def test_nothing_that_is_signalled_begins_on_a_replica_that_takes_no_more(
     held.close()
     Run.may_end.set()
     await held.finished(DEADLINE_S)
+    assert len(Run.begun) == 1
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_nothing_begins_on_an_engine_that_is_gone(held: Slots, fails: bool) -> None:
+    """Whether its last task saw that, or its node could not carry it."""
+    engine = Engine()
+    held.open(cast(Any, engine), FACTS)
+    held.begin(PLACEMENT, cast(Any, None))
+    held.begin_ahead(PLACEMENT)
+    if fails:
+        Run.fault = RuntimeError("a fault of the node")
+    else:
+        engine.kill("it keeps its slot")
+    Run.may_end.set()
+    await held.finished(DEADLINE_S)
+    held.begin_ahead(PLACEMENT)
+    assert not engine.alive
+    assert held.free_slots() == 0
     assert len(Run.begun) == 1

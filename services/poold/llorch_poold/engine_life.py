@@ -59,7 +59,8 @@ class EngineLife:
 
     @property
     def alive(self) -> bool:
-        return self._child.alive
+        """False as soon as its end is decided."""
+        return self._child.alive and not self.broke
 
     async def until_ready(self, spec: PoolSpec, timeout_s: float, progress: Callable[[str], None]) -> None:
         """The health gate. Raises EngineBroke."""

@@ -66,7 +66,8 @@ class Slots:
         self._ahead.clear()
 
     def free_slots(self) -> int:
-        if not self._open or self._life is None:
+        """None of an engine that is gone: whose claim would name it would have lost an attempt."""
+        if not self._open or self._life is None or not self._life.alive:
             return 0
         return self._life.slots - len(self.runs.keys() | self._eraser.busy.keys())
 
