@@ -15,7 +15,7 @@ from llorch_poold.node_context import INTERRUPTIBLE_DECODE
 from llorch_poold.run_store import RunStore
 from llorch_shared import streams, subjects
 from llorch_shared.wire.registry import ReplicaRecord
-from llorch_shared.wire.run import RunRecord
+from llorch_shared.wire.run import Placement, RunRecord
 from llorch_shared.wire.task import TaskState
 from support.nats_server import NatsServer
 from support.node_harness import NodeHarness, Placed, mock_pool
@@ -129,6 +129,23 @@ async def test_a_placement_that_is_stored_after_its_signal_begins_once(asked: As
     other = await node.until_ended(await node.place(max_tokens=3, ahead=False))
     assert (len(task.tokens), len(other.tokens), len(calls)) == (3, 3, 2)
     assert (await node.run_of(task.task_id))[1] == seq + 2
+
+
+async def test_a_signal_that_is_heard_after_the_stored_placement_begins_nothing(
+    nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a node that slept both come at once."""
+    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(slots=2)]) as node:
+        await node.ready()
+        claim = LateClaim(monkeypatch)
+        task = await node.place(max_tokens=3, ahead=False)
+        await asyncio.wait_for(claim.asked.wait(), DEADLINE_S)
+        node.bus.publish(subjects.placement_ahead("node-1"), msgspec.json.encode(Placement(run=task.run)))
+        await node.bus.flush()
+        await node.node_bus.flush()
+        assert len(node.node._runs_of(task.task_id)) == 1
+        claim.let.set()
+        await node.until_ended(task)
 
 
 async def test_a_signal_that_no_node_can_read_or_place_begins_nothing(

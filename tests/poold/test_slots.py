@@ -52,8 +52,12 @@ class Run:
     begun: list["Run"]
     fault: Exception | None = None
 
-    def __init__(self, *_: Any, slot: int, **__: Any) -> None:
+    def __init__(self, *_: Any, slot: int, placement: Any, **__: Any) -> None:
         self.slot = slot
+        self.placement = placement
+
+    def is_of(self, placement: Any) -> bool:
+        return self.placement is placement
 
     async def run(self) -> None:
         self.begun.append(self)
@@ -83,6 +87,10 @@ async def until(question: Any) -> None:
 
 FACTS: Any = SimpleNamespace(replica_id="r", pool_id="p")
 PLACEMENT: Any = SimpleNamespace(run=None)
+
+
+def another() -> Any:
+    return SimpleNamespace(run=object())
 
 
 async def with_text(held: Slots, engine: Engine) -> None:
@@ -169,8 +177,8 @@ async def test_a_task_that_is_signalled_while_its_slot_is_erased_begins_when_it_
     held.sweep()
     await engine.asked.wait()
     assert held.free_slots() == 0
-    held.begin_ahead(PLACEMENT)
-    held.begin_ahead(PLACEMENT)
+    held.begin_ahead(another())
+    held.begin_ahead(another())
     assert len(Run.begun) == 1
     engine.may.set()
     await until(lambda: len(Run.begun) == 2)
@@ -184,8 +192,8 @@ async def test_nothing_that_is_signalled_begins_on_a_replica_that_takes_no_more(
     held.begin_ahead(PLACEMENT)
     held.open(cast(Any, engine), FACTS)
     Run.may_end.clear()
-    held.begin_ahead(PLACEMENT)
-    held.begin_ahead(PLACEMENT)
+    held.begin_ahead(another())
+    held.begin_ahead(another())
     await until(lambda: bool(Run.begun))
     held.close()
     Run.may_end.set()
@@ -199,14 +207,31 @@ async def test_nothing_begins_on_an_engine_that_is_gone(held: Slots, fails: bool
     engine = Engine()
     held.open(cast(Any, engine), FACTS)
     held.begin(PLACEMENT, cast(Any, None))
-    held.begin_ahead(PLACEMENT)
+    held.begin_ahead(another())
     if fails:
         Run.fault = RuntimeError("a fault of the node")
     else:
         engine.kill("it keeps its slot")
     Run.may_end.set()
     await held.finished(DEADLINE_S)
-    held.begin_ahead(PLACEMENT)
+    held.begin_ahead(another())
     assert not engine.alive
     assert held.free_slots() == 0
     assert len(Run.begun) == 1
+
+
+async def test_a_placement_that_comes_twice_begins_once(held: Slots) -> None:
+    """Stored and then signalled, or signalled twice while it waits for a slot."""
+    engine = Engine()
+    engine.slots = 2
+    held.open(cast(Any, engine), FACTS)
+    held.begin(PLACEMENT, cast(Any, None))
+    held.begin_ahead(PLACEMENT)
+    assert held.free_slots() == 1
+    held.begin_ahead(another())
+    waits = another()
+    held.begin_ahead(waits)
+    held.begin_ahead(waits)
+    Run.may_end.set()
+    await held.finished(DEADLINE_S)
+    assert len(Run.begun) == 3

@@ -77,11 +77,14 @@ class Slots:
             await self._freed.wait()
 
     def holds(self, placement: Placement) -> bool:
-        """Whether this very placement was taken when it was signalled."""
+        """Whether this very placement was begun."""
         return any(run.is_of(placement) for run in self.runs.values())
 
     def begin_ahead(self, placement: Placement) -> None:
-        """What cannot be taken is stored for the replica a moment later."""
+        """What cannot be taken is stored for the replica a moment later. A node that slept may read that first: begun
+        twice, both could take one claim for theirs."""
+        if self.holds(placement) or placement in self._ahead:
+            return
         if self.free_slots() > 0:
             self.begin(placement, None)
         elif self._open and self._life is not None and len(self._ahead) < self._life.slots:
