@@ -12,7 +12,7 @@ from llorch_scheduler.core.limits import Limits
 from llorch_scheduler.run_store import RunStore
 from llorch_scheduler.unclaimed import Unclaimed
 from llorch_shared import streams, subjects
-from llorch_shared.bus.port import Full, Unanswered
+from llorch_shared.bus.port import Full, TooLarge, Unanswered
 from llorch_shared.wire.audit import AUDIT_DECODER
 from llorch_shared.wire.registry import APPOINTMENT_DECODER, AppointmentRequest
 from llorch_shared.wire.run import RUN_DECODER, RunRecord
@@ -179,6 +179,24 @@ async def test_a_placement_whose_record_stands_and_that_could_not_be_stored_is_p
         await eventually(lambda: task.task_id in node.held, 10)
         assert tries == 2
         assert node.held[task.task_id][0].attempt == 1
+
+
+async def test_a_record_that_is_over_the_servers_limit_ends_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its signal may have been just within."""
+    async with town(MemoryWorld()) as place:
+        node = await served(place, hears_ahead=False)
+
+        async def too_large(_: RunStore, record: RunRecord, expect_seq: int) -> int:
+            if record.state is TaskState.PLACED:
+                raise TooLarge(f"the record of {record.task_id}")
+            return await recorded(_, record, expect_seq)
+
+        recorded = RunStore.record
+        monkeypatch.setattr(RunStore, "record", too_large)
+        task = request()
+        await place.client.admit(task)
+        await eventually(lambda: place.client.finals.get(task.task_id) == [TaskState.FAILED])
+        assert not node.placements
 
 
 async def test_a_claim_of_a_placement_that_nobody_confirmed_is_on_record_as_placed(

@@ -247,7 +247,7 @@ class Performer:
             await self._leave(effect, unreadable)
             return
         except BusError as error:
-            if isinstance(effect, Place) and effect.ahead and not seq:
+            if isinstance(effect, Place) and effect.ahead and not seq and not isinstance(error, TooLarge):
                 log.info("the record of %s, which may be claimed, waits for the bus: %s", task_id, error)
                 self._unclaimed.not_recorded(effect)
             else:
