@@ -199,6 +199,35 @@ async def test_a_record_that_is_over_the_servers_limit_ends_its_task(monkeypatch
         assert not node.placements
 
 
+async def test_a_task_that_has_ended_when_its_record_is_late_is_on_record_as_placed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its claim came while its record was being stored."""
+    monkeypatch.setattr(unclaimed, "MOMENT_S", 0.0)
+    async with town(MemoryWorld()) as place:
+        node = await served(place)
+        node.claiming = False
+        asked, let, record = asyncio.Event(), asyncio.Event(), RunStore.record
+
+        async def late(runs: RunStore, run: RunRecord, expect_seq: int) -> int:
+            asked.set()
+            await let.wait()
+            return await record(runs, run, expect_seq)
+
+        monkeypatch.setattr(RunStore, "record", late)
+        task = request()
+        await place.client.admit(task)
+        await asyncio.wait_for(asked.wait(), 10)
+        await eventually(lambda: bool(node.placements))
+        await node._claim(node.placements[0])
+        await node.end(task.task_id)
+        await eventually(lambda: place.client.finals.get(task.task_id) == [TaskState.DONE])
+        let.set()
+        await until_free(place)
+        await asyncio.wait_for(place.processes[0].leave(), 20)
+        assert "placed" in await place.client.audited(task.task_id)
+
+
 async def test_a_claim_of_a_placement_that_nobody_confirmed_is_on_record_as_placed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

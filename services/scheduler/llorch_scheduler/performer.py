@@ -359,8 +359,8 @@ class Performer:
 
 
 def _is_its_claim(stored: RunRecord, placed: RunRecord) -> bool:
-    """Whether a node has taken this very placement."""
-    return stored.state is TaskState.RUNNING and (
+    """Whether a node has taken this very placement; it may have ended the task since."""
+    return stored.started_ms > 0 and (
         (stored.replica_id, stored.attempt, stored.placed_ms) == (placed.replica_id, placed.attempt, placed.placed_ms)
     )
 
