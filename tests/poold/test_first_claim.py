@@ -118,6 +118,20 @@ async def test_a_replica_that_drains_while_a_task_is_claimed_gives_it_back(
     assert not calls
 
 
+async def test_a_claim_whose_engine_has_died_meanwhile_asks_nothing_of_the_next(
+    asked: Asked, calls: list[EngineCall]
+) -> None:
+    """It names a life that is over: the scheduler takes the task back."""
+    node, replica, task, let = asked
+    os.kill(node.pid(), signal.SIGKILL)
+    await node.ready(other_than=replica.incarnation)
+    let.set()
+    await node.until_ended(await node.place(max_tokens=3, ahead=False))
+    assert len(calls) == 1
+    assert not task.messages
+    assert (await node.run_of(task.task_id))[0].incarnation == replica.incarnation
+
+
 async def test_a_placement_that_is_stored_after_its_signal_begins_once(asked: Asked, calls: list[EngineCall]) -> None:
     """Whether it comes while the task is claimed, or after its end."""
     node, _, task, let = asked

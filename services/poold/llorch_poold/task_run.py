@@ -84,6 +84,8 @@ class TaskRun:
         """Heard before it was known what readers have."""
         self._leaves = False
         """The replica drains since before the claim stood."""
+        self._lost = ""
+        """Why it was lost before the claim stood: the engine that is there by then is another."""
         self._preempt_asked_ms = 0
         self.slot: Final = slot
         self.task_id: Final = placement.run.task_id
@@ -154,6 +156,8 @@ class TaskRun:
 
     def lose(self, reason: str) -> None:
         """The engine is gone, or must go."""
+        if self._core.phase is Phase.CLAIMING:
+            self._lost = reason
         self._conclude(Lost(reason))
 
     def let_go(self, reason: str) -> bool:
@@ -191,6 +195,8 @@ class TaskRun:
             await self._acknowledge()
             return False
         self._core.claimed(record, seq)
+        if self._lost:
+            self._conclude(Lost(self._lost))
         if self._leaves:
             self._preemption = PreemptRequest(task_id=self.task_id, run_seq=seq)
         self._auditing = asyncio.create_task(
