@@ -113,7 +113,7 @@ async def test_poison_among_good_tasks_is_set_aside_and_holds_up_none(place: Tow
     assert [letter.data for letter in found] == [data for data, _ in bad]
     assert found[4].headers["Only"] == "headers"
     assert found[0].actor == f"scheduler/{process.scheduler.instance}"
-    assert await place.client.audited("p1") == ["dead_lettered"] * 5
+    assert (await place.client.audited("p1")).count("dead_lettered") == 5
     counted = process.metrics.registry.get_sample_value(
         "dead_letters_total", {"kind": "admission", "reason": "undecodable"}
     )
