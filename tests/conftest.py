@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from support.nats_server import NatsServer
@@ -11,6 +12,8 @@ from support.workers import ByFile, name_apart, slow_first, speak_up
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Each run asks the same examples, and none of them has a deadline: a machine may be busy."""
+    hypothesis.settings.load_profile("ci")
     if hasattr(config, "workerinput"):
         speak_up(config)
 
