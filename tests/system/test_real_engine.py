@@ -25,7 +25,7 @@ from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskState
 from support.client import Transcript
 from support.processes import ports_of
-from support.system import System
+from support.system import PATIENT, System
 
 pytestmark = [pytest.mark.system, pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -54,7 +54,7 @@ async def real(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
     )
     cache = request.config.cache.mkdir("engines")
     environment = {"LLORCH_CACHE_DIR": str(cache)}
-    system = System(tmp_path_factory.mktemp("real"), pools=[pool], environment=environment)
+    system = System(tmp_path_factory.mktemp("real"), pools=[pool], environment=environment, settings=PATIENT)
     system.start_deadline_s = 240
     async with system:
         yield system
@@ -139,7 +139,7 @@ async def test_one_seed_gives_one_text_on_two_replicas(real: System) -> None:
 
 
 async def test_a_cancelled_generation_frees_the_engines_slot(real: System) -> None:
-    accepted = await real.client().submit(**task(max_tokens=1500, prompt="Once upon a time", ctx=2048))
+    accepted = await real.client().submit(**task(max_tokens=1500, prompt="Once upon a time", seed=4))
     transcript = await real.client().read(accepted.task_id, tokens_max=4)
     assert await real.client().cancel(accepted.task_id) == 204
     async with httpx.AsyncClient() as http:
@@ -236,7 +236,7 @@ async def test_a_deleted_sessions_prompt_is_cached_for_nobody(real: System, with
     http = real.client().http
     if with_account:
         (await http.put(f"/v1/sessions/{session_id}", json={"turns_max": 5})).raise_for_status()
-    wish = {"session_id": session_id, "prompt": prompt, "max_tokens": 4, "determinism": "best_effort"}
+    wish = {"session_id": session_id, "prompt": prompt, "max_tokens": 4, "determinism": "best_effort", "seed": 3}
     transcript = await generate(real, **wish)
     assert transcript.end is not None
     tokens_in = transcript.end.tokens_in
@@ -368,9 +368,8 @@ async def test_log_probabilities_go_with_tools_and_in_responses_of_a_real_model(
         whole = await client.chat.completions.create(**wish)
         streamed = await client.chat.completions.create(**wish, stream=True)
         chunks = [chunk.choices[0] async for chunk in streamed]
-        response = await client.responses.create(
-            model="small", input="Name three colours.", max_output_tokens=12, include=include, top_logprobs=2
-        )
+        asked: Any = {"model": "small", "input": "Name three colours.", "max_output_tokens": 12, "temperature": 0}
+        response = await client.responses.create(**asked, include=include, top_logprobs=2)
     (choice,) = whole.choices
     assert choice.logprobs is not None
     pieces = [token for chunk in chunks if chunk.logprobs is not None for token in chunk.logprobs.content or ()]

@@ -87,7 +87,8 @@ async def test_two_near_sentences_are_nearer_than_a_far_one(real: System) -> Non
     async with openai.AsyncOpenAI(base_url=f"{real.url()}/v1", api_key="none", max_retries=0, timeout=120) as client:
         packed = await client.embeddings.create(model="vectors", input=TEXTS)
         plain = await client.embeddings.create(model=DEFAULT_MODEL_REF, input=TEXTS, encoding_format="float")
-        said = await client.completions.create(model="vectors", prompt="The capital of France is", max_tokens=3)
+        wish: Any = {"model": "vectors", "prompt": "The capital of France is", "max_tokens": 3, "temperature": 0}
+        said = await client.completions.create(**wish)
         with pytest.raises(openai.BadRequestError, match="does not fit the pool's context"):
             await client.embeddings.create(model="vectors", input=["word " * 600])
     one, near, far = (each.embedding for each in packed.data)
