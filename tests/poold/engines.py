@@ -16,7 +16,7 @@ from llorch_poold.adapters.port import EngineFailure, Finish, GenerationCall
 from llorch_poold.engine_http import EngineHttp
 from support.node_harness import task_request
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 class Collected:
@@ -103,7 +103,7 @@ async def set_fault(http: EngineHttp, **fault: Any) -> None:
 
 async def set_faults(http: EngineHttp, *faults: dict[str, Any]) -> None:
     """Of the next generations, one after another."""
-    reply = await http.request("POST", "/fault", msgspec.json.encode(faults), timeout_s=5)
+    reply = await http.request("POST", "/fault", msgspec.json.encode(faults), timeout_s=20)
     assert reply.status == 200
 
 

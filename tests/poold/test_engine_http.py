@@ -23,7 +23,7 @@ async def test_a_connection_is_used_again() -> None:
 
     async with scripted(answer) as http:
         for _ in range(5):
-            assert (await http.request("GET", "/x", timeout_s=5)).body == b"ok"
+            assert (await http.request("GET", "/x", timeout_s=20)).body == b"ok"
     assert connections == 1
 
 
@@ -36,7 +36,7 @@ async def test_a_reply_that_comes_byte_by_byte_is_whole() -> None:
             await asyncio.sleep(0)
 
     async with scripted(answer) as http:
-        assert await http.request("POST", "/x", b"{}", timeout_s=5) == (200, b"ok")
+        assert await http.request("POST", "/x", b"{}", timeout_s=20) == (200, b"ok")
 
 
 async def test_an_idle_connection_that_the_engine_closed_is_replaced() -> None:
@@ -47,13 +47,13 @@ async def test_an_idle_connection_that_the_engine_closed_is_replaced() -> None:
         writer.close()
 
     async with scripted(answer) as http:
-        assert (await http.request("GET", "/1", timeout_s=5)).status == 200
-        assert (await http.request("GET", "/2", timeout_s=5)).status == 200
+        assert (await http.request("GET", "/1", timeout_s=20)).status == 200
+        assert (await http.request("GET", "/2", timeout_s=20)).status == 200
 
 
 async def test_nobody_listens() -> None:
     with pytest.raises(Unreachable):
-        await EngineHttp("127.0.0.1", 1).request("GET", "/", timeout_s=5)
+        await EngineHttp("127.0.0.1", 1).request("GET", "/", timeout_s=20)
 
 
 async def test_a_silent_engine_is_given_up() -> None:
@@ -73,7 +73,7 @@ async def test_something_that_is_not_http() -> None:
 
     async with scripted(answer) as http:
         with pytest.raises(NotHttp):
-            await http.request("GET", "/", timeout_s=5)
+            await http.request("GET", "/", timeout_s=20)
 
 
 async def test_an_abort_closes_the_socket() -> None:

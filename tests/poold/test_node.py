@@ -25,7 +25,7 @@ from llorch_shared.wire.run import RunRecord
 from llorch_shared.wire.task import TaskState
 from support.link import Link
 from support.nats_server import NatsServer, free_port
-from support.node_harness import NodeHarness, mock_pool, task_request
+from support.node_harness import DEADLINE_S, NodeHarness, mock_pool, task_request
 
 pytestmark = pytest.mark.nats
 
@@ -38,27 +38,27 @@ def sample(node: NodeHarness, metric: str) -> float:
 
 
 async def until_given_back(node: NodeHarness, task_id: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_S):
         while (await node.run_of(task_id))[0].state is not TaskState.RUNNING or _cores(node):
             await asyncio.sleep(0.01)
 
 
 async def until_placed(node: NodeHarness, task_id: str) -> None:
     """The node itself has put it back."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(DEADLINE_S):
         while (await node.run_of(task_id))[0].replica_id:
             await asyncio.sleep(0.01)
 
 
 async def until_true(question: Callable[[], bool]) -> None:
     """Asked without the bus, which is silent."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_S):
         while not question():
             await asyncio.sleep(0.01)
 
 
 async def until_free(node: NodeHarness) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_S):
         while await node.busy_slots():
             await asyncio.sleep(0.01)
 
@@ -87,7 +87,7 @@ async def test_more_placements_than_slots_wait_their_turn(nats_server: NatsServe
     async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(slots=2, rate=100)]) as node:
         await node.ready()
         first = [await node.place(max_tokens=300, prompt=f"task {number}") for number in range(2)]
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(DEADLINE_S):
             while await node.busy_slots() < 2:
                 await asyncio.sleep(0.005)
         later = [await node.place(max_tokens=10, prompt=f"task {number}", ahead=False) for number in range(2, 7)]
@@ -316,7 +316,7 @@ async def test_a_busy_engine_is_asked_again(nats_server: NatsServer, tmp_path: P
 
 
 async def test_a_silent_engine_is_a_decode_timeout(nats_server: NatsServer, tmp_path: Path) -> None:
-    pool = mock_pool(timeouts={"idle_ms": 150, "wall_ms": 60_000})
+    pool = mock_pool(timeouts={"idle_ms": 2_000})
     async with NodeHarness(nats_server, tmp_path, pools=[pool]) as node:
         await node.ready()
         await node.fault(kind="hang", after=3, times=1)
@@ -471,7 +471,7 @@ async def test_a_node_that_is_cut_off_for_long_ends_its_engine_calls(
         run, seq = await node.run_of(taken.task_id)
         again = msgspec.structs.replace(run, attempt=2, state=TaskState.PLACED, replica_id="mock-node-2-1", node_id="")
         await node.bus.store(subjects.run(taken.task_id), msgspec.json.encode(again), expect_seq=seq)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(DEADLINE_S):
             while await node.busy_slots():
                 await asyncio.sleep(0.05)
         sent = max(core.tokens_out for core in _cores(node) if core.run.task_id == kept.task_id)
@@ -508,7 +508,7 @@ async def test_a_node_that_slept_since_its_claim_asks_no_engine_for_what_another
 
         monkeypatch.setattr(RunStore, "swap", claim_and_sleep)
         task = await node.place(max_tokens=3)
-        await asyncio.wait_for(claimed.wait(), 15)
+        await asyncio.wait_for(claimed.wait(), DEADLINE_S)
         await until_true(lambda: not _cores(node))
         other = await node.until_ended(await node.place(max_tokens=3))
         assert sample(node, "tasks_started_total") == 1, "of the other task alone"
@@ -533,7 +533,8 @@ def _cores(node: NodeHarness) -> list[Any]:
 
 
 async def test_a_drain_finishes_what_runs_and_leaves_no_process(nats_server: NatsServer, tmp_path: Path) -> None:
-    async with NodeHarness(nats_server, tmp_path, pools=[mock_pool(rate=50, replicas=2)]) as node:
+    pools = [mock_pool(rate=50, replicas=2)]
+    async with NodeHarness(nats_server, tmp_path, pools=pools, drain_timeout_ms=30_000) as node:
         await node.ready()
         await node.ready("mock-node-1-2")
         pids = [node.pid(), node.pid("mock-node-1-2")]

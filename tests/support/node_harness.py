@@ -43,7 +43,7 @@ from llorch_shared.wire.spec import PoolSpec
 from llorch_shared.wire.task import TaskRequest, TaskState
 from support.nats_server import NatsServer
 
-DEADLINE_S = 15.0
+DEADLINE_S = 30.0
 LANE = "gw-test"
 T = TypeVar("T")
 
@@ -140,7 +140,7 @@ class NodeHarness:
         self.node_url = node_url or server.url
         self.pools = list(pools)
         self.probe = FakeProbe(report or GpuReport(problem="no NVIDIA driver is installed"))
-        fast = {"backoff_initial_ms": 50, "backoff_max_ms": 200, "slot_free_timeout_ms": 1000, "drain_timeout_ms": 3000}
+        fast = {"backoff_initial_ms": 50, "backoff_max_ms": 200, "slot_free_timeout_ms": 5000, "drain_timeout_ms": 3000}
         self.settings = Settings(
             profile=profile,  # type: ignore[arg-type]
             state_dir=str(folder / "state"),
