@@ -10,7 +10,7 @@ import pytest
 from support.link import Link
 from support.nats_server import free_port
 
-PATIENCE_S = 5
+PATIENCE_S = 30
 
 
 @contextlib.asynccontextmanager

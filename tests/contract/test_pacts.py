@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.nats, pytest.mark.system, pytest.mark.timeout(180)]
 
 T = TypeVar("T")
 WITHIN_S = 30
-IDLE_MS = 1_000
+IDLE_MS = 3_000
 BUSY = mock_pool("busy", replicas=1, slots=1, rate=1, capacity=1, model="mock:busy")
 DROPPING = mock_pool(
     "dropping",

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import httpx
 import msgspec
@@ -36,8 +36,12 @@ from support.client import TaskClient
 from support.nats_server import NatsCluster, NatsServer, SupervisedNats, free_port
 from support.processes import ProcessDied, ServiceProcess, children_of, gone, ports_of
 
-START_DEADLINE_S = 30.0
+START_DEADLINE_S = 60.0
 POLL_S = 0.05
+HTTP_S = 20.0
+"""For one answer, of whomever."""
+PATIENT: Final = {"gateway": {"cancel_wait_ms": 20_000}}
+"""Settings of a system whose receipts are waited for, however busy the machine."""
 
 
 def mock_pool(
@@ -269,7 +273,7 @@ class System:
         urls = []
         for pid in self.engines_of(f"poold-{node}"):
             for port in ports_of(pid):
-                async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=5) as http:
+                async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=HTTP_S) as http:
                     if (await http.get("/props")).json()["model_path"] == model:
                         urls.append(str(http.base_url))
         return urls
@@ -277,14 +281,14 @@ class System:
     async def fault(self, model: str, *faults: Mapping[str, Any]) -> None:
         """What the mock engines of a model do wrong from now on: with the next generations, one after another."""
         for url in await self.engine_urls(model):
-            async with httpx.AsyncClient(timeout=5) as http:
+            async with httpx.AsyncClient(timeout=HTTP_S) as http:
                 (await http.post(f"{url}/fault", json=list(faults))).raise_for_status()
 
     async def busy_slots(self, model: str) -> int:
         """By the engines' own word."""
         busy = 0
         for url in await self.engine_urls(model):
-            async with httpx.AsyncClient(timeout=5) as http:
+            async with httpx.AsyncClient(timeout=HTTP_S) as http:
                 busy += sum(slot["is_processing"] for slot in (await http.get(f"{url}/slots")).json())
         return busy
 
@@ -328,7 +332,7 @@ class System:
         """Status of one GET, 0 while nobody listens."""
         headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
         try:
-            async with httpx.AsyncClient(base_url=self.url(name), headers=headers, timeout=5) as http:
+            async with httpx.AsyncClient(base_url=self.url(name), headers=headers, timeout=HTTP_S) as http:
                 return (await http.get(path)).status_code
         except httpx.TransportError:
             return 0
@@ -358,7 +362,7 @@ class System:
 
     async def metric(self, name: str, metric: str, **labels: str) -> float:
         """Sum of a metric's samples at one process that carry `labels`; 0 when there is none."""
-        async with httpx.AsyncClient(base_url=self.url(name), timeout=5) as http:
+        async with httpx.AsyncClient(base_url=self.url(name), timeout=HTTP_S) as http:
             headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
             text = (await http.get("/metrics", headers=headers)).raise_for_status().text
         wanted = [f'{key}="{value}"' for key, value in labels.items()]

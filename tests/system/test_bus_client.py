@@ -41,7 +41,7 @@ import nats
 async def main(verb, raw, subject, payload):
     assert (verb, raw) == ("req", "--raw")
     bus = await nats.connect(os.environ["NATS_URL"])
-    print((await bus.request(subject, payload.encode(), timeout=10)).data.decode())
+    print((await bus.request(subject, payload.encode(), timeout=30)).data.decode())
     await bus.close()
 
 asyncio.run(main(*sys.argv[1:]))
@@ -89,7 +89,7 @@ async def test_a_plain_publish_is_an_accepted_task(system: System) -> None:
         assert ack.stream == "ADM_mock_batch"
         events: list[Event] = []
         while not events or events[-1].event not in ("end", "error"):
-            events += split_events((await stream.next_msg(timeout=10)).data)
+            events += split_events((await stream.next_msg(timeout=30)).data)
         assert [event.event for event in events if event.event != "metrics"] == ["started"] + ["token"] * 10 + ["end"]
         over_http = await system.client().read(task)
         assert over_http.indices == list(range(10))
@@ -119,18 +119,20 @@ async def test_an_invalid_publish_ends_with_a_typed_error_and_blocks_nobody(syst
 
 async def test_request_and_reply_are_the_same_functions_as_http(system: System) -> None:
     request = task_request(max_tokens=500)
-    reply = await system.bus.request("llorch.api.tasks.submit", msgspec.json.encode(request), timeout_s=5)
+    reply = await system.bus.request("llorch.api.tasks.submit", msgspec.json.encode(request), timeout_s=20)
     accepted = msgspec.json.decode(reply.data, type=TaskAccepted)
     assert accepted.task_id == request.task_id
     ref = msgspec.json.encode({"task_id": request.task_id})
-    view = msgspec.json.decode((await system.bus.request("llorch.api.tasks.get", ref)).data, type=TaskView)
+    view = msgspec.json.decode(
+        (await system.bus.request("llorch.api.tasks.get", ref, timeout_s=20)).data, type=TaskView
+    )
     assert view.task_id == request.task_id
-    cancelled = await system.bus.request("llorch.api.tasks.cancel", ref, timeout_s=10)
+    cancelled = await system.bus.request("llorch.api.tasks.cancel", ref, timeout_s=30)
     assert msgspec.json.decode(cancelled.data, type=TaskView).state is TaskState.CANCELLED
-    capabilities = await system.bus.request("llorch.api.capabilities", b"")
+    capabilities = await system.bus.request("llorch.api.capabilities", b"", timeout_s=20)
     engines = msgspec.json.decode(capabilities.data, type=Capabilities).engines
     assert [engine.engine for engine in engines] == ["mock"]
-    refused = await system.bus.request("llorch.api.tasks.submit", b'{"task_id": 7}')
+    refused = await system.bus.request("llorch.api.tasks.submit", b'{"task_id": 7}', timeout_s=20)
     assert msgspec.json.decode(refused.data, type=ErrorBody).code == "INVALID_PARAMS"
     assert refused.headers["Nats-Service-Error-Code"] == "400"
 

@@ -91,7 +91,7 @@ async def verify_a_model(system: System) -> None:
     """The node has the model of `vectors`, and the catalog has it verified."""
     reference = model_of(system.folder)
     wish = msgspec.json.encode(EnsureModel(model_ref=reference))
-    plan = msgspec.json.decode((await system.bus.request(subjects.provision_model("node-1"), wish)).data)
+    plan = msgspec.json.decode((await system.bus.request(subjects.provision_model("node-1"), wish, timeout_s=20)).data)
     assert not plan.get("refusal"), plan
     entry = {"id": "vectors", "digest": f"sha256:{sha256(VECTORS).hexdigest()}", "source_url": reference}
     await done(system, "POST", "/v1/catalog/models", json=entry)
@@ -138,12 +138,12 @@ async def test_what_users_may_do_is_enough_for_the_whole_system(system: System) 
     for task in (queued, *busy):
         await two.cancel(task.task_id)
     await system.until(partial(is_traced, system, queued.task_id), "the transcript of a task that never ran", 20)
-    lost = await one.submit(max_tokens=200)
+    lost = await one.submit(max_tokens=1000)
     reading = asyncio.create_task(follow(system.clients, lost.task_id))
     await system.until(partial(runs, system, lost.task_id), "a task that runs", 15)
     (url,) = await system.engine_urls("mock:words")
     await system.kill_engine_at(url)
-    assert len((await reading).tokens) == 200
+    assert len((await reading).tokens) == 1000
     session = str(uuid.uuid4())
     await done(system, "PUT", f"/v1/sessions/{session}", json={"tokens_budget": 100})
     await one.read((await one.submit(max_tokens=5, session_id=session)).task_id)
@@ -260,7 +260,7 @@ async def test_a_tenant_on_the_bus_is_bound_to_its_tenant(system: System) -> Non
             with pytest.raises(NoRespondersError):
                 await acme.request(subject, b"{}", timeout=15)
         await acme.flush()
-        subjects_heard = {(await everything.next_msg(timeout=1)).subject for _ in range(everything.pending_msgs)}
+        subjects_heard = {(await everything.next_msg(timeout=20)).subject for _ in range(everything.pending_msgs)}
         lanes = {subject.split(".")[2] for subject in subjects_heard}
         assert lanes == {"bus-acme"}
     finally:

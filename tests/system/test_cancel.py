@@ -11,7 +11,7 @@ import pytest
 from llorch_shared.wire.registry import PoolHealth
 from llorch_shared.wire.task import TaskState
 from support.client import Refusal, Transcript, task_request
-from support.system import System, mock_pool
+from support.system import PATIENT, System, mock_pool
 
 pytestmark = pytest.mark.system
 
@@ -27,7 +27,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 @pytest.fixture(scope="module")
 async def slow(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     pool = mock_pool(replicas=1, slots=1, rate=20)
-    async with System(tmp_path_factory.mktemp("slow"), pools=[pool], gateways=2) as system:
+    async with System(tmp_path_factory.mktemp("slow"), pools=[pool], gateways=2, settings=PATIENT) as system:
         yield system
 
 
@@ -73,7 +73,7 @@ async def test_no_token_reaches_an_open_stream_after_the_receipt(slow: System) -
     await running(slow, accepted.task_id)
     assert await slow.client().cancel(accepted.task_id) == 204
     receipt = True
-    await asyncio.wait_for(watcher, 10)
+    await asyncio.wait_for(watcher, 30)
     assert ("token", True) not in seen
     assert seen[-1][0] == "end"
 
@@ -119,7 +119,7 @@ async def test_delete_is_cancel(slow: System) -> None:
 
 
 async def test_the_slots_of_many_cancelled_tasks_are_free(tmp_path: Path) -> None:
-    async with System(tmp_path, pools=[mock_pool(replicas=1, slots=16, rate=20)]) as system:
+    async with System(tmp_path, pools=[mock_pool(replicas=1, slots=16, rate=20)], settings=PATIENT) as system:
         requests = [task_request(max_tokens=2000, deadline_ms=DEADLINE_MS) for _ in range(32)]
         for request in requests:
             await system.client().submit(request)
@@ -130,4 +130,4 @@ async def test_the_slots_of_many_cancelled_tasks_are_free(tmp_path: Path) -> Non
         async def all_free() -> bool:
             return free_slots(await system.health("mock")) == 16
 
-        await system.until(all_free, "16 free slots", 15)
+        await system.until(all_free, "16 free slots", 30)

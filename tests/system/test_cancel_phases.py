@@ -209,7 +209,7 @@ async def test_by_disconnect(tmp_path: Path) -> None:
     pool = mock_pool(replicas=1, slots=4, rate=40)
     async with System(tmp_path, pools=[pool], gateways=2, settings=settings) as system:
         unread = await submitted(system, "mock:words", max_tokens=40)
-        moved = await submitted(system, "mock:words", max_tokens=100)
+        moved = await submitted(system, "mock:words", max_tokens=400)
         left = await submitted(system, "mock:words")
         asked = asyncio.Event()
         await system.bus.subscribe(subjects.readers(moved), lambda _message: asked.set())
@@ -229,7 +229,7 @@ async def test_by_disconnect(tmp_path: Path) -> None:
         whole = await second
         whole.check()
         assert whole.end is not None
-        assert (whole.end.finish_reason, len(whole.tokens)) == ("length", 100)
+        assert (whole.end.finish_reason, len(whole.tokens)) == ("length", 400)
 
         async def done() -> bool:
             return (await system.client(2).get(unread)).state is TaskState.DONE

@@ -49,7 +49,7 @@ async def run_tasks(client: TaskClient, count: int, *, mark: str = "observed") -
 
 async def scrape(system: System, name: str) -> str:
     headers = {"authorization": f"Bearer {TOKEN}"}
-    async with httpx.AsyncClient(base_url=system.url(name), headers=headers, timeout=5) as http:
+    async with httpx.AsyncClient(base_url=system.url(name), headers=headers, timeout=20) as http:
         return (await http.get("/metrics")).raise_for_status().text
 
 

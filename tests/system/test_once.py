@@ -28,9 +28,9 @@ async def shorten_window(system: System) -> None:
     """Make the queue's dedupe window as short as it can be."""
     connection = await nats.connect(system.nats.url)
     try:
-        told = await connection.request(f"$JS.API.STREAM.INFO.{QUEUE}", b"")
+        told = await connection.request(f"$JS.API.STREAM.INFO.{QUEUE}", b"", timeout=20)
         config = msgspec.json.decode(told.data)["config"] | {"duplicate_window": int(WINDOW_S * 1e9)}
-        answer = await connection.request(f"$JS.API.STREAM.UPDATE.{QUEUE}", msgspec.json.encode(config))
+        answer = await connection.request(f"$JS.API.STREAM.UPDATE.{QUEUE}", msgspec.json.encode(config), timeout=20)
         assert "error" not in msgspec.json.decode(answer.data), answer.data
     finally:
         await connection.close()

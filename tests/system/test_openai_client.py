@@ -16,7 +16,7 @@ from llorch_shared.wire.task import TaskState
 from support.client import Refusal
 from support.system import System, mock_pool
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 TOKEN: Final = "sk-of-the-openai-test"
 FAST: Final = mock_pool(replicas=1, slots=8, rate=0)

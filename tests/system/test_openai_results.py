@@ -18,7 +18,7 @@ from support.client import Transcript
 from support.processes import ports_of
 from support.system import System, mock_pool
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 VECTORS: Final = mock_pool("vectors", replicas=2, slots=2, rate=50, model="mock:vectors", workloads=["embedding"])
 RANKS: Final = mock_pool("ranks", replicas=1, slots=1, rate=0, model="mock:ranks", workloads=["rerank"])

@@ -10,7 +10,7 @@ from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Full
 from llorch_shared.wire.task import Priority, TaskRequest, TaskState
 from support.client import Refusal, task_request
-from support.system import System, mock_pool
+from support.system import PATIENT, System, mock_pool
 
 pytestmark = pytest.mark.system
 
@@ -21,7 +21,7 @@ CAPACITY = 5
 async def small(tmp_path: Path):  # type: ignore[no-untyped-def]
     """One slot, busy with a long task, and a full queue behind it."""
     pool = mock_pool(replicas=1, slots=1, rate=50, capacity=CAPACITY)
-    async with System(tmp_path, pools=[pool]) as system:
+    async with System(tmp_path, pools=[pool], settings=PATIENT) as system:
         yield system
 
 
@@ -69,7 +69,7 @@ async def test_a_bus_publish_is_refused_by_the_server(small: System) -> None:
     async def has_room() -> bool:
         return (await small.bus.stream_state("ADM_mock_interactive")).messages < CAPACITY
 
-    await small.until(has_room, "room in the queue", 10)
+    await small.until(has_room, "room in the queue", 30)
     await small.bus.store(subject, msgspec.json.encode(extra), msg_id=extra.task_id)
     transcript = await small.client().read(extra.task_id)
     assert transcript.end is not None

@@ -109,7 +109,7 @@ async def test_two_hundred_readers_at_three_gateways_see_the_same_bytes_also_lat
 
 async def test_readers_that_stop_reading_cost_little_and_nobody_else_and_resume_later(tmp_path: Path) -> None:
     pool = mock_pool(replicas=1, rate=0, ctx=32_768)
-    settings = {"gateway": {"auth_optional": True, "sse_stall_ms": 1_000, "cancel_on_disconnect": False}}
+    settings = {"gateway": {"auth_optional": True, "sse_stall_ms": 5_000, "cancel_on_disconnect": False}}
     async with System(tmp_path, pools=[pool], settings=settings) as system, session() as http:
         client = system.client()
         await flood(client, http, system)

@@ -35,7 +35,7 @@ ENDLESS: Final[dict[str, Any]] = {
 }
 """One task that outlives every drain, and is cancelled in the end."""
 ATTEMPTS_MAX = SchedulerSettings().attempts_max
-GATEWAY_DRAIN_MS, NODE_DRAIN_MS = 1_500, 500
+GATEWAY_DRAIN_MS, NODE_DRAIN_MS = 3_000, 500
 FAREWELL = b"retry: 500\n\n"
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]

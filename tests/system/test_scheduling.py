@@ -10,19 +10,20 @@ from typing import Any
 import msgspec
 import pytest
 
+from llorch_poold.mock_text import text_of
 from llorch_shared import streams, subjects
 from llorch_shared.bus.port import Full
 from llorch_shared.wire.audit import AUDIT_DECODER, AuditEvent
 from llorch_shared.wire.run import RUN_DECODER, RunRecord
 from llorch_shared.wire.task import Priority, TaskRequest, TaskState
 from support.client import Refusal, Transcript, task_request
-from support.system import System, mock_pool
+from support.system import PATIENT, System, mock_pool
 
 pytestmark = pytest.mark.system
 
 BATCH = Priority.BATCH
 INTERACTIVE = Priority.INTERACTIVE
-CLOCKS_MS = 100
+CLOCKS_MS = 300
 """Two processes follow the clock of the bus, each as well as it can."""
 
 
@@ -30,7 +31,7 @@ CLOCKS_MS = 100
 async def one_slot(folder: Path, **policy: Any) -> AsyncIterator[System]:
     """One slot, 100 tokens a second."""
     pool = mock_pool(replicas=1, slots=1, rate=100, **policy)
-    async with System(folder, pools=[pool]) as system:
+    async with System(folder, pools=[pool], settings=PATIENT) as system:
         yield system
 
 
@@ -112,7 +113,7 @@ async def test_a_tenant_over_its_quota_waits_and_holds_up_nobody(tmp_path: Path)
     fairness = {"tenants": [{"id": "capped", "max_concurrent": 1}]}
     pool = mock_pool(replicas=1, slots=4, rate=100, admission={"fairness": fairness})
     async with System(tmp_path, pools=[pool]) as system:
-        capped = [task_request(max_tokens=40) for _ in range(4)]
+        capped = [task_request(max_tokens=100) for _ in range(4)]
         free = [task_request(max_tokens=40) for _ in range(4)]
         for request in capped:
             await publish(system, request, "capped")
@@ -159,7 +160,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_before_the_queue(tmp_pat
             await system.client().cancel(accepted.task_id)
             return False
 
-        await system.until(refused, "a refusal by the measured backlog", 10)
+        await system.until(refused, "a refusal by the measured backlog", 30)
         assert answers == [(400, "DEADLINE_UNMET")]
         assert await system.client().cancel(running) == 204
 
@@ -167,18 +168,18 @@ async def test_a_deadline_that_cannot_be_met_is_refused_before_the_queue(tmp_pat
 async def test_urgent_work_stops_a_batch_task_that_resumes_without_a_gap(tmp_path: Path) -> None:
     policy = {"preemption": {"mode": "hard"}}
     async with one_slot(tmp_path, **policy) as system:
-        undisturbed = await system.client().submit(max_tokens=150, priority=BATCH, seed=7, prompt="the same")
-        expected = await system.client().read(undisturbed.task_id)
-        long = await system.client().submit(max_tokens=150, priority=BATCH, seed=7, prompt="the same")
+        measured = await system.client().submit(max_tokens=100)
+        await system.client().read(measured.task_id)
+        long = await system.client().submit(max_tokens=500, priority=BATCH, seed=7, prompt="five seconds")
         victim = asyncio.create_task(system.client().read(long.task_id))
         other = await system.client().read(long.task_id, tokens_max=20)
         assert len(other.tokens) >= 20
-        urgent = await system.client().submit(max_tokens=5, deadline_ms=1_000)
+        urgent = await system.client().submit(max_tokens=5, deadline_ms=3_000)
         quick = await system.client().read(urgent.task_id)
         assert quick.end is not None
         transcript: Transcript = await victim
         transcript.check()
-        assert transcript.text == expected.text
+        assert transcript.text == text_of("five seconds", 7, 500)
         said = [frame for frame in transcript.metrics if frame.preempted]
         assert len(said) == 1
         assert said[0].resume_from is not None
@@ -211,7 +212,7 @@ async def test_a_changed_policy_applies_to_what_waits_already_and_is_audited(tmp
             records = [AUDIT_DECODER.decode(m.data) for m in await system.bus.replay(streams.AUD, subject)]
             return any("admission.fairness.tenants" in str(record.detail["changes"]) for record in records)
 
-        await system.until(audited, "the change in the audit stream", 20)
+        await system.until(audited, "the change in the audit stream", 30)
         assert await system.client().cancel(running) == 204
         await asyncio.gather(*(system.client().read(request.task_id) for request in (*first, *second)))
         ends = {

@@ -124,7 +124,7 @@ async def test_what_is_spent_is_what_the_token_log_holds_whoever_dies(tmp_path: 
 
 async def a_stream_stops_when_its_time_is_used_up(system: System) -> None:
     session_id = str(uuid.uuid4())
-    assert (await put(system, session_id, time_budget_ms=500)).status_code == 200
+    assert (await put(system, session_id, time_budget_ms=2_000)).status_code == 200
     body = task_request(session_id=session_id, max_tokens=1_000, deadline_ms=HOUR_MS)
     reply = await system.client().http.post(
         "/v1/tasks", content=msgspec.json.encode(body), headers={"content-type": "application/json"}
@@ -135,9 +135,9 @@ async def a_stream_stops_when_its_time_is_used_up(system: System) -> None:
     assert transcript.end is not None
     assert transcript.end.finish_reason == "budget"
     assert 0 < transcript.end.tokens_out < 1_000
-    assert 0 < transcript.end.decode_ms <= 500
+    assert 0 < transcript.end.decode_ms <= 2_000
     assert transcript.metrics[0].time_budget_remaining_ms == 0
-    assert transcript.metrics[-1].time_budget_remaining_ms == 500 - transcript.end.decode_ms
+    assert transcript.metrics[-1].time_budget_remaining_ms == 2_000 - transcript.end.decode_ms
     await system.until(partial(has_settled, system, session_id, 1), "its time is paid for", 20)
     assert (await told(system, session_id))["time_spent_ms"] == transcript.end.decode_ms
     assert (await system.client().http.delete(f"/v1/sessions/{session_id}")).status_code == 204

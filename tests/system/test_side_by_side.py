@@ -15,7 +15,7 @@ from llorch_shared.bus.topology import Stream, Topology
 from llorch_shared.wire.task import TaskState
 from llorch_shared.wire.version import VERSION_HEADER
 from support.client import follow, task_request
-from support.system import System, mock_pool
+from support.system import PATIENT, System, mock_pool
 from support.wire_v1 import NotInThisClone, conforms, unpack_previous
 
 TASKS, TOKENS = 24, 20
@@ -70,7 +70,8 @@ class Tap:
 async def test_gateways_and_nodes_of_two_releases_work_together_under_a_scheduler_of_either(
     scheduler: str, previous: str, bus_of_before: None, tmp_path: Path
 ) -> None:
-    system = System(tmp_path, pools=[mock_pool(replicas=1, slots=4, rate=200)], gateways=2, nodes=2)
+    pool = mock_pool(replicas=1, slots=4, rate=200)
+    system = System(tmp_path, pools=[pool], gateways=2, nodes=2, settings=PATIENT)
     for name in ("gateway-1", "poold-1", "provisioner-1", *(["scheduler-1"] if scheduler == "old" else [])):
         system.processes[name].environment["PYTHONPATH"] = previous
     async with system:
