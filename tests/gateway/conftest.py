@@ -7,6 +7,12 @@ import pytest
 from support.gateways import Cluster, Door, cluster_of
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that is played by the test answers, however busy the machine."""
+    monkeypatch.setattr("llorch_gateway.enqueue.APPOINT_TIMEOUT_S", 15.0)
+
+
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
     async with cluster_of() as one:

@@ -21,7 +21,7 @@ async def ask(
 ) -> tuple[bytes, dict[str, str]]:
     headers = {subjects.CORRELATION_HEADER: correlation} if correlation else None
     data = body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
-    answer = await cluster.bus.request(subject, data, headers=headers, timeout_s=5)
+    answer = await cluster.bus.request(subject, data, headers=headers, timeout_s=20)
     return answer.data, dict(answer.headers)
 
 

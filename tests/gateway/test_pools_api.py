@@ -230,7 +230,7 @@ async def test_a_tenant_is_put_at_the_version_that_was_read(cluster: Cluster, do
 
 async def test_the_bus_does_the_same_and_says_so_in_the_audit(cluster: Cluster, door: Door) -> None:
     async def on_the_bus(verb: str, **fields: Any) -> tuple[Any, dict[str, str]]:
-        reply = await cluster.bus.request(subjects.api(verb), msgspec.json.encode(fields), timeout_s=5)
+        reply = await cluster.bus.request(subjects.api(verb), msgspec.json.encode(fields), timeout_s=20)
         return (msgspec.json.decode(reply.data) if reply.data else None), dict(reply.headers)
 
     made, headers = await on_the_bus("pools.create", **new_pool())

@@ -31,7 +31,7 @@ async def served(door: Door) -> AsyncIterator[HttpServer]:
 
 
 def client(server: HttpServer, *, http2: bool) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=server.url, http1=not http2, http2=http2, timeout=10)
+    return httpx.AsyncClient(base_url=server.url, http1=not http2, http2=http2, timeout=30)
 
 
 @BOTH

@@ -122,7 +122,7 @@ async def test_connections_that_ask_nothing_are_closed_and_no_request_that_is_un
     tmp_path: Path, secure: bool
 ) -> None:
     app = Patient()
-    async with serving(app, tmp_path, secure=secure, header_read_s=0.3) as (server, authority):
+    async with serving(app, tmp_path, secure=secure, header_read_s=1.0) as (server, authority):
         trusted = authority if secure else None
         reader, writer = await opened(server, trusted)
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")

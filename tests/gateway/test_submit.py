@@ -322,7 +322,7 @@ async def test_a_queue_that_answers_nobody_is_asked_once_until_it_answers_again(
         tries += 1
         raise Unanswered("no answer")
 
-    monkeypatch.setattr("llorch_gateway.enqueue.PUBLISH_WITHIN_S", 0.2)
+    monkeypatch.setattr("llorch_gateway.enqueue.PUBLISH_WITHIN_S", 1.0)
     with monkeypatch.context() as broken:
         broken.setattr(MemoryBus, "store", unanswered)
         assert (await door.post("/v1/tasks", body())).status == 503

@@ -18,11 +18,10 @@ from llorch_ctl import __main__, bus_client, checks, gpu
 from llorch_ctl.cli import app
 from llorch_ctl.exits import MEANINGS, Exit
 from llorch_ctl.gpu import GpuSurvey
-from llorch_ctl.ports import any_free
 from llorch_shared.bus.nats import connect
 from llorch_shared.settings import NatsSettings
 from llorch_shared.settings_loading import load
-from support.nats_server import NatsServer
+from support.nats_server import NatsServer, free_port
 
 Orchctl = Callable[..., tuple[int, str, str]]
 TASK = "0d7ecc1e-1fd6-4b8e-9f4a-1d2f7e0a3b5c"
@@ -30,14 +29,14 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(autouse=True)
-def nothing_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def nothing_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """No system, no GPU, a state folder of its own."""
-    monkeypatch.setenv("NATS_URL", f"nats://127.0.0.1:{any_free()}")
-    monkeypatch.setenv("ORCHD_ADDR", f"127.0.0.1:{any_free()}")
+    monkeypatch.setenv("NATS_URL", f"nats://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("ORCHD_ADDR", f"127.0.0.1:{free_port()}")
     monkeypatch.setenv("LLORCH_STATE_DIR", str(tmp_path / "state"))
     for name in ("LLORCH_CONFIG", "LLORCH_PROFILE", "AUTH_TOKEN", "LLORCH_API_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(bus_client, "CONNECT_WITHIN_S", 0.3)
+    monkeypatch.setattr(bus_client, "CONNECT_WITHIN_S", 5.0 if "nats_server" in request.fixturenames else 0.3)
     monkeypatch.setattr(gpu, "survey", lambda: GpuSurvey(problem="none here"))
 
 
@@ -109,7 +108,7 @@ def test_a_taken_port_is_named_with_who_has_it(
 def test_credentials_in_the_address_of_the_bus_are_not_shown(
     monkeypatch: pytest.MonkeyPatch, orchctl: Orchctl, nats_server: NatsServer
 ) -> None:
-    for address in (nats_server.url, f"nats://127.0.0.1:{any_free()}"):
+    for address in (nats_server.url, f"nats://127.0.0.1:{free_port()}"):
         monkeypatch.setenv("NATS_URL", address.replace("//", "//me:hunter2@"))
         code, out, err = orchctl("status")
         assert code == Exit.UNREACHABLE

@@ -8,9 +8,9 @@ from aiohttp.test_utils import TestServer
 
 from llorch_ctl.exits import Exit, Problem
 from llorch_ctl.gateway_client import ApiProblem, GatewayClient, gateway_url
-from llorch_ctl.ports import any_free
 from llorch_shared.settings import GatewaySettings, Secret, Settings
 from llorch_shared.wire.frames import End, Started, encode_end, encode_started, encode_token
+from support.nats_server import free_port
 
 TASK = "0d7ecc1e-1fd6-4b8e-9f4a-1d2f7e0a3b5c"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -94,7 +94,7 @@ async def test_an_answer_that_is_not_ours_is_told(serve: Serve) -> None:
 
 
 async def test_nobody_there_is_unreachable() -> None:
-    async with GatewayClient(f"http://127.0.0.1:{any_free()}", Secret("")) as client:
+    async with GatewayClient(f"http://127.0.0.1:{free_port()}", Secret("")) as client:
         with pytest.raises(Problem, match="nobody answers") as problem:
             await client.show(TASK)
         assert problem.value.exit_code == Exit.UNREACHABLE

@@ -42,7 +42,7 @@ def spec(folder: Path, name: str, code: str, **changes: object) -> ProcessSpec:
         "env": dict(os.environ),
         "ready": log_says(folder / f"{name}.log", "now ready"),
         "restart": FAST,
-        "stop_within_s": 5.0,
+        "stop_within_s": 30.0,
     }
     return ProcessSpec(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -53,7 +53,7 @@ async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
         yield running
 
 
-async def until(question: Callable[[], bool], deadline_s: float = 10) -> None:
+async def until(question: Callable[[], bool], deadline_s: float = 30) -> None:
     async with asyncio.timeout(deadline_s):
         while not question():
             await asyncio.sleep(0.01)
@@ -166,9 +166,8 @@ async def test_stopping_while_a_restart_is_due_does_not_start_it(supervisor: Sup
     await supervisor.ready(["a"])
     os.kill(supervisor.lives()["a"][1], signal.SIGKILL)
     await until(lambda: supervisor.lives()["a"][0] is Phase.BACKOFF)
-    began = time.monotonic()
-    await supervisor.stop()
-    assert time.monotonic() - began < 5
+    async with asyncio.timeout(30):
+        await supervisor.stop()
 
 
 SUPERVISE = """
@@ -198,7 +197,7 @@ def test_kill_9_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", SUPERVISE, str(tmp_path)])
     try:
         family: list[psutil.Process] = []
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(family) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -207,6 +206,6 @@ def test_kill_9_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    gone, alive = psutil.wait_procs(family, timeout=5)
+    gone, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
     assert len(gone) == 2

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from llorch_ctl.exits import Exit
-from llorch_ctl.ports import any_free
+from support.nats_server import free_port
 
 pytestmark = [pytest.mark.system, pytest.mark.nats]
 
@@ -38,7 +38,7 @@ class Up:
 
     def __init__(self, folder: Path) -> None:
         self.config = folder / "llorch.toml"
-        self.config.write_text(CONFIG.format(state=folder / "state", bus=any_free(), http=any_free()))
+        self.config.write_text(CONFIG.format(state=folder / "state", bus=free_port(), http=free_port()))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "llorch_ctl", "up", "--json-logs"],
             env=self._environment(),
@@ -62,7 +62,7 @@ class Up:
         assert said.returncode == rc, said.stdout + said.stderr
         return said.stdout
 
-    def until_healthy(self, deadline_s: float = 30) -> None:
+    def until_healthy(self, deadline_s: float = 60) -> None:
         deadline = time.monotonic() + deadline_s
         while True:
             command = [sys.executable, "-m", "llorch_ctl", "status", "--json"]
@@ -101,7 +101,7 @@ def test_up_serves_and_ctrl_c_leaves_nothing(up: Up) -> None:
     assert len(family) >= 7
     assert sum("llorch_gateway" in process.cmdline() for process in family) == 2
     up.process.send_signal(signal.SIGINT)
-    out, _ = up.process.communicate(timeout=30)
+    out, _ = up.process.communicate(timeout=60)
     assert up.process.returncode == Exit.OK
     assert "no process is left" in out
     assert not psutil.wait_procs(family, timeout=0)[1]
@@ -117,4 +117,4 @@ def test_a_killed_service_comes_back_and_kill_9_of_up_leaves_nothing(up: Up) -> 
     up.until_healthy()
     family = up.family()
     up.process.kill()
-    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert not psutil.wait_procs(family, timeout=30)[1]

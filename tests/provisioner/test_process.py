@@ -19,7 +19,7 @@ FAMILY = (
 )
 
 
-def gone(pid: int, deadline_s: float = 5) -> bool:
+def gone(pid: int, deadline_s: float = 30) -> bool:
     """True once the process has ended (a zombie has)."""
     deadline = time.monotonic() + deadline_s
     while time.monotonic() < deadline:

@@ -111,7 +111,9 @@ class Client:
                     await asyncio.sleep(0.05)
 
     async def status(self) -> ProvisionerStatus:
-        return STATUS_DECODER.decode((await self._bus.request(subjects.provision_status(NODE), b"{}")).data)
+        return STATUS_DECODER.decode(
+            (await self._bus.request(subjects.provision_status(NODE), b"{}", timeout_s=30)).data
+        )
 
     async def until(self, job: str, wanted: Callable[[ProvisionEvent], bool]) -> ProvisionEvent:
         queue: asyncio.Queue[ProvisionEvent] = asyncio.Queue()
@@ -157,7 +159,7 @@ async def test_a_wish_over_the_bus_is_planned_followed_and_found_in_the_status(
         assert "hf: here" in (await client.ask(EnsureModel(model_ref="hf:org/repo"))).refusal
         for nonsense in (b"", b"{}", b"\xff", b'{"model_ref": 3}'):
             assert "not a valid request" in (await client.ask(nonsense)).refusal
-        with urllib.request.urlopen(f"http://{running.metrics}/metrics", timeout=10) as page:
+        with urllib.request.urlopen(f"http://{running.metrics}/metrics", timeout=30) as page:
             assert b"catalog_verifications_total" in page.read()
         lines = running.log.read_text()
         assert all(f'"action":"provision.{kind}"' in lines for kind in ("check", "download", "verify", "ready"))
@@ -295,7 +297,7 @@ def _children(pid: int) -> set[int]:
         return set()
 
 
-def _ended(pid: int, deadline_s: float = 10) -> bool:
+def _ended(pid: int, deadline_s: float = 30) -> bool:
     deadline = time.monotonic() + deadline_s
     while time.monotonic() < deadline:
         try:

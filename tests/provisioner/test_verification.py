@@ -91,7 +91,7 @@ async def test_a_file_that_has_changed_fails_and_is_told_in_the_catalog(
                         await asyncio.sleep(0.02)
 
             async def ask(wish: VerifyModel) -> VerifyAnswer:
-                reply = await bus.request(subjects.provision_verify(NODE), msgspec.json.encode(wish), timeout_s=10)
+                reply = await bus.request(subjects.provision_verify(NODE), msgspec.json.encode(wish), timeout_s=30)
                 return VERIFY_ANSWER_DECODER.decode(reply.data)
 
             assert (await ask(wish)).started

@@ -230,7 +230,7 @@ async def pulled(bus: Bus, *, silent: int = 0) -> list[Event]:
     )
     queue = admissions.queues[QUEUE] = Queue(pool_spec(), "p1", Priority.INTERACTIVE)
     pulling = asyncio.create_task(admissions.pull(queue))
-    await eventually(lambda: bool(events) and isinstance(events[-1], BacklogRead), 5)
+    await eventually(lambda: bool(events) and isinstance(events[-1], BacklogRead))
     pulling.cancel()
     await asyncio.wait({pulling})
     return events

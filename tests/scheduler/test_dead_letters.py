@@ -243,7 +243,7 @@ async def test_an_admission_on_which_the_core_breaks_is_set_aside_before_the_pro
         for loop in process.scheduler.terms.values():
             monkeypatch.setattr(loop, "core", Fragile(loop.core))
         await place.client.admit(cursed)
-        await asyncio.wait({process.task}, timeout=10)
+        await asyncio.wait({process.task}, timeout=30)
         assert process.task.exception() is not None
         place.processes.remove(process)
         (letter,) = await letters(place)

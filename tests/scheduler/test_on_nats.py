@@ -63,11 +63,11 @@ async def test_a_restarted_server_costs_no_task(nats_server: NatsServer) -> None
         world.kill()
         await eventually(lambda: not process.active)
         world.start()
-        await eventually(lambda: process.active, 15)
+        await eventually(lambda: process.active)
         node.ends_at_once = True
         for task_id in list(node.held):
             await node.end(task_id)
-        await eventually(lambda: len(place.client.finals) == 20, 20)
+        await eventually(lambda: len(place.client.finals) == 20)
         assert all(states == [TaskState.DONE] for states in place.client.finals.values())
 
 
@@ -109,7 +109,7 @@ async def test_a_full_queue_refuses_and_opens_when_the_cancelled_task_is_gone(na
                 except Full:
                     await asyncio.sleep(0.01)
 
-        await asyncio.wait_for(admitted(), 5)
+        await asyncio.wait_for(admitted(), 20)
         assert place.client.finals == {first.task_id: [TaskState.CANCELLED]}
 
 
@@ -127,7 +127,7 @@ async def test_a_process_killed_with_minus_nine_is_replaced_by_another(nats_serv
             tasks = [request() for _ in range(10)]
             for task in tasks:
                 await place.client.admit(task)
-            await eventually(lambda: len(node.held) == 1, 20)
+            await eventually(lambda: len(node.held) == 1)
             await place.scheduler(settings())
         finally:
             process.kill()
@@ -135,7 +135,7 @@ async def test_a_process_killed_with_minus_nine_is_replaced_by_another(nats_serv
         node.ends_at_once = True
         for task_id in list(node.held):
             await node.end(task_id)
-        await eventually(lambda: len(place.client.finals) == 10, 15)
+        await eventually(lambda: len(place.client.finals) == 10)
         assert all(states == [TaskState.DONE] for states in place.client.finals.values())
         assert node.claims == [task.task_id for task in tasks]
         assert len(set(leases)) == 2, "one lease after the other"

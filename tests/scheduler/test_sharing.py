@@ -29,7 +29,8 @@ POOLS = ("p0", "p1", "p2", "p3", "p5", "p6")
 SHARDS = frozenset(map(subjects.shard_of, POOLS))
 assert len(SHARDS) == len(POOLS)
 
-QUICK = settings(lease_ttl_ms=1000)
+QUICK = settings(lease_ttl_ms=3000)
+"""As short as a machine that is busy for a moment allows."""
 
 
 @pytest.fixture(params=["memory", pytest.param("nats", marks=pytest.mark.nats)])
@@ -153,10 +154,10 @@ async def test_a_killed_processs_shards_move_and_only_those(place: Town) -> None
 
 
 async def test_one_that_leaves_in_order_is_replaced_before_its_leases_would_expire(place: Town) -> None:
-    first, second = [await place.scheduler(settings(lease_ttl_ms=20_000)) for _ in range(2)]
+    first, second = [await place.scheduler(settings(lease_ttl_ms=600_000)) for _ in range(2)]
     await shared(first, second)
     await first.leave()
-    await eventually(lambda: second.shards == SHARDS, 5)
+    await eventually(lambda: second.shards == SHARDS)
 
 
 async def test_a_pool_that_appears_later_on_a_new_shard_is_taken(place: Town) -> None:
@@ -269,5 +270,5 @@ async def test_a_lease_of_a_newer_release_is_not_taken_while_it_is_renewed() -> 
         for _ in range(10):
             await asyncio.sleep(0.1)
             assert not process.active
-            await bus.store(key, b"a lease of tomorrow", headers=newer, ttl_s=1)
+            await bus.store(key, b"a lease of tomorrow", headers=newer, ttl_s=3)
         await eventually(lambda: process.active)

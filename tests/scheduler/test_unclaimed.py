@@ -176,7 +176,7 @@ async def test_a_placement_whose_record_stands_and_that_could_not_be_stored_is_p
         monkeypatch.setattr(RunStore, "placement", fails_once)
         task = request()
         await place.client.admit(task)
-        await eventually(lambda: task.task_id in node.held, 10)
+        await eventually(lambda: task.task_id in node.held)
         assert tries == 2
         assert node.held[task.task_id][0].attempt == 1
 
@@ -279,7 +279,11 @@ async def test_its_own_record_is_confirmed_by_the_write_and_others_end_the_wait(
     assert (late, recorded) == ([effect], [effect])
 
 
-async def test_a_task_that_ended_before_is_neither_run_nor_told_to_be_placed_again() -> None:
+async def test_a_task_that_ended_before_is_neither_run_nor_told_to_be_placed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moment_s = unclaimed.MOMENT_S
+    monkeypatch.setattr(unclaimed, "MOMENT_S", LONG_S)
     async with town(MemoryWorld()) as place:
         node, seen = await served(place), await Seen().follow(place)
         task = request()
@@ -287,6 +291,7 @@ async def test_a_task_that_ended_before_is_neither_run_nor_told_to_be_placed_aga
         await eventually(lambda: task.task_id in node.held)
         await node.end(task.task_id)
         await until_free(place)
+        monkeypatch.setattr(unclaimed, "MOMENT_S", moment_s)
         await place.client.publish("p1", task.priority, msgspec.json.encode(task))
         await until_free(place)
         await eventually(lambda: len(node.placements) == 2)

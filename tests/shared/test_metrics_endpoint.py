@@ -13,7 +13,7 @@ from llorch_shared.settings import SettingsError
 def test_a_port_of_zero_takes_a_free_one_and_serves_the_contract() -> None:
     endpoint = MetricsEndpoint(Metrics(), "127.0.0.1:0", key="poold.metrics_addr")
     try:
-        with urllib.request.urlopen(f"http://{endpoint.address}/metrics", timeout=5) as response:
+        with urllib.request.urlopen(f"http://{endpoint.address}/metrics", timeout=20) as response:
             assert response.headers["content-type"].partition(";")[0] == METRICS_TEXT.partition(";")[0]
             assert b"bus_connected" in response.read()
     finally:

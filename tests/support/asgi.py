@@ -10,7 +10,7 @@ import msgspec
 from llorch_shared.errors import ErrorBody
 from llorch_shared.wire.frames import Event, split_events
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 @dataclass

@@ -55,14 +55,14 @@ class NatsWorld:
         self.server.start()
 
 
-async def eventually(check: Callable[[], bool], timeout_s: float = 20.0) -> None:
+async def eventually(check: Callable[[], bool], timeout_s: float = 30.0) -> None:
     """Wait for something that has no event of its own."""
     async with asyncio.timeout(timeout_s):
         while not check():
             await asyncio.sleep(0.005)
 
 
-async def becomes_true(check: Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:
+async def becomes_true(check: Callable[[], Awaitable[bool]], timeout_s: float = 30.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not await check():
             await asyncio.sleep(0.01)
@@ -71,9 +71,9 @@ async def becomes_true(check: Callable[[], Awaitable[bool]], timeout_s: float = 
 async def take(queue: Consumer, count: int, *, at_once: int) -> list[Delivery]:
     """`count` deliveries: one fetch returns what has arrived, which may be a part of what is stored."""
     taken: list[Delivery] = []
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while len(taken) < count:
-            found = await queue.fetch(at_once, 10)
+            found = await queue.fetch(at_once, 60)
             assert len(found) <= at_once
             taken += found
     return taken
