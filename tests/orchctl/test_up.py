@@ -15,7 +15,7 @@ import pytest
 from llorch_ctl.exits import Exit
 from support.nats_server import free_port
 
-pytestmark = [pytest.mark.system, pytest.mark.nats]
+pytestmark = [pytest.mark.system, pytest.mark.nats, pytest.mark.timeout(240)]
 
 CONFIG = """
 profile = "ci"
