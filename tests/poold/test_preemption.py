@@ -278,6 +278,8 @@ async def test_a_preemption_around_the_end_never_takes_the_end_back(nats_server:
         ended = preempted = 0
         for number in range(24):
             task = await node.place(max_tokens=6, seed=number)
+            if number == 23:
+                await node.until_ended(task)
             await node.until_tokens(task, number % 6 + 1)
             await node.preempt(task.task_id)
             await outcome_of(node, task)
