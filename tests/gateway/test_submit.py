@@ -1,12 +1,14 @@
 """POST /v1/tasks: accepted means stored, once; refused means no trace anywhere."""
 
 import asyncio
+import itertools
 import logging
 from typing import Any
 
 import msgspec
 import pytest
 
+from llorch_gateway.enqueue import message_ids
 from llorch_shared import streams, subjects
 from llorch_shared.bus.memory import MemoryBus
 from llorch_shared.bus.port import Unanswered
@@ -157,11 +159,21 @@ async def test_whose_message_id_a_tenant_has_given_to_its_own_task_is_queued_all
     stored = await cluster.bus.store(own, msgspec.json.encode(theirs), msg_id=request.task_id)
     if not waits:
         await cluster.bus.remove(stored.stream, stored.seq)
-    for _ in range(2):
-        assert (await door.post("/v1/tasks", msgspec.json.encode(request))).status == 202
+    for one in (door, door, await cluster.gateway()):
+        assert (await one.post("/v1/tasks", msgspec.json.encode(request))).status == 202
     queued = [msgspec.json.decode(each.data)["task_id"] for each in await cluster.admissions()]
-    assert queued.count(request.task_id) == 2
+    assert queued.count(request.task_id) == 1
     assert queued.count(theirs.task_id) == waits
+
+
+async def test_who_knows_all_of_a_task_keeps_it_out_of_no_queue(cluster: Cluster, door: Door) -> None:
+    request = task_request()
+    own, payload = subjects.own_admission("p1", request.priority, "acme"), msgspec.json.encode(request)
+    for msg_id in itertools.islice(message_ids(request.task_id, payload), 2):
+        await cluster.bus.store(own, msgspec.json.encode(task_request()), msg_id=msg_id)
+    assert (await door.post("/v1/tasks", payload)).status == 202
+    queued = [msgspec.json.decode(each.data)["task_id"] for each in await cluster.admissions()]
+    assert queued.count(request.task_id) == 1
 
 
 async def test_a_task_that_has_left_its_queue_is_not_queued_again(cluster: Cluster, door: Door) -> None:

@@ -6,8 +6,10 @@ is asked briefly: without an answer the server's word stands, and Retry-After co
 """
 
 import asyncio
+import hashlib
 import logging
 import uuid
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -91,7 +93,7 @@ class Enqueue:
     async def _publish(self, request: TaskRequest, pool: PoolSpec, call: Call) -> tuple[Stored, int]:
         """Publish, however often it takes within the bound: the msg_id makes repeats one task. A queue that is known to
         be silent (a server whose disk is full answers nobody) is asked once. A tenant that queues itself chooses its
-        message ids: where that of this task belongs to something else, the task is published under another."""
+        message ids: where that of this task belongs to something else, the task is published under the next."""
         queue = (pool.id, request.priority)
         request, payload = await self._payloads.fitted(request, call)
         subject = subjects.admission(pool.id, request.priority, call.tenant)
@@ -102,7 +104,8 @@ class Enqueue:
         }
         within_s = 0.0 if queue in self._silent else PUBLISH_WITHIN_S
         deadline = asyncio.get_running_loop().time() + within_s
-        pause, tries, msg_id = PAUSE_FIRST_S, 0, request.task_id
+        msg_ids = message_ids(request.task_id, payload)
+        pause, tries, msg_id = PAUSE_FIRST_S, 0, next(msg_ids)
         while True:
             tries += 1
             try:
@@ -110,10 +113,10 @@ class Enqueue:
                     subject, payload, msg_id=msg_id, headers=headers, timeout_s=PUBLISH_TIMEOUT_S
                 )
                 self._silent.discard(queue)
-                if msg_id != request.task_id or not stored.duplicate or await self._is_known(stored, request.task_id):
+                if not stored.duplicate or await self._is_known(stored, request.task_id):
                     return stored, tries
                 log.warning("%s has the message id of another task: published again", request.task_id)
-                msg_id = f"{request.task_id}:{uuid.uuid4().hex}"
+                msg_id = next(msg_ids)
                 continue
             except Full:
                 self._silent.discard(queue)
@@ -157,3 +160,12 @@ class Enqueue:
         except msgspec.MsgspecError as error:
             log.warning("the answer on %s is not an appointment: %s", subject, error)
         return None
+
+
+def message_ids(task_id: str, payload: bytes) -> Iterator[str]:
+    """The id of the task, by which it is one task whoever sends it. Who knows no more than that cannot guess the
+    second, which the task has wherever it is sent again; what follows nobody can."""
+    yield task_id
+    yield f"{task_id}:{hashlib.sha256(payload).hexdigest()}"
+    while True:
+        yield f"{task_id}:{uuid.uuid4().hex}"
