@@ -299,6 +299,19 @@ async def test_what_changes_without_a_note_is_told_key_by_key_once_and_at_once(b
     assert versions == tuple(f"{streams.SPEC}/{seqs[number]}" for number in (0, 1, 3, 4))
 
 
+async def test_what_a_killed_scheduler_did_not_store_is_told_by_the_next(bus: Bus) -> None:
+    class Dying:
+        async def record(self, record: AuditRecord) -> None:
+            """It is gathered, and stored nowhere."""
+
+    await bus.store(KEY, version(1024))
+    dying = UnauditedChanges(bus, Dying(), actor="scheduler/s0", now_ms=now_ms)
+    assert (await dying.look(), await dying.look()) == (1, 0)
+    assert not await said_of_p9(bus)
+    assert await look(bus, grace_s=60) == 1
+    assert len(await said_of_p9(bus)) == 1
+
+
 async def test_of_the_oldest_version_that_is_kept_nothing_is_told_where_others_have_gone(bus: Bus) -> None:
     for number in range(streams.VERSIONS + 1):
         await bus.store(KEY, version(1024 + number))
