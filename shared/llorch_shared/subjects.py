@@ -206,11 +206,6 @@ def replica_key(node: str, replica: str) -> str:
     return f"replica.{token(node)}.{token(replica)}"
 
 
-def replica_keys(node: str) -> str:
-    """All of one node."""
-    return f"replica.{token(node)}.*"
-
-
 def pool_key(pool: str) -> str:
     return f"pool.{token(pool)}"
 

@@ -13,17 +13,12 @@ UNCONFIRMED_ACK_S: Final = 0.05
 
 
 class MemoryDelivery:
-    __slots__ = ("_bus", "_deliveries", "_durable", "message")
+    __slots__ = ("_bus", "_durable", "message")
 
-    def __init__(self, bus: MemoryConnection, durable: MemoryDurable, message: Message, deliveries: int) -> None:
+    def __init__(self, bus: MemoryConnection, durable: MemoryDurable, message: Message) -> None:
         self._bus: Final = bus
         self._durable: Final = durable
         self.message = message
-        self._deliveries: Final = deliveries
-
-    @property
-    def redelivered(self) -> bool:
-        return self._deliveries > 1
 
     def drop_payload(self) -> None:
         self.message = Message(subject=self.message.subject, data=b"", seq=self.message.seq)
@@ -33,11 +28,6 @@ class MemoryDelivery:
         if not self._durable.ack(self.message.seq):
             await asyncio.sleep(UNCONFIRMED_ACK_S)
             raise Unanswered("the ack was not confirmed")
-        self._bus.server.wake()
-
-    async def retry_later(self, delay_s: float) -> None:
-        await self._bus.wait_connected(UNCONFIRMED_ACK_S)
-        self._durable.put_back(self.message.seq, self._bus.server.now() + delay_s)
         self._bus.server.wake()
 
 
@@ -57,7 +47,7 @@ class MemoryConsumer:
                 durable = server.durable(self._stream, self._durable)
                 if taken := durable.take(limit, server.now()):
                     server.wake()
-                    return [MemoryDelivery(self._bus, durable, message, times) for message, times in taken]
+                    return [MemoryDelivery(self._bus, durable, message) for message in taken]
             left = deadline - loop.time()
             if left <= 0:
                 return []

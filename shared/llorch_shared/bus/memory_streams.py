@@ -54,13 +54,6 @@ class Kept:
 
 
 @dataclass(slots=True)
-class _Pending:
-    deliveries: int
-    due: float
-    """When it is delivered again unless acknowledged."""
-
-
-@dataclass(slots=True)
 class MemoryStream:
     name: str
     config: dict[str, Any]
@@ -219,33 +212,33 @@ class MemoryDurable:
     config: dict[str, Any]
     position: int = 0
     """Highest sequence that was delivered at least once."""
-    pending: dict[int, _Pending] = field(default_factory=dict)
+    pending: dict[int, float] = field(default_factory=dict)
+    """By sequence: when it is delivered again, unless it is acknowledged."""
     again: list[tuple[float, int]] = field(default_factory=list)
     """Heap of (due, sequence) to deliver again."""
 
-    def take(self, limit: int, now: float) -> list[tuple[Message, int]]:
-        """(message, how often delivered) for at most `limit` messages, due ones first."""
-        taken: list[tuple[Message, int]] = []
+    def take(self, limit: int, now: float) -> list[Message]:
+        """At most `limit` messages, due ones first."""
+        taken: list[Message] = []
         wait_s = self.config.get("ack_wait", 30 * _SECOND) / _SECOND
         while self.again and self.again[0][0] <= now and len(taken) < limit:
             due, seq = heapq.heappop(self.again)
-            pending = self.pending.get(seq)
-            if pending is None or pending.due != due or seq not in self.stream.kept:
+            if self.pending.get(seq) != due or seq not in self.stream.kept:
                 continue
-            self._deliver(seq, pending.deliveries + 1, now + wait_s, taken)
+            self._deliver(seq, now + wait_s, taken)
         held_max = self.config.get("max_ack_pending", 1000)
         pattern = self.config.get("filter_subject", ">")
         for message in self.stream.select(pattern, self.position + 1):
             if len(taken) >= limit or (0 < held_max <= len(self.pending)):
                 break
             self.position = message.seq
-            self._deliver(message.seq, 1, now + wait_s, taken)
+            self._deliver(message.seq, now + wait_s, taken)
         return taken
 
-    def _deliver(self, seq: int, deliveries: int, due: float, taken: list[tuple[Message, int]]) -> None:
-        self.pending[seq] = _Pending(deliveries, due)
+    def _deliver(self, seq: int, due: float, taken: list[Message]) -> None:
+        self.pending[seq] = due
         heapq.heappush(self.again, (due, seq))
-        taken.append((self.stream.kept[seq].message, deliveries))
+        taken.append(self.stream.kept[seq].message)
 
     def next_due(self) -> float:
         return self.again[0][0] if self.again else 0.0
@@ -258,13 +251,8 @@ class MemoryDurable:
             self.stream.remove(seq)
         return True
 
-    def put_back(self, seq: int, due: float) -> None:
-        if (pending := self.pending.get(seq)) is not None:
-            pending.due = due
-            heapq.heappush(self.again, (due, seq))
-
     def reset(self) -> None:
-        """Everything not acknowledged is new again; delivery counts start anew."""
+        """Everything not acknowledged is new again."""
         unacknowledged = set(self.pending)
         self.pending.clear()
         self.again.clear()

@@ -30,50 +30,39 @@ ACK_TIMEOUT_S: Final = 5.0
 _RETRY_S: Final = 0.1
 
 _NO_RESPONDERS: Final = 503
+_ACK: Final = b"+ACK"
 
 
-def _ack_fields(reply: bytes) -> tuple[int, int, int]:
-    """(deliveries, stream sequence, stored at in ms) of
+def _ack_fields(reply: bytes) -> tuple[int, int]:
+    """(stream sequence, stored at in ms) of
     `$JS.ACK.[domain.account.]stream.consumer.deliveries.seq.consumer_seq.nanoseconds.…`"""
     fields = reply.split(b".")
-    at = 4 if len(fields) < 11 else 6
-    return int(fields[at]), int(fields[at + 1]), int(fields[at + 3]) // 1_000_000
+    at = 5 if len(fields) < 11 else 7
+    return int(fields[at]), int(fields[at + 2]) // 1_000_000
 
 
 class NatsDelivery:
     """Acks are not fenced: the server takes one from whoever sends it, so an ack proves nothing about ownership."""
 
-    __slots__ = ("_deliveries", "_link", "message")
+    __slots__ = ("_link", "message")
 
-    def __init__(self, link: Link, message: Message, deliveries: int) -> None:
+    def __init__(self, link: Link, message: Message) -> None:
         self._link: Final = link
         self.message = message
-        self._deliveries: Final = deliveries
-
-    @property
-    def redelivered(self) -> bool:
-        """False again after a reset: the server forgets its counts."""
-        return self._deliveries > 1
 
     def drop_payload(self) -> None:
         message = self.message
         self.message = Message(subject=message.subject, data=b"", seq=message.seq, reply=message.reply)
 
     async def ack(self) -> None:
-        await self._confirmed(b"+ACK")
-
-    async def retry_later(self, delay_s: float) -> None:
-        await self._confirmed(b'-NAK {"delay": %d}' % int(delay_s * 1e9))
-
-    async def _confirmed(self, word: bytes) -> None:
         """Sent once more when the connection broke meanwhile: a second ack of the same message changes nothing."""
         generation = self._link.generation
         try:
-            await self._link.ask(self.message.reply, word, timeout_s=ACK_TIMEOUT_S)
+            await self._link.ask(self.message.reply, _ACK, timeout_s=ACK_TIMEOUT_S)
         except Unanswered:
             if self._link.generation == generation and self._link.connected:
                 raise
-            await self._link.ask(self.message.reply, word, timeout_s=ACK_TIMEOUT_S)
+            await self._link.ask(self.message.reply, _ACK, timeout_s=ACK_TIMEOUT_S)
 
 
 class NatsConsumer:
@@ -171,7 +160,7 @@ class NatsConsumer:
         if status:
             self._on_status(subject, status, words)
             return
-        deliveries, seq, stored_ms = _ack_fields(reply)
+        seq, stored_ms = _ack_fields(reply)
         message = Message(
             subject=subject.decode(),
             data=data,
@@ -181,7 +170,7 @@ class NatsConsumer:
             deleted=bool(headers) and is_marker(headers),
             stored_ms=stored_ms,
         )
-        self._held.append(NatsDelivery(self._link, message, deliveries))
+        self._held.append(NatsDelivery(self._link, message))
         self._asked = max(0, self._asked - 1)
         self._arrived.set()
 

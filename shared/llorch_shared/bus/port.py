@@ -105,15 +105,10 @@ class Delivery(Protocol):
     @property
     def message(self) -> Message: ...
 
-    @property
-    def redelivered(self) -> bool: ...
-
     async def ack(self) -> None:
         """Acknowledge and wait until the server has processed it: only then is its place in a bounded stream free.
         Raises Unanswered when the server does not confirm: after a reset, or when it was killed and has forgotten that
         it delivered. The message then comes again."""
-
-    async def retry_later(self, delay_s: float) -> None: ...
 
     def drop_payload(self) -> None:
         """Keep what an acknowledgement needs. For those who hold many and have read them."""

@@ -377,7 +377,7 @@ async def test_a_cancelled_fetch_loses_nothing(ready: Bus, queue: Consumer) -> N
 async def test_a_delivery_knows_its_message(ready: Bus, queue: Consumer) -> None:
     stored = await ready.store(ADMISSION, b"x")
     delivery = (await queue.fetch(1, 30))[0]
-    assert (delivery.message.subject, delivery.message.seq, delivery.redelivered) == (ADMISSION, stored.seq, False)
+    assert (delivery.message.subject, delivery.message.seq) == (ADMISSION, stored.seq)
 
 
 async def test_an_acknowledged_message_is_gone(ready: Bus, queue: Consumer) -> None:
@@ -410,13 +410,6 @@ async def test_an_ack_after_a_reset_is_not_confirmed(
     await queue.reset()
     with pytest.raises(Unanswered):
         await held[0].ack()
-
-
-async def test_a_message_put_back_comes_again_later(ready: Bus, queue: Consumer) -> None:
-    await fill(ready, 1)
-    await (await queue.fetch(1, 30))[0].retry_later(0.05)
-    again = (await queue.fetch(1, 30))[0]
-    assert (again.message.data, again.redelivered) == (b"0", True)
 
 
 async def test_two_replicas_take_only_their_own_placements(ready: Bus) -> None:
