@@ -19,6 +19,8 @@ DEADLINE_MS: Final = 3_600_000
 """Far beyond any run, also one whose engines stand still most of the time: no task may end for being late, nor because
 a clock jumped."""
 TOKENS: Final = (1, 5, 20, 40, 80, 120)
+GATEWAYS_TENANT: Final = "default"
+"""As whose the gateways take what clients hand in."""
 
 
 class Way(StrEnum):
@@ -51,7 +53,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """The first reader hangs up after this many tokens in all, and resumes on the next gateway."""
     cancel_after_s: float | None = None
     again_after_s: float | None = None
-    """The same request once more: it must be the same task."""
+    """The same request once more, to a gateway: it must be the same task. The id of a task of another tenant than the
+    gateways' is in use there."""
 
 
 def prompt_of(task_id: str) -> str:
@@ -95,16 +98,17 @@ def _ask(rnd: random.Random, at_s: float, shape: Shape) -> Ask:
         failover=rnd.choices(tuple(Failover), (4, 3, 1))[0],
         output_mode=rnd.choices((OutputMode.TEXT, OutputMode.JSON), (9, 1))[0],
     )
+    tenant = rnd.choice(("t1", "t2", GATEWAYS_TENANT)) if way is Way.BUS else GATEWAYS_TENANT
     return Ask(
         at_s=at_s,
         request=request,
         pool=pool,
-        tenant=rnd.choice(("t1", "t2", "default")) if way is Way.BUS else "default",
+        tenant=tenant,
         way=way,
         gateway=rnd.randrange(shape.gateways),
         read_after_s=0.0 if way is Way.STREAM else round(rnd.choice((0.0, rnd.uniform(0, 3))), 3),
         readers=rnd.choices((0, 1, 2), (1, 6, 3))[0],
         cuts=tuple(sorted(rnd.randrange(1, tokens + 1) for _ in range(rnd.choice((0, 0, 1, 2))))),
         cancel_after_s=round(rnd.uniform(0, 4), 3) if rnd.random() < 0.15 else None,
-        again_after_s=round(rnd.uniform(0.1, 5), 3) if rnd.random() < 0.1 else None,
+        again_after_s=round(rnd.uniform(0.1, 5), 3) if rnd.random() < 0.1 and tenant == GATEWAYS_TENANT else None,
     )
