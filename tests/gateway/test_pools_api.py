@@ -46,7 +46,7 @@ def new_pool(**fields: Any) -> dict[str, Any]:
 
 
 async def audits(cluster: Cluster, door: Door, event: AuditEvent, name: str) -> list[AuditRecord]:
-    await door.gateway.backend.audit._queue.join()
+    await door.audited()
     return [
         AUDIT_DECODER.decode(each.data) for each in await cluster.bus.replay(streams.AUD, subjects.audit(event, name))
     ]

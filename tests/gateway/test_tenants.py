@@ -48,6 +48,7 @@ async def test_anothers_task_is_told_from_none_by_nothing(cluster: Cluster, door
     if where in ("running", "done"):
         state = TaskState.RUNNING if where == "running" else TaskState.DONE
         await cluster.record(run_record(task, state, lane=door.lane, tenant="blue"))
+    await door.audited()
     before = await cluster.stored()
     none = str(uuid.uuid4())
     theirs = [unlike(reply, task) for reply in await asked(door, task, BOB)]

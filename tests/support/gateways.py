@@ -178,6 +178,10 @@ class Door(AsgiClient):
     def lane(self) -> str:
         return self.gateway.lane
 
+    async def audited(self) -> None:
+        """What it has done so far is on the audit record."""
+        await self.gateway.backend.audit._queue.join()
+
     async def post_task(self, headers: Mapping[str, str] | None = None, **changes: Any) -> Reply:
         return await self.post("/v1/tasks", msgspec.json.encode(task_request(**changes)), **(headers or {}))
 
