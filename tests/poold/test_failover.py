@@ -12,11 +12,12 @@ import pytest
 from llorch_poold.core.seed import seed_of
 from llorch_poold.mock_text import text_of
 from llorch_shared import streams, subjects
+from llorch_shared.bus.port import BusError
 from llorch_shared.decode_times import decode_times
 from llorch_shared.wire.frames import Token, split_events
 from llorch_shared.wire.task import TaskState
 from support.nats_server import NatsServer
-from support.node_harness import NodeHarness, Placed, mock_pool
+from support.node_harness import DEADLINE_S, NodeHarness, Placed, mock_pool
 
 pytestmark = pytest.mark.nats
 
@@ -173,10 +174,19 @@ async def lose_the_log(node: NodeHarness, server: NatsServer) -> None:
     """nats-server forgets its memory; this node keeps what it has kept."""
     server.kill()
     await asyncio.to_thread(server.start)
-    async with asyncio.timeout(15):
-        while not (node.bus.connected and node.node_bus.connected):
+    async with asyncio.timeout(DEADLINE_S):
+        while not (node.bus.connected and node.node_bus.connected and await streams_stand(node)):
             await asyncio.sleep(0.01)
-    await node.bus.flush()
+
+
+async def streams_stand(node: NodeHarness) -> bool:
+    """Again, those in memory, too."""
+    try:
+        for stream in (streams.PLC, streams.TOK):
+            await node.bus.stream_state(stream)
+    except BusError:
+        return False
+    return True
 
 
 async def test_nobody_goes_on_from_what_the_server_has_forgotten(nats_server: NatsServer, tmp_path: Path) -> None:

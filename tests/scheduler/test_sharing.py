@@ -29,8 +29,10 @@ POOLS = ("p0", "p1", "p2", "p3", "p5", "p6")
 SHARDS = frozenset(map(subjects.shard_of, POOLS))
 assert len(SHARDS) == len(POOLS)
 
-QUICK = settings(lease_ttl_ms=3000)
-"""As short as a machine that is busy for a moment allows."""
+STEADY = settings(lease_ttl_ms=600_000)
+"""However long the machine stands still, nobody loses a shard by it."""
+MORTAL = settings(lease_ttl_ms=5_000)
+"""Where a lease must expire, or be found lost at its renewal."""
 
 
 @pytest.fixture(params=["memory", pytest.param("nats", marks=pytest.mark.nats)])
@@ -68,7 +70,7 @@ async def admitted(place: Town, pool: str, count: int = 1) -> list[str]:
 
 
 async def test_two_share_the_pools_and_each_place_only_their_own(place: Town) -> None:
-    first, second = await place.scheduler(QUICK), await place.scheduler(QUICK)
+    first, second = await place.scheduler(STEADY), await place.scheduler(STEADY)
     await shared(first, second)
     assert not first.shards & second.shards
     nodes = {pool: await node_of(place, pool) for pool in POOLS}
@@ -84,12 +86,12 @@ async def test_two_share_the_pools_and_each_place_only_their_own(place: Town) ->
 
 
 async def test_a_newcomer_gets_its_part_and_the_tasks_in_it_go_on(place: Town) -> None:
-    first = await place.scheduler(QUICK)
+    first = await place.scheduler(STEADY)
     await shared(first)
     nodes = {pool: await node_of(place, pool, slots=1) for pool in POOLS}
     tasks = {pool: await admitted(place, pool, 4) for pool in POOLS}
     await eventually(lambda: all(node.held for node in nodes.values()))
-    second = await place.scheduler(QUICK)
+    second = await place.scheduler(STEADY)
     pacing = asyncio.create_task(end_slowly(list(nodes.values())))
     await shared(first, second)
     every = [task for listed in tasks.values() for task in listed]
@@ -131,7 +133,7 @@ async def test_one_of_the_shards_that_have_pools_looks_for_what_is_not_audited(
 
 
 async def test_a_killed_processs_shards_move_and_only_those(place: Town) -> None:
-    first, second, third = [await place.scheduler(QUICK) for _ in range(3)]
+    first, second, third = [await place.scheduler(MORTAL) for _ in range(3)]
     await shared(first, second, third)
     nodes = {pool: await node_of(place, pool, slots=1) for pool in POOLS}
     tasks = {pool: await admitted(place, pool, 3) for pool in POOLS}
@@ -154,14 +156,14 @@ async def test_a_killed_processs_shards_move_and_only_those(place: Town) -> None
 
 
 async def test_one_that_leaves_in_order_is_replaced_before_its_leases_would_expire(place: Town) -> None:
-    first, second = [await place.scheduler(settings(lease_ttl_ms=600_000)) for _ in range(2)]
+    first, second = [await place.scheduler(STEADY) for _ in range(2)]
     await shared(first, second)
     await first.leave()
     await eventually(lambda: second.shards == SHARDS)
 
 
 async def test_a_pool_that_appears_later_on_a_new_shard_is_taken(place: Town) -> None:
-    first, second = await place.scheduler(QUICK), await place.scheduler(QUICK)
+    first, second = await place.scheduler(STEADY), await place.scheduler(STEADY)
     await shared(first, second)
     late = next(f"late{n}" for n in range(100) if subjects.shard_of(f"late{n}") not in SHARDS)
     shard = subjects.shard_of(late)
@@ -175,7 +177,7 @@ async def test_a_pool_that_appears_later_on_a_new_shard_is_taken(place: Town) ->
 
 
 async def test_each_shard_answers_for_its_own_pools(place: Town) -> None:
-    first, second = await place.scheduler(QUICK), await place.scheduler(QUICK)
+    first, second = await place.scheduler(STEADY), await place.scheduler(STEADY)
     await shared(first, second)
     (task,) = await admitted(place, "p1")
 
@@ -187,7 +189,7 @@ async def test_each_shard_answers_for_its_own_pools(place: Town) -> None:
 
 
 async def test_a_client_may_ask_for_an_appointment(place: Town) -> None:
-    await shared(await place.scheduler(QUICK))
+    await shared(await place.scheduler(STEADY))
     asked = AppointmentRequest(task_id="t", pool_id="p1", priority=Priority.BATCH, tenant="default")
     subject = subjects.appoint(subjects.shard_of("p1"))
     answer = await place.client.bus.request(subject, msgspec.json.encode(asked))
@@ -196,7 +198,7 @@ async def test_a_client_may_ask_for_an_appointment(place: Town) -> None:
 
 async def test_a_holder_whose_lease_was_taken_stops_at_once_and_its_writes_are_refused(place: Town) -> None:
     """As after a pause of the whole process: it wakes up as the holder of a lease that another has."""
-    process = await place.scheduler(QUICK)
+    process = await place.scheduler(MORTAL)
     await shared(process)
     node = await node_of(place, "p1")
     await eventually(lambda: any(process.scheduler.terms[subjects.shard_of("p1")].core.pools["p1"].read))
@@ -231,7 +233,7 @@ async def held_by_anybody(place: Town, shard: int, holder: str) -> bool:
 
 
 async def test_a_process_is_registered_while_it_lives(place: Town) -> None:
-    process = await place.scheduler(QUICK)
+    process = await place.scheduler(STEADY)
     key = subjects.registry(subjects.scheduler_key(process.scheduler.instance))
     await eventually(lambda: process.active)
     message = await place.client.bus.last(streams.REG, key)
@@ -243,7 +245,7 @@ async def test_a_process_is_registered_while_it_lives(place: Town) -> None:
 
 
 async def test_the_floor_of_an_idle_shard_rises_with_the_runs_of_the_others(place: Town) -> None:
-    process = await place.scheduler(QUICK)
+    process = await place.scheduler(STEADY)
     await shared(process)
     (waiting,) = await admitted(place, "p2")
     node = await node_of(place, "p1")
