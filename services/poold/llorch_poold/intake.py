@@ -34,7 +34,7 @@ class Taker(Protocol):
 
 
 class Intake:
-    """`run` ends only by being cancelled; what it had fetched and not begun goes back to the server."""
+    """`run` ends only by being cancelled; what it had fetched and not begun is read again by whoever serves next."""
 
     def __init__(
         self, bus: Bus, pool_id: str, replica_id: str, taker: Taker, *, metrics: Metrics | None = None
